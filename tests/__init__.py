@@ -1,0 +1,64 @@
+"""What the tests share: a VK that answers, servers that die, the fetcher as a process."""
+
+import contextlib
+import random
+import socket
+import socketserver
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    """Find a port of loopback that nobody uses.
+
+    Below the ports that the kernel gives to clients: a client that tries again and again to connect to
+    a closed port above them is sooner or later given that very port, and is connected to itself.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((HOST, port))
+            return port
+
+
+class Loopback(socketserver.ThreadingTCPServer):
+    """Serve every connection to a port of loopback in a thread, and be able to drop them all."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, port: int, handler: Callable[..., Any]) -> None:
+        self.connections: set[Any] = set()
+        super().__init__((HOST, port), handler)  # type: ignore[arg-type]
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        # Without socketserver's polite shutdown: it would send FIN before the RST of a reset.
+        self.connections.discard(request)
+        request.close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # a client that is gone is no news here
+            super().handle_error(request, client_address)
+
+    def disconnect(self) -> None:
+        """Drop all connections; new ones are welcome."""
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Stop listening, then drop all connections."""
+        self.shutdown()
+        self.server_close()
+        self.disconnect()

@@ -1,0 +1,160 @@
+"""The fetcher as a process: start it, read what it prints, end it or kill it."""
+
+import atexit
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any, Self
+
+ROOT = Path(__file__).resolve().parent.parent
+INHERITED = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
+
+
+class Fetcher:
+    """Run main.py in a process of its own: Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=vk.group_id, ...).
+
+    The settings are its whole environment but for PATH and the like; those that are None are left out.
+    It runs in a new directory, or in `cwd`: that is the place for a .env file.
+    """
+
+    def __init__(
+        self, *arguments: str, constants: dict[str, Any] | None = None, cwd: str | Path | None = None,
+        start: bool = True, **settings: Any,
+    ) -> None:  # fmt: skip
+        self.arguments = arguments
+        self.settings = settings
+        self.constants = constants or {}
+        self.lines: list[str] = []  # all that it has printed, restarts included
+        self._made = None if cwd else tempfile.mkdtemp(prefix="fetcher-")
+        self.cwd = Path(cwd or self._made or "")
+        self._since = 0  # where the lines of the present process begin
+        self._printed = threading.Condition()
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        atexit.register(self.close)
+        if start:
+            self.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        assert not self.running, "it runs already"
+        with self._printed:
+            self._since = len(self.lines)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.run", *self.arguments],
+            cwd=self.cwd, env=self._environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {
+            name: value for name, value in os.environ.items()
+            if name in INHERITED or name.startswith("COVERAGE")
+        }  # fmt: skip
+        ours = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "CONSTANTS": json.dumps(self.constants)}
+        if "COVERAGE_PROCESS_START" in inherited:
+            inherited.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # the directory will be removed
+        settings = {name: str(value) for name, value in self.settings.items() if value is not None}
+        return inherited | ours | settings
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            with self._printed:
+                self.lines.append(line.rstrip("\n"))
+                self._printed.notify_all()
+        stream.close()
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        assert self._process, "not started"
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def output(self) -> str:
+        """All that it has printed, restarts included."""
+        with self._printed:
+            return "\n".join(self.lines)
+
+    def wait_for(self, text: str, timeout: float = 10, after: int | None = None) -> int:
+        """Wait until a line holds the text, and tell its index in `lines`.
+
+        Looks at the lines of the present process, or only behind the line `after`.
+        """
+        position = self._since if after is None else after + 1
+        deadline = time.monotonic() + timeout
+        with self._printed:
+            while True:
+                for index in range(position, len(self.lines)):
+                    if text in self.lines[index]:
+                        return index
+                position = max(position, len(self.lines))
+                reading = self._reader is not None and self._reader.is_alive()
+                left = deadline - time.monotonic()
+                if left <= 0 or not (reading or self.running):
+                    break
+                self._printed.wait(min(left, 0.1))
+        raise AssertionError(f"{text!r} was not printed within {timeout} s, but:\n{self.output}")
+
+    def wait(self, timeout: float = 10) -> int:
+        """Wait until it ends by itself, and tell its exit code."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout} s; it printed:\n{self.output}") from None
+        if self._reader:
+            self._reader.join(1)  # a child of its own may still hold the pipe
+        return code
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def terminate(self, timeout: float = 10) -> int:
+        """Ask it to end, and tell its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def kill(self) -> None:
+        """End it as kill -9 does."""
+        self.process.kill()
+        self.wait()
+
+    def restart(self) -> None:
+        """Kill it, if it still runs, and start it anew with `settings`, `constants` and `arguments`."""
+        if self.running:
+            self.kill()
+        self.start()
+
+    def close(self) -> None:
+        """Leave nothing behind: not the process, not its children, not its directory."""
+        atexit.unregister(self.close)
+        if self._process:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            if self._reader:
+                self._reader.join(1)
+        if self._made:
+            shutil.rmtree(self._made, ignore_errors=True)
