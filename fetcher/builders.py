@@ -127,7 +127,10 @@ def _payload(value: Any) -> Json:
         value = parsed if isinstance(parsed, dict) else value
     if value in (None, "") or value == []:
         return {}
-    json.dumps([[[value]]], allow_nan=False)  # what cannot be published is found here, not on the way out
+    try:
+        json.dumps([[[value]]], allow_nan=False)  # as deep as in the event
+    except (ValueError, RecursionError):
+        raise ValueError("payload cannot be written as JSON") from None
     return value if isinstance(value, dict) else {"value": value}
 
 
