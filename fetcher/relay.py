@@ -25,6 +25,7 @@ BACKOFF_LEAST = 0.2  # seconds between two steps in trouble, growing to…
 BACKOFF_MOST = 2.0
 REMIND_AFTER = 60.0  # seconds between two log lines about the same trouble
 MOST_HELD = 10_000  # updates in memory: no poll beyond
+POLL_ON = 1.0  # seconds of polls, one after the other, in a step with trouble: VK keeps few updates
 
 log = logging.getLogger("fetcher")
 
@@ -96,20 +97,26 @@ class Relay:
             elif self.polled:
                 self.bus.beat()
         self.polled = False
-        if sum(len(held.batch.updates) for held in self.held) < MOST_HELD:
+        until = time.monotonic() + POLL_ON
+        while sum(len(held.batch.updates) for held in self.held) < MOST_HELD:
             self.poll()
+            if not troubles or time.monotonic() >= until:
+                break
         if troubles:
             raise troubles[0]
 
     def poll(self) -> None:
         """Hold what VK has after the end of what is held."""
         since = self.held[-1].batch.until if self.held else self.confirmed or self.first
-        batch = self.vk.poll(since, 1 if self.held else self.poll_wait)
+        batch = self.vk.poll(since, 1 if self.held or self.told else self.poll_wait)
         self.polled = True
-        if batch.until != since:
+        if batch.error and batch.until != since:
+            log.warning("A gap from ts %s to %s: %s", since, batch.until, batch.error)
+        last = self.held[-1] if self.held else None
+        if last and not (last.entries or last.batch.error or batch.error):
+            last.batch = Batch(last.batch.since, batch.until, last.batch.updates + batch.updates)
+        elif batch.until != since:
             self.held.append(Held(batch))
-            if batch.error:
-                log.warning("A gap from ts %s to %s: %s", since, batch.until, batch.error)
         if batch.again:
             raise Trouble("VK's long poll fails again and again")
 

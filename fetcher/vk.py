@@ -262,10 +262,11 @@ class VK:
         try:
             settings = self.api.method("groups.getLongPollSettings", {"group_id": self.group})
             with understood("groups.getLongPollSettings", Trouble):
-                off = not settings.get("is_enabled", True)
+                off = settings.get("is_enabled", True) in (False, 0)
+                events = settings.get("events") or dict.fromkeys(WANTED_TYPES, 1)
                 version = str(settings.get("api_version", API_VERSION))
                 old = [int(part) for part in version.split(".")] < [5, 103]
-                missing = [kind for kind in WANTED_TYPES if not settings["events"].get(kind)]
+                missing = [kind for kind in WANTED_TYPES if not events.get(kind)]
         except Trouble as trouble:
             log.debug("VK does not tell the Long Poll settings: %s", trouble)
             return

@@ -149,6 +149,12 @@ class Server:
         self.stop()
         self.start()
 
+    def load(self) -> None:
+        """Stop it, start it, and wait until it has loaded what it has saved, however long that takes."""
+        self.stop()
+        self.start(ready=False)
+        wait_until(self._answers, 30, "the end of loading")
+
     def pause(self) -> None:
         """Let it hold its connections and answer nothing."""
         if self._process:

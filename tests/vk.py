@@ -366,6 +366,7 @@ class VK:
         self._expired: set[str] = set()
         self._lost: set[str] = set()
         self._silent: set[str] = set()
+        self.unreadable: set[str] = set()  # every answer at such a ts is cut in the middle
         self._faults: list[list[Any]] = []  # kind, fault, method, times
         self._accepted: deque[float] = deque()
         self._changed = threading.Condition(threading.RLock())
@@ -451,6 +452,8 @@ class VK:
         with self._changed:
             self.requests.append(Request(time.monotonic(), "poll", params.get("act", ""), params, []))
             fault, _ = self._take("poll", [])
+            if not fault and ts in self.unreadable:
+                fault = "cut"
             if isinstance(fault, dict | list):
                 return None, fault
             opening, found = self._openings, None
@@ -575,6 +578,11 @@ class VK:
             fault["error"] |= {"captcha_sid": sid, "captcha_img": f"https://api.vk.ru/captcha.php?sid={sid}"}
         with self._changed:
             self._faults.append(["api", fault, method, times])
+
+    @property
+    def faults_left(self) -> int:
+        """How many kinds of faults are still to come."""
+        return len(self._faults)
 
     def heal(self) -> None:
         """Take back all faults that have not happened yet, and the silence."""

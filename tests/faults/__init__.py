@@ -1,0 +1,1 @@
+"""The fault matrix: every way in which VK, Redis or the fetcher itself may break, injected for real."""

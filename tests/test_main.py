@@ -1,0 +1,409 @@
+"""The program as its users run it: a process between a VK over HTTP and a real server."""
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import main
+from fetcher import __version__
+from tests.processes import Fetcher
+from tests.servers import Server, wait_until
+from tests.vk import CHAT, GROUP, PERSON, VK, button, message, reaction, traffic, update
+
+Fetch = Callable[..., Fetcher]
+DOCUMENT = json.loads((Path(__file__).parent / "samples" / "document.json").read_text(encoding="utf-8"))["update"]
+
+
+def texts(server: Server) -> list[str]:
+    with server.client() as client:
+        return [entry["event"] for _, entry in client.xrange("events")]
+
+
+def ids(server: Server) -> list[str]:
+    return [json.loads(text)["event_id"] for text in texts(server)]
+
+
+def dead_letters(server: Server) -> list[dict[str, str]]:
+    with server.client() as client:
+        return [entry for _, entry in client.xrange("{events}:dead-letter")]
+
+
+def started(server: Server, group: int = GROUP) -> None:
+    """Wait for the checkpoint, which is made before the first poll."""
+    with server.client() as client:
+        wait_until(lambda: client.exists(f"{{events}}:ts:{group}"), what="the checkpoint")
+
+
+def arrived(server: Server, count: int, timeout: float = 20) -> list[str]:
+    with server.client() as client:
+        wait_until(lambda: client.xlen("events") >= count, timeout, f"the arrival of {count} events")
+    time.sleep(0.1)  # for what should not come
+    return ids(server)
+
+
+def test_the_documents_update_gives_the_documents_event(fetch: Fetch, server: Server) -> None:
+    """The raw update of the contract comes out as exactly this JSON, on the channel and on the stream."""
+    with VK(DOCUMENT["group_id"]) as vk, server.client() as client, client.pubsub() as live:
+        vk.people[206295116] = {"first_name": "Руслан", "last_name": "Башинский", "domain": "oidaho"}
+        vk.chats[2000000002] = "FUNCKA | TOASTER | DEV | CHAT"
+        live.subscribe("events:message")
+        live.get_message(timeout=5)
+        fetch(VK_URL=vk.url, GROUPID=vk.group_id)
+        started(server, vk.group_id)
+        vk.push(DOCUMENT)
+        assert arrived(server, 1)
+        expected = (
+            '{"event_type": "message", "event_id": "d31e92e8ccde1fa2cde93eeaf9cbdf6d0cd0a936", '
+            '"user": {"uuid": 206295116, "name": "Руслан Башинский", "firstname": "Руслан", "lastname": "Башинский", '
+            '"nick": "oidaho"}, "peer": {"bpid": 2000000002, "cid": 2, "name": "FUNCKA | TOASTER | DEV | CHAT"}, '
+            '"message": {"cmid": 2707, "text": "Hi!", "reply": null, "forward": [], "attachments": []}}'
+        )
+        assert texts(server) == [expected]
+        assert live.get_message(timeout=5)["data"] == expected
+
+
+def test_every_type_goes_to_its_channel(fetch: Fetch, vk: VK, server: Server) -> None:
+    """Each type has its channel, under the name of the bus; other types of update are passed over."""
+    with server.client() as client, client.pubsub() as live:
+        live.psubscribe("events*", "my.bus*")
+        fetch(BUS="my.bus", COMMAND_PREFIXES="#")
+        with server.client() as other:
+            wait_until(lambda: other.exists(f"{{my.bus}}:ts:{GROUP}"))
+        vk.push(message("Hi"), message("#go"), update("wall_post_new", {"id": 1}), button({"a": 1}), reaction(3), message("/no"))
+        wait_until(lambda: client.xlen("my.bus") == 5)
+        got = [item["channel"] for item in iter(lambda: live.get_message(timeout=0.3), None) if item["type"] == "pmessage"]
+        assert got == ["my.bus:message", "my.bus:command", "my.bus:button", "my.bus:reaction", "my.bus:message"]
+
+
+def test_a_malformed_update_becomes_a_dead_letter(fetch: Fetch, vk: VK, server: Server) -> None:
+    """Its neighbours go out, and it is kept whole, in ASCII, with the reason; VK's replay makes no second one."""
+    fetcher = fetch()
+    started(server)
+    broken = [update("message_new", {"message": {"text": "нет адресата \ud83d", "peer_id": PERSON}}), None, {"type": "message_new"}]
+    vk.push(message("1"), *broken, message("2"))
+    assert len(arrived(server, 2)) == 2
+    letters = dead_letters(server)
+    assert [json.loads(letter["update"]) for letter in letters] == broken
+    assert all(letter["update"].isascii() for letter in letters)
+    assert letters[0]["error"] == "from_id is missing"
+    fetcher.wait_for("Dead letter at ts 1002: from_id is missing")
+    vk.replay(2)
+    vk.push(message("3"))
+    assert len(arrived(server, 3)) == 3
+    assert len(dead_letters(server)) == 3 + 1  # what has no id is known by its place
+
+
+def test_a_kill_at_any_moment_loses_and_repeats_nothing(fetch: Fetch, vk: VK, server: Server) -> None:
+    """kill -9 under traffic, several times: each event once and in order, on the stream and on the channels."""
+    rng, sent, heard = random.Random(7), [], []
+    with server.client() as client, client.pubsub() as live:
+        live.psubscribe("events:*")
+        fetcher = fetch()
+        started(server)
+        for _ in range(6):
+            for _ in range(rng.randrange(20, 60)):
+                updates = traffic(rng.randrange(10**9), 40, 5, rng.randrange(1, 4))
+                sent += [one["event_id"] for one in updates]
+                vk.push(*updates)
+                time.sleep(rng.uniform(0, 0.02))
+            fetcher.restart()
+        assert arrived(server, len(sent)) == sent
+        for item in iter(lambda: live.get_message(timeout=0.3), None):
+            if item["type"] == "pmessage":
+                heard.append(json.loads(item["data"])["event_id"])
+        assert heard == sent
+        assert not dead_letters(server)
+
+
+def test_what_comes_while_it_is_stopped_goes_out_later(fetch: Fetch, vk: VK, server: Server) -> None:
+    """Stop, start: VK is asked again from the checkpoint."""
+    fetcher = fetch()
+    started(server)
+    first, missed, last = message(), [message() for _ in range(150)], message()
+    vk.push(first)
+    arrived(server, 1)
+    assert fetcher.terminate() == 0
+    vk.push(*missed)
+    fetcher.start()
+    arrived(server, 151)
+    vk.push(last)
+    assert arrived(server, 152) == [one["event_id"] for one in [first, *missed, last]]
+
+
+def test_a_first_start_killed_before_its_first_event_loses_nothing(fetch: Fetch, vk: VK, server: Server) -> None:
+    """The checkpoint of the first start is VK's ts of that moment."""
+    fetcher = fetch()
+    started(server)
+    fetcher.kill()
+    missed = message()
+    vk.push(missed)
+    fetcher.start()
+    assert arrived(server, 1) == [missed["event_id"]]
+
+
+def test_a_first_start_without_redis_keeps_what_comes(vk: VK) -> None:
+    """Redis and VK may come up in any order: it waits, says so, and goes on from VK's first ts."""
+    server = Server()
+    server.stop()
+    with server, Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=GROUP, REDIS_URL=server.url) as fetcher:
+        fetcher.wait_for("Redis is away")
+        held = [message() for _ in range(5)]
+        for one in held:
+            vk.push(one)
+            time.sleep(0.1)
+        server.start()
+        assert arrived(server, 5) == [one["event_id"] for one in held]
+        fetcher.wait_for("The trouble is over")
+
+
+def test_it_waits_for_vk(fetch: Fetch, vk: VK, server: Server) -> None:
+    """VK away at the start: it says so and goes on when VK is there."""
+    vk.down()
+    fetcher = fetch()
+    fetcher.wait_for("VK's API is away")
+    vk.up()
+    started(server)
+    vk.push(message())
+    assert arrived(server, 1)
+
+
+def test_a_storm_costs_few_requests(fetch: Fetch, server: Server) -> None:
+    """10,000 updates of 1,000 people in 50 chats: at most 60 requests, 20 in a second, nobody asked for twice."""
+    updates = traffic(1, 1000, 50, 10_000)
+    with VK(history=20_000, latency=0.05, rps=20) as vk:
+        fetch(VK_URL=vk.url)
+        started(server)
+        vk.push(*updates)
+        assert arrived(server, 10_000, 60) == [one["event_id"] for one in updates]
+        requests = sum(request.kind == "api" for request in vk.requests)
+        assert requests <= 60, requests
+        assert vk.busiest_second() <= 20
+        assert not vk.too_many
+        assert max(vk.asked.values()) == 1
+        assert sum(id > CHAT for id in vk.asked) == 50
+
+
+def test_names_survive_a_restart(fetch: Fetch, vk: VK, server: Server) -> None:
+    """The cache is in Redis; NAMES_TTL=0 switches it off."""
+    fetcher = fetch()
+    started(server)
+    vk.push(message())
+    arrived(server, 1)
+    fetcher.restart()
+    vk.push(message())
+    arrived(server, 2)
+    assert set(vk.asked.values()) == {1}
+    fetcher.settings["NAMES_TTL"] = 0
+    fetcher.restart()
+    vk.push(message())
+    arrived(server, 3)
+    assert set(vk.asked.values()) == {2}
+
+
+def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, server: Server) -> None:
+    """1,000 updates during an outage, of which VK keeps 256: nothing is lost, also if VK's API is down when Redis is back."""
+    fetcher = fetch(POLL_WAIT=1)
+    started(server)
+    server.stop()
+    sent = []
+    for _ in range(100):
+        updates = [message(user=PERSON + random.Random(len(sent)).randrange(50)) for _ in range(10)]
+        sent += [one["event_id"] for one in updates]
+        vk.push(*updates)
+        time.sleep(0.04)
+    fetcher.wait_for("Redis is away")
+    # Polled twice at the end: the first poll there brought nothing, so by the second one all names are known.
+    wait_until(lambda: sum(request.params.get("ts") == str(vk.ts) for request in vk.requests) > 1, what="the last poll")
+    vk.down()
+    server.start()
+    assert arrived(server, 1000) == sent
+    assert not dead_letters(server)
+
+
+def test_memory_is_bounded(fetch: Fetch, vk: VK, server: Server) -> None:
+    """Past the limit it polls no more; what VK forgets then is a gap on record, and the rest goes out."""
+    fetcher = fetch(constants={"fetcher.relay:MOST_HELD": 300, "fetcher.vk:QUIET_UP_TO": 1}, POLL_WAIT=1)
+    started(server)
+    server.stop()
+    sent = []
+    for _ in range(100):
+        updates = [message() for _ in range(10)]
+        sent += [one["event_id"] for one in updates]
+        vk.push(*updates)
+        time.sleep(0.02)
+    fetcher.wait_for("Redis is away")
+    before = max(int(request.params["ts"]) for request in vk.requests if request.kind == "poll")
+    assert before - 1000 <= 300 + vk.batch
+    server.start()
+    wait_until(lambda: ids(server)[-1:] == sent[-1:], 20, "the last event")
+    (gap,) = dead_letters(server)
+    lost = int(gap["until"]) - int(gap["since"])
+    assert ids(server) == sent[: int(gap["since"]) - 1000] + sent[int(gap["until"]) - 1000 :]
+    assert lost > 0
+    assert gap["error"]
+
+
+def test_two_fetchers_side_by_side(fetch: Fetch, vk: VK, server: Server) -> None:
+    """Both run, each event goes out once; over an outage in which both hold batches as well."""
+    fetchers = [fetch(POLL_WAIT=1), fetch(POLL_WAIT=1)]
+    started(server)
+    sent = []
+    for step in range(60):
+        if step == 20:
+            server.stop()
+        if step == 40:
+            server.start()
+        one = message()
+        sent.append(one["event_id"])
+        vk.push(one)
+        time.sleep(0.03)
+    assert arrived(server, 60) == sent
+    for fetcher in fetchers:
+        assert fetcher.running
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"TOKEN": None, "GROUPID": ""}, ["TOKEN", "GROUPID"]),
+        ({"GROUPID": "-5"}, ["GROUPID"]),
+        ({"GROUPID": "club1", "POLL_WAIT": 91, "NAMES_TTL": "-1", "STREAM_MAXLEN": 0}, ["GROUPID", "POLL_WAIT", "NAMES_TTL", "STREAM_MAXLEN"]),
+        ({"BUS": "two words", "LOG_LEVEL": "LOUD", "RENEW_AFTER": "soon"}, ["BUS", "LOG_LEVEL", "RENEW_AFTER"]),
+        ({"REDIS_URL": "localhost:6379"}, ["REDIS_URL"]),
+        ({"REDIS_URL": "redis://:pass@host:port/0"}, ["REDIS_URL"]),
+        ({"TOKEN_FILE": "/does/not/exist"}, ["TOKEN_FILE"]),
+    ],
+)
+def test_wrong_settings(fetch: Fetch, settings: dict[str, Any], named: list[str]) -> None:
+    """One sentence names every wrong setting, and the exit code is 2."""
+    fetcher = fetch(**settings)
+    assert fetcher.wait() == main.EXIT_SETTINGS == 2
+    assert len(fetcher.lines) == 1
+    assert all(name in fetcher.output for name in named)
+    assert "pass@" not in fetcher.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"TOKEN": "wrong"}, "TOKEN"),
+        ({"GROUPID": 5}, "GROUPID"),
+        ({"REDIS_URL": "redis://:wrong@127.0.0.1:{port}/0"}, "REDIS_URL"),
+    ],
+)
+def test_what_only_the_operator_can_mend(fetch: Fetch, server: Server, settings: dict[str, Any], said: str) -> None:
+    """One sentence says what to mend, without a traceback, and the exit code is 1."""
+    server.config(requirepass="right")
+    server.password = "right"
+    url = {"REDIS_URL": settings["REDIS_URL"].format(port=server.port)} if "REDIS_URL" in settings else {}
+    fetcher = fetch(**settings | {"REDIS_URL": server.url} | url)
+    assert fetcher.wait() == main.EXIT_FATAL == 1
+    assert len(fetcher.lines) == 2
+    assert said in fetcher.lines[-1]
+
+
+def test_long_poll_switched_off(fetch: Fetch, vk: VK) -> None:
+    """Long Poll off is told in one sentence, also where VK still gives a key."""
+    vk.fail_api({"response": {"is_enabled": False}}, method="groups.getLongPollSettings")
+    fetcher = fetch()
+    assert fetcher.wait() == 1
+    assert "Long Poll is switched off" in fetcher.lines[-1]
+    vk.settings["is_enabled"] = False
+    fetcher.start()
+    assert fetcher.wait() == 1
+    assert "Long Poll" in fetcher.lines[-1]
+
+
+def test_the_settings_of_long_poll_are_checked(fetch: Fetch, vk: VK, server: Server) -> None:
+    """An old version and types that are not ticked are told at the start; no answer is no trouble."""
+    vk.settings |= {"api_version": "5.92", "events": {"message_new": 1, "message_event": 0}}
+    fetcher = fetch()
+    fetcher.wait_for("set 5.199")
+    fetcher.wait_for("does not send message_event, message_reaction_event")
+    vk.fail_api(500, method="groups.getLongPollSettings")
+    fetcher.restart()
+    vk.push(message())
+    assert arrived(server, 1)
+
+
+def test_settings_come_from_dotenv_and_token_file(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
+    """The environment wins over .env, and TOKEN_FILE over TOKEN; what is empty is not set."""
+    (tmp_path / "token").write_text(vk.token + "\n")
+    (tmp_path / ".env").write_text(f"TOKEN=wrong\nTOKEN_FILE=token\nBUS=other\nGROUPID={GROUP}\nREDIS_URL={server.url}\n")
+    fetch(TOKEN=None, GROUPID="", REDIS_URL=None, BUS="events", cwd=tmp_path)
+    started(server)
+
+
+def test_health(fetch: Fetch, vk: VK, server: Server) -> None:
+    """0 while the fetcher polls and Redis answers, else 1 with one sentence; it needs no token."""
+
+    def health(**settings: Any) -> tuple[int, list[str]]:
+        check = fetch("--health", TOKEN=None, **settings)
+        return check.wait(), check.lines
+
+    code, lines = health()
+    assert (code, len(lines)) == (1, 1)
+    assert "polled" in lines[0]
+    fetcher = fetch(POLL_WAIT=1)
+    with server.client() as client:
+        wait_until(lambda: client.keys("{events}:alive:*"), what="the heartbeat")
+        (key,) = client.keys("{events}:alive:*")
+        assert key.startswith(f"{{events}}:alive:{GROUP}:")
+        assert 0 < client.ttl(key) <= 31
+    assert health() == (0, [])
+    assert health(GROUPID=GROUP + 1)[0] == 1
+    fetcher.kill()
+    server.stop()
+    code, lines = health()
+    assert (code, len(lines)) == (1, 1)
+    assert "Redis" in lines[0]
+
+
+def test_no_heartbeat_without_polls(fetch: Fetch, vk: VK, server: Server) -> None:
+    """A fetcher that VK does not answer is not healthy."""
+    vk.fail_poll("reset", 10**6)
+    fetcher = fetch()
+    fetcher.wait_for("VK's long poll is away")
+    time.sleep(0.5)
+    with server.client() as client:
+        assert not client.keys("{events}:alive:*")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("trouble", ["none", "VK hangs", "Redis hangs"])
+def test_signals_end_it_at_once(fetch: Fetch, vk: VK, server: Server, number: int, trouble: str) -> None:
+    """Whatever it waits for, it ends within a second and with code 0."""
+    fetcher = fetch()
+    started(server)
+    if trouble == "VK hangs":
+        vk.fail_api("hang", 10)
+        vk.push(message())
+        wait_until(lambda: vk.injected["api hang"], what="the hanging request")
+    if trouble == "Redis hangs":
+        server.pause()
+        vk.push(message())
+        time.sleep(0.2)
+    fetcher.signal(number)
+    assert fetcher.wait(1) == 0
+    assert len(fetcher.lines) == 1
+
+
+def test_a_bug_shows_a_traceback_without_secrets(fetch: Fetch, vk: VK, server: Server) -> None:
+    """A bug of ours ends it with code 70."""
+    fetcher = fetch(constants={"fetcher.relay:MOST_HELD": f"{vk.token} {server.url}"})
+    assert fetcher.wait() == main.EXIT_BUG == 70
+    assert "Traceback" in fetcher.output
+    assert vk.token not in fetcher.output
+
+
+def test_version(fetch: Fetch) -> None:
+    """--version prints the version, and nothing else."""
+    version = fetch("--version")
+    assert version.wait() == 0
+    assert version.lines == [__version__]
