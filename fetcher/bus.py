@@ -26,8 +26,15 @@ UNKNOWN_TTL = 60  # seconds: whom VK does not tell today it may tell soon
 DENIED = ("NOPERM", "ACL failure", "can't run this command")  # how a permission is refused inside a script
 COMMIT = Path(__file__).with_name("commit.lua").read_text(encoding="utf-8")
 
-# VK's text may hold half a surrogate pair, which no UTF-8 can: it becomes U+FFFD on the way out.
-codecs.register_error("fetcher.replace", lambda error: ("\ufffd" * (error.end - error.start), error.end))  # type: ignore[attr-defined]
+
+def replaced(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replace what no UTF-8 can carry, as half a surrogate pair, by U+FFFD. https://docs.python.org/3/library/codecs.html"""
+    if isinstance(error, UnicodeEncodeError):
+        return "\ufffd".encode() * (error.end - error.start), error.end
+    return codecs.replace_errors(error)
+
+
+codecs.register_error("fetcher.replace", replaced)
 
 
 def channel(bus: str, event_type: str) -> str:
@@ -58,11 +65,9 @@ class Bus:
         own = f"{{{bus}}}"  # the hash tag keeps all keys in the stream's slot of a cluster
         self.url, self.bus, self.stream_maxlen = url, bus, stream_maxlen
         self.names_ttl, self.alive_ttl = names_ttl, alive_ttl
-        self.checkpoint_key, self.seen, self.dead_letters = (
-            f"{own}:ts:{group}",
-            f"{own}:seen:{group}",
-            f"{own}:dead-letter",
-        )
+        self.checkpoint_key = f"{own}:ts:{group}"
+        self.seen = f"{own}:seen:{group}"
+        self.dead_letters = f"{own}:dead-letter"
         self.name_keys = f"{own}:name:"
         self.alive_key = f"{own}:alive:{group}:{socket.gethostname()}"
 

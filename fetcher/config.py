@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import redis
 from dotenv import dotenv_values
@@ -29,8 +29,8 @@ class Config(NamedTuple):
 
     def secrets(self) -> list[str]:
         """Return what must never be printed: the token and Redis's password, as it is and as the address spells it."""
-        spelt = urlsplit(self.redis_url).password or ""
-        return [secret for secret in (self.token, spelt, unquote(spelt)) if secret]
+        passed = redis.ConnectionPool.from_url(self.redis_url).connection_kwargs.get("password")
+        return [secret for secret in (self.token, passed, urlsplit(self.redis_url).password) if secret]
 
 
 def read(environment: Mapping[str, str], token_needed: bool = True) -> Config:

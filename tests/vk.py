@@ -422,6 +422,12 @@ class VK:
             self._ts = self._ts + 1000 if ts is None else ts
             self._changed.notify_all()
 
+    def forget(self) -> None:
+        """Keep no update: who has not had them all is answered {"failed": 1}."""
+        with self._changed:
+            self.injected["forgotten history"] += 1
+            self._log.clear()
+
     def silence(self) -> None:
         """Tell nothing any more to those who poll with a key given so far."""
         with self._changed:

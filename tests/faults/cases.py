@@ -83,7 +83,7 @@ def _(scene: Scene) -> None:
 
 @case("poll: history outdated (failed 1)", quiet=True)
 def _(scene: Scene) -> None:
-    _lose(scene, 7, lambda: scene.vk.fail_poll({"failed": 1, "ts": scene.vk.ts}))
+    _lose(scene, 7, scene.vk.forget)
 
 
 def _lose(scene: Scene, count: int, lose: Callable[[], Any]) -> None:
