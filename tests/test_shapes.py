@@ -1,0 +1,341 @@
+"""VK as it is, through the whole process: every shape of update, person and chat, from VK to the bus."""
+
+import json
+import random
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import Fetcher
+from tests.servers import Server, wait_until
+from tests.vk import CHAT, PEER, PERSON, VK, Request, button, community, message, person, reaction, traffic, update
+
+MAIL = -CHAT - 123
+SEED = 20261124
+
+Start = Callable[..., Fetcher]
+Json = dict[str, Any]
+
+
+class Bus:
+    """What a fetcher has put on the bus."""
+
+    def __init__(self, vk: VK, server: Server, start: Start, **settings: Any) -> None:
+        self.vk, self.client = vk, server.client()
+        self.checkpoint = f"{{events}}:ts:{vk.group_id}"
+        start(**settings)
+        wait_until(lambda: self.client.exists(self.checkpoint), what="the first poll")
+
+    def push(self, *updates: Any) -> list[Json]:
+        """Let VK send the updates in one batch, and tell the events that have come of them."""
+        before, self.since = len(self.events()), len(self.vk.requests)
+        self.vk.push(*updates)
+        wait_until(lambda: self.client.get(self.checkpoint) == str(self.vk.ts), 25, "the commit")
+        return self.events()[before:]
+
+    def events(self) -> list[Json]:
+        return [json.loads(entry["event"]) for _, entry in self.client.xrange("events")]
+
+    def letters(self) -> list[Json]:
+        return [entry for _, entry in self.client.xrange("{events}:dead-letter")]
+
+    def asked(self) -> list[Request]:
+        """List the requests to VK's API for names and messages since the last push."""
+        requests = self.vk.requests[self.since :]
+        return [request for request in requests if request.kind == "api" and not request.name.startswith("groups.")]
+
+
+@pytest.fixture
+def bus(vk: VK, server: Server, fetch: Start) -> Bus:
+    return Bus(vk, server, fetch)
+
+
+def names(events: list[Json]) -> list[tuple[str, str]]:
+    """Tell the names of user and peer of each event."""
+    return [(event["user"]["name"], event["peer"]["name"]) for event in events]
+
+
+def texts(events: list[Json]) -> list[str]:
+    return [event["message"]["text"] for event in events]
+
+
+# Ten thousand
+
+
+def samples() -> list[Json]:
+    """Read the samples, each with what becomes of it."""
+    return [json.loads(path.read_text("utf-8")) for path in sorted(Path(__file__).parent.glob("samples/*.json"))]
+
+
+def mixed(count: int) -> list[Json]:
+    """Make updates, each with what becomes of it: ordinary traffic and every sample, many times, in one fixed order."""
+    rng = random.Random(SEED + 1)
+    made: list[Json] = []
+    for ordinary in traffic(SEED, people=300, chats=40, count=count):
+        if rng.random() < 0.4:
+            made.append({"update": ordinary, "event": None})
+            continue
+        sample = dict(rng.choice(SAMPLES))
+        if isinstance(sample["update"], dict) and isinstance(sample["update"].get("event_id"), str | None):
+            id = rng.randbytes(20).hex()
+            if sample["update"].get("event_id"):
+                sample["update"] = sample["update"] | {"event_id": id}
+            if "event" in sample:
+                sample["event"] = sample["event"] | {"event_id": id}
+        made.append(sample)
+    return made
+
+
+SAMPLES = samples()
+
+
+def whole(text: str) -> str:
+    """Tell how a text arrives: half a pair of surrogates becomes U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def right_names(vk: VK, event: Json, titles: dict[int, str]) -> tuple[str, str, str]:
+    """Tell the user's name and nick, and the peer's name, as VK knows them and the updates so far have told."""
+
+    def known(id: int) -> tuple[str, str]:
+        if 0 < id < CHAT:
+            told = person(vk, id, ["domain", "screen_name"], True)
+            return f"{told['first_name']} {told['last_name']}", told.get("domain", f"id{id}")
+        if -CHAT < id < 0:
+            told = community(vk, -id)
+            return told["name"], told["screen_name"]
+        return (titles.get(id, f"Беседа {id - CHAT}") if id > CHAT else ""), ""
+
+    return *known(event["user"]["uuid"]), known(event["peer"]["bpid"])[0]
+
+
+def test_ten_thousand(vk: VK, bus: Bus) -> None:
+    """Published, dead letters and passed over are together what was sent, each as it should be, in VK's order."""
+    vk.history = 20_000
+    sent = mixed(10_000)
+    events, letters = bus.push(*(each["update"] for each in sent)), bus.letters()
+    published = [each for each in sent if "event" in each]
+    dead = [each for each in sent if "dead_letter" in each]
+    passed = [each for each in sent if "passed_over" in each]
+    assert (len(events), len(letters)) == (len(published), len(dead))
+    assert len(events) + len(letters) + len(passed) == 10_000
+    assert min(len(published), 20 * len(dead), 100 * len(passed)) > 5000, "there is enough of each"
+
+    titles: dict[int, str] = {}
+    for each, event in zip(published, events, strict=True):
+        assert event["event_id"] == each["update"]["event_id"]
+        if each["event"]:
+            title = each["event"]["peer"]["name"]
+            titles |= {event["peer"]["bpid"]: title} if title else {}
+        told = event["user"]["name"], event["user"]["nick"], event["peer"]["name"]
+        assert told == right_names(vk, event, titles), event
+        if each["event"]:
+            bare = json.loads(whole(json.dumps(each["event"], ensure_ascii=False)))
+            bare["user"] |= event["user"] | {"uuid": bare["user"]["uuid"]}
+            bare["peer"]["name"] = event["peer"]["name"]
+            assert json.dumps(event) == json.dumps(bare)
+    for each, letter in zip(dead, letters, strict=True):
+        assert letter == {"update": json.dumps(each["update"]), "error": each["dead_letter"]}
+
+    assert max(vk.asked.values()) == 1, "nobody is asked for twice"
+    assert min(vk.asked) > -CHAT, "e-mail addresses are never asked for"
+    cropped = {index // 100 for index, each in enumerate(sent) if '"is_cropped": true' in json.dumps(each)}
+    assert 1 < len(cropped) < 100
+    assert len(bus.asked()) <= 100 + len(cropped), "one request a batch, and one more with cropped messages"
+
+
+# Messages that VK has cut short
+
+
+def short(text: str, cmid: int, peer: int = PEER) -> Json:
+    attachments = [{"type": "photo", "photo": {}}]
+    return message(text, peer=peer, conversation_message_id=cmid, is_cropped=True, attachments=attachments)
+
+
+def has_whole(vk: VK, cmid: int, peer: int = PEER) -> None:
+    vk.messages[peer, cmid] = {
+        "conversation_message_id": cmid, "peer_id": peer, "from_id": PERSON, "text": f"/весь {cmid}",
+        "attachments": [{"type": "photo", "photo": {}}, {"type": "doc", "doc": {}}],
+        "fwd_messages": [{"conversation_message_id": 1, "text": "раз"}, {"conversation_message_id": 2, "text": "два"}],
+    }  # fmt: skip
+
+
+def test_cropped_messages(vk: VK, bus: Bus) -> None:
+    """Those of a batch are made whole by one request; of what VK has no more, what there is goes out; in order."""
+    has_whole(vk, 1)
+    has_whole(vk, 3)
+    has_whole(vk, 1, PERSON)
+    refusing = CHAT + 9
+    vk.refused |= {(refusing, 1): 917, (refusing, 2): 917}
+    events = bus.push(
+        short("кор1", 1), message("целый"), short("кор2", 2), short("кор3", 3),
+        short("кор4", 1, PERSON), short("кор5", 1, refusing), button(), message("конец"),
+    )  # fmt: skip
+    assert texts(events[:6]) == ["/весь 1", "целый", "кор2", "/весь 3", "/весь 1", "кор5"]
+    assert [event["event_type"] for event in events] == ["command", "message", "message"] + ["command"] * 2 + [
+        "message", "button", "message",
+    ]  # fmt: skip
+    assert events[0]["message"] == {
+        "cmid": 1, "text": "/весь 1", "reply": None, "attachments": ["photo", "doc"],
+        "forward": [{"cmid": 1, "text": "раз"}, {"cmid": 2, "text": "два"}],
+    }  # fmt: skip
+    assert events[2]["message"]["attachments"] == events[5]["message"]["attachments"] == ["photo"]
+    assert events[4]["peer"]["bpid"] == PERSON
+    assert len(bus.asked()) == 2, "for messages and for names"
+
+
+def test_cropped_messages_are_refused(vk: VK, bus: Bus) -> None:
+    """A message that is refused among others of its chat costs one more request, and not the others."""
+    has_whole(vk, 1)
+    has_whole(vk, 2)
+    vk.refused[PEER, 2] = 15
+    assert texts(bus.push(short("кор1", 1), short("кор2", 2))) == ["/весь 1", "кор2"]
+    assert len(bus.asked()) == 3
+    vk.fail_api({"error": {"error_code": 15, "error_msg": "Access denied"}}, method="execute")
+    assert texts(bus.push(short("кор1", 1), message("да"))) == ["кор1", "да"]
+    assert not bus.letters()
+
+
+def test_cropped_messages_wait(vk: VK, bus: Bus) -> None:
+    """While VK's API is in trouble they wait, and all that follows waits with them."""
+    has_whole(vk, 1)
+    vk.fail_api(500, times=2)
+    assert texts(bus.push(message("до"), short("кор1", 1), message("после"))) == ["до", "/весь 1", "после"]
+
+
+# Titles
+
+
+def renamed(title: str, peer: int = PEER) -> Json:
+    return message("", peer=peer, action={"type": "chat_title_update", "text": title})
+
+
+def test_title_holds_from_its_update_on(vk: VK, bus: Bus) -> None:
+    """A new title is there from the update that tells it: in the batch, and in the next, where VK tells the old one."""
+    vk.chats |= {PEER: "Старая", PEER + 1: "Другая"}
+    said, other = message("да"), message("нет", peer=PEER + 1)
+
+    def peers(*updates: Json) -> list[str]:
+        anew = [update | {"event_id": secrets.token_hex(20)} for update in updates]
+        return [event["peer"]["name"] for event in bus.push(*anew)]
+
+    assert peers(said, renamed("Новая"), said, other, reaction(), button()) == [
+        "Старая", "Новая", "Новая", "Другая", "Новая", "Новая",
+    ]  # fmt: skip
+    assert peers(reaction(), other) == ["Новая", "Другая"]
+    assert peers(renamed("Третья"), renamed("Четвёртая"), said) == ["Третья", "Четвёртая", "Четвёртая"]
+    assert peers(said, renamed("Чужая", PEER + 1), other) == ["Четвёртая", "Чужая", "Чужая"]
+    assert vk.asked[PEER] == vk.asked[PEER + 1] == 1
+
+
+def test_title_of_a_hidden_chat(vk: VK, bus: Bus) -> None:
+    """A chat that VK hides has the title that an update has told."""
+    vk.hidden.add(PEER)
+    assert names(bus.push(message()))[0][1] == ""
+    assert [peer for _, peer in names(bus.push(message(), renamed("Найдена"), message()))] == ["", "Найдена", "Найдена"]
+    assert names(bus.push(message()))[0][1] == "Найдена"
+
+
+# People and chats
+
+
+def test_everybody_by_name(vk: VK, bus: Bus) -> None:
+    """Whoever acts, wherever: user and peer have the names that VK tells, by one request."""
+    vk.people |= {
+        5: {"first_name": "Анна", "last_name": "Черных", "domain": "anna", "screen_name": "other"},
+        6: {"first_name": "DELETED", "last_name": "", "deactivated": "deleted"},
+        7: {"first_name": "Пётр", "last_name": "Цой", "deactivated": "banned"},
+        8: {"first_name": "Ия", "last_name": "", "domain": None, "screen_name": "iya"},
+        9: {"first_name": "Ян", "last_name": "Бо", "domain": None, "screen_name": None},
+    }
+    vk.communities[3] = {"name": "Паб & «Ко»", "screen_name": "pub"}
+    vk.chats[CHAT + 5] = "Беседа пяти"
+    vk.unknown |= {11, -11}
+    vk.hidden.add(CHAT + 6)
+    vk.untitled.add(CHAT + 7)
+    events = bus.push(
+        message(user=5, peer=CHAT + 5), message(user=6, peer=6), button(user=7, peer=CHAT + 6),
+        reaction(user=8, peer=8), message(user=9, peer=CHAT + 7), message(user=11, peer=11),
+        message(user=-3, peer=CHAT + 5), reaction(user=-3, peer=-3), message(user=-11, peer=5),
+        message(user=MAIL, peer=MAIL), message(user=5, peer=MAIL), message(user=CHAT + 5, peer=CHAT + 5),
+    )  # fmt: skip
+    assert [list(event["user"].values()) + list(event["peer"].values()) for event in events] == [
+        [5, "Анна Черных", "Анна", "Черных", "anna", CHAT + 5, 5, "Беседа пяти"],
+        [6, "DELETED", "DELETED", "", "id6", 6, 0, "DELETED"],
+        [7, "Пётр Цой", "Пётр", "Цой", "id7", CHAT + 6, 6, ""],
+        [8, "Ия", "Ия", "", "iya", 8, 0, "Ия"],
+        [9, "Ян Бо", "Ян", "Бо", "id9", CHAT + 7, 7, ""],
+        [11, "", "", "", "", 11, 0, ""],
+        [-3, "Паб & «Ко»", "Паб & «Ко»", "", "pub", CHAT + 5, 5, "Беседа пяти"],
+        [-3, "Паб & «Ко»", "Паб & «Ко»", "", "pub", -3, 0, "Паб & «Ко»"],
+        [-11, "", "", "", "", 5, 0, "Анна Черных"],
+        [MAIL, "", "", "", "", MAIL, 0, ""],
+        [5, "Анна Черных", "Анна", "Черных", "anna", MAIL, 0, ""],
+        [CHAT + 5, "", "", "", "", CHAT + 5, 5, "Беседа пяти"],
+    ]
+    assert len(bus.asked()) == 1
+    assert vk.asked.keys() == {5, 6, 7, 8, 9, 11, -3, -11, CHAT + 5, CHAT + 6, CHAT + 7}
+    assert max(vk.asked.values()) == 1
+
+
+@pytest.mark.parametrize("code", [917, 15])
+def test_chats_that_refuse(vk: VK, bus: Bus, code: int) -> None:
+    """A chat that VK refuses to tell about, alone or among others, has no name; the others have theirs."""
+    vk.refused |= {CHAT + 1: code, CHAT + 3: code}
+    assert names(bus.push(message(peer=CHAT + 1)))[0][1] == ""
+    assert len(bus.asked()) == 1
+    events = bus.push(*(message(peer=CHAT + number) for number in (2, 3, 4)))
+    assert [peer for _, peer in names(events)] == ["Беседа 2", "", "Беседа 4"]
+    assert len(bus.asked()) == 2
+
+
+def test_nobody_is_asked_for_twice(vk: VK, bus: Bus) -> None:
+    """One request for a batch with somebody new, none for a batch of those who are known or known to be unknown."""
+    vk.unknown.add(6)
+    vk.hidden.add(CHAT + 2)
+    acting = [(5, CHAT + 1), (6, CHAT + 2), (-3, 5)]
+    for new, requests in (([], 1), ([], 0), ([(7, CHAT + 1)], 1), ([(-4, CHAT + 3)], 1), ([(7, -4)], 0)):
+        acting += new
+        bus.push(*(make(user=user, peer=peer) for user, peer in acting for make in (message, button, reaction)))
+        assert len(bus.asked()) == requests
+    assert max(vk.asked.values()) == 1
+
+
+def test_a_crowd_in_one_batch(vk: VK, bus: Bus) -> None:
+    """A hundred people in a hundred chats are one request."""
+    events = bus.push(*(message(user=number, peer=CHAT + number) for number in range(1, 101)))
+    assert [peer for _, peer in names(events)] == [f"Беседа {number}" for number in range(1, 101)]
+    assert all(user for user, _ in names(events))
+    assert len(bus.asked()) == 1
+
+
+# What is hard to write
+
+
+def test_hard_to_write(vk: VK, bus: Bus) -> None:
+    """Halves of surrogate pairs, NaN, deep nesting and dead letters full of them never stop the neighbours."""
+    half = "\ud83d"
+    deep: Any = []
+    for _ in range(450):
+        deep = [{"а": deep}]
+    vk.chats[CHAT + 1] = f"Беседа {half}"
+    vk.people[5] = {"first_name": f"Анна{half}", "last_name": "Ч", "domain": "anna"}
+    events = bus.push(
+        message(f"{half}а{half}", user=5, peer=CHAT + 1), button(float("nan")), button({"deep": deep}),
+        button({half: [half]}), message([half]), update("message_new", deep), update(half, {}),
+        update("message_new", half),
+        message("😀\u0000\u2028\ufeff" * 1000), message("x" * 100_000) | {"event_id": half}, message("конец"),
+    )  # fmt: skip
+    assert events[0]["message"]["text"] == "\ufffdа\ufffd"
+    assert (events[0]["user"]["name"], events[0]["peer"]["name"]) == ("Анна\ufffd Ч", "Беседа \ufffd")
+    assert events[1]["button"]["payload"] == {"deep": deep}
+    assert events[2]["button"]["payload"] == {"\ufffd": ["\ufffd"]}
+    assert texts(events[3:]) == ["😀\u0000\u2028\ufeff" * 1000, "x" * 100_000, "конец"]
+    letters = bus.letters()
+    assert len(letters) == 4
+    assert all(letter["update"].isascii() for letter in letters)
+    assert json.loads(letters[1]["update"])["object"]["message"]["text"] == [half]
