@@ -7,11 +7,14 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+
+from requests.adapters import BaseAdapter
 
 from fetcher import __version__, config
 from fetcher.builders import command_pattern
 from fetcher.bus import Bus
+from fetcher.demo import demo
 from fetcher.errors import Fatal, Trouble
 from fetcher.relay import Relay
 from fetcher.vk import VK
@@ -31,23 +34,26 @@ def main() -> int:
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args()
     if options.demo:
-        from fetcher.demo import demo  # it needs what only the demo has installed
-
-        return demo()
+        end_on_signals()
+        return demo(run)
     try:
         settings = config.read(os.environ, token_needed=not options.health)
     except ValueError as error:
         print(f"event-fetcher: {error}", file=sys.stderr)
         return EXIT_FATAL if options.health else EXIT_SETTINGS
-    return health(settings) if options.health else run(settings)
-
-
-def run(settings: config.Config) -> int:
-    """Fetch for ever; return the exit code if that ends."""
+    if options.health:
+        return health(settings)
     end_on_signals()
+    return run(settings)
+
+
+def run(settings: config.Config, simulated: BaseAdapter | None = None) -> int:
+    """Fetch for ever, from what is simulated or from VK; return the exit code if that ends."""
     log_to_stderr(settings.log_level, settings.secrets())
     log.info("Event fetcher %s: community %s to bus %r", __version__, settings.group, settings.bus)
     vk = VK(settings.token, settings.group, settings.renew_after)
+    if simulated:
+        vk.api.http.mount("https://", simulated)
     try:
         Relay(vk, bus(settings), command_pattern(settings.group, settings.prefixes), settings.poll_wait).run()
     except Fatal as error:
@@ -76,14 +82,16 @@ def bus(settings: config.Config) -> Bus:
     return Bus(settings.redis_url, settings.bus, settings.group, settings.stream_maxlen, settings.names_ttl, alive_ttl)
 
 
-def end_on_signals(clean_up: Callable[[], None] = lambda: None) -> None:
-    """End the process at SIGTERM or SIGINT, at once and with code 0: whatever the main thread waits for, nothing needs flushing."""
+def end_on_signals() -> None:
+    """End the process at SIGTERM or SIGINT, at once and with code 0.
+
+    Whatever the main thread waits for, nothing needs flushing.
+    """
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     def wait() -> None:
         signal.sigwait(signals)
-        clean_up()
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
