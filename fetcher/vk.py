@@ -9,7 +9,9 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
 import requests
@@ -66,7 +68,7 @@ class Refused(Trouble):
 
 
 class Batch(NamedTuple):
-    """The updates from `since` to `until`; or a gap there, with `error` instead of updates. `again`: VK fails repeatedly."""
+    """The updates from `since` to `until`, or a gap there: `error` instead of updates. `again`: VK fails repeatedly."""
 
     since: str
     until: str
@@ -129,24 +131,21 @@ class Api(VkApiGroup):  # type: ignore[misc]
                 self.refusals = 0
         return answer
 
-    def failure(self, method: str, error: Json) -> Exception:
-        """Return what VK's error to a request of ours means: Fatal, Refused or Trouble."""
-        code, text = error["error_code"], str(error.get("error_msg"))
-        if method == "groups.getLongPollServer" and (code in FATAL_AT_START or "not enabled" in text):
-            return Fatal(f"{FATAL_AT_START.get(code, FATAL_AT_START[100])} (VK error {code}: {text})")
-        return Fatal(f"{FATAL[code]} (VK error {code}: {text})") if code in FATAL else self.refusal(method, error)
-
-    def refusal(self, method: str, error: Json) -> Refused:
-        """Return VK's error about one call as Refused; raise Trouble if it passes, and keep quiet for a while if VK wants it."""
+    def failure(self, method: str, error: Json, inside: bool = False) -> Trouble | Fatal:
+        """Return what VK's error means, to a request of ours or `inside` an execute; after some VK wants a pause."""
         code, text = error["error_code"], str(error.get("error_msg"))
         sentence = f"VK error {code} in {method}: {text}"
+        hint = FATAL.get(code)
+        if method == "groups.getLongPollServer":
+            hint = hint or FATAL_AT_START.get(100 if "not enabled" in text else code)
+        if hint and not inside:
+            return Fatal(f"{hint} ({sentence})")
         if code in QUIET:
             self.refusals += 1
             pause = EqualJitterBackoff(cap=QUIET_UP_TO, base=1).compute(min(self.refusals, 10))
             self.quiet_until = time.monotonic() + pause
-        if code in PASSING and (code, method) != (TOO_BIG, "execute"):
-            raise Trouble(sentence)
-        return Refused(sentence, code)
+        passing = code in PASSING and (code, method) != (TOO_BIG, "execute")
+        return Trouble(sentence) if passing else Refused(sentence, code)
 
 
 class LongPoll(VkBotLongPoll):  # type: ignore[misc]
@@ -210,7 +209,7 @@ class VK:
         return str(self.longpoll.ts)
 
     def hurry(self, needed: bool) -> None:
-        """Wait no longer than needed for any answer of VK's, or again as long as usual: while Redis may come back at any moment."""
+        """Wait no longer than needed for VK's answers, while Redis may come back at any moment; or as long as usual."""
         self.api.http.timeout, self.poll_margin = (1.0, 0.5) if needed else (API_TIMEOUT, POLL_MARGIN)
 
     def poll(self, ts: str, wait: int) -> Batch:
@@ -282,17 +281,17 @@ class VK:
             )
 
     def names(self, ids: Iterable[int]) -> dict[int, Name]:
-        """Return the name of each id, an empty one where VK tells none: one request for up to 1000 people and 100 chats."""
+        """Return the name of each id, an empty one where VK tells none; 1000 people and 100 chats cost one request."""
         ids = sorted(ids)
-        questions = [
-            *Question(
-                "users.get", "user_ids", [id for id in ids if 0 < id < CHATS], {"fields": "domain,screen_name"}, _people
-            ).parts(1000),
-            *Question("groups.getById", "group_ids", [-id for id in ids if id < 0], {}, _communities).parts(500),
-            *Question("messages.getConversationsById", "peer_ids", [id for id in ids if id > CHATS], {}, _chats).parts(
-                100
-            ),
-        ]
+        people, groups, chats = (
+            [id for id in ids if id > 0],
+            [-id for id in ids if id < 0],
+            [id for id in ids if id > CHATS],
+        )
+        fields = {"fields": "domain,screen_name"}
+        questions = Question("users.get", "user_ids", people[: len(people) - len(chats)], fields, _people).parts(1000)
+        questions += Question("groups.getById", "group_ids", groups, {}, _communities).parts(500)
+        questions += Question("messages.getConversationsById", "peer_ids", chats, {}, _chats).parts(100)
         found = self.ask(questions)
         if nameless := [id for id in ids if id not in found]:
             log.debug("VK tells no name of %s", nameless)
@@ -300,17 +299,14 @@ class VK:
 
     def whole(self, messages: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Json]:
         """Return the whole messages by (peer_id, conversation_message_id), those that VK still has."""
-        by_peer: dict[int, list[int]] = {}
-        for peer, cmid in messages:
-            by_peer.setdefault(peer, []).append(cmid)
-        method, param = "messages.getByConversationMessageId", "conversation_message_ids"
-        questions = [
-            Question(method, param, cmids, {"peer_id": peer}, _messages(peer)) for peer, cmids in by_peer.items()
-        ]
-        return self.ask([part for question in questions for part in question.parts(100)])
+        questions, method = [], "messages.getByConversationMessageId"
+        for peer, group in groupby(sorted(messages), key=itemgetter(0)):
+            cmids, read = [cmid for _, cmid in group], partial(_messages, peer)
+            questions += Question(method, "conversation_message_ids", cmids, {"peer_id": peer}, read).parts(100)
+        return self.ask(questions)
 
     def ask(self, questions: list[Question]) -> dict[Any, Any]:
-        """Return all that VK answers; what it refuses for several ids is asked once more in parts, for one it is left out."""
+        """Return all that VK answers; what it refuses for several ids is asked again in parts, for one left out."""
         found: dict[Any, Any] = {}
         while questions:
             refused: list[Question] = []
@@ -325,14 +321,14 @@ class VK:
         return found
 
     def answers(self, questions: list[Question]) -> list[Any]:
-        """Return each question's answer or Refused, by one request for up to 25. https://dev.vk.com/ru/method/execute"""
+        """Return each question's answer or Refused; one request asks 25. https://dev.vk.com/ru/method/execute"""
         pool = VkRequestsPool(self.api)
-        results = [
-            pool.method(q.method, {q.param: ",".join(map(str, q.ids)), "lang": "ru", **q.more}) for q in questions
-        ]
+        values = [{q.param: ",".join(map(str, q.ids)), "lang": "ru", **q.more} for q in questions]
+        results = [pool.method(q.method, value) for q, value in zip(questions, values, strict=True)]
         try:
             with understood("execute", Trouble):
                 pool.execute()
+                failures = [result.ok or self.api.failure("execute", result.error, inside=True) for result in results]
         except Refused as refused:
             if refused.code != TOO_BIG:
                 log.debug("%s", refused)
@@ -340,53 +336,53 @@ class VK:
             if all(len(question.ids) == 1 for question in questions):
                 raise Trouble(str(refused)) from None
             return [refused] * len(questions)
-        with understood("execute", Trouble):
-            return [
-                result.result if result.ok else self.api.refusal(q.method, result.error)
-                for q, result in zip(questions, results, strict=True)
-            ]
+        for failure in failures:
+            if failure is not True and not isinstance(failure, Refused):
+                raise failure
+        return [result.result if result.ok else failure for result, failure in zip(results, failures, strict=True)]
 
 
 def _people(answer: Any) -> dict[int, Name]:
     """https://dev.vk.com/ru/method/users.get: whom VK does not know is left out."""
-    found: dict[Any, Name] = {}
+    found = {}
     for person in _objects(answer):
         first, last = _text(person, "first_name"), _text(person, "last_name")
-        nick = _text(person, "domain") or _text(person, "screen_name") or f"id{person.get('id')}"
-        found[person.get("id")] = Name(f"{first.strip()} {last.strip()}".strip(), first, last, nick)
+        nick = _text(person, "domain") or _text(person, "screen_name") or f"id{_id(person)}"
+        found[_id(person)] = Name(f"{first.strip()} {last.strip()}".strip(), first, last, nick)
     return found
 
 
 def _communities(answer: Any) -> dict[int, Name]:
-    """https://dev.vk.com/ru/method/groups.getById: ids are positive there; before 5.139 the answer was the list itself."""
+    """https://dev.vk.com/ru/method/groups.getById: ids are positive; before 5.139 the answer was the list itself."""
     groups = _objects(answer.get("groups") if isinstance(answer, dict) else answer)
     return {
-        -group.get("id", 0): Name(name := _text(group, "name"), name, "", _text(group, "screen_name"))
+        -_id(group): Name(_text(group, "name"), _text(group, "name"), "", _text(group, "screen_name"))
         for group in groups
     }
 
 
 def _chats(answer: Any) -> dict[int, Name]:
-    """https://dev.vk.com/ru/method/messages.getConversationsById: a chat hidden from the bot is left out, or has no settings."""
-    items = _objects(_object(answer).get("items"))
-    return {
-        _object(item.get("peer")).get("id", 0): Name(_text(_object(item.get("chat_settings")), "title"))
-        for item in items
-    }
+    """https://dev.vk.com/ru/method/messages.getConversationsById: a chat may be left out, or come without settings."""
+    chats = [(_object(item.get("peer")), _object(item.get("chat_settings"))) for item in _items(answer)]
+    return {_id(peer): Name(_text(settings, "title")) for peer, settings in chats}
 
 
-def _messages(peer: int) -> Callable[[Any], dict[tuple[int, int], Json]]:
+def _messages(peer: int, answer: Any) -> dict[tuple[int, int], Json]:
     """https://dev.vk.com/ru/method/messages.getByConversationMessageId"""
-
-    def read(answer: Any) -> dict[tuple[int, int], Json]:
-        items = _objects(_object(answer).get("items"))
-        return {(peer, item.get("conversation_message_id", 0)): item for item in items}
-
-    return read
+    return {(peer, _id(item, "conversation_message_id")): item for item in _items(answer)}
 
 
 def _object(value: Any) -> Json:
     return value if isinstance(value, dict) else {}
+
+
+def _items(answer: Any) -> list[Json]:
+    return _objects(_object(answer).get("items"))
+
+
+def _id(fields: Json, key: str = "id") -> int:
+    value = fields.get(key)
+    return value if isinstance(value, int) else 0
 
 
 def _objects(value: Any) -> list[Json]:
@@ -407,7 +403,7 @@ def _ts(value: Any) -> str:
 
 @contextmanager
 def understood(what: str, kind: type[Trouble]) -> Iterator[None]:
-    """Raise what the libraries raise for a failed or odd answer as `kind`, in words that hold no address, key or token."""
+    """Raise what the libraries raise for a failed or odd answer as `kind`, without any address, key or token."""
     try:
         yield
     except ApiHttpError as error:

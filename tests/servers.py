@@ -210,6 +210,7 @@ def cluster(count: int = 3, **options: Any) -> Iterator[list[Server]]:
             first, behind = SLOTS * index // count, SLOTS * (index + 1) // count
             client.execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
             client.execute_command("CLUSTER ADDSLOTSRANGE", first, behind - 1)
+        for client in clients:
             for node, bus in zip(nodes, buses, strict=True):
                 client.execute_command("CLUSTER MEET", HOST, node.port, bus)
         wait_until(lambda: all(_is_whole(client, count) for client in clients), 20, "the cluster")
