@@ -114,7 +114,7 @@ class Redacted(logging.Formatter):
 
 
 def log_to_stderr(level: str, secrets: Iterable[str]) -> None:
-    """Send our own log lines to standard error; those of libraries, which hold addresses with keys in them, go nowhere."""
+    """Send our own log lines to standard error; those of libraries, which hold addresses with keys, go nowhere."""
     logging.getLogger().addHandler(logging.NullHandler())
     handler = logging.StreamHandler()
     handler.setFormatter(Redacted(secrets))

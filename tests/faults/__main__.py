@@ -46,6 +46,8 @@ def stage(kind: str, seed: int, until: float, table: dict[str, Count], times: Co
             if not count.clean:
                 output = "\n".join(line for fetcher in scene.fetchers for line in fetcher.lines[-60:])
                 print(f"{kind}: {' + '.join(played)}: {count}\n{output}", file=sys.stderr, flush=True)
+        if scene.leaks():
+            broken.append(f"{kind}: a secret was printed")
 
 
 def main() -> int:

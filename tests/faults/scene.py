@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
+from urllib.parse import quote
 
 import redis
 
@@ -183,6 +184,12 @@ class Scene:
         finally:
             self.stop.set()
             thread.join()
+
+    def leaks(self) -> list[str]:
+        """Return the secrets that a fetcher has printed."""
+        printed = "\n".join(fetcher.output for fetcher in self.fetchers)
+        secrets = [self.vk.token, *self.vk.keys, PASSWORD, quote(PASSWORD, safe=""), quote(PASSWORD)]
+        return [secret for secret in secrets if secret in printed]
 
     # What came through
 

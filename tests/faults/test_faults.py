@@ -27,6 +27,7 @@ def test_fault(name: str, scene: Scene) -> None:
     count = play(CASES[name], scene)
     assert count.events
     assert count.clean, f"{count}\n{scene.fetcher.output}"
+    assert not scene.leaks()
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.proxied])
@@ -35,3 +36,4 @@ def test_fault_in_a_cluster(name: str, clustered: Scene) -> None:
     count = play(CASES[name], clustered)
     assert count.events
     assert count.clean, f"{count}\n{clustered.fetcher.output}"
+    assert not clustered.leaks()
