@@ -66,9 +66,7 @@ def texts(events: list[Json]) -> list[str]:
 # Ten thousand
 
 
-def samples() -> list[Json]:
-    """Read the samples, each with what becomes of it."""
-    return [json.loads(path.read_text("utf-8")) for path in sorted(Path(__file__).parent.glob("samples/*.json"))]
+SAMPLES = [json.loads(path.read_text("utf-8")) for path in sorted(Path(__file__).parent.glob("samples/*.json"))]
 
 
 def mixed(count: int) -> list[Json]:
@@ -80,17 +78,13 @@ def mixed(count: int) -> list[Json]:
             made.append({"update": ordinary, "event": None})
             continue
         sample = dict(rng.choice(SAMPLES))
-        if isinstance(sample["update"], dict) and isinstance(sample["update"].get("event_id"), str | None):
-            id = rng.randbytes(20).hex()
-            if sample["update"].get("event_id"):
-                sample["update"] = sample["update"] | {"event_id": id}
+        if isinstance(sample["update"], dict) and isinstance(sample["update"].get("event_id") or 0, str):
+            anew = {"event_id": rng.randbytes(20).hex()}
+            sample["update"] = sample["update"] | anew
             if "event" in sample:
-                sample["event"] = sample["event"] | {"event_id": id}
+                sample["event"] = sample["event"] | anew
         made.append(sample)
     return made
-
-
-SAMPLES = samples()
 
 
 def whole(text: str) -> str:
@@ -302,6 +296,19 @@ def test_nobody_is_asked_for_twice(vk: VK, bus: Bus) -> None:
         acting += new
         bus.push(*(make(user=user, peer=peer) for user, peer in acting for make in (message, button, reaction)))
         assert len(bus.asked()) == requests
+    assert max(vk.asked.values()) == 1
+
+
+def test_nobody_is_asked_for_twice_while_redis_is_away(vk: VK, server: Server, bus: Bus) -> None:
+    """What is held for Redis is named once: the next batch knows the names, and the titles, of those before it."""
+    server.stop()
+    for told in ([message(), renamed("Новая")], [message(), button(user=PERSON + 1)], [message(), reaction()]):
+        vk.push(*told)
+        wait_until(lambda: vk.requests[-1].params.get("ts") == str(vk.ts), what="the next poll")
+    server.start()
+    events = bus.push(message())
+    assert [peer for _, peer in names(events)][1:] == ["Новая"] * 6
+    assert all(user for user, _ in names(events))
     assert max(vk.asked.values()) == 1
 
 

@@ -635,6 +635,7 @@ def test_no_jump_where_all_is_unreadable(polling: VK, net: Net) -> None:
 
 def test_no_jump_at_another_place(polling: VK, net: Net) -> None:
     """The ten minutes begin anew at another ts, and after an answer that could be read."""
+    net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "2000"}}]
     for ts in ("1000", "1001"):
         net.answers["poll"] = [(502, "")]
         for _ in range(20):
@@ -646,6 +647,7 @@ def test_no_jump_at_another_place(polling: VK, net: Net) -> None:
     net.clock.now += 29
     with pytest.raises(Unreadable):
         polling.poll("1001", 25)
+    assert not net.asked("groups.getLongPollServer")
 
 
 # A new key in time

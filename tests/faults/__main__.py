@@ -12,6 +12,8 @@ from tests.faults.cases import CASES, Case
 from tests.faults.play import play
 from tests.faults.scene import Count, Scene
 
+counting = threading.Lock()
+
 
 def stage(kind: str, seed: int, until: float, table: dict[str, Count], times: Counter[str], broken: list[str]) -> None:
     """Play faults on one stage until the time is over; two at once now and then."""
@@ -40,9 +42,10 @@ def stage(kind: str, seed: int, until: float, table: dict[str, Count], times: Co
             except Exception:
                 broken.append(f"{kind}: {' + '.join(played)}\n{traceback.format_exc()}")
                 break
-            for name in played:
-                times[name] += 1
-                table[name] = table.get(name, Count()).plus(count)
+            with counting:
+                for name in played:  # what came of two at the same time stands in both rows
+                    times[name] += 1
+                    table[name] = table.get(name, Count()).plus(count)
             if not count.clean:
                 output = "\n".join(line for fetcher in scene.fetchers for line in fetcher.lines[-60:])
                 print(f"{kind}: {' + '.join(played)}: {count}\n{output}", file=sys.stderr, flush=True)
