@@ -20,7 +20,7 @@ def command_pattern(group: int, prefixes: str) -> re.Pattern[str]:
 
     A text button in a chat sends such a mention: https://dev.vk.com/ru/api/bots/development/keyboard
     """
-    mention = rf"(?:\[(?:club|public){group}\|[^\]]*\]|@(?:club|public){group}(?!\d))[\s,:]*"
+    mention = rf"(?:\[(?:club|public){group}\|[^\]]*\]|@(?:club|public){group})[\s,:]*"
     return re.compile(rf"(?:{mention})?([{re.escape(prefixes)}][^\W_].*)", re.DOTALL)
 
 
