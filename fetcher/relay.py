@@ -115,10 +115,10 @@ class Relay:
         last = self.held[-1] if self.held else None
         if last and not (last.entries or last.batch.error or batch.error):
             last.batch = Batch(last.batch.since, batch.until, last.batch.updates + batch.updates)
-        elif batch.until != since:
+        elif batch.updates or batch.until != since:
             self.held.append(Held(batch))
         if batch.again:
-            raise Trouble("VK's long poll fails again and again")
+            raise Trouble("VK's long poll does not get on")
 
     def commit(self) -> None:
         """Put all that is held on the bus, one batch after the other."""
@@ -173,6 +173,8 @@ class Relay:
         named = fill(events, known | asked)
         fresh = asked | told(events)
         self.fresh |= fresh
+        for one in letters:
+            log.warning("Dead letter: %s", one.fields["error"])
         texts = [(event.event_id, event.event_type, json.dumps(event.as_dict(), ensure_ascii=False)) for event in named]
         return Entries(texts, letters, fresh)
 
@@ -203,7 +205,6 @@ def begins_in(batch: Batch, ts: str) -> bool:
 def letter(update: Any, ts: int, error: Exception) -> Letter:
     """Return the dead letter of an update; without an id of its own it is known by its place and text."""
     raw, reason = json.dumps(update), str(error) if type(error) is ValueError else repr(error)
-    log.warning("Dead letter at ts %s: %s", ts, reason)
     id = update.get("event_id") if isinstance(update, dict) else None
     if not isinstance(id, str) or not id:
         id = f"{ts}:{sha256(raw.encode()).hexdigest()}"

@@ -240,9 +240,10 @@ class VK:
         if failed:
             until = answer["ts"] if failed == 1 else self.renew()
             return Batch(ts, until, [], f"VK has forgotten the updates between (failed {failed})", again)
-        if answer["updates"]:
+        updates, until = answer["updates"], answer["ts"]
+        if updates:
             self.renew_at = time.monotonic() + self.renew_after
-        return Batch(ts, answer["ts"], answer["updates"])
+        return Batch(ts, until, updates, again=bool(updates) and until == ts)
 
     def jump(self, ts: str, error: Unreadable) -> Batch:
         """Return a gap from a ts that was unreadable for too long to a fresh one that can be read, else raise."""

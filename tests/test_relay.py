@@ -238,7 +238,7 @@ def test_no_heartbeat_without_an_answer(client: FakeStrictRedis) -> None:
 def test_repeated_failures_back_off(client: FakeStrictRedis) -> None:
     """What VK told is held before trouble is raised."""
     loop = relay_of(client, Batch("10", "20", [], "forgotten", again=True))
-    with pytest.raises(Trouble, match="again and again"):
+    with pytest.raises(Trouble, match="does not get on"):
         loop.step()
     assert loop.held[0].batch.until == "20"
 
@@ -285,3 +285,29 @@ def test_one_update_cannot_hurt_its_neighbours(client: FakeStrictRedis, monkeypa
     loop.step()
     assert sent(client) == ["a", "b", "odd"]
     assert [entry["error"] for _, entry in client.xrange("{events}:dead-letter")] == ["KeyError('a bug')"]
+
+
+def test_vk_does_not_move_on(client: FakeStrictRedis) -> None:
+    """Updates at an unchanged ts go out once, and VK is not asked in a tight loop."""
+    stuck = Batch("10", "10", batch(10, "a").updates, again=True)
+    loop = relay_of(client, stuck, stuck, batch(10, "a", "b"))
+    for _ in range(2):
+        with pytest.raises(Trouble, match="does not get on"):
+            loop.step()
+    loop.step()
+    loop.step()
+    assert sent(client) == ["a", "b"]
+    assert client.get(TS) == "12"
+
+
+def test_a_dead_letter_is_told_once(client: FakeStrictRedis, caplog: pytest.LogCaptureFixture) -> None:
+    """However often its batch is tried."""
+    loop = relay_of(client, Batch("10", "12", [{"type": "message_new"}, *batch(11, "a").updates]))
+    loop.step()
+    answer, loop.vk.names = loop.vk.names, lambda ids: (_ for _ in ()).throw(Trouble("VK error 10"))
+    with pytest.raises(Trouble):
+        loop.step()
+    assert not caplog.records
+    loop.vk.names = answer
+    loop.step()
+    assert [record.message for record in caplog.records] == ["Dead letter: missing where an object is due"]
