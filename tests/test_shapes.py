@@ -302,12 +302,12 @@ def test_nobody_is_asked_for_twice(vk: VK, bus: Bus) -> None:
 def test_nobody_is_asked_for_twice_while_redis_is_away(vk: VK, server: Server, bus: Bus) -> None:
     """What is held for Redis is named once: the next batch knows the names, and the titles, of those before it."""
     server.stop()
-    for told in ([message(), renamed("Новая")], [message(), button(user=PERSON + 1)], [message(), reaction()]):
-        vk.push(*told)
-        wait_until(lambda: vk.requests[-1].params.get("ts") == str(vk.ts), what="the next poll")
+    for newcomer in (PERSON + 1, PERSON + 2, PERSON + 3):
+        vk.push(message(), *([renamed("Новая")] if newcomer == PERSON + 1 else []), button(user=newcomer))
+        wait_until(lambda newcomer=newcomer: vk.asked[newcomer], what="the question for names")
     server.start()
     events = bus.push(message())
-    assert [peer for _, peer in names(events)][1:] == ["Новая"] * 6
+    assert [peer for _, peer in names(events)][1:] == ["Новая"] * 7
     assert all(user for user, _ in names(events))
     assert max(vk.asked.values()) == 1
 
