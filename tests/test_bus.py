@@ -54,7 +54,9 @@ def test_a_commit_moves_everything_in_one_step(bus: Bus, client: FakeStrictRedis
     live.psubscribe("events:*")
     live.get_message()
     letter = Letter("x", {"update": "{}", "error": "why"})
-    assert bus.commit("10", "13", events("a", "b", letters=(letter,), names={5: Name("Ann", "Ann"), -3: Name()})) == "13"
+    assert (
+        bus.commit("10", "13", events("a", "b", letters=(letter,), names={5: Name("Ann", "Ann"), -3: Name()})) == "13"
+    )
     assert stream(client) == ["json a", "json b"]
     assert [entry for _, entry in client.xrange(DEAD)] == [{"update": "{}", "error": "why"}]
     assert client.zrange(SEEN, 0, -1) == ["a", "b", "x"]

@@ -58,7 +58,8 @@ def test_token_file_wins() -> None:
         {"TOKEN": ""}, {"TOKEN": "кириллица"}, {"TOKEN": "a b"}, {"GROUPID": ""}, {"GROUPID": "0"}, {"GROUPID": "-1"},
         {"GROUPID": "٣"}, {"GROUPID": "1.0"}, {"REDIS_URL": "http://localhost"}, {"REDIS_URL": "redis://host:port"},
         {"BUS": "a b"}, {"BUS": "{a}"}, {"STREAM_MAXLEN": "0"}, {"STREAM_MAXLEN": "many"}, {"NAMES_TTL": "-1"},
-        {"NAMES_TTL": str(10**10)}, {"POLL_WAIT": "0"}, {"POLL_WAIT": "91"}, {"RENEW_AFTER": "0"}, {"LOG_LEVEL": "LOUD"},
+        {"NAMES_TTL": str(10**10)}, {"POLL_WAIT": "0"}, {"POLL_WAIT": "91"}, {"RENEW_AFTER": "0"},
+        {"LOG_LEVEL": "LOUD"},
     ],
     ids=str,
 )  # fmt: skip

@@ -77,9 +77,18 @@ def test_every_type_goes_to_its_channel(fetch: Fetch, vk: VK, server: Server) ->
         fetch(BUS="my.bus", COMMAND_PREFIXES="#")
         with server.client() as other:
             wait_until(lambda: other.exists(f"{{my.bus}}:ts:{GROUP}"))
-        vk.push(message("Hi"), message("#go"), update("wall_post_new", {"id": 1}), button({"a": 1}), reaction(3), message("/no"))
+        vk.push(
+            message("Hi"),
+            message("#go"),
+            update("wall_post_new", {"id": 1}),
+            button({"a": 1}),
+            reaction(3),
+            message("/no"),
+        )
         wait_until(lambda: client.xlen("my.bus") == 5)
-        got = [item["channel"] for item in iter(lambda: live.get_message(timeout=0.3), None) if item["type"] == "pmessage"]
+        got = [
+            item["channel"] for item in iter(lambda: live.get_message(timeout=0.3), None) if item["type"] == "pmessage"
+        ]
         assert got == ["my.bus:message", "my.bus:command", "my.bus:button", "my.bus:reaction", "my.bus:message"]
 
 
@@ -87,7 +96,11 @@ def test_a_malformed_update_becomes_a_dead_letter(fetch: Fetch, vk: VK, server: 
     """Its neighbours go out, and it is kept whole, in ASCII, with the reason; VK's replay makes no second one."""
     fetcher = fetch()
     started(server)
-    broken = [update("message_new", {"message": {"text": "нет адресата \ud83d", "peer_id": PERSON}}), None, {"type": "message_new"}]
+    broken = [
+        update("message_new", {"message": {"text": "нет адресата \ud83d", "peer_id": PERSON}}),
+        None,
+        {"type": "message_new"},
+    ]
     vk.push(message("1"), *broken, message("2"))
     assert len(arrived(server, 2)) == 2
     letters = dead_letters(server)
@@ -210,7 +223,7 @@ def test_names_survive_a_restart(fetch: Fetch, vk: VK, server: Server) -> None:
 
 
 def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, server: Server) -> None:
-    """1,000 updates during an outage, of which VK keeps 256: nothing is lost, also if VK's API is down when Redis is back."""
+    """1,000 updates in an outage, of which VK keeps 256: nothing is lost, also if VK is down when Redis is back."""
     fetcher = fetch(POLL_WAIT=1)
     started(server)
     server.stop()
@@ -276,7 +289,10 @@ def test_two_fetchers_side_by_side(fetch: Fetch, vk: VK, server: Server) -> None
     [
         ({"TOKEN": None, "GROUPID": ""}, ["TOKEN", "GROUPID"]),
         ({"GROUPID": "-5"}, ["GROUPID"]),
-        ({"GROUPID": "club1", "POLL_WAIT": 91, "NAMES_TTL": "-1", "STREAM_MAXLEN": 0}, ["GROUPID", "POLL_WAIT", "NAMES_TTL", "STREAM_MAXLEN"]),
+        (
+            {"GROUPID": "club1", "POLL_WAIT": 91, "NAMES_TTL": "-1", "STREAM_MAXLEN": 0},
+            ["GROUPID", "POLL_WAIT", "NAMES_TTL", "STREAM_MAXLEN"],
+        ),
         ({"BUS": "two words", "LOG_LEVEL": "LOUD", "RENEW_AFTER": "soon"}, ["BUS", "LOG_LEVEL", "RENEW_AFTER"]),
         ({"REDIS_URL": "localhost:6379"}, ["REDIS_URL"]),
         ({"REDIS_URL": "redis://:pass@host:port/0"}, ["REDIS_URL"]),
@@ -338,7 +354,9 @@ def test_the_settings_of_long_poll_are_checked(fetch: Fetch, vk: VK, server: Ser
 def test_settings_come_from_dotenv_and_token_file(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
     """The environment wins over .env, and TOKEN_FILE over TOKEN; what is empty is not set."""
     (tmp_path / "token").write_text(vk.token + "\n")
-    (tmp_path / ".env").write_text(f"TOKEN=wrong\nTOKEN_FILE=token\nBUS=other\nGROUPID={GROUP}\nREDIS_URL={server.url}\n")
+    (tmp_path / ".env").write_text(
+        f"TOKEN=wrong\nTOKEN_FILE=token\nBUS=other\nGROUPID={GROUP}\nREDIS_URL={server.url}\n"
+    )
     fetch(TOKEN=None, GROUPID="", REDIS_URL=None, BUS="events", cwd=tmp_path)
     started(server)
 
@@ -409,7 +427,9 @@ def test_a_traceback_is_redacted() -> None:
     """What a library's exception holds does not reach the log."""
     line = logging.LogRecord("fetcher", logging.CRITICAL, "", 1, "A bug at %s", ("vk1.a.token",), None)
     try:
-        raise OSError("redis://user:p%40ss@host:6379 p@ss https://lp.vk.ru/wh?act=a_check&key=abc.def-g&ts=1 access_token=xyz")
+        raise OSError(
+            "redis://user:p%40ss@host:6379 p@ss https://lp.vk.ru/wh?act=a_check&key=abc.def-g&ts=1 access_token=xyz"
+        )
     except OSError:
         line.exc_info = sys.exc_info()
     text = main.Redacted(["vk1.a.token", "p@ss", "p%40ss"]).format(line)

@@ -133,7 +133,9 @@ def _(scene: Scene) -> None:
     scene.gaps += 1
     scene.vk.unreadable.add(str(since))
     scene.fetcher.start()
-    wait_until(lambda: any(entry.get("since") == str(since) for entry in scene.dead_letters()), 20, "the gap's dead letter")
+    wait_until(
+        lambda: any(entry.get("since") == str(since) for entry in scene.dead_letters()), 20, "the gap's dead letter"
+    )
     scene.vk.unreadable.clear()
 
 
@@ -261,7 +263,9 @@ case("Redis: too few replicas")(_refusing(0.7, {"min_replicas_to_write": 1}, {"m
 def _(scene: Scene) -> None:
     with scene.server.client(socket_timeout=10) as client:
         client.config_set("busy-reply-threshold", 50)
-        client.eval("local t = redis.call('TIME') repeat local n = redis.call('TIME') until n[1] - t[1] > 1 return 1", 0)
+        client.eval(
+            "local t = redis.call('TIME') repeat local n = redis.call('TIME') until n[1] - t[1] > 1 return 1", 0
+        )
         client.config_set("busy-reply-threshold", 5000)
 
 

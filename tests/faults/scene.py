@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
@@ -141,7 +142,8 @@ class Scene:
 
     def fail_over(self) -> None:
         """End the primary and put the spare server in its place."""
-        assert self.proxy and self.spare
+        assert self.proxy
+        assert self.spare
         self.server.kill()
         self.proxy.target_port = self.spare.port
         self.server, self.spare = self.spare, None
@@ -239,4 +241,4 @@ class Scene:
 def _disorder(place: dict[str, int], found: list[str]) -> int:
     """Count the events that come after one which VK sent later."""
     places = [place[id] for id in dict.fromkeys(found)]
-    return sum(later < earlier for earlier, later in zip(places, places[1:], strict=False))
+    return sum(later < earlier for earlier, later in pairwise(places))
