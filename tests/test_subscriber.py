@@ -1,0 +1,603 @@
+"""What consumers may rely on, on a real server: live events in order, durable ones at least once."""
+
+import contextlib
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+import redis
+from redis.backoff import EqualJitterBackoff, NoBackoff
+from redis.retry import Retry
+
+from fetcher import Event, Message, Peer, User, consume, subscribe, subscriber
+from tests import HOST
+from tests.processes import ROOT
+from tests.servers import Proxy, Server, cluster, wait_until
+
+GROUP = "moderation"
+PATIENCE = 10  # seconds; more than anything here takes
+ONCE = Retry(NoBackoff(), 0)  # a client that leaves all retries to the subscriber
+KINDS = [{"decode_responses": decode, "protocol": protocol} for decode in (True, False) for protocol in (2, 3)]
+KINDS += [{}, {"legacy_responses": False}]
+
+
+def event(id: Any, event_type: str = "message") -> Event:
+    message = Message(1, f"текст {id}", None, [], [])
+    return Event(event_type, str(id), User(1, "Ян Ли", "Ян", "Ли", "yan"), Peer(1, 0, "Ян Ли"), message)
+
+
+def text(event: Event) -> str:
+    return json.dumps(event.as_dict(), ensure_ascii=False)
+
+
+def add(client: Any, bus: str, *ids: Any) -> list[str]:
+    """Put events into the stream; tell the ids of the entries."""
+    return [client.xadd(bus, {"event": text(event(id))}) for id in ids]
+
+
+def pending(client: Any, bus: str) -> dict[str, str]:
+    """Tell what is not acknowledged, and whose it is."""
+    return {entry["message_id"]: entry["consumer"] for entry in client.xpending_range(bus, GROUP, "-", "+", 100)}
+
+
+class Reading(threading.Thread):
+    """Ask an iterator for events, one after the other until the end of the test, and do something with each."""
+
+    running: ClassVar[list["Reading"]] = []
+
+    def __init__(self, events: Iterator[Event], handle: Callable[[Event], Any] = lambda event: None) -> None:
+        super().__init__(daemon=True)
+        self.events, self.handle = events, handle
+        self.got: list[str] = []
+        self.error: Exception | None = None
+        self.running.append(self)
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for event in self.events:
+                self.got.append(event.event_id)
+                self.handle(event)
+        except Exception as error:
+            self.error = error
+
+    def wait_for(self, *ids: Any) -> None:
+        """Wait until exactly these events have come, in this order."""
+        expected = [str(id) for id in ids]
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: self.error or len(self.got) >= len(expected), PATIENCE)
+        assert (self.got, self.error) == (expected, None)
+
+
+def end(*servers: Server) -> None:
+    """End all readings by the one way out: Redis forbids them to go on."""
+    for server in servers:
+        with server.client() as client:
+            client.execute_command("ACL SETUSER", "default", "resetchannels", "-@stream")
+            client.client_kill_filter(_type="pubsub")
+            with contextlib.suppress(redis.ResponseError):  # another node's key
+                client.delete("events")  # wakes who waits for a new entry
+    readings, Reading.running = Reading.running, []
+    wait_until(lambda: not any(reading.is_alive() for reading in readings), what="the end of the readings")
+    for server in servers:
+        with server.client() as client:
+            client.execute_command("ACL SETUSER", "default", "allchannels", "+@stream")
+
+
+def take(events: Iterator[Event], count: int = 1) -> list[str]:
+    """Take so many events and tell their ids; what an iterator raises is raised here."""
+    taken: queue.Queue[Any] = queue.Queue()
+
+    def work() -> None:
+        try:
+            taken.put([next(events).event_id for _ in range(count)])
+        except BaseException as error:
+            taken.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        answer = taken.get(timeout=PATIENCE)
+    except queue.Empty:
+        raise AssertionError(f"{count} events did not come within {PATIENCE} s") from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def own_server(**options: Any) -> Iterator[Server]:
+    """Run a server that a test may end."""
+    with Server(**options) as server:
+        yield server
+        end(server)
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[redis.Redis]:
+    with server.client() as client:
+        client.flushall()
+        yield client
+        end(server)  # no reading of one test takes the next one's events
+
+
+def listeners(client: redis.Redis, bus: str = "events", event_type: str = "message") -> int:
+    return client.pubsub_numsub(f"{bus}:{event_type}")[0][1]
+
+
+# --- Live ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_live_subscribers_get_exactly_their_types_in_order(server: Server, client: redis.Redis, kind: Any) -> None:
+    own = server.client(**kind)
+    two = Reading(subscribe(own, "command", "button"))
+    one = Reading(subscribe(own, "message"))
+    every = Reading(subscribe(own))
+    other = Reading(subscribe(own, bus="events:other"))
+    wait_until(lambda: listeners(client) and listeners(client, event_type="button"))
+    wait_until(lambda: client.pubsub_numpat() == 2)
+    types = ["message", "command", "button", "reaction"] * 25
+    for id, event_type in enumerate(types):
+        client.publish(f"events:{event_type}", text(event(id, event_type)))
+        client.publish(f"events:other:{event_type}", text(event(f"other {id}", event_type)))
+        client.publish(f"events2:{event_type}", text(event("of nobody's bus", event_type)))
+    every.wait_for(*range(100))
+    two.wait_for(*(id for id, event_type in enumerate(types) if event_type in ("command", "button")))
+    one.wait_for(*range(0, 100, 4))
+    other.wait_for(*(f"other {id}" for id in range(100)))
+
+
+def test_an_event_is_as_it_was_published(server: Server, client: redis.Redis) -> None:
+    client.xgroup_create("events", GROUP, "$", mkstream=True)
+    client.xadd("events", {"event": text(event("ид", "command"))})
+    for given in consume(client, GROUP, "a"):
+        assert type(given) is Event
+        assert given.as_dict() == event("ид", "command").as_dict()
+        break
+
+
+def test_a_subscriber_subscribes_again_when_redis_was_away(caplog: pytest.LogCaptureFixture) -> None:
+    with own_server() as server:
+        own = server.client(retry=ONCE)
+        readings = [Reading(subscribe(own, "message")), Reading(subscribe(own))]
+        with server.client() as client:
+            wait_until(lambda: listeners(client) and client.pubsub_numpat())
+        server.kill()
+        time.sleep(0.5)
+        server.start()
+        with server.client() as client:
+            wait_until(lambda: listeners(client) and client.pubsub_numpat())
+            client.publish("events:message", text(event(1)))
+        for reading in readings:
+            reading.wait_for(1)
+    assert "Redis is away (ConnectionError), trying again" in caplog.messages
+
+
+def test_a_subscriber_never_gives_up(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis-py's own back-off breaks at the 1,024th failure."""
+    monkeypatch.setattr(subscriber, "BACKOFF", EqualJitterBackoff(cap=1e-6, base=1e-9))
+    with own_server() as server:
+        own = server.client(retry=ONCE)
+        server.stop()
+        reading = Reading(subscribe(own, "message"))
+        wait_until(lambda: len(caplog.messages) > 1100 / 30)  # every 30th is told
+        server.start()
+        with server.client() as client:
+            wait_until(lambda: listeners(client))
+            client.publish("events:message", text(event(1)))
+        reading.wait_for(1)
+
+
+def test_silence_is_no_failure(server: Server, client: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """Even where the client's time-out is shorter than the silence."""
+    own = server.client(socket_timeout=0.5, retry=ONCE)
+    live, durable = Reading(subscribe(own, "message")), Reading(consume(own, GROUP, "a"))
+    wait_until(lambda: listeners(client) and client.exists("events"))
+    time.sleep(1.5)
+    client.publish("events:message", text(event(1)))
+    add(client, "events", 1)
+    live.wait_for(1)
+    durable.wait_for(1)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize(
+    "data", [b"garbage", b"", b"null", b'{"event_type": "message"}', b"[" * 100_000, b"\xff\xfe\x00"]
+)  # fmt: skip
+def test_what_is_no_event_is_logged_and_passed_over(
+    server: Server, client: redis.Redis, caplog: pytest.LogCaptureFixture, decode: bool, data: bytes
+) -> None:
+    own = server.client(decode_responses=decode, retry=ONCE)
+    live = Reading(subscribe(own, "message"))
+    wait_until(lambda: listeners(client))
+    client.publish("events:message", data)
+    wait_until(lambda: caplog.messages)
+    wait_until(lambda: listeners(client))  # a message that cannot be decoded costs the connection
+    client.publish("events:message", text(event(1)))
+    live.wait_for(1)
+    caplog.clear()
+
+    client.xadd("events", {"event": data})
+    add(client, "events", 1)
+    assert take(consume(own, GROUP, "a", start="0")) == ["1"]
+    assert any("No event in entry" in message for message in caplog.messages)
+    assert len(pending(client, "events")) == 1  # the event in hand
+
+
+def test_an_entry_without_the_field_is_no_event(client: redis.Redis) -> None:
+    client.xadd("events", {"other": "field"})
+    add(client, "events", 1)
+    assert take(consume(client, GROUP, "a", start="0")) == ["1"]
+
+
+READERS: list[Callable[[Any], Iterator[Event]]] = [
+    lambda client: subscribe(client, "message"),
+    lambda client: subscribe(client),
+    lambda client: consume(client, GROUP, "a"),
+]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_what_the_caller_has_to_mend_is_raised(read: Callable[[Any], Iterator[Event]]) -> None:
+    rules = ["user limited on >secret ~other* resetchannels &other* +@all"]
+    with Server(password="right", acl=rules) as server:
+        with server.client(password="wrong", retry=ONCE) as own, pytest.raises(redis.AuthenticationError):
+            take(read(own))
+        with server.client(password=None, retry=ONCE) as own, pytest.raises(redis.AuthenticationError):
+            take(read(own))
+        limited = server.client(username="limited", password="secret")
+        with limited as own, pytest.raises(redis.ResponseError, match="permission"):
+            take(read(own))
+
+
+def test_a_key_of_another_type_is_raised(client: redis.Redis) -> None:
+    client.set("events", "text")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        take(consume(client, GROUP, "a"))
+
+
+def test_a_closed_subscriber_listens_no_longer(server: Server, client: redis.Redis) -> None:
+    events = subscribe(client, "message")
+    publishing = threading.Event()
+
+    def publish() -> None:
+        with server.client() as other:
+            while not publishing.wait(0.05):
+                other.publish("events:message", text(event(1)))
+
+    threading.Thread(target=publish, daemon=True).start()
+    assert take(events) == ["1"]
+    publishing.set()
+    assert listeners(client) == 1
+    events.close()  # type: ignore[attr-defined]
+    wait_until(lambda: not listeners(client))
+
+
+# --- Durable: what is given, and when it is acknowledged ---------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_event_is_acknowledged_when_the_next_is_asked_for(server: Server, client: redis.Redis, kind: Any) -> None:
+    entries = add(client, "events", 1, 2)
+    own = server.client(**kind)
+    events = consume(own, GROUP, "a", start="0")
+    assert take(events) == ["1"]
+    assert pending(client, "events") == {entries[0]: "a"}
+    assert take(events) == ["2"]
+    assert pending(client, "events") == {entries[1]: "a"}
+    add(client, "events", 3)
+    assert take(events) == ["3"]
+
+
+def test_break_and_exception_leave_the_event_unacknowledged(client: redis.Redis) -> None:
+    entries = add(client, "events", 1, 2, 3)
+    for given in consume(client, GROUP, "a", start="0"):
+        assert given.event_id == "1"
+        break
+    assert pending(client, "events") == {entries[0]: "a"}
+
+    def fail() -> None:
+        for given in consume(client, GROUP, "a"):
+            if given.event_id == "2":
+                raise LookupError(given.event_id)
+
+    with pytest.raises(LookupError, match="2"):  # the first one was given again, and handled
+        fail()
+    assert pending(client, "events") == {entries[1]: "a"}
+    assert take(consume(client, GROUP, "a"), 2) == ["2", "3"]
+
+
+@pytest.mark.parametrize(("start", "first"), [("$", "new"), ("0", "old")])
+def test_a_new_group_begins_where_start_says(client: redis.Redis, start: str, first: str) -> None:
+    add(client, "events", "old")
+    reading = Reading(consume(client, GROUP, "a", start=start))
+    wait_until(lambda: client.xinfo_groups("events"))
+    add(client, "events", "new")
+    wait_until(lambda: len(reading.got) == (1 if start == "$" else 2))
+    assert reading.got[0] == first
+
+
+def test_consumers_share_a_group_and_groups_share_nothing(client: redis.Redis) -> None:
+    add(client, "events", *range(10))
+    one, two = consume(client, GROUP, "a", start="0"), consume(client, GROUP, "b", start="0")
+    other = consume(client, "other", "a", start="0")
+    shared = [take(events)[0] for _ in range(5) for events in (one, two)]
+    assert shared == [str(id) for id in range(10)]
+    assert take(other, 10) == shared
+
+
+def test_one_event_is_in_hand_at_a_time(client: redis.Redis) -> None:
+    """A slow consumer does not sit on what others could do."""
+    add(client, "events", *range(10))
+    assert take(consume(client, GROUP, "slow", start="0")) == ["0"]
+    assert take(consume(client, GROUP, "quick"), 9) == [str(id) for id in range(1, 10)]
+
+
+def test_a_left_event_is_taken_over_when_it_was_idle_for_long(client: redis.Redis) -> None:
+    entries = add(client, "events", 1, 2)
+    client.xgroup_create("events", GROUP, "0")
+    client.xreadgroup(GROUP, "dead", {"events": ">"}, count=1)
+    begun = time.monotonic()
+    events = consume(client, GROUP, "a", idle=1)
+    assert take(events) == ["2"]
+    assert pending(client, "events") == {entries[0]: "dead", entries[1]: "a"}
+    assert take(events) == ["1"]
+    assert time.monotonic() - begun >= 1
+
+
+def test_a_left_event_is_found_behind_those_in_others_hands(client: redis.Redis) -> None:
+    """XAUTOCLAIM looks at ten entries at a time, and `idle` is a minute unless another is told."""
+    *_, last = add(client, "events", *range(25))
+    client.xgroup_create("events", GROUP, "0")
+    client.xreadgroup(GROUP, "busy", {"events": ">"})
+    client.xclaim("events", GROUP, "dead", 0, [last], idle=61_000)
+    assert take(consume(client, GROUP, "a")) == ["24"]
+
+
+def test_left_events_are_taken_over_from_a_busy_stream_too(client: redis.Redis) -> None:
+    client.xgroup_create("events", GROUP, "0", mkstream=True)
+    (left,) = add(client, "events", "left")
+    client.xreadgroup(GROUP, "dead", {"events": ">"})
+    reading = Reading(consume(client, GROUP, "a"), lambda event: add(client, "events", "one more"))
+    add(client, "events", "first")
+    wait_until(lambda: len(reading.got) > 3)
+    client.xclaim("events", GROUP, "dead", 0, [left], idle=61_000)
+    wait_until(lambda: "left" in reading.got)
+
+
+def test_a_slow_consumer_does_not_take_over_from_itself(client: redis.Redis) -> None:
+    add(client, "events", 1, 2, 3)
+    reading = Reading(consume(client, GROUP, "a", start="0", idle=0.01), lambda event: time.sleep(0.2))
+    reading.wait_for(1, 2, 3)
+    wait_until(lambda: not pending(client, "events"))
+    time.sleep(subscriber.BLOCK + 0.3)
+    reading.wait_for(1, 2, 3)
+
+
+def test_what_was_trimmed_is_logged_and_passed_over(client: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
+    entries = add(client, "events", *range(6))
+    client.xgroup_create("events", GROUP, "0")
+    client.xreadgroup(GROUP, "a", {"events": ">"}, count=2)
+    client.xreadgroup(GROUP, "dead", {"events": ">"}, count=2)
+    client.xclaim("events", GROUP, "dead", 0, entries[2:4], idle=61_000)
+    client.xtrim("events", minid=entries[5], approximate=False)
+    assert take(consume(client, GROUP, "a")) == ["5"]
+    assert pending(client, "events") == {entries[5]: "a"}
+    for entry in entries[:4]:
+        assert any("rimmed" in message and entry in message for message in caplog.messages)
+
+
+# --- Durable: a group or a Redis that is lost --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("lose", ["group", "stream", "everything"])
+def test_a_group_that_is_lost_begins_anew_with_all_that_there_is(
+    client: redis.Redis, caplog: pytest.LogCaptureFixture, lose: str, known: bool
+) -> None:
+    """Also one that was there before this consumer, which was therefore never created by it."""
+    add(client, "events", "old")
+    if known:
+        client.xgroup_create("events", GROUP, "$")
+    reading = Reading(consume(client, GROUP, "a"))
+    wait_until(lambda: client.xinfo_groups("events")[0]["consumers"])
+    reading.wait_for()
+    # In one step, as what comes back after a failover: the consumer must not see the group missing in between.
+    steps = client.pipeline()
+    {"group": lambda: steps.xgroup_destroy("events", GROUP), "stream": lambda: steps.delete("events"),
+     "everything": steps.flushall}[lose]()  # fmt: skip
+    steps.xadd("events", {"event": text(event("new"))})
+    steps.execute()
+    reading.wait_for(*(["old", "new"] if lose == "group" else ["new"]))
+    assert any("was lost" in message for message in caplog.messages)
+
+
+def test_consumers_that_begin_together_agree_on_one_group(client: redis.Redis) -> None:
+    readings = [Reading(consume(client, GROUP, f"c{number}")) for number in range(8)]
+    wait_until(lambda: client.exists("events") and client.xinfo_groups("events")[0]["consumers"] == 8)
+    add(client, "events", *range(20))
+    wait_until(lambda: sum(len(reading.got) for reading in readings) == 20)
+    assert [reading.error for reading in readings] == [None] * 8
+
+
+@pytest.mark.parametrize("restart", [Server.stop, Server.kill])
+def test_a_handled_event_is_not_given_again_after_a_restart_of_redis(restart: Callable[[Server], None]) -> None:
+    """Its acknowledgement waits until Redis is back."""
+    with Server(aof=True) as server, server.client(retry=ONCE) as own:
+        with server.client() as client:
+            entries = add(client, "events", 1, 2)
+        events = consume(own, GROUP, "a", start="0")
+        assert take(events) == ["1"]
+        restart(server)
+        threading.Timer(0.5, server.start).start()
+        assert take(events) == ["2"]
+        with server.client() as client:
+            assert pending(client, "events") == {entries[1]: "a"}
+        server.restart()
+        with server.client() as client:
+            add(client, "events", 3)
+        assert take(events) == ["3"]
+
+
+@pytest.mark.parametrize("retry", [ONCE, Retry(NoBackoff(), 3)])
+@pytest.mark.parametrize("lost", [b"BLOCK", b"XACK", b"XAUTOCLAIM", b"XGROUP"])
+def test_a_lost_reply_loses_no_event_and_repeats_none(
+    server: Server, client: redis.Redis, lost: bytes, retry: Retry
+) -> None:
+    """Also where redis-py asks again by itself, unseen: the entry of the lost reply is this consumer's already."""
+    add(client, "events", 1, 2, 3)
+    with Proxy(server.port) as proxy:
+        own = redis.Redis(HOST, proxy.port, retry=retry)
+        proxy.drop_replies(matching=lost)
+        reading = Reading(consume(own, GROUP, "a", start="0"))
+        wait_until(lambda: len(reading.got) == 3)
+        wait_until(lambda: proxy.dropped and not pending(client, "events"))
+        assert sorted(reading.got) == ["1", "2", "3"]
+        end(server)
+
+
+def test_a_redis_that_takes_no_writes_is_waited_for(server: Server, client: redis.Redis) -> None:
+    with own_server() as primary:
+        own = primary.client()
+        add(own, "events", 1, 2)
+        reading = Reading(consume(own, GROUP, "a", start="0"), lambda event: primary.config(min_replicas_to_write=1))
+        reading.wait_for(1)
+        time.sleep(0.3)
+        reading.wait_for(1)
+        reading.handle = lambda event: None
+        primary.config(min_replicas_to_write=0)
+        reading.wait_for(1, 2)
+        primary.replica_of(server)  # READONLY, UNBLOCKED
+        time.sleep(0.3)
+        primary.replica_of(None)
+        add(own, "events", 3)
+        wait_until(lambda: "3" in reading.got)
+        assert reading.error is None
+
+
+# --- Durable: processes -----------------------------------------------------------------------------------
+
+WORKER = """
+import os, sys, time
+import redis
+from fetcher import consume
+port, consumer, stop_at, idle = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+events = consume(redis.Redis("127.0.0.1", port), "moderation", consumer, start="0", idle=idle)
+for number, event in enumerate(events, 1):
+    os.write(1, f"{event.event_id}\\n".encode())
+    if number == stop_at:
+        time.sleep(1000)  # in the middle of this event
+"""
+
+
+class Worker:
+    """Run a consumer in a process of its own; the ids of what it was given are the lines of a file."""
+
+    def __init__(self, directory: Any, server: Server, consumer: str, stop_at: int = 0, idle: float = 60) -> None:
+        self.path = directory / f"{consumer}-{time.monotonic_ns()}"
+        with self.path.open("w") as out:
+            arguments = [sys.executable, "-c", WORKER, str(server.port), consumer, str(stop_at), str(idle)]
+            self.process = subprocess.Popen(arguments, cwd=ROOT, stdout=out)
+
+    @property
+    def got(self) -> list[str]:
+        return self.path.read_text().splitlines()
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def test_a_consumer_killed_in_the_middle_of_an_event_gets_it_again(
+    server: Server, client: redis.Redis, tmp_path: Any
+) -> None:
+    add(client, "events", *range(6))
+    first = Worker(tmp_path, server, "a", stop_at=3)
+    try:
+        wait_until(lambda: len(first.got) == 3)
+    finally:
+        first.kill()
+    second = Worker(tmp_path, server, "a")
+    try:
+        wait_until(lambda: len(second.got) >= 4)
+        assert (first.got, second.got) == (["0", "1", "2"], ["2", "3", "4", "5"])
+    finally:
+        second.kill()
+
+
+def test_three_consumers_of_which_one_is_killed_handle_10_000_events(
+    server: Server, client: redis.Redis, tmp_path: Any
+) -> None:
+    """Each at least once, and none twice but the one in the killed one's hands."""
+    pipe = client.pipeline(transaction=False)
+    for id in range(10_000):
+        pipe.xadd("events", {"event": text(event(id))})
+    pipe.execute()
+    victim = Worker(tmp_path, server, "victim", stop_at=500, idle=3)
+    others = [Worker(tmp_path, server, name, idle=3) for name in ("a", "b")]
+    try:
+        wait_until(lambda: len(victim.got) == 500)
+        victim.kill()
+        wait_until(lambda: sum(len(worker.got) for worker in [victim, *others]) >= 10_001, 60)
+        wait_until(lambda: not pending(client, "events"))
+        times = Counter(id for worker in [victim, *others] for id in worker.got)
+        assert times.keys() == {str(id) for id in range(10_000)}
+        assert [id for id, count in times.items() if count > 1] == [victim.got[-1]]
+        assert min(len(worker.got) for worker in others) > 1000  # they shared the work
+    finally:
+        for worker in [victim, *others]:
+            worker.kill()
+
+
+# --- A cluster --------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_serves_both_and_may_lose_a_node(caplog: pytest.LogCaptureFixture) -> None:
+    """Only not the one that has the stream: here it has no replica."""
+    with cluster(cluster_require_full_coverage="no") as nodes:
+        own = redis.RedisCluster(HOST, nodes[0].port, retry=ONCE)
+        writer = redis.RedisCluster(HOST, nodes[0].port, retry=ONCE)
+        holder = next(node for node in nodes if node.port == own.get_node_from_key("events").port)
+        with holder.client() as client:
+            durable = Reading(consume(own, GROUP, "a"))
+            live = [Reading(subscribe(own, "message")) for _ in range(4)]
+            every = Reading(subscribe(own))
+            wait_until(lambda: client.exists("events"))
+            wait_until(lambda: sum(_subscribers(node) for node in nodes) == 5)
+            add(writer, "events", 1)
+            durable.wait_for(1)
+            client.publish("events:message", text(event(1)))
+            for reading in [*live, every]:
+                reading.wait_for(1)
+
+            default = next(node for node in nodes if node.port == own.get_default_node().port)
+            lost = default if default is not holder else next(node for node in nodes if node is not holder)
+            lost.kill()
+            rest = [node for node in nodes if node is not lost]
+            wait_until(lambda: sum(_subscribers(node) for node in rest) == 5)
+            client.xadd("events", {"event": text(event(2))})
+            durable.wait_for(1, 2)
+            client.publish("events:message", text(event(2)))
+            for reading in [*live, every]:
+                reading.wait_for(1, 2)
+        end(*rest)
+
+
+def _subscribers(node: Server) -> int:
+    with node.client() as client:
+        return listeners(client) + client.pubsub_numpat()
