@@ -1,0 +1,43 @@
+"""Answer commands in the chat they come from. Live: what is sent while nobody listens stays unanswered.
+
+TOKEN, the community's token, may write messages; REDIS_URL is the bus. python examples/answer_commands.py
+"""
+
+import os
+import zlib
+
+from redis import Redis
+from requests import RequestException
+from vk_api import VkApi, VkApiError
+
+from fetcher import Event, subscribe
+
+ANSWERS = {
+    "help": "I know /help and /start.",
+    "start": "Hello, {name}!",
+}
+
+
+def answer(event: Event) -> str | None:
+    """Return what there is to say to a command, whatever its prefix."""
+    command = event.message.text[1:].split()[0].lower() if event.message else ""
+    return ANSWERS[command].format(name=event.user.firstname) if command in ANSWERS else None
+
+
+def main() -> None:
+    """Answer for ever."""
+    redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
+    vk = VkApi(token=os.environ["TOKEN"], api_version="5.199").get_api()
+    for event in subscribe(redis, "command"):
+        if text := answer(event):
+            # VK sends a message with the same random_id once: an event that is published again is not answered again.
+            random_id = zlib.crc32(event.event_id.encode()) >> 1
+            try:
+                # https://dev.vk.com/ru/method/messages.send
+                vk.messages.send(peer_id=event.peer.bpid, message=text, random_id=random_id)
+            except (VkApiError, RequestException) as error:
+                print(f"{event.event_id} stays unanswered: {type(error).__name__}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""The examples do what they say: on a bus with chosen events, and on the demo's."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from fetcher import Event, Message, Peer, User
+from tests.processes import ROOT
+from tests.servers import Server, wait_until
+from tests.vk import METHODS, VK, Refused
+
+EXAMPLES = ROOT / "examples"
+RUN = """
+import runpy
+from tests.run import lead_vk_to
+lead_vk_to({url!r})
+runpy.run_path({path!r}, run_name="__main__")
+"""
+CHAT, PERSON = Peer(2000000007, 7, "Футбол"), User(111222333, "Ян Ли", "Ян", "Ли", "yan")
+
+
+def event(id: str, event_type: str, text: str, attachments: tuple[str, ...] = (), peer: Peer = CHAT) -> str:
+    message = Message(1, text, None, [], list(attachments))
+    return json.dumps(Event(event_type, id, PERSON, peer, message=message).as_dict())
+
+
+class Example:
+    """Run an example as its docstring says, with another VK."""
+
+    def __init__(self, name: str, *arguments: str, redis_url: str, vk: VK | None = None) -> None:
+        self.out = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        code = RUN.format(url=vk.url if vk else "http://127.0.0.1:1", path=str(EXAMPLES / name))
+        settings = {"REDIS_URL": redis_url, "PYTHONPATH": str(ROOT)} | ({"TOKEN": vk.token} if vk else {})
+        self.directory = tempfile.TemporaryDirectory()  # vk_api leaves a file there
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], env=settings, cwd=self.directory.name,
+            stdout=self.out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Example":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.out.close()
+        self.directory.cleanup()
+
+    @property
+    def printed(self) -> list[str]:
+        self.out.seek(0)
+        return self.out.read().splitlines()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[redis.Redis]:
+    with server.client() as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[str]:
+    """The address of the demo's bus."""
+    command = [sys.executable, "main.py", "--demo"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        assert process.stdout
+        reading = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
+        lines: list[str] = []
+        reading.start()
+        try:
+            wait_until(lambda: any("redis://" in line for line in lines), what="the demo's address")
+            yield re.findall(r"redis://[\w.:/]+", "".join(lines))[0]
+        finally:
+            process.terminate()
+            reading.join(5)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What VK was asked to send; one message it refuses."""
+    sent: list[dict[str, Any]] = []
+
+    def send(vk: VK, params: dict[str, Any]) -> int:
+        if params["peer_id"] == "666":
+            raise Refused(901, "Can't send messages for users without permission")
+        sent.append(params)
+        return len(sent)
+
+    monkeypatch.setitem(METHODS, "messages.send", send)
+    return sent
+
+
+# --- On a bus with chosen events ---------------------------------------------------------------------------
+
+
+def test_commands_are_answered(server: Server, client: redis.Redis, sent: list[dict[str, Any]]) -> None:
+    with VK() as vk, Example("answer_commands.py", redis_url=server.url, vk=vk) as example:
+        wait_until(lambda: client.pubsub_numsub("events:command")[0][1])
+        client.publish("events:message", event("a", "message", "/help"))
+        client.publish("events:command", event("b", "command", "/unknown"))
+        client.publish("events:command", event("c", "command", "/help", peer=Peer(666, 0, "")))
+        client.publish("events:command", event("d", "command", "/HELP me"))
+        client.publish("events:command", event("d", "command", "/HELP me"))
+        client.publish("events:command", event("e", "command", "!start"))
+        wait_until(lambda: len(sent) == 3 or example.process.poll() is not None)
+        assert [(params["peer_id"], params["message"]) for params in sent] == [
+            ("2000000007", "I know /help and /start."),
+            ("2000000007", "I know /help and /start."),
+            ("2000000007", "Hello, Ян!"),
+        ]
+        ids = [int(params["random_id"]) for params in sent]
+        assert ids[0] == ids[1] != ids[2]
+        assert all(0 < id < 2**31 for id in ids)
+        assert example.printed == ["c stays unanswered: ApiError"]
+
+
+def test_links_are_reported_at_the_third_one(server: Server, client: redis.Redis) -> None:
+    for id, text, attachments in [
+        ("a", "https://example.org", ()), ("b", "", ("photo", "link")), ("c", "no link", ("photo",)),
+        ("b", "again, after a crash", ("link",)),
+    ]:  # fmt: skip
+        client.xadd("events", {"event": event(id, "message", text, attachments)})
+    client.xadd("events", {"event": event("d", "message", "ftp://in.private", peer=Peer(1, 0, "Ян Ли"))})
+    client.xgroup_create("events", "moderation", "0")
+    with Example("moderation_worker.py", "moderation-1", redis_url=server.url) as example:
+        wait_until(lambda: _done(client) or example.process.poll() is not None)
+        assert example.printed == []
+        client.xadd("events", {"event": event("e", "message", "http://example.org")})
+        wait_until(lambda: example.printed)
+        assert example.printed == ["Ян Ли (@yan) posts links in «Футбол»"]
+
+
+def _done(client: redis.Redis) -> bool:
+    (group,) = client.xinfo_groups("events")
+    return group["lag"] == group["pending"] == 0
+
+
+def test_each_line_of_the_shell_examples_is_understood(server: Server, client: redis.Redis) -> None:
+    text = (EXAMPLES / "redis-cli.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    (redis-cli .+)$", text, re.MULTILINE)
+    assert len(lines) > 10
+    talking = threading.Event()
+
+    def talk() -> None:
+        while not talking.wait(0.02):
+            client.xadd("events", {"event": event("a", "message", "text")})
+            client.xadd("{events}:dead-letter", {"update": "{}", "error": "malformed"})
+
+    threading.Thread(target=talk, daemon=True).start()
+    try:
+        for line in lines:
+            _, *command = [word for word in shlex.split(line) if word != "--raw"]
+            connection = server.client(protocol=2).connection_pool.get_connection()
+            connection.send_command(*command)
+            assert connection.read_response() is not None, line
+            connection.disconnect()
+    finally:
+        talking.set()
+
+
+# --- On the demo's bus -------------------------------------------------------------------------------------
+
+
+def test_the_demo_is_answered(demo: str, sent: list[dict[str, Any]]) -> None:
+    with VK() as vk, Example("answer_commands.py", redis_url=demo, vk=vk) as example:
+        commands = redis.Redis.from_url(demo)
+        wait_until(lambda: commands.pubsub_numsub("events:command")[0][1])
+        commands.publish("events:command", event("a", "command", "/help"))  # not all of the demo's are known
+        wait_until(lambda: sent)
+        assert example.process.poll() is None
+
+
+def test_the_demo_is_moderated(demo: str) -> None:
+    client = redis.Redis.from_url(demo)
+    with Example("moderation_worker.py", "moderation-1", redis_url=demo) as example:
+        delivered: set[bytes] = set()
+
+        def third() -> bool:
+            delivered.update(group["last-delivered-id"] for group in client.xinfo_groups("events"))
+            return len(delivered) > 3  # the first is where the group begins
+
+        wait_until(third)
+        assert client.xpending("events", "moderation")["pending"] <= 1
+        assert example.process.poll() is None
