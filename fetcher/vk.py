@@ -329,7 +329,8 @@ class VK:
         try:
             with understood("execute", Trouble):
                 pool.execute()
-                failures = [result.ok or self.api.failure("execute", result.error, inside=True) for result in results]
+                asked = list(zip(questions, results, strict=True))
+                failures = [result.ok or self.api.failure(q.method, result.error, inside=True) for q, result in asked]
         except Refused as refused:
             if refused.code != TOO_BIG:
                 log.debug("%s", refused)
@@ -397,7 +398,7 @@ def _text(fields: Json, key: str) -> str:
 
 def _ts(value: Any) -> str:
     """Return a ts as text of digits: VK sends text, and a number beside `failed`."""
-    if isinstance(value, bool) or not re.fullmatch("[0-9]+", text := str(value)):
+    if not re.fullmatch("[0-9]+", text := str(value)):
         raise ValueError("no ts")
     return text
 
