@@ -75,7 +75,7 @@ def consume(
                 seen = True
             # Each time, because redis-py may have asked twice, and the entry of a lost reply is ours already.
             found = _read(redis, bus, group, consumer, "0")
-            seen = True
+            seen, missing = True, False
             if not found and time.monotonic() >= look:
                 found = _left(redis, bus, group, consumer, idle)
                 look = 0.0 if found else time.monotonic() + BLOCK
