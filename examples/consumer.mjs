@@ -4,7 +4,7 @@ import { createClient } from "redis";
 
 const stream = "events", group = "node", consumer = process.argv[2] ?? "node-1";
 const redis = createClient({ url: process.env.REDIS_URL ?? "redis://localhost:6379/0" });
-redis.on("error", (error) => console.error(`Redis: ${error.message}`)); // the client connects again by itself
+redis.on("error", (error) => console.error(`Redis: ${error.message}`)); // it must be heard
 await redis.connect();
 
 // The fields of an event: event.schema.json
@@ -21,20 +21,25 @@ async function createGroup() {
   }
 }
 
+// An entry is [id, [field, value]], or [id, null] if it was trimmed from the stream (the client's own xReadGroup
+// throws then, so the commands are sent as they are).
 async function next(from) {
-  const [found] = (await redis.xReadGroup(group, consumer, { key: stream, id: from }, { COUNT: 1, BLOCK: 1000 })) ?? [];
-  if (found?.messages.length) return found.messages[0];
-  if (from === ">") return (await redis.xAutoClaim(stream, group, consumer, 60_000, "0", { COUNT: 1 })).messages[0];
+  const read = ["XREADGROUP", "GROUP", group, consumer, "COUNT", "1", "BLOCK", "1000", "STREAMS", stream, from];
+  const [entry] = (await redis.sendCommand(read))?.[0][1] ?? [];
+  if (entry || from !== ">") return entry;
+  const [, [left]] = await redis.sendCommand(["XAUTOCLAIM", stream, group, consumer, "60000", "0", "COUNT", "1"]);
+  return left; // by another consumer, more than a minute ago
 }
 
 await createGroup();
 for (let from = "0"; ; ) { // "0": what this consumer had and did not acknowledge; ">": new events
   const entry = await next(from);
   if (entry) {
-    if (entry.message?.event) handle(JSON.parse(entry.message.event)); // else it was trimmed from the stream
-    await redis.xAck(stream, group, entry.id);
+    const [id, fields] = entry;
+    if (fields) handle(JSON.parse(fields[1]));
+    await redis.xAck(stream, group, id);
   } else {
-    from = ">"; // and what others left for a minute, when there is nothing new
+    from = ">";
   }
 }
 
