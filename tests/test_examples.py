@@ -177,6 +177,7 @@ def test_each_line_of_the_shell_examples_is_understood(server: Server, client: r
 # --- On the demo's bus -------------------------------------------------------------------------------------
 
 
+@pytest.mark.xdist_group("demo")  # one demo at a time: it wants the usual port
 def test_the_demo_is_answered(demo: str, sent: list[dict[str, Any]]) -> None:
     with VK() as vk, Example("answer_commands.py", redis_url=demo, vk=vk) as example:
         commands = redis.Redis.from_url(demo)
@@ -186,6 +187,7 @@ def test_the_demo_is_answered(demo: str, sent: list[dict[str, Any]]) -> None:
         assert example.process.poll() is None
 
 
+@pytest.mark.xdist_group("demo")
 def test_the_demo_is_moderated(demo: str) -> None:
     client = redis.Redis.from_url(demo)
     with Example("moderation_worker.py", "moderation-1", redis_url=demo) as example:

@@ -305,8 +305,8 @@ case("Redis: no permission for a channel, and back", alone=True)(
 
 
 def _take_the_stream(client: Any) -> None:
-    client.rename("events", "{events}:aside")
-    client.set("events", "not a stream")
+    with client.pipeline(transaction=True) as both:  # nothing may come between
+        both.rename("events", "{events}:aside").set("events", "not a stream").execute()
 
 
 case("Redis: the stream's key of another type, and back", alone=True)(
