@@ -3,15 +3,13 @@
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 import threading
-from collections.abc import Iterable
 
 from requests.adapters import BaseAdapter
 
-from fetcher import __version__, config
+from fetcher import __version__, config, logs
 from fetcher.builders import command_pattern
 from fetcher.bus import Bus
 from fetcher.demo import demo
@@ -49,7 +47,7 @@ def main() -> int:
 
 def run(settings: config.Config, simulated: BaseAdapter | None = None) -> int:
     """Fetch for ever, from what is simulated or from VK; return the exit code if that ends."""
-    log_to_stderr(settings.log_level, settings.secrets())
+    logs.to_stderr(settings.log_level, settings.token, settings.passwords())
     log.info("Event fetcher %s: community %s to bus %r", __version__, settings.group, settings.bus)
     vk = VK(settings.token, settings.group, settings.renew_after)
     if simulated:
@@ -95,32 +93,6 @@ def end_on_signals() -> None:
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-class Redacted(logging.Formatter):
-    """Takes secrets out of every line, tracebacks included."""
-
-    def __init__(self, secrets: Iterable[str]) -> None:
-        """Hide these secrets, and whatever an address holds as user, password or key."""
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
-        known = "|".join(re.escape(secret) for secret in sorted(secrets, key=len, reverse=True))
-        self.pattern = re.compile(
-            rf"{known or '(?!)'}|(?<=://)[^\s/@]+(?=@)|(?<=key=)[^\s&'\"]+|(?<=access_token=)[^\s&'\"]+"
-        )
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line without secrets."""
-        return self.pattern.sub("***", super().format(record))
-
-
-def log_to_stderr(level: str, secrets: Iterable[str]) -> None:
-    """Send our own log lines to standard error; those of libraries, which hold addresses with keys, go nowhere."""
-    logging.getLogger().addHandler(logging.NullHandler())
-    handler = logging.StreamHandler()
-    handler.setFormatter(Redacted(secrets))
-    log.addHandler(handler)
-    log.setLevel(level)
-    log.propagate = False
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ class Config(NamedTuple):
     renew_after: int
     log_level: str
 
-    def secrets(self) -> list[str]:
-        """Return what must never be printed: the token and Redis's password, as it is and as the address spells it."""
+    def passwords(self) -> list[str]:
+        """Return Redis's password, as it is and as the address spells it."""
         passed = redis.ConnectionPool.from_url(self.redis_url).connection_kwargs.get("password")
-        return [secret for secret in (self.token, passed, urlsplit(self.redis_url).password) if secret]
+        return [password for password in (passed, urlsplit(self.redis_url).password) if password]
 
 
 def read(environment: Mapping[str, str], token_needed: bool = True) -> Config:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import main
-from fetcher import __version__
+from fetcher import __version__, logs
 from tests.processes import Fetcher
 from tests.servers import Server, wait_until
 from tests.vk import CHAT, GROUP, PERSON, VK, button, message, reaction, traffic, update
@@ -432,7 +432,7 @@ def test_a_traceback_is_redacted() -> None:
         )
     except OSError:
         line.exc_info = sys.exc_info()
-    text = main.Redacted(["vk1.a.token", "p@ss", "p%40ss"]).format(line)
+    text = logs.Redacted("vk1.a.token", ["p@ss", "p%40ss"]).format(line)
     assert "OSError: redis://***@host:6379 *** https://lp.vk.ru/wh?act=a_check&key=***&ts=1 access_token=***" in text
     assert "A bug at ***" in text
     assert not [secret for secret in ("vk1.a.token", "abc.def", "p@ss", "p%40ss", "xyz") if secret in text]
