@@ -47,7 +47,7 @@ def main() -> int:
 
 def run(settings: config.Config, simulated: BaseAdapter | None = None) -> int:
     """Fetch for ever, from what is simulated or from VK; return the exit code if that ends."""
-    logs.to_stderr(settings.log_level, settings.token, settings.passwords())
+    logs.to_stderr(settings.log_level, settings.secrets())
     log.info("Event fetcher %s: community %s to bus %r", __version__, settings.group, settings.bus)
     vk = VK(settings.token, settings.group, settings.renew_after)
     if simulated:

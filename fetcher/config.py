@@ -27,10 +27,10 @@ class Config(NamedTuple):
     renew_after: int
     log_level: str
 
-    def passwords(self) -> list[str]:
-        """Return Redis's password, as it is and as the address spells it."""
+    def secrets(self) -> list[str]:
+        """Return what must never be printed: the token and Redis's password, as it is and as the address spells it."""
         passed = redis.ConnectionPool.from_url(self.redis_url).connection_kwargs.get("password")
-        return [password for password in (passed, urlsplit(self.redis_url).password) if password]
+        return [secret for secret in (self.token, passed, urlsplit(self.redis_url).password) if secret]
 
 
 def read(environment: Mapping[str, str], token_needed: bool = True) -> Config:
@@ -59,7 +59,7 @@ def read(environment: Mapping[str, str], token_needed: bool = True) -> Config:
             wrong.append(f"{name} must be {what}")
         return text
 
-    token = given.get("TOKEN", "")
+    token = given.get("TOKEN", "").strip()
     if path := given.get("TOKEN_FILE"):
         try:
             token = Path(path).read_text(encoding="utf-8").strip()

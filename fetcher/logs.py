@@ -7,29 +7,24 @@ from typing import Any
 
 
 class Redacted(logging.Formatter):
-    """Takes secrets out of every line, tracebacks included."""
+    """Takes secrets out of tracebacks, where libraries speak; our own sentences hold none."""
 
-    def __init__(self, token: str, passwords: Iterable[str] = ()) -> None:
-        """Hide the token; and in tracebacks, where anything may stand, passwords and what an address holds of them."""
+    def __init__(self, secrets: Iterable[str]) -> None:
+        """Hide these secrets, and what an address holds as user, password or key."""
         super().__init__("%(asctime)s %(levelname)s %(message)s")
         address = r"(?<=://)[^\s/@]+(?=@)|(?<=\bkey=)[^\s&'\"]+|(?<=access_token=)[^\s&'\"]+"
-        self.token = re.compile(re.escape(token))
-        self.secrets = re.compile("|".join([re.escape(token), *map(re.escape, passwords), address]))
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line without secrets."""
-        return self.token.sub("***", super().format(record))
+        self.secrets = re.compile("|".join([*map(re.escape, secrets), address]))
 
     def formatException(self, *of_record: Any) -> str:
         """Return the traceback without secrets."""
         return self.secrets.sub("***", super().formatException(*of_record))
 
 
-def to_stderr(level: str, token: str, passwords: Iterable[str] = ()) -> None:
+def to_stderr(level: str, secrets: Iterable[str]) -> None:
     """Send our own log lines to standard error; those of libraries, which hold addresses with keys, go nowhere."""
     logging.getLogger().addHandler(logging.NullHandler())
     handler = logging.StreamHandler()
-    handler.setFormatter(Redacted(token, passwords))
+    handler.setFormatter(Redacted(secrets))
     log = logging.getLogger("fetcher")
     log.addHandler(handler)
     log.setLevel(level)

@@ -133,7 +133,8 @@ class Api(VkApiGroup):  # type: ignore[misc]
 
     def failure(self, method: str, error: Json, inside: bool = False) -> Trouble | Fatal:
         """Return what VK's error means, to a request of ours or `inside` an execute; after some VK wants a pause."""
-        code, text = error["error_code"], str(error.get("error_msg"))
+        code = error["error_code"]
+        text = str(error.get("error_msg")).replace(self.token["access_token"], "***")
         sentence = f"VK error {code} in {method}: {text}"
         hint = FATAL.get(code)
         if method == "groups.getLongPollServer":

@@ -84,11 +84,11 @@ def test_addresses_of_redis_py_are_taken(url: str) -> None:
     assert config.read(NEEDED | {"REDIS_URL": url}).redis_url == url
 
 
-def test_passwords() -> None:
+def test_secrets() -> None:
     """The password is a secret in both spellings."""
     settings = config.read(NEEDED | {"REDIS_URL": "redis://user:p%40ss%2F@host/0"})
-    assert settings.passwords() == ["p@ss/", "p%40ss%2F"]
-    assert config.read(NEEDED | {"REDIS_URL": "unix:///a?password=hidden"}).passwords() == ["hidden"]
+    assert settings.secrets() == ["vk1.a.secret", "p@ss/", "p%40ss%2F"]
+    assert config.read(NEEDED | {"REDIS_URL": "unix:///a?password=hidden"}).secrets() == ["vk1.a.secret", "hidden"]
 
 
 def test_health_needs_no_token() -> None:

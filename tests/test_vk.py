@@ -220,6 +220,13 @@ def test_fatal_at_start(vk: VK, net: Net, code: int) -> None:
         vk.newest()
 
 
+def test_an_error_that_quotes_the_token(vk: VK, net: Net) -> None:
+    """VK's own words are told without it."""
+    net.answers["groups.getLongPollServer"] = [error(5, f"User authorization failed: {TOKEN} is no token")]
+    with pytest.raises(Fatal, match=r"User authorization failed: \*\*\* is no token\)"):
+        vk.newest()
+
+
 def test_long_poll_is_off(vk: VK, net: Net) -> None:
     """Long Poll switched off is fatal, by whatever code VK tells it."""
     net.answers["groups.getLongPollServer"] = [error(4242, "longpoll for this group is not enabled")]
