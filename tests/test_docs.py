@@ -222,11 +222,12 @@ def test_consumers(block: str, expected: str, server: Server, monkeypatch: pytes
 def example(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Add the README's type of event to the builders, and return its sample."""
     (block,) = set(blocks(ENGLISH, "python")) - set(CONSUMERS)
-    monkeypatch.setattr(builders, "BUILDERS", dict(BUILDERS))
+    sample: dict[str, Any] = json.loads(blocks(ENGLISH, "json")[-1])
+    kind = sample["update"]["type"]
+    without = {name: builder for name, builder in BUILDERS.items() if name != kind}  # who tries the example adds it
+    monkeypatch.setattr(builders, "BUILDERS", without)
     exec(compile(block, "README.md", "exec"), dict(vars(builders)))
-    (added,) = builders.BUILDERS.keys() - BUILDERS.keys()
-    sample = json.loads(blocks(ENGLISH, "json")[-1])
-    assert sample["update"]["type"] == added
+    assert kind in without
     assert f"events:{sample['event']['event_type']}" in ENGLISH
     return sample
 
@@ -242,15 +243,21 @@ def test_the_added_type(example: dict[str, Any]) -> None:
 
 
 def test_the_schema_of_the_added_type(example: dict[str, Any]) -> None:
-    """The schema takes it after the README's two changes, and not before."""
-    schema = deepcopy(SCHEMA)
-    assert not Draft202012Validator(schema).is_valid(example["event"])
-    schema["properties"]["event_type"]["enum"].append(example["event"]["event_type"])
-    (branch,) = re.findall(r'`(\{"properties".+?\})`', ENGLISH)
-    schema["oneOf"].append(json.loads(branch))
-    Draft202012Validator(schema).validate(example["event"])
-    for event in map(json.loads, published()):
-        Draft202012Validator(schema).validate(event)
+    """The README's two changes of the schema let it in, and both are needed."""
+    event = example["event"]
+    branch = json.loads(re.findall(r'`(\{"properties".+?\})`', ENGLISH)[0])
+    enum = {*SCHEMA["properties"]["event_type"]["enum"], event["event_type"]}
+    others = [other for other in SCHEMA["oneOf"] if other != branch]
+
+    def takes(event: Any, enum: set[str], branches: list[Any]) -> bool:
+        schema = deepcopy(SCHEMA) | {"oneOf": branches}
+        schema["properties"]["event_type"]["enum"] = sorted(enum)
+        return Draft202012Validator(schema).is_valid(event)
+
+    assert takes(event, enum, [*others, branch])
+    assert not takes(event, enum, others)
+    assert not takes(event, enum - {event["event_type"]}, [*others, branch])
+    assert all(takes(json.loads(other), enum, [*others, branch]) for other in published())
 
 
 TRY = [
