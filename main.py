@@ -10,7 +10,7 @@ import threading
 from requests.adapters import BaseAdapter
 
 from fetcher import __version__, config, logs
-from fetcher.builders import command_pattern
+from fetcher.builders import BUILDERS, command_pattern
 from fetcher.bus import Bus
 from fetcher.demo import demo
 from fetcher.errors import Fatal, Trouble
@@ -49,7 +49,7 @@ def run(settings: config.Config, simulated: BaseAdapter | None = None) -> int:
     """Fetch for ever, from what is simulated or from VK; return the exit code if that ends."""
     logs.to_stderr(settings.log_level, settings.secrets())
     log.info("Event fetcher %s: community %s to bus %r", __version__, settings.group, settings.bus)
-    vk = VK(settings.token, settings.group, settings.renew_after)
+    vk = VK(settings.token, settings.group, settings.renew_after, BUILDERS)
     if simulated:
         vk.api.http.mount("https://", simulated)
     try:

@@ -86,7 +86,7 @@ class Bus:
         try:
             clustered = client.info("cluster").get("cluster_enabled")
         except NoPermissionError:
-            clustered = False  # the README's ACL allows the question; who forbids it has no cluster to tell of
+            clustered = False  # our ACL rules allow the question; who forbids it has no cluster to tell of
         return RedisCluster.from_url(self.url, **options) if clustered else client
 
     @cached_property
@@ -171,7 +171,9 @@ def understood() -> Iterator[None]:
         if isinstance(error, AuthenticationError) or code in ("WRONGPASS", "NOAUTH"):
             raise Fatal("Redis refuses the user or the password: mend REDIS_URL") from None
         if isinstance(error, NoPermissionError) or any(mark in text for mark in DENIED):
-            raise Fatal("Redis refuses a permission: give the user of REDIS_URL the ACL rules of the README") from None
+            raise Fatal(
+                "Redis refuses a permission: give the user of REDIS_URL the ACL rules of docs/operations.md"
+            ) from None
         if code == "WRONGTYPE":
             raise Fatal("Redis: a key of the bus is of another type; choose another BUS or delete the key") from None
         said = code if isinstance(error, ResponseError) and re.fullmatch("[A-Z]+", code) else kind

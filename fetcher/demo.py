@@ -27,10 +27,11 @@ from redis import Redis, RedisError
 from requests import PreparedRequest, Response
 from requests.adapters import BaseAdapter
 
+from .builders import BUILDERS
 from .config import Config
 from .events import CHATS, Event, Message
 from .subscriber import subscribe
-from .vk import API_VERSION, WANTED_TYPES
+from .vk import API_VERSION
 
 HOST, PORT = "127.0.0.1", 6379  # another port if this one is taken
 GROUP = 205551234
@@ -169,7 +170,7 @@ class SimulatedVK(BaseAdapter):
             case "groups.getLongPollServer":
                 return {"key": "invented", "server": f"https://lp.vk.ru/whp/{GROUP}", "ts": str(self.ts)}
             case "groups.getLongPollSettings":
-                return {"is_enabled": True, "api_version": API_VERSION, "events": dict.fromkeys(WANTED_TYPES, 1)}
+                return {"is_enabled": True, "api_version": API_VERSION, "events": dict.fromkeys(BUILDERS, 1)}
             case "users.get":
                 return [{"id": id, **PEOPLE[id]} for id in ids(params["user_ids"])]
             case "groups.getById":

@@ -58,7 +58,7 @@ class Reaction(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One event of the bus: `event_type` says which of the last three attributes is there."""
+    """One event of the bus: `event_type` says which of the last three attributes is there, if any."""
 
     event_type: str
     event_id: str

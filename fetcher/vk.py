@@ -50,8 +50,6 @@ FATAL_AT_START = {
 PASSING = {1, 6, 9, 10, 13, 14, 29, 36, 43, 995}
 QUIET = {9, 14, 29}
 TOO_BIG = 13  # runtime error of `execute`: fewer ids at once may work
-WANTED_TYPES = ("message_new", "message_event", "message_reaction_event")
-
 CALLS = 25  # of one `execute`
 
 Json = dict[str, Any]
@@ -186,9 +184,9 @@ class LongPoll(VkBotLongPoll):  # type: ignore[misc]
 class VK:
     """VK as one community's fetcher needs it."""
 
-    def __init__(self, token: str, group: int, renew_after: float) -> None:
-        """Ask nothing yet; `renew_after` is in seconds."""
-        self.api, self.group, self.renew_after = Api(token), group, renew_after
+    def __init__(self, token: str, group: int, renew_after: float, types: Iterable[str]) -> None:
+        """Ask nothing yet; `renew_after` is in seconds, `types` are the types of update that VK should send."""
+        self.api, self.group, self.renew_after, self.types = Api(token), group, renew_after, types
         self.renew_at = self.stuck_until = 0.0
         self.stuck_ts, self.poll_margin = "", POLL_MARGIN
         self.polled = self.settings_due = self.failed = False
@@ -264,10 +262,10 @@ class VK:
             settings = self.api.method("groups.getLongPollSettings", {"group_id": self.group})
             with understood("groups.getLongPollSettings", Trouble):
                 off = settings.get("is_enabled", True) in (False, 0)
-                events = settings.get("events") or dict.fromkeys(WANTED_TYPES, 1)
+                events = settings.get("events") or dict.fromkeys(self.types, 1)
                 version = str(settings.get("api_version", API_VERSION))
                 old = [int(part) for part in version.split(".")] < [5, 103]
-                missing = [kind for kind in WANTED_TYPES if not events.get(kind)]
+                missing = [kind for kind in self.types if not events.get(kind)]
         except Trouble as trouble:
             log.debug("VK does not tell the Long Poll settings: %s", trouble)
             return

@@ -209,3 +209,11 @@ def test_the_client_is_a_clusters_where_one_answers() -> None:
         assert bus.commit("10", "11", events("a", names={5: Name("Ann")})) == "11"
         assert bus.names([5, 6]) == {5: Name("Ann")}
         assert json.loads(bus.client.get("{events}:name:5")) == ["Ann", "", "", ""]
+
+
+def test_a_checkpoint_that_is_no_text() -> None:
+    """Nor are bytes that no UTF-8 knows a traceback."""
+    with Server() as server, server.client() as client:
+        client.set(TS, b"\xff1")
+        with pytest.raises(Fatal, match="delete this key"):
+            Bus(server.url, "events", 7, 100, 600, 55).checkpoint("10")

@@ -1,5 +1,6 @@
 """The demo: it talks by itself, is what it says it is, and leaves nothing behind."""
 
+import io
 import json
 import os
 import re
@@ -12,12 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
-from fetcher import Event, demo
-from fetcher.builders import command_pattern
+from fetcher import Button, Event, Peer, Reaction, User, demo
+from fetcher.builders import BUILDERS, command_pattern
 from fetcher.bus import Bus
 from fetcher.config import Config
 from fetcher.relay import Relay
@@ -27,6 +29,8 @@ from tests.processes import ROOT, Fetcher
 from tests.servers import Server, wait_until
 
 TYPES = ["message", "command", "button", "reaction"]
+
+pytestmark = pytest.mark.xdist_group("demo")  # one demo at a time: it wants the usual port
 
 
 @pytest.fixture
@@ -126,6 +130,51 @@ def test_usual_port_or_another() -> None:
         assert port(fetcher) == wanted
 
 
+def test_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that somebody has is not taken."""
+    with socket.create_server((HOST, 0)) as taken:
+        monkeypatch.setattr(demo, "PORT", taken.getsockname()[1])
+        assert demo.free_port() != demo.PORT
+    assert demo.free_port() == demo.PORT
+
+
+def test_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed pipe ends the process as a signal does."""
+    killed: list[int] = []
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb", buffering=0) as closed, monkeypatch.context() as there:
+        there.setattr(os, "kill", lambda _, number: killed.append(number))
+        there.setattr(sys, "stdout", io.TextIOWrapper(closed, write_through=True))
+        demo.show(redis.Redis(), 1)
+    assert killed == [signal.SIGTERM]
+
+
+def test_simulated_vk_knows_what_the_fetcher_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers late when there is nothing to tell, and at once to who is behind."""
+    vk = demo.SimulatedVK()
+    with pytest.raises(LookupError):
+        vk.call("wall.post", {})
+    assert vk.poll(0, 1)["ts"] == "1"
+    monkeypatch.setattr(vk, "due", time.monotonic() + 60)
+    assert vk.poll(1, 0) == {"ts": "1", "updates": []}
+    assert len(vk.poll(0, 1)["updates"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({"button": Button(5, "b", {"a": 1})}, 'pressed {"a": 1} below message 5'),
+        ({"reaction": Reaction(5, 3)}, "reaction 3 to message 5"),
+        ({"reaction": Reaction(5, 0)}, "took back the reaction to message 5"),
+    ],
+)
+def test_lines(what: dict[str, Any], said: str) -> None:
+    """Each says who did what, and where."""
+    event = Event("odd", "x", User(1, "Анна", "Анна", "", "a"), Peer(1, 0, "Анна"), **what)
+    assert demo.line(event) == f"odd      Анна (@a) in private: {said}"
+
+
 def test_no_setting_is_read(tmp_path: Path) -> None:
     """Settings, good and bad, mean nothing to the demo, and the Redis that they name never hears of it."""
     (tmp_path / ".env").write_bytes(b"GROUPID=\xff\nLOG_LEVEL=LOUD\n")
@@ -185,7 +234,7 @@ def test_varied_talk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that the contract knows happens sooner or later, whole and with names."""
     monkeypatch.setattr(demo, "PAUSE", (0, 0))
     monkeypatch.setattr("fetcher.vk.API_SPACING", 0)
-    vk = VK("invented", demo.GROUP, 3600)
+    vk = VK("invented", demo.GROUP, 3600, BUILDERS)
     vk.api.http.mount("https://", demo.SimulatedVK())
     relay = Relay(vk, Bus("redis://nowhere", "events", demo.GROUP, 1, 1, 1), command_pattern(demo.GROUP, "/!"), 1)
     missing = {f"{kind} in {place}" for kind in TYPES for place in ("a chat", "private")}

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 import pytest
 import responses
 
+from fetcher.builders import BUILDERS
 from fetcher.events import Event, Message, Peer, User
 from fetcher.names import Name, fill, told, wanted
 from fetcher.vk import VK
@@ -127,7 +128,7 @@ def there() -> Iterator[stand_in.VK]:
 
 @pytest.fixture
 def vk() -> VK:
-    return VK(stand_in.TOKEN, stand_in.GROUP, 3600)
+    return VK(stand_in.TOKEN, stand_in.GROUP, 3600, BUILDERS)
 
 
 def asked(there: stand_in.VK) -> list[tuple[str, str]]:

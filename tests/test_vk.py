@@ -14,6 +14,7 @@ import requests
 import responses
 import urllib3
 
+from fetcher.builders import BUILDERS
 from fetcher.errors import Fatal, Trouble, Unreadable
 from fetcher.names import Name
 from fetcher.vk import VK, Batch
@@ -88,7 +89,7 @@ def net(clock: Clock) -> Iterator[Net]:
 
 @pytest.fixture
 def vk(net: Net) -> VK:
-    return VK(TOKEN, GROUP, 3600)
+    return VK(TOKEN, GROUP, 3600, BUILDERS)
 
 
 @pytest.fixture
