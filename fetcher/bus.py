@@ -82,7 +82,7 @@ class Bus:
             "socket_connect_timeout": TIMEOUT,
             "retry": Retry(NoBackoff(), 0),
         }
-        client = Redis.from_url(self.url, **options)
+        client = Redis.from_url(self.url, single_connection_client=True, **options)
         try:
             clustered = client.info("cluster").get("cluster_enabled")
         except NoPermissionError:
@@ -140,7 +140,11 @@ class Bus:
             return {}
         with understood():
             cached: Any = self.client.mget([f"{self.name_keys}{id}" for id in ids])
-        return {id: name for id, text in zip(ids, cached, strict=True) if (name := _name(text))}
+        try:
+            found = json.loads(f"[{','.join(text or 'null' for text in cached)}]")  # all at once: it is the faster way
+            return {id: Name(*map(str, name)) for id, name in zip(ids, found, strict=True) if name}
+        except (ValueError, TypeError):
+            return {}  # put there by somebody else: VK's answer will replace it
 
     def beat(self) -> None:
         """Set the heartbeat of this host's fetcher."""
@@ -151,13 +155,6 @@ class Bus:
         """Tell whether this host's fetcher of this community has polled VK lately."""
         with understood():
             return bool(self.client.exists(self.alive_key))
-
-
-def _name(text: str | None) -> Name | None:
-    try:
-        return Name(*map(str, json.loads(text or "")))
-    except (ValueError, TypeError):
-        return None  # not in the cache, or put there by somebody else
 
 
 @contextmanager

@@ -22,8 +22,8 @@ local events, letters = tonumber(ARGV[at]), nil
 if redis.acl_check_cmd then
   local commands = {{'SET', checkpoint, ''}, {'ZADD', seen, 0, ''}, {'ZREMRANGEBYRANK', seen, 0, 0},
     {'XADD', stream, '*', 'event', ''}, {'XADD', dead, '*', 'error', ''}}
-  for i = 1, events do commands[#commands + 1] = {'PUBLISH', ARGV[at + 3 * i - 1], ''} end
-  for _, command in ipairs(commands) do
+  for i = at + 2, at + 3 * events, 3 do commands[ARGV[i]] = {'PUBLISH', ARGV[i], ''} end
+  for _, command in pairs(commands) do
     if not redis.acl_check_cmd(unpack(command)) then
       return redis.error_reply('NOPERM no permission for ' .. command[1] .. ' ' .. command[2])
     end

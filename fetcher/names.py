@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from .events import CHATS, Event, User
+from .events import CHATS, Event, Peer, User
 
 
 class Name(NamedTuple):
@@ -28,11 +28,14 @@ def told(events: Iterable[Event]) -> dict[int, Name]:
 
 def fill(events: Iterable[Event], names: dict[int, Name]) -> Iterator[Event]:
     """Yield the events with the names of user and peer; a title that an event tells holds from that event on."""
-    names = dict(names)
+    names, unknown = dict(names), Name()
     for event in events:
-        names |= told([event])
-        user = User(event.user.uuid, *names.get(_person(event.user.uuid), Name()))
-        yield event._replace(user=user, peer=event.peer._replace(name=names.get(event.peer.bpid, Name()).name))
+        user, peer = event.user, event.peer
+        if peer.name:
+            names[peer.bpid] = Name(peer.name)
+        user = User(user.uuid, *names.get(_person(user.uuid), unknown))
+        peer = Peer(peer.bpid, peer.cid, names.get(peer.bpid, unknown).name)
+        yield event._replace(user=user, peer=peer)
 
 
 def _person(uuid: int) -> int:

@@ -27,6 +27,7 @@ REMIND_AFTER = 60.0  # seconds between two log lines about the same trouble
 MOST_HELD = 10_000  # updates in memory: no poll beyond
 POLL_ON = 1.0  # seconds of polls, one after the other, in a step with trouble: VK keeps few updates
 
+to_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each event
 log = logging.getLogger("fetcher")
 
 
@@ -175,7 +176,7 @@ class Relay:
         self.fresh |= fresh
         for one in letters:
             log.warning("Dead letter: %s", one.fields["error"])
-        texts = [(event.event_id, event.event_type, json.dumps(event.as_dict(), ensure_ascii=False)) for event in named]
+        texts = [(event.event_id, event.event_type, to_json(event.as_dict())) for event in named]
         return Entries(texts, letters, fresh)
 
     def report(self, trouble: Exception) -> None:
