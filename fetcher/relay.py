@@ -24,8 +24,12 @@ from .vk import VK, Batch
 BACKOFF_LEAST = 0.2  # seconds between two steps in trouble, growing to…
 BACKOFF_MOST = 2.0
 REMIND_AFTER = 60.0  # seconds between two log lines about the same trouble
+REMEMBER = 10.0  # seconds that names stay in memory, so that not every batch asks the cache
+BEAT_AFTER = 1.0  # seconds between two heartbeats
 MOST_HELD = 10_000  # updates in memory: no poll beyond
 POLL_ON = 1.0  # seconds of polls, one after the other, in a step with trouble: VK keeps few updates
+BURST = 100  # updates in one answer mean that VK has more: these are polled first…
+BURST_HELD = 500  # …up to so many, so that one request names them all
 
 to_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each event
 log = logging.getLogger("fetcher")
@@ -71,7 +75,8 @@ class Relay:
         self.first = ""  # VK's newest ts when this fetcher began
         self.confirmed: str | None = None  # the ts in Redis, "" if there is none, None while unknown
         self.held: deque[Held] = deque()
-        self.fresh: dict[int, Name] = {}  # names of held batches, which the cache does not have yet
+        self.names: dict[int, Name] = {}  # of held batches, which the cache does not have yet, and of late
+        self.forget_at = self.beat_at = 0.0  # when these names are forgotten, and when the next heartbeat is due
         self.polled = False
         self.told: dict[str, float] = {}  # troubles, and when the log last told of them
 
@@ -95,19 +100,20 @@ class Relay:
         with postponed(troubles):
             if away:
                 self.prepare()
-            elif self.polled:
+            elif self.polled and time.monotonic() >= self.beat_at:
                 self.bus.beat()
+                self.beat_at = time.monotonic() + BEAT_AFTER
         self.polled = False
         until = time.monotonic() + POLL_ON
-        while sum(len(held.batch.updates) for held in self.held) < MOST_HELD:
-            self.poll()
-            if not troubles or time.monotonic() >= until:
+        while (held := sum(len(held.batch.updates) for held in self.held)) < MOST_HELD:
+            burst = self.poll() >= BURST and held < BURST_HELD - BURST
+            if not (burst or troubles) or time.monotonic() >= until:
                 break
         if troubles:
             raise troubles[0]
 
-    def poll(self) -> None:
-        """Hold what VK has after the end of what is held."""
+    def poll(self) -> int:
+        """Hold what VK has after the end of what is held, and return how many updates that are."""
         since = self.held[-1].batch.until if self.held else self.confirmed or self.first
         batch = self.vk.poll(since, 1 if self.held or self.told else self.poll_wait)
         self.polled = True
@@ -120,6 +126,7 @@ class Relay:
             self.held.append(Held(batch))
         if batch.again:
             raise Trouble("VK's long poll does not get on")
+        return len(batch.updates)
 
     def commit(self) -> None:
         """Put all that is held on the bus, one batch after the other."""
@@ -129,7 +136,9 @@ class Relay:
             batch = self.held[0].batch
             entries = self.held[0].entries = self.held[0].entries or self.entries(batch, self.bus.names)
             self.settle(self.bus.commit(self.confirmed or "", batch.until, entries))
-        self.fresh.clear()
+        if time.monotonic() >= self.forget_at:
+            self.names.clear()
+            self.forget_at = time.monotonic() + min(REMEMBER, self.bus.names_ttl)
 
     def prepare(self) -> None:
         """Get ready what is held while Redis is away, so that nothing is wanted from VK when it is back."""
@@ -144,6 +153,8 @@ class Relay:
             self.confirmed = ""
             return
         self.confirmed = stored
+        if self.held and self.held[0].batch.until != stored:
+            self.names.clear()  # another fetcher was first, and may have been told newer titles
         while self.held and not begins_in(self.held[0].batch, stored):
             if self.held.popleft().batch.until == stored:
                 return
@@ -169,11 +180,12 @@ class Relay:
                 else:
                     log.debug("Passed over: an update of type %s", update["type"])
         ids = wanted(events)
-        known = cached(ids) | {id: self.fresh[id] for id in ids & self.fresh.keys()}
+        known = {id: self.names[id] for id in ids & self.names.keys()}
+        known |= cached(ids - known.keys())
         asked = self.vk.names(ids - known.keys())
         named = fill(events, known | asked)
         fresh = asked | told(events)
-        self.fresh |= fresh
+        self.names |= known | fresh
         for one in letters:
             log.warning("Dead letter: %s", one.fields["error"])
         texts = [(event.event_id, event.event_type, to_json(event.as_dict())) for event in named]

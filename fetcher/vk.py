@@ -163,12 +163,16 @@ class LongPoll(VkBotLongPoll):  # type: ignore[misc]
             if not server.startswith("http"):
                 raise ValueError("no address")
         self.key, self.url, self.ts = key, server, ts
+        # Proxies and certificates of the environment: requests would look for them at each poll.
+        self.environment = self.session.merge_environment_settings(server, {}, None, None, None)
 
     def check(self, ts: str, wait: int, timeout: float) -> Json:
         """Return VK's answer at this ts. https://dev.vk.com/ru/api/bots-long-poll/getting-started"""
         params = {"act": "a_check", "key": self.key, "ts": ts, "wait": wait}
         with understood("long poll", Trouble):
-            response = self.session.get(self.url, params=params, timeout=(min(timeout, API_TIMEOUT), timeout))
+            request = requests.Request("GET", self.url, self.session.headers, params=params).prepare()
+            times = (min(timeout, API_TIMEOUT), timeout)
+            response = self.session.get_adapter(self.url).send(request, timeout=times, **self.environment)
         if response.status_code != 200:
             raise Unreadable(f"VK's long poll answers HTTP {response.status_code}")
         with understood("long poll", Unreadable):

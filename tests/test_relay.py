@@ -110,7 +110,6 @@ def test_batches_are_held_while_redis_is_away(client: FakeStrictRedis) -> None:
     assert client.get(TS) == "13"
     assert len(loop.vk.asked) == 2
     assert loop.vk.asked[1] == set()  # known from the batch before
-    assert not loop.fresh
 
 
 def test_no_poll_past_the_limit(client: FakeStrictRedis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,3 +310,64 @@ def test_a_dead_letter_is_told_once(client: FakeStrictRedis, caplog: pytest.LogC
     loop.vk.names = answer
     loop.step()
     assert [record.message for record in caplog.records] == ["Dead letter: missing where an object is due"]
+
+
+def test_a_burst_is_named_at_once(client: FakeStrictRedis) -> None:
+    """Full answers are polled one after the other, up to a limit, and one request names them all."""
+    full = [batch(10 + 100 * number, *(f"{number}-{index}" for index in range(100))) for number in range(7)]
+    loop = relay_of(client, *full)
+    loop.step()
+    assert [wait for _, wait in loop.vk.polls] == [25, 1, 1, 1, 1]
+    assert len(loop.held) == 1
+    loop.step()
+    assert len(sent(client)) == 500
+    assert len(loop.vk.asked) == 1
+    assert client.get(TS) == "510"
+    loop.step()
+    assert sent(client) == [one["event_id"] for part in full for one in part.updates]
+
+
+def test_names_stay_in_memory_for_a_while(client: FakeStrictRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So long is the cache not asked; with no cache there is no memory either."""
+    now = 100.0
+    monkeypatch.setattr(relay.time, "monotonic", lambda: now)
+    loop = relay_of(client, *(batch(10 + number, str(number)) for number in range(4)))
+    asked: list[set[int]] = []
+    monkeypatch.setattr(loop.bus, "names", lambda ids: asked.append(set(ids)) or {})
+    for _ in range(5):
+        loop.step()
+    assert [bool(ids) for ids in asked] == [True, False, False, False]
+    loop.bus.names_ttl = 0
+    now += relay.REMEMBER
+    loop.vk.answers = [batch(14, "5"), batch(15, "6"), batch(16, "7")]
+    for _ in range(4):
+        loop.step()
+    assert [bool(ids) for ids in asked[4:]] == [True, True, True]
+
+
+def test_names_are_forgotten_when_another_fetcher_was_first(client: FakeStrictRedis) -> None:
+    """It may have been told a newer title, which is in the cache."""
+    loop = relay_of(client, batch(10, "a"), batch(11, "b"), batch(13, "d"))
+    for _ in range(2):
+        loop.step()
+    title = json.dumps(["new title", "", "", ""])
+    client.set(f"{{events}}:name:{vk.PEER}", title)
+    client.set(TS, "13")
+    loop.step()
+    loop.step()
+    (entry,) = client.xrevrange("events", count=1)
+    event = json.loads(entry[1]["event"])
+    assert (event["event_id"], event["peer"]["name"]) == ("d", "new title")
+
+
+def test_heartbeats_are_spaced(client: FakeStrictRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not each of many batches costs one."""
+    now = 100.0
+    monkeypatch.setattr(relay.time, "monotonic", lambda: now)
+    loop = relay_of(client)
+    beats: list[float] = []
+    monkeypatch.setattr(loop.bus, "beat", lambda: beats.append(now))
+    for _ in range(30):
+        loop.step()
+        now += 0.1
+    assert 2 <= len(beats) <= 4
