@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=10_000, help="of a storm (%(default)s)")
     parser.add_argument("--samples", type=int, default=1000, help="of the delay, in each round (%(default)s)")
     parser.add_argument("--starts", type=int, default=7, help="in each round (%(default)s)")
-    parser.add_argument("--grow", type=int, default=100_000, help="events of the longest run; 0: none (%(default)s)")
+    parser.add_argument("--grow", type=int, default=1_000_000, help="events of the longest run; 0: none (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one small round: whether it works, not how well")
     parser.add_argument("--only", nargs="+", choices=MODULES, default=list(MODULES), metavar="CONTENDER")
     parser.add_argument("--out", type=Path, default=HERE, help="directory of results.md and results.svg")
