@@ -22,6 +22,7 @@ local events, letters = tonumber(ARGV[at]), nil
 if redis.acl_check_cmd then
   local commands = {{'SET', checkpoint, ''}, {'ZADD', seen, 0, ''}, {'ZREMRANGEBYRANK', seen, 0, 0},
     {'XADD', stream, '*', 'event', ''}, {'XADD', dead, '*', 'error', ''}}
+  if KEYS[5] then commands[#commands + 1] = {'SET', KEYS[5], ''} end
   for i = at + 2, at + 3 * events, 3 do commands[ARGV[i]] = {'PUBLISH', ARGV[i], ''} end
   for _, command in pairs(commands) do
     if not redis.acl_check_cmd(unpack(command)) then

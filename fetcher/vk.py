@@ -227,10 +227,10 @@ class VK:
         try:
             wait = wait if self.polled else 1
             answer = self.longpoll.check(ts, wait, wait + self.poll_margin)
-        except Unreadable as error:
-            return self.jump(ts, error)
-        except Trouble:
+        except Trouble as error:
             self.renew_at = min(self.renew_at, now + ASK_AGAIN)  # VK's server may have moved
+            if isinstance(error, Unreadable):
+                return self.jump(ts, error)
             raise
         self.stuck_ts = ""
         if not self.polled:  # the first poll is a short one, so that the first events need not wait for the settings
@@ -338,8 +338,10 @@ class VK:
             if refused.code != TOO_BIG:
                 log.debug("%s", refused)
                 return [None] * len(questions)
-            if all(len(question.ids) == 1 for question in questions):
+            if len(questions) == len(questions[0].ids) == 1:
                 raise Trouble(str(refused)) from None
+            if all(len(question.ids) == 1 for question in questions):
+                return [answer for question in questions for answer in self.answers([question])]
             return [refused] * len(questions)
         for failure in failures:
             if failure is not True and not isinstance(failure, Refused):

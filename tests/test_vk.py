@@ -314,6 +314,8 @@ def test_too_big(polling: VK, net: Net) -> None:
     net.answers["execute"] = [error(13), inside([person(1)], [person(2)], [person(3)])]
     assert [name.nick for name in polling.names([1, 2, 3]).values()] == ["anna1", "anna2", "anna3"]
     assert len(net.requests) == 2
+    net.answers["execute"] = [error(13), error(13), inside([person(1)]), inside([person(2)])]
+    assert [name.nick for name in polling.names([1, 2]).values()] == ["anna1", "anna2"]
     net.answers["execute"] = [error(13)]
     with pytest.raises(Trouble, match="13"):
         polling.names([5])
@@ -642,6 +644,21 @@ def test_no_jump_where_all_is_unreadable(polling: VK, net: Net) -> None:
     assert 4 <= len(tries) <= 6, "of the five minutes behind the first ten"
 
 
+@pytest.mark.parametrize("answer", [(404, ""), (200, "<html>moved</html>")])
+def test_the_server_has_moved(polling: VK, net: Net, answer: Any) -> None:
+    """An old server that answers nothing readable is left after a minute, and nothing is lost: it was not the ts."""
+    net.answers["poll"] = [answer, answer, {"ts": "1002", "updates": [1, 2]}]
+    moved = START["response"] | {"server": "https://lp.vk.ru/new", "ts": "1002"}
+    net.answers["groups.getLongPollServer"] = [{"response": moved}]
+    for _ in range(2):
+        with pytest.raises(Unreadable):
+            polling.poll("1000", 25)
+        assert polling.longpoll.url != "https://lp.vk.ru/new"
+        net.clock.now += 31
+    assert polling.poll("1000", 25) == Batch("1000", "1002", [1, 2])
+    assert polling.longpoll.url == "https://lp.vk.ru/new"
+
+
 def test_no_jump_at_another_place(polling: VK, net: Net) -> None:
     """The ten minutes begin anew at another ts, and after an answer that could be read."""
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "2000"}}]
@@ -656,7 +673,7 @@ def test_no_jump_at_another_place(polling: VK, net: Net) -> None:
     net.clock.now += 29
     with pytest.raises(Unreadable):
         polling.poll("1001", 25)
-    assert not net.asked("groups.getLongPollServer")
+    assert "2000" not in [params["ts"] for params in net.asked("poll")]
 
 
 # A new key in time
