@@ -18,7 +18,7 @@ for key, kind in pairs({[seen] = 'zset', [stream] = 'stream', [dead] = 'stream'}
   end
 end
 local at = 6
-local events, letters = tonumber(ARGV[at]), nil
+local events = tonumber(ARGV[at])
 if redis.acl_check_cmd then
   local commands = {{'SET', checkpoint, ''}, {'ZADD', seen, 0, ''}, {'ZREMRANGEBYRANK', seen, 0, 0},
     {'XADD', stream, '*', 'event', ''}, {'XADD', dead, '*', 'error', ''}}
@@ -44,7 +44,7 @@ for i = at + 1, at + 3 * events, 3 do
   end
 end
 at = at + 3 * events + 1
-letters = tonumber(ARGV[at])
+local letters = tonumber(ARGV[at])
 at = at + 1
 for _ = 1, letters do
   local fields = tonumber(ARGV[at + 1])

@@ -163,13 +163,12 @@ class Relay:
         """Return what the batch puts on the bus, with the names from the cache and, for the rest, from VK."""
         if batch.error:
             return Entries([], [Letter("", {"since": batch.since, "until": batch.until, "error": batch.error})], {})
-        short = {place for update in batch.updates if (place := builders.cropped(update))}
-        whole = self.vk.whole(short) if short else {}
+        places = [builders.cropped(update) for update in batch.updates]
+        whole = self.vk.whole({place for place in places if place})
         events: list[Event] = []
         letters: list[Letter] = []
-        for ts, update in enumerate(batch.updates, int(batch.since) + 1):
+        for ts, (update, place) in enumerate(zip(batch.updates, places, strict=True), int(batch.since) + 1):
             try:
-                place = builders.cropped(update)
                 found = whole.get(place) if place else None
                 event = builders.build(builders.completed(update, found) if found else update, self.command)
             except Exception as error:  # whatever is wrong with one update, its neighbours go out

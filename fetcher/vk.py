@@ -287,13 +287,11 @@ class VK:
     def names(self, ids: Iterable[int]) -> dict[int, Name]:
         """Return the name of each id, an empty one where VK tells none; 1000 people and 100 chats cost one request."""
         ids = sorted(ids)
-        people, groups, chats = (
-            [id for id in ids if id > 0],
-            [-id for id in ids if id < 0],
-            [id for id in ids if id > CHATS],
-        )
+        people = [id for id in ids if 0 < id < CHATS]
+        groups = [-id for id in ids if id < 0]
+        chats = [id for id in ids if id > CHATS]
         fields = {"fields": "domain,screen_name"}
-        questions = Question("users.get", "user_ids", people[: len(people) - len(chats)], fields, _people).parts(1000)
+        questions = Question("users.get", "user_ids", people, fields, _people).parts(1000)
         questions += Question("groups.getById", "group_ids", groups, {}, _communities).parts(500)
         questions += Question("messages.getConversationsById", "peer_ids", chats, {}, _chats).parts(100)
         found = self.ask(questions)
@@ -332,8 +330,8 @@ class VK:
         try:
             with understood("execute", Trouble):
                 pool.execute()
-                asked = list(zip(questions, results, strict=True))
-                failures = [result.ok or self.api.failure(q.method, result.error, inside=True) for q, result in asked]
+                asked = zip(questions, results, strict=True)
+                answers = [r.result if r.ok else self.api.failure(q.method, r.error, inside=True) for q, r in asked]
         except Refused as refused:
             if refused.code != TOO_BIG:
                 log.debug("%s", refused)
@@ -343,10 +341,10 @@ class VK:
             if all(len(question.ids) == 1 for question in questions):
                 return [answer for question in questions for answer in self.answers([question])]
             return [refused] * len(questions)
-        for failure in failures:
-            if failure is not True and not isinstance(failure, Refused):
-                raise failure
-        return [result.result if result.ok else failure for result, failure in zip(results, failures, strict=True)]
+        for answer in answers:
+            if isinstance(answer, Trouble) and not isinstance(answer, Refused):
+                raise answer
+        return answers
 
 
 def _people(answer: Any) -> dict[int, Name]:
