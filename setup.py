@@ -31,6 +31,7 @@ setup(
             "mypy>=1.15",
             "pytest>=8.3",
             "pytest-randomly>=3.16",
+            "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "responses>=0.25",
             "ruff>=0.12",

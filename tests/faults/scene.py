@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.processes import Fetcher
 from tests.servers import Proxy, Server, cluster, wait_until
@@ -51,7 +53,7 @@ class Listener(threading.Thread):
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
-        self.client = redis.Redis(port=port, password=PASSWORD, socket_timeout=5)
+        self.client = redis.Redis(port=port, password=PASSWORD, socket_timeout=5, retry=Retry(NoBackoff(), 0))
         self.heard: list[str] = []
         self.ended = False
         self.start()
@@ -64,6 +66,11 @@ class Listener(threading.Thread):
                     if (got := live.get_message(timeout=0.2)) and got["type"] == "pmessage":
                         self.heard.append(json.loads(got["data"])["event_id"])
             time.sleep(0.02)
+
+    def end(self) -> None:
+        """Listen no longer."""
+        self.ended = True
+        self.join()
 
 
 class Scene:
@@ -114,7 +121,7 @@ class Scene:
 
     def close(self) -> None:
         self.stop.set()
-        self.listener.ended = True
+        self.listener.end()
         self.stack.close()
 
     @property
@@ -147,8 +154,8 @@ class Scene:
         self.server.kill()
         self.proxy.target_port = self.spare.port
         self.server, self.spare = self.spare, None
-        self.listener.ended, heard = True, self.listener.heard
-        self.listener = Listener(self.server.port)
+        self.listener.end()
+        heard, self.listener = self.listener.heard, Listener(self.server.port)
         self.listener.heard += heard
         self.last = ""
 
