@@ -30,12 +30,10 @@ from tests.servers import Server, wait_until
 
 TYPES = ["message", "command", "button", "reaction"]
 
-pytestmark = pytest.mark.xdist_group("demo")  # one demo at a time: it wants the usual port
-
 
 @pytest.fixture
 def shown() -> Iterator[Fetcher]:
-    """A demo that has said where it listens, on a port that nobody else uses."""
+    """A demo that has said where it listens, on a port that no other test wants."""
     with Fetcher("--demo", constants={"fetcher.demo:PORT": free_port()}, PYTHONUNBUFFERED="") as fetcher:
         fetcher.wait_for("Ctrl-C ends the demo")
         yield fetcher
@@ -99,7 +97,7 @@ def test_events_keep_coming(shown: Fetcher) -> None:
 
 def test_terminal_without_cyrillic() -> None:
     """A terminal that cannot show the names gets question marks."""
-    with Fetcher("--demo", PYTHONIOENCODING="ascii") as fetcher:
+    with Fetcher("--demo", constants={"fetcher.demo:PORT": free_port()}, PYTHONIOENCODING="ascii") as fetcher:
         hello = fetcher.wait_for("Ctrl-C ends the demo")
         assert "????" in fetcher.lines[fetcher.wait_for("message ", after=hello)]
 

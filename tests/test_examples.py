@@ -14,7 +14,8 @@ import pytest
 import redis
 
 from fetcher import Event, Message, Peer, User
-from tests.processes import ROOT
+from tests import free_port
+from tests.processes import ROOT, Fetcher
 from tests.servers import Server, wait_until
 from tests.vk import METHODS, VK, Refused
 
@@ -77,18 +78,8 @@ def client(server: Server) -> Iterator[redis.Redis]:
 @pytest.fixture(scope="module")
 def demo() -> Iterator[str]:
     """The address of the demo's bus."""
-    command = [sys.executable, "main.py", "--demo"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8") as process:
-        assert process.stdout
-        reading = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
-        lines: list[str] = []
-        reading.start()
-        try:
-            wait_until(lambda: any("redis://" in line for line in lines), what="the demo's address")
-            yield re.findall(r"redis://[\w.:/]+", "".join(lines))[0]
-        finally:
-            process.terminate()
-            reading.join(5)
+    with Fetcher("--demo", constants={"fetcher.demo:PORT": free_port()}) as fetcher:
+        yield re.findall(r"redis://[\w.:/]+", fetcher.lines[fetcher.wait_for("redis://")])[0]
 
 
 @pytest.fixture
@@ -177,7 +168,6 @@ def test_each_line_of_the_shell_examples_is_understood(server: Server, client: r
 # --- On the demo's bus -------------------------------------------------------------------------------------
 
 
-@pytest.mark.xdist_group("demo")  # one demo at a time: it wants the usual port
 def test_the_demo_is_answered(demo: str, sent: list[dict[str, Any]]) -> None:
     with VK() as vk, Example("answer_commands.py", redis_url=demo, vk=vk) as example:
         commands = redis.Redis.from_url(demo)
@@ -187,7 +177,6 @@ def test_the_demo_is_answered(demo: str, sent: list[dict[str, Any]]) -> None:
         assert example.process.poll() is None
 
 
-@pytest.mark.xdist_group("demo")
 def test_the_demo_is_moderated(demo: str) -> None:
     client = redis.Redis.from_url(demo)
     with Example("moderation_worker.py", "moderation-1", redis_url=demo) as example:
