@@ -51,10 +51,10 @@ class Count(NamedTuple):
 class Listener(threading.Thread):
     """Keeps what the channels bring; what is published while it is not connected it cannot know."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, server: Server, heard: list[str]) -> None:
         super().__init__(daemon=True)
-        self.client = redis.Redis(port=port, password=PASSWORD, socket_timeout=5, retry=Retry(NoBackoff(), 0))
-        self.heard: list[str] = []
+        self.client = server.client(socket_timeout=5, retry=Retry(NoBackoff(), 0))  # ends as soon as the server does
+        self.heard = heard
         self.ended = False
         self.start()
 
@@ -107,7 +107,7 @@ class Scene:
         self.people = 0
         self.stop = threading.Event()
         self.pushing = threading.Lock()
-        self.listener = Listener(self.server.port)
+        self.listener = Listener(self.server, [])
         checkpoint = f"{{events}}:ts:{self.vk.group_id}"
         wait_until(lambda: self.server.client().exists(checkpoint), what="the first start")
         self.say(5)
@@ -155,8 +155,7 @@ class Scene:
         self.proxy.target_port = self.spare.port
         self.server, self.spare = self.spare, None
         self.listener.end()
-        heard, self.listener = self.listener.heard, Listener(self.server.port)
-        self.listener.heard += heard
+        self.listener = Listener(self.server, self.listener.heard)
         self.last = ""
 
     # Traffic
