@@ -90,3 +90,9 @@ def read(environment: Mapping[str, str], token_needed: bool = True) -> Config:
     if wrong:
         raise ValueError("; ".join(wrong) + ": mend this in the environment or in .env")
     return config
+
+
+def parse(given: Mapping[str, str]) -> Config:
+    """Stand in for config.parse, which reads no file."""
+    redis_url, maxlen, level = given["REDIS_URL"], int(given["STREAM_MAXLEN"]), given["LOG_LEVEL"]
+    return Config(given["TOKEN"], int(given["GROUPID"]), redis_url, "events", "/!", maxlen, 600, 25, 3600, level)
