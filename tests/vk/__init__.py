@@ -1,0 +1,35 @@
+"""VK as a client meets it: its API and its Bots Long Poll, over real HTTP on loopback, faults included.
+
+In a test `with VK() as vk:`; for a benchmark a process of its own, `python -m tests.vk --help`.
+"""
+
+from fetcher.demo import inner_calls
+from tests.vk.methods import METHODS, RequestRejected, community, conversation, person
+from tests.vk.server import TOKEN, VK, Fault, Request
+from tests.vk.updates import CHAT, GROUP, PEER, PERSON, button, error, message, reaction, traffic, update
+
+__all__ = [
+    "CHAT",
+    "GROUP",
+    "METHODS",
+    "PEER",
+    "PERSON",
+    "TOKEN",
+    "VK",
+    "Fault",
+    "Refused",
+    "Request",
+    "RequestRejected",
+    "button",
+    "community",
+    "conversation",
+    "error",
+    "inner_calls",
+    "message",
+    "person",
+    "reaction",
+    "traffic",
+    "update",
+]
+
+Refused = RequestRejected  # the former name
