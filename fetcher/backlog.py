@@ -294,4 +294,3 @@ def error_of(pending: Pending) -> str:
     """Return why the gap is there."""
     (letter,) = pending.entries or ()
     return letter.fields["error"] if isinstance(letter, DeadLetter) else ""
-

@@ -67,7 +67,9 @@ class Bus:
         return self.clients[timeout]
 
     def _note_connection(self, timeout: int) -> None:
-        self.reconnected = self.reconnected or timeout == TIMEOUT or timeout in self.connected  # a first one breaks none
+        self.reconnected = (
+            self.reconnected or timeout == TIMEOUT or timeout in self.connected
+        )  # a first one breaks none
         self.connected.add(timeout)
 
     @cached_property

@@ -95,9 +95,3 @@ def parse(given: Mapping[str, str], token_needed: bool = True, wrong: list[str] 
     if wrong:
         raise ValueError("; ".join(wrong) + ": fix this in the environment or in .env")
     return config
-
-
-def parse(given: Mapping[str, str]) -> Config:
-    """Stand in for config.parse, which reads no file."""
-    redis_url, maxlen, level = given["REDIS_URL"], int(given["STREAM_MAXLEN"]), given["LOG_LEVEL"]
-    return Config(given["TOKEN"], int(given["GROUPID"]), redis_url, "events", "/!", maxlen, 600, 25, 3600, level)

@@ -112,7 +112,9 @@ class Lookups:
             with translate_errors("execute"):
                 pool.execute()
                 asked = zip(lookups, results, strict=True)
-                return [one.result if one.ok else self.api.failure(q.method, one.error, inside=True) for q, one in asked]
+                return [
+                    one.result if one.ok else self.api.failure(q.method, one.error, inside=True) for q, one in asked
+                ]
         except RequestRejected as rejected:
             if rejected.code not in ERRORS or ERRORS[rejected.code].kind is not Kind.TOO_LARGE:
                 log.debug("%s", rejected)

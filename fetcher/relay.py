@@ -21,7 +21,9 @@ from .longpoll import LongPoll
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same failure
 HEARTBEAT_INTERVAL = 1.0  # seconds
-DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, for it keeps few updates; and of polls in a failed step
+DRAIN_TIME = (
+    1.0  # seconds of commits before VK is polled again, for it keeps few updates; and of polls in a failed step
+)
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages that VK does not tell now
 BURST = 100  # updates in one answer mean that VK has more: these are polled before names are asked for
 QUICK_COMMIT = 0.25  # seconds: the next piece may be larger
