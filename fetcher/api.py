@@ -86,7 +86,7 @@ ERRORS = {
             100,
             "bad parameter",
             Kind.FATAL_AT_START,
-            "VK does not know the community, or Long Poll is off: check GROUPID and switch Long Poll on in its settings",
+            "VK does not know the community, or Long Poll is off: check GROUPID and switch Long Poll on",
         ),
         VkError(
             125, "invalid group id", Kind.FATAL_AT_START, "VK does not know the community: check GROUPID"

@@ -29,8 +29,8 @@ A commit is one script, all or nothing (commit.lua). It answers the checkpoint a
     restore   | there is no checkpoint              | a dead letter; the fetcher's own checkpoint is stored
 
 When the bus answers that something is missing before what is pending, the hole is filled in this order: from what was
-committed lately (a failover took it away); from VK, polled at the checkpoint (`hole`); with a gap that ends where what is
-pending begins, never further. If VK itself is not that far, it has begun anew, and what is pending is late.
+committed lately (a failover took it away); from VK, polled at the checkpoint (`hole`); with a gap that ends where what
+is pending begins, never further. If VK itself is not that far, it has begun anew, and what is pending is late.
 
 Commits are pieces of a bounded number of events and bytes. A time-out halves the piece, down to a single event, and a
 quick answer doubles it. A batch larger than a piece goes out in parts that do not move the checkpoint, and the last one
@@ -60,7 +60,7 @@ LOST_CHECKPOINT = "Redis had lost the checkpoint"
 class Pending:
     """What is not on the bus yet: a batch, before or after its events are built, or a dead letter about VK's history.
 
-    `held_since` is when it came, in seconds of the caller's clock; `committed` counts the entries that went out in parts.
+    `held_since` is when it came, in seconds of the caller's clock; `committed` counts the entries that are out in parts.
     """
 
     kind: Literal["batch", "repeat", "late", "gap", "restore"]

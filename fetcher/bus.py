@@ -67,9 +67,8 @@ class Bus:
         return self.clients[timeout]
 
     def _note_connection(self, timeout: int) -> None:
-        self.reconnected = (
-            self.reconnected or timeout == TIMEOUT or timeout in self.connected
-        )  # a first one breaks none
+        """Note a new connection that replaces another; the first one of each further client does not."""
+        self.reconnected = self.reconnected or timeout == TIMEOUT or timeout in self.connected
         self.connected.add(timeout)
 
     @cached_property

@@ -36,7 +36,7 @@ class Config:
 
 
 def read(environment: Mapping[str, str], token_needed: bool = True) -> Config:
-    """Return the settings of the environment and `.env`; raise ValueError with one sentence that names every wrong one."""
+    """Return the settings of the environment and `.env`, as `parse` does."""
     try:
         given = {name: value for name, value in dotenv_values(".env", interpolate=False).items() if value}
     except (OSError, ValueError) as error:

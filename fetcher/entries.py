@@ -84,7 +84,7 @@ def entry_of(event: Event, update: Any, place: str) -> Entry | DeadLetter:
 
 
 def dead_letter(update: Any, place: str, error: Exception) -> DeadLetter:
-    """Return the dead letter of an update; without an id of its own it is known by its place in VK's history and text."""
+    """Return the dead letter of an update; one without an event_id is known by its place in VK's history and its text."""
     try:
         raw = json.dumps(update)
     except RecursionError:
