@@ -254,13 +254,16 @@ class Backlog:
         elif not self.pending or self.pending[0].kind != "restore":
             self.pending.appendleft(restore(self.checkpoint or self.start_ts))
 
-    def timed_out(self) -> None:
-        """Commit smaller pieces: the last one was too large for the link."""
+    # How much goes out at once
+
+    def shrink_piece(self) -> None:
+        """Commit smaller pieces: the last one took too long."""
         self.piece, self.piece_bytes = max(1, self.piece // 2), max(1, self.piece_bytes // 2)
 
-    def was_quick(self) -> None:
-        """Commit larger pieces."""
-        self.piece, self.piece_bytes = min(MAX_PIECE, 2 * self.piece), min(MAX_PIECE_BYTES, 2 * self.piece_bytes)
+    def grow_piece(self, commit: Commit) -> None:
+        """Commit larger pieces, if this one was about as large as allowed."""
+        if 2 * len(commit.entries) > self.piece or 2 * commit.size > self.piece_bytes:
+            self.piece, self.piece_bytes = min(MAX_PIECE, 2 * self.piece), min(MAX_PIECE_BYTES, 2 * self.piece_bytes)
 
 
 def is_after(ts: str, other: str) -> bool:

@@ -84,11 +84,12 @@ def entry_of(event: Event, update: Any, place: str) -> Entry | DeadLetter:
 
 
 def dead_letter(update: Any, place: str, error: Exception) -> DeadLetter:
-    """Return the dead letter of an update; one without an event_id is known by its place in VK's history and its text."""
+    """Return the dead letter of an update; one without event_id is known by its place in VK's history and text."""
     try:
         raw = json.dumps(update)
     except RecursionError:
-        raw = json.dumps({key: value for key, value in update.items() if isinstance(value, str | int)})
+        fields = update if isinstance(update, dict) else {}
+        raw = json.dumps({key: value for key, value in fields.items() if isinstance(value, str | int)})  # the top of it
     reason = str(error) if type(error) is ValueError else repr(error)
     id = update.get("event_id") if isinstance(update, dict) else None
     if not isinstance(id, str) or not id:

@@ -82,7 +82,7 @@ class Lookups:
         return {place: message for place, message in resolved.items() if message}, failure
 
     def resolve(self, lookups: list[Lookup]) -> tuple[dict[Any, Any], Failure]:
-        """Return all that VK answers, None where it has no answer; what it refuses for several ids is asked in chunks."""
+        """Return what VK answers, None where it has nothing; what it refuses for several ids is asked in chunks."""
         resolved: dict[Any, Any] = {}
         failure: Failure = None
         while lookups:
@@ -111,9 +111,9 @@ class Lookups:
         try:
             with translate_errors("execute"):
                 pool.execute()
-                asked = zip(lookups, results, strict=True)
                 return [
-                    one.result if one.ok else self.api.failure(q.method, one.error, inside=True) for q, one in asked
+                    result.result if result.ok else self.api.failure(lookup.method, result.error, inside=True)
+                    for lookup, result in zip(lookups, results, strict=True)
                 ]
         except RequestRejected as rejected:
             if rejected.code not in ERRORS or ERRORS[rejected.code].kind is not Kind.TOO_LARGE:

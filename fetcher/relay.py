@@ -21,9 +21,7 @@ from .longpoll import LongPoll
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same failure
 HEARTBEAT_INTERVAL = 1.0  # seconds
-DRAIN_TIME = (
-    1.0  # seconds of commits before VK is polled again, for it keeps few updates; and of polls in a failed step
-)
+DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls in a step that fails: VK forgets soon
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages that VK does not tell now
 BURST = 100  # updates in one answer mean that VK has more: these are polled before names are asked for
 QUICK_COMMIT = 0.25  # seconds: the next piece may be larger
@@ -67,13 +65,14 @@ class Relay:
         with collect_errors(errors):
             self.backlog.start_ts = self.backlog.start_ts or self.longpoll.latest_ts()
             self.commit()
+        if any(isinstance(error, RedisUnavailable) for error in errors):
+            self.bus.reconnected = True  # even where the connection holds: Redis may not be the one that it was
         if not self.backlog.start_ts or (errors and isinstance(errors[0], FatalError) and not self.backlog.pending):
             return errors
         redis_up = not any(isinstance(error, RedisUnavailable | FatalError) for error in errors)
         metrics.REDIS_UP.set(int(redis_up))
         self.longpoll.shorten_timeouts(not redis_up)  # Redis may be back at any moment
         if not redis_up:
-            self.bus.reconnected = True  # even where the connection holds: Redis may not be the one that it was
             with collect_errors(errors):
                 self.build(use_cache=False)  # so that nothing is needed from VK when Redis is back
         with collect_errors(errors):
@@ -106,11 +105,13 @@ class Relay:
         try:
             checkpoint = self.bus.commit(commit)
         except RedisTimeout:
-            self.backlog.timed_out()
+            self.backlog.shrink_piece()
             raise
         took = time.monotonic() - begun
-        if took < QUICK_COMMIT:
-            self.backlog.was_quick()
+        if took > DRAIN_TIME:
+            self.backlog.shrink_piece()
+        elif took < QUICK_COMMIT:
+            self.backlog.grow_piece(commit)
         if checkpoint != commit.until:
             self.entries.directory.forget()  # another fetcher may have been told newer titles
         count(commit, took)
@@ -119,14 +120,14 @@ class Relay:
     def fill(self, hole: str) -> None:
         """Ask VK for what is missing before what is pending."""
         answer = self.longpoll.poll(hole, 1)
-        if answer == Batch(hole, hole, [], answer.size if isinstance(answer, Batch) else 0):
-            if is_after(self.longpoll.renew(), hole):
-                return  # VK is further than that: its answer is late, or the old key was of no use
+        empty = isinstance(answer, Batch) and not answer.updates and answer.until == hole
+        if empty and is_after(self.longpoll.renew(), hole):
+            return  # VK is further than that, and says so with a new key only: it is asked again
         self.backlog.fill(answer, time.monotonic())
         self.note(answer)
 
     def build(self, use_cache: bool) -> None:
-        """Build the events of the oldest batches that are pending, once their names are known or waited for long enough."""
+        """Build the events of the oldest pending batches, with the names that VK tells within NAMES_TIMEOUT."""
         group, now = self.backlog.unbuilt(), time.monotonic()
         overdue = [one for one in group if now - one.held_since >= NAMES_TIMEOUT]
         self.entries.build(overdue or group, bool(overdue), use_cache)
