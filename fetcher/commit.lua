@@ -24,32 +24,48 @@ elseif kind ~= 'late' and is_after(since, stored) then
   return stored
 end
 
-local events, first_letter = tonumber(ARGV[8]), 9 + 3 * tonumber(ARGV[8])
-local letters, forgotten = tonumber(ARGV[first_letter]), false
-if kind ~= 'gap' and kind ~= 'restore' then
-  forgotten = stored - till >= ARGV[5] / 2 and redis.call('ZCARD', seen) >= tonumber(ARGV[5])
+local events, letters_at = tonumber(ARGV[8]), 9 + 3 * ARGV[8]
+local letters = tonumber(ARGV[letters_at])
+local forgotten = false
+if kind ~= 'gap' and kind ~= 'restore' and stored - till >= ARGV[5] / 2 then
+  forgotten = #redis.call('ZREVRANGE', seen, ARGV[5] - 1, ARGV[5] - 1) > 0
   if forgotten and (kind == 'repeat' or events + letters == 0) then return stored end
 end
+local moves = kind == 'gap' or kind == 'restore' or (kind ~= 'late' and keep > 0 and is_after(till, stored))
+local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0)
+local trims = keep > 0 and math.floor(score / 256) ~= math.floor((score + events + letters) / 256) -- now and then
 
 -- A script does not roll back: whatever may be refused is asked before the first write.
-for key, due in pairs({[seen] = 'zset', [stream] = 'stream', [dead] = 'stream'}) do
+local refused
+local function require_type(key, due)
   local found = redis.call('TYPE', key).ok
   if found ~= 'none' and found ~= due then
-    return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', not a ' .. due)
+    refused = redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', not a ' .. due)
   end
 end
+local function require_permission(command, key, ...)
+  if not redis.acl_check_cmd(command, key, ...) then
+    refused = redis.error_reply('NOPERM no permission for ' .. command .. ' ' .. key)
+  end
+end
+if events > 0 then require_type(stream, 'stream') end
+if letters > 0 or forgotten then require_type(dead, 'stream') end
 if redis.acl_check_cmd then
-  local commands = {{'SET', checkpoint, ''}, {'ZADD', seen, 0, ''}, {'ZREMRANGEBYRANK', seen, 0, 0},
-    {'XADD', stream, '*', 'event', ''}, {'XADD', dead, '*', 'error', ''}}
-  for i = 10, first_letter - 1, 3 do commands[ARGV[i]] = {'PUBLISH', ARGV[i], ''} end
-  for _, command in pairs(commands) do
-    if not redis.acl_check_cmd(unpack(command)) then
-      return redis.error_reply('NOPERM no permission for ' .. command[1] .. ' ' .. command[2])
+  require_permission('ZADD', seen, '0', '')
+  if moves then require_permission('SET', checkpoint, '') end
+  if trims then require_permission('ZREMRANGEBYRANK', seen, '0', '0') end
+  if events > 0 then require_permission('XADD', stream, '*', 'event', '') end
+  if letters > 0 or forgotten then require_permission('XADD', dead, '*', 'error', '') end
+  local asked = {}
+  for i = 10, letters_at - 1, 3 do
+    if not asked[ARGV[i]] then
+      require_permission('PUBLISH', ARGV[i], '')
+      asked[ARGV[i]] = true
     end
   end
 end
+if refused then return refused end
 
-local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0)
 local function is_new(id)
   score = score + 1
   return redis.call('ZADD', seen, 'NX', score, id) == 1
@@ -64,22 +80,22 @@ if forgotten then
   return stored
 end
 local live = {}
-for i = 9, first_letter - 1, 3 do
+for i = 9, letters_at - 1, 3 do
   if is_new(ARGV[i]) then
     redis.call('XADD', stream, 'MAXLEN', '~', ARGV[6], '*', 'event', ARGV[i + 2])
     live[#live + 1] = i
   end
 end
-local at = first_letter + 1
+local at = letters_at + 1
 for _ = 1, letters do
-  local fields = tonumber(ARGV[at + 1])
-  add_letter(ARGV[at], unpack(ARGV, at + 2, at + 1 + fields))
-  at = at + 2 + fields
+  local last = at + 1 + ARGV[at + 1]
+  add_letter(ARGV[at], unpack(ARGV, at + 2, last))
+  at = last + 1
 end
-if kind == 'gap' or kind == 'restore' or (kind ~= 'late' and keep > 0 and is_after(till, stored)) then
+if moves then
   redis.call('SET', checkpoint, till)
   stored = till
 end
-if keep > 0 then redis.call('ZREMRANGEBYRANK', seen, 0, -1 - keep) end
+if trims then redis.call('ZREMRANGEBYRANK', seen, 0, -1 - keep) end
 for _, i in ipairs(live) do redis.call('PUBLISH', ARGV[i + 1], ARGV[i + 2]) end
 return stored
