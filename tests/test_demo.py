@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -260,13 +261,16 @@ def test_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert re.fullmatch("event-fetcher: the demo needs Unix, .*\n", capsys.readouterr().err)
 
 
-def test_directory_of_any_name(tmp_path: Path) -> None:
+def test_directory_of_any_name() -> None:
     """The directory for temporary files may have any name."""
-    (directory := tmp_path / "a b%20c?#").mkdir()
-    with Fetcher("--demo", constants={"fetcher.demo:PORT": free_port()}, TMPDIR=directory) as fetcher:
+    constants = {"fetcher.demo:PORT": free_port()}
+    with (
+        tempfile.TemporaryDirectory(suffix="a b%20c?#") as directory,
+        Fetcher("--demo", constants=constants, TMPDIR=directory) as fetcher,
+    ):
         assert events(fetcher, 1)
         assert fetcher.terminate() == 0
-        wait_until(lambda: not list(directory.iterdir()), 2, "the end of the directory")
+        wait_until(lambda: not os.listdir(directory), 2, "the end of the directory")
 
 
 def test_server_that_does_not_start(tmp_path: Path) -> None:
