@@ -1,6 +1,6 @@
 """From VK's update to our event: one pure function per type of update, found through BUILDERS at the foot.
 
-Each takes the update as VK sent it and the pattern of a command, returns the event, with the names of user and peer
+Each takes the update as VK sent it and the pattern of a command, returns the event, with the names of people and chats
 still empty, and raises ValueError with the reason where VK left out what an event cannot do without.
 """
 
@@ -9,10 +9,13 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .events import CHATS, Button, Event, Message, Peer, Reaction, Reply, User
+from .events import CHATS, Action, Button, Event, Message, Peer, Reaction, Reply, User
 
 Json = dict[str, Any]
 Builder = Callable[[Json, re.Pattern[str]], Event]
+
+# Who caused an update is the first of these that is there.
+ACTORS = ("user_id", "from_id", "liker_id", "admin_id", "deleter_id", "owner_id")
 
 
 def command_pattern(group: int, prefixes: str) -> re.Pattern[str]:
@@ -24,134 +27,209 @@ def command_pattern(group: int, prefixes: str) -> re.Pattern[str]:
     return re.compile(rf"(?:{mention})?([{re.escape(prefixes)}][^\W_].*)", re.DOTALL)
 
 
-def build(update: Any, command: re.Pattern[str]) -> Event | None:
-    """Return the update's event, or None for a type that nobody here builds; raise ValueError if it is malformed."""
+def build(update: Any, command: re.Pattern[str], raw: bool = False) -> Event | None:
+    """Return the update's event; raise ValueError if the update is malformed.
+
+    A type that is not in BUILDERS gives None, but with `raw` an event: then every event has the update in it, the very
+    dict, and one that cannot be written as JSON is malformed.
+    """
     if not isinstance(update, dict) or not isinstance(update.get("type"), str):
         raise ValueError("the update has no type")
-    builder = BUILDERS.get(update["type"])
-    return builder(update, command) if builder else None
+    builder = BUILDERS.get(update["type"], other if raw else None)
+    if not builder:
+        return None
+    event = builder(update, command)
+    return event._replace(raw=require_json(update, "the update")) if raw else event
 
 
-def cropped(update: Any) -> tuple[int, int] | None:
-    """Return (peer_id, conversation_message_id) of a message that VK has cut short, else None."""
+def cropped_message(update: Any) -> tuple[int, int] | None:
+    """Return (peer_id, conversation_message_id) of a message_new that VK has cut short, else None."""
     try:
-        message = _message(update) if update["type"] == "message_new" else {}
-        return (
-            (_id(message, "peer_id"), _number(message, "conversation_message_id"))
-            if message.get("is_cropped")
-            else None
-        )
+        message = require_message(update) if update["type"] == "message_new" else {}
+        if not message.get("is_cropped"):
+            return None
+        return require_id(message, "peer_id"), number_or_zero(message, "conversation_message_id")
     except (KeyError, TypeError, ValueError):
         return None  # malformed: building it tells why
 
 
-def completed(update: Json, whole: Json) -> Json:
-    """Return the update with the whole message in place of the cropped one."""
-    return {**update, "object": {**update["object"], "message": {**_message(update), **whole}}}
+def with_full_message(update: Json, message: Json) -> Json:
+    """Return the update with the full message in place of the cropped one; what `message` does not tell stays."""
+    contents = update["object"]
+    full = {name: value for name, value in require_message(update).items() if name != "is_cropped"} | message
+    return {**update, "object": {**contents, "message": full} if "message" in contents else full}
+
+
+def sent_at(update: Any) -> int | None:
+    """Return when a message_new was sent, in Unix time, None if VK does not tell."""
+    try:
+        return number_or_zero(require_message(update), "date") or None if update["type"] == "message_new" else None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def message_new(update: Json, command: re.Pattern[str]) -> Event:
     """https://dev.vk.com/ru/reference/objects/message"""
-    message = _message(update)
-    text = _text(message, "text")
+    message = require_message(update)
+    text = text_or_empty(message, "text")
     found = command.fullmatch(text)
-    attachments = [_word(_object(item), "type") for item in _list(message, "attachments")]
-    action = _object(message.get("action") or {})
-    title = _text(action, "text") if action.get("type") == "chat_title_update" else ""
+    attachments = [require_text(require_object(item), "type") for item in list_or_empty(message, "attachments")]
+    more = (("geo", "geo"), ("reply", "reply_message"), ("forward", "fwd_messages"))
+    action = action_of(message["action"]) if message.get("action") else None
+    payload = message.get("payload")
     return Event(
         "command" if found else "message",
-        _word(update, "event_id"),
-        _user(message, "from_id"),
-        _peer(message, title),
+        require_text(update, "event_id"),
+        user_of(require_id(message, "from_id")),
+        peer_of(require_id(message, "peer_id"), action.text if action and action.type == "chat_title_update" else ""),
         message=Message(
-            _number(message, "conversation_message_id"),
+            number_or_zero(message, "conversation_message_id"),
             found[1] if found else text,
-            _reply(message["reply_message"]) if message.get("reply_message") else None,
-            [_reply(item) for item in _list(message, "fwd_messages")],
-            [*attachments, "geo"] if message.get("geo") else attachments,
+            reply_of(message["reply_message"]) if message.get("reply_message") else None,
+            [reply_of(item) for item in list_or_empty(message, "fwd_messages")],
+            attachments + [name for name, key in more if message.get(key)],
         ),
+        action=action,
+        payload=None if payload in (None, "") else payload_of(payload),
     )
 
 
 def message_event(update: Json, command: re.Pattern[str]) -> Event:
     """https://dev.vk.com/ru/api/community-events/json-schema#message_event"""
-    pressed = _object(update.get("object"))
+    pressed = require_object(update.get("object"))
     return Event(
         "button",
-        _word(update, "event_id"),
-        _user(pressed, "user_id"),
-        _peer(pressed),
+        require_text(update, "event_id"),
+        user_of(require_id(pressed, "user_id")),
+        peer_of(require_id(pressed, "peer_id")),
         button=Button(
-            _number(pressed, "conversation_message_id"), _word(pressed, "event_id"), _payload(pressed.get("payload"))
+            number_or_zero(pressed, "conversation_message_id"),
+            require_text(pressed, "event_id"),
+            payload_of(pressed.get("payload")),
         ),
     )
 
 
 def message_reaction_event(update: Json, command: re.Pattern[str]) -> Event:
     """https://dev.vk.com/ru/api/community-events/json-schema#message_reaction_event"""
-    reaction = _object(update.get("object"))
+    reaction = require_object(update.get("object"))
+    rid = number_or_zero(reaction, "reaction_id")
+    if rid < 0:
+        raise ValueError("reaction_id is negative")
     return Event(
         "reaction",
-        _word(update, "event_id"),
-        _user(reaction, "reacted_id"),
-        _peer(reaction),
-        reaction=Reaction(_number(reaction, "cmid"), _number(reaction, "reaction_id")),
+        require_text(update, "event_id"),
+        user_of(require_id(reaction, "reacted_id")),
+        peer_of(require_id(reaction, "peer_id")),
+        reaction=Reaction(number_or_zero(reaction, "cmid"), rid),
     )
 
 
-def _message(update: Json) -> Json:
-    contents = _object(update.get("object"))
-    return _object(contents.get("message", contents))  # before 5.103 the object is the message itself
+def other(update: Json, command: re.Pattern[str]) -> Event:
+    """https://dev.vk.com/ru/api/community-events/json-schema"""
+    fields = require_object(update.get("object"))
+    actor = next((key for key in ACTORS if fields.get(key)), None)
+    uuid = require_id(fields, actor) if actor else -require_id(update, "group_id")
+    return Event(
+        require_text(update, "type"),
+        require_text(update, "event_id"),
+        user_of(uuid),
+        peer_of(number_or_zero(fields, "peer_id") or uuid),
+    )
 
 
-def _user(fields: Json, key: str) -> User:
-    return User(_id(fields, key), "", "", "", "")
+def user_of(uuid: int) -> User:
+    """Return the person or community; the names are looked up later."""
+    return User(uuid, "", "", "", "")
 
 
-def _peer(fields: Json, title: str = "") -> Peer:
-    bpid = _id(fields, "peer_id")
-    return Peer(bpid, max(bpid - CHATS, 0), title)
+def peer_of(bpid: int, name: str = "") -> Peer:
+    """Return the place; its name is looked up later unless the update tells it."""
+    return Peer(bpid, max(bpid - CHATS, 0), name)
 
 
-def _reply(message: Any) -> Reply:
-    return Reply(_number(_object(message), "conversation_message_id"), _text(message, "text"))
+def reply_of(value: Any) -> Reply:
+    """Return a message inside a message."""
+    message = require_object(value)
+    return Reply(
+        number_or_zero(message, "conversation_message_id"),
+        text_or_empty(message, "text"),
+        number_or_zero(message, "from_id"),
+    )
 
 
-def _payload(value: Any) -> Json:
-    """An object as it is, nothing as {}, JSON text of an object parsed, any other value v as {"value": v}."""
+def action_of(value: Any) -> Action:
+    """Return what a message reports about its chat. Types that are new to us are like any other."""
+    action = require_object(value)
+    member = number_or_zero(action, "member_id")  # of a person, a community or an e-mail address
+    return Action(
+        require_text(action, "type"),
+        user_of(member) if member else None,
+        text_or_empty(action, "text") or text_or_empty(action, "email"),
+        number_or_zero(action, "conversation_message_id"),
+    )
+
+
+def payload_of(value: Any) -> Json:
+    """Return an object as it is, nothing as {}, JSON text of an object parsed, any other value v as {"value": v}."""
     if isinstance(value, str):
         try:
-            parsed = json.loads(value, parse_constant=_no_json)
+            parsed = json.loads(value, parse_constant=_refuse)
         except (ValueError, RecursionError):
             parsed = value
         value = parsed if isinstance(parsed, dict) else value
     if value in (None, "") or value == []:
         return {}
+    return require_json(value if isinstance(value, dict) else {"value": value}, "payload")
+
+
+def require_message(update: Json) -> Json:
+    """Return the message of a message_new. Before 5.103 the object is the message itself."""
+    contents = require_object(update.get("object"))
+    return require_object(contents.get("message", contents))
+
+
+def require_json(value: Json, name: str) -> Json:
+    """Return the value; raise ValueError if there is NaN or Infinity in it, or if it is nested too deep."""
     try:
-        json.dumps([[[value]]], allow_nan=False)  # as deep as in the event
+        json.dumps([[[value]]], allow_nan=False)  # deeper than it is in the event
     except (ValueError, RecursionError):
-        raise ValueError("payload cannot be written as JSON") from None
-    return value if isinstance(value, dict) else {"value": value}
+        raise ValueError(f"{name} cannot be written as JSON") from None
+    return value
 
 
-def _no_json(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def _object(value: Any) -> Json:
+def require_object(value: Any) -> Json:
+    """Return the value; raise ValueError if it is no object."""
     if not isinstance(value, dict):
         raise ValueError(f"{_kind(value)} where an object is due")
     return value
 
 
-def _list(fields: Json, key: str) -> list[Any]:
+def require_text(fields: Json, key: str) -> str:
+    """Return the text; raise ValueError if it is empty, missing or something else."""
+    value = fields.get(key)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key} is {_kind(value)}, not text")
+    return value
+
+
+def require_id(fields: Json, key: str) -> int:
+    """Return the number, also if VK sent it as text; raise ValueError if it is missing or something else."""
+    if fields.get(key) is None:
+        raise ValueError(f"{key} is missing")
+    return number_or_zero(fields, key)
+
+
+def list_or_empty(fields: Json, key: str) -> list[Any]:
+    """Return the list, [] if it is missing; raise ValueError if it is something else."""
     value = fields.get(key) or []
     if not isinstance(value, list):
         raise ValueError(f"{key} is {_kind(value)}, not a list")
     return value
 
 
-def _text(fields: Json, key: str) -> str:
+def text_or_empty(fields: Json, key: str) -> str:
+    """Return the text, also if VK sent a number, "" if it is missing; raise ValueError if it is something else."""
     value = fields.get(key)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -160,21 +238,8 @@ def _text(fields: Json, key: str) -> str:
     return value or ""
 
 
-def _word(fields: Json, key: str) -> str:
-    value = fields.get(key)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{key} is {_kind(value)}, not text")
-    return value
-
-
-def _id(fields: Json, key: str) -> int:
-    if fields.get(key) is None:
-        raise ValueError(f"{key} is missing")
-    return _number(fields, key)
-
-
-def _number(fields: Json, key: str) -> int:
-    """Return the number, also if VK sent it as text; 0 if it is missing."""
+def number_or_zero(fields: Json, key: str) -> int:
+    """Return the number, also if VK sent it as text, 0 if it is missing; raise ValueError if it is something else."""
     value = fields.get(key)
     if value is None:
         return 0
@@ -183,6 +248,10 @@ def _number(fields: Json, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
         raise ValueError(f"{key} is {_kind(value)}, not a whole number")
     return int(value)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _kind(value: Any) -> str:

@@ -2,18 +2,19 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urlsplit
 
-import redis
 from dotenv import dotenv_values
 
+from . import connection
+
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-MOST = 10**9  # what Redis takes everywhere as a count or as seconds
+MAX_NUMBER = 10**9  # what Redis takes everywhere as a count or as seconds
 
 
-class Config(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Config:
     """The settings; times are in seconds. What each means stands in the README."""
 
     token: str
@@ -26,31 +27,33 @@ class Config(NamedTuple):
     poll_wait: int
     renew_after: int
     log_level: str
+    raw: bool
+    metrics_port: int | None
 
     def secrets(self) -> list[str]:
-        """Return what must never be printed: the token and Redis's password, as it is and as the address spells it."""
-        passed = redis.ConnectionPool.from_url(self.redis_url).connection_kwargs.get("password")
-        return [secret for secret in (self.token, passed, urlsplit(self.redis_url).password) if secret]
+        """Return what must never be printed: the token and the passwords of Redis."""
+        return [secret for secret in (self.token, *connection.passwords(self.redis_url)) if secret]
 
 
 def read(environment: Mapping[str, str], token_needed: bool = True) -> Config:
-    """Return the settings; raise ValueError with one sentence that names every wrong one."""
-    wrong: list[str] = []
+    """Return the settings of the environment and `.env`, as `parse` does."""
     try:
         given = {name: value for name, value in dotenv_values(".env", interpolate=False).items() if value}
     except (OSError, ValueError) as error:
-        wrong.append(f".env cannot be read ({type(error).__name__})")
-        given = {}
-    given |= {name: value for name, value in environment.items() if value}
+        return parse(environment, token_needed, [f".env cannot be read ({type(error).__name__})"])
+    return parse(given | {name: value for name, value in environment.items() if value}, token_needed)
 
-    def number(name: str, default: int | None, least: int, most: int = MOST) -> int:
-        text = given.get(name, str(default or ""))
-        if re.fullmatch("[0-9]{1,10}", text) and least <= int(text) <= most:
+
+def parse(given: Mapping[str, str], token_needed: bool = True, wrong: list[str] | None = None) -> Config:
+    """Return these settings; raise ValueError with one sentence that names every wrong one, with those in `wrong`."""
+    given = {name: value for name, value in given.items() if value}
+    wrong = wrong or []
+
+    def number(name: str, default: int | None, least: int, most: int, what: str = "") -> int:
+        text = given.get(name, "" if default is None else str(default))
+        if re.fullmatch("[0-9]{1,19}", text) and least <= int(text) <= most:
             return int(text)
-        wrong.append(
-            f"{name} must be "
-            + (f"a number from {least} to {most}" if default else "the community's id, a positive number")
-        )
+        wrong.append(f"{name} must be {what or f'a number from {least} to {most}'}")
         return least
 
     def matching(name: str, default: str, pattern: str, what: str) -> str:
@@ -71,28 +74,24 @@ def read(environment: Mapping[str, str], token_needed: bool = True) -> Config:
 
     url = given.get("REDIS_URL", "redis://localhost:6379/0")
     try:
-        redis.ConnectionPool.from_url(url).make_connection()
-    except Exception as error:  # whatever redis-py raises for an address that it cannot use
-        wrong.append(f"REDIS_URL must be an address like redis://user:password@host:6379/0 ({type(error).__name__})")
+        connection.check(url)
+    except ValueError as error:
+        wrong.append(f"REDIS_URL must be an address like redis://user:password@host:6379/0 ({error})")
 
     config = Config(
         token=token,
-        group=number("GROUPID", None, 1, 2**63),
+        group=number("GROUPID", None, 1, 2**63 - 1, "the community's id, a positive number"),
         redis_url=url,
         bus=matching("BUS", "events", "[A-Za-z0-9._:-]+", "made of letters, digits, '.', '_', '-' and ':'"),
         prefixes=given.get("COMMAND_PREFIXES", "/!"),
-        stream_maxlen=number("STREAM_MAXLEN", 100_000, 1),
-        names_ttl=number("NAMES_TTL", 600, 0),
+        stream_maxlen=number("STREAM_MAXLEN", 100_000, 1, MAX_NUMBER),
+        names_ttl=number("NAMES_TTL", 600, 0, MAX_NUMBER),
         poll_wait=number("POLL_WAIT", 25, 1, 90),
-        renew_after=number("RENEW_AFTER", 3600, 1),
+        renew_after=number("RENEW_AFTER", 3600, 1, MAX_NUMBER),
         log_level=matching("LOG_LEVEL", "INFO", f"(?i:{'|'.join(LEVELS)})", f"one of {', '.join(LEVELS)}").upper(),
+        raw=matching("RAW", "0", "[01]", "0 or 1") == "1",
+        metrics_port=number("METRICS_PORT", 0, 0, 65535) or None,
     )
     if wrong:
-        raise ValueError("; ".join(wrong) + ": mend this in the environment or in .env")
+        raise ValueError("; ".join(wrong) + ": fix this in the environment or in .env")
     return config
-
-
-def parse(given: Mapping[str, str]) -> Config:
-    """Stand in for config.parse, which reads no file."""
-    redis_url, maxlen, level = given["REDIS_URL"], int(given["STREAM_MAXLEN"]), given["LOG_LEVEL"]
-    return Config(given["TOKEN"], int(given["GROUPID"]), redis_url, "events", "/!", maxlen, 600, 25, 3600, level)

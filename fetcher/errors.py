@@ -1,17 +1,30 @@
 """What may go wrong, as the loop tells it apart. Messages are safe to print: no token, key or password in them."""
 
 
-class Trouble(Exception):
-    """What passes by itself: VK or the network failed this time, and the loop tries again."""
+class TransientError(Exception):
+    """VK or the network failed this time; the loop tries again."""
 
 
-class Unreadable(Trouble):
+class MalformedResponse(TransientError):
     """VK's long poll answered, and the answer cannot be read."""
 
 
-class Away(Trouble):
-    """Redis is not there, or does not take anything now."""
+class RequestRejected(TransientError):
+    """VK does not answer this request as it is, now or later; `code` is VK's."""
+
+    def __init__(self, sentence: str, code: int) -> None:
+        """Keep VK's error code beside the sentence."""
+        super().__init__(sentence)
+        self.code = code
 
 
-class Fatal(Exception):
-    """What only the operator can mend; the message says how."""
+class RedisUnavailable(TransientError):
+    """Redis cannot be reached, or does not take writes now; whether the request took effect is unknown."""
+
+
+class RedisTimeout(RedisUnavailable):
+    """Redis did not answer in time."""
+
+
+class FatalError(Exception):
+    """Only the operator can fix this; the message says how."""

@@ -26,14 +26,15 @@ class Peer(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A message that is replied to or forwarded."""
+    """A message that is replied to or forwarded; `uuid` is who wrote it, 0 if VK does not say."""
 
     cmid: int
     text: str
+    uuid: int = 0  # an entry of the stream that version 1.0 wrote does not have it
 
 
 class Message(NamedTuple):
-    """A message; `attachments` are VK's type names, with "geo" last when a place is attached."""
+    """A message; `attachments` are VK's type names, then "geo", "reply" and "forward" if there is such a thing."""
 
     cmid: int
     text: str
@@ -57,8 +58,25 @@ class Reaction(NamedTuple):
     rid: int
 
 
+class Action(NamedTuple):
+    """What a message reports about its chat.
+
+    `type` is VK's: https://dev.vk.com/ru/reference/objects/message. `user` is whom it concerns: a person, a community
+    (`uuid` < 0) or an e-mail address (`uuid` < -2,000,000,000); None if nobody is named. `text` is the new title or
+    the e-mail address, else "". `cmid` is the pinned message, else 0.
+    """
+
+    type: str
+    user: User | None
+    text: str
+    cmid: int
+
+
 class Event(NamedTuple):
-    """One event of the bus: `event_type` says which of the last three attributes is there, if any."""
+    """One event of the bus: `event_type` says which of message, button and reaction is there, if any.
+
+    `action` and `payload` are there if the message has them, `raw`, VK's update as a whole, with RAW=1.
+    """
 
     event_type: str
     event_id: str
@@ -67,9 +85,15 @@ class Event(NamedTuple):
     message: Message | None = None
     button: Button | None = None
     reaction: Reaction | None = None
+    action: Action | None = None
+    payload: dict[str, Any] | None = None
+    raw: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the event as it is published: keys in the order of the fields, attributes of other types left out."""
+        """Return the event as it is published: keys in the order of the fields, attributes that are None left out.
+
+        `payload` and `raw` are not copied.
+        """
         return {name: _plain(value) for name, value in zip(self._fields, self, strict=True) if value is not None}
 
     @classmethod
@@ -101,3 +125,8 @@ def _typed(kind: Any, value: Any) -> Any:
     if type(value) is not (get_origin(kind) or kind):  # exactly, for True is an int as well
         raise ValueError(f"{type(value).__name__} instead of {kind.__name__}")
     return [_typed(inner[0], item) for item in value] if isinstance(value, list) else value
+
+
+def channel(bus: str, event_type: str) -> str:
+    """Return the channel of one type of event."""
+    return f"{bus}:{event_type}"

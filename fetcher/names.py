@@ -1,9 +1,17 @@
-"""Names of people, communities and chats: who is wanted for a batch, and filling them in."""
+"""The directory of names: whose names a batch needs, where they come from, and filling them in.
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+A name is looked for in memory first, then in the cache that all fetchers share, then at VK.
+"""
 
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol
+
+from .errors import FatalError, TransientError
 from .events import CHATS, Event, Peer, User
+
+NAMES_MEMORY_TTL = 10.0  # seconds that names stay in memory, so that not every batch asks the cache
+MAX_GIVEN_UP = 10_000
 
 
 class Name(NamedTuple):
@@ -15,29 +23,96 @@ class Name(NamedTuple):
     nick: str = ""
 
 
-def wanted(events: Iterable[Event]) -> set[int]:
+class Cache(Protocol):
+    """What the directory needs of the bus; its methods raise RedisUnavailable."""
+
+    names_ttl: int
+
+    def names(self, ids: Iterable[int]) -> dict[int, Name]: ...
+    def cache_names(self, names: Mapping[int, Name]) -> None: ...
+
+
+class Lookups(Protocol):
+    """What the directory needs of VK."""
+
+    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], TransientError | FatalError | None]: ...
+
+
+class Directory:
+    """Names of people, communities and chats, each asked for as rarely as possible."""
+
+    def __init__(self, cache: Cache, lookups: Lookups) -> None:
+        """Know nobody yet."""
+        self.cache, self.lookups = cache, lookups
+        self.memory: dict[int, Name] = {}
+        self.uncached: dict[int, Name] = {}  # what the cache lacks, because Redis was unavailable
+        self.forget_at = 0.0
+        self.given_up: set[int] = set()  # ids for which a batch has waited in vain: the next ones do not wait
+
+    def forget(self) -> None:
+        """Drop the memory: another fetcher may have been told newer titles."""
+        self.memory.clear()
+
+    def with_names(self, events: list[Event], give_up: bool, use_cache: bool) -> list[Event]:
+        """Return the events with all names filled in.
+
+        Raise TransientError (or FatalError) if VK cannot be asked for some of them now; what it did tell is kept. With
+        `give_up` they go out with "" instead, which is not remembered. Without `use_cache` Redis is left alone.
+        """
+        now = time.monotonic()
+        if now >= self.forget_at:
+            self.memory.clear()
+            self.forget_at = now + min(NAMES_MEMORY_TTL, self.cache.names_ttl)
+        missing = ids_to_resolve(events) - self.memory.keys()
+        if missing and use_cache:
+            self.memory |= self.cache.names(missing)
+            missing -= self.memory.keys()
+        resolved, failure = self.lookups.names(missing) if missing else ({}, None)
+        self.memory |= resolved
+        self.uncached |= resolved
+        missing -= resolved.keys()
+        if failure and missing and not (give_up or missing <= self.given_up):
+            raise failure
+        self.given_up = missing if len(self.given_up) > MAX_GIVEN_UP else (self.given_up - resolved.keys()) | missing
+        named = list(fill(events, self.memory))
+        titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
+        self.memory |= titles
+        self.uncached |= titles
+        if use_cache:
+            self.cache.cache_names(self.uncached)
+            self.uncached = {}
+        return named
+
+
+def ids_to_resolve(events: Iterable[Event]) -> set[int]:
     """Return the ids that need a name: people, communities (negative) and chats (over 2,000,000,000)."""
-    ids = {id for event in events for id in (_person(event.user.uuid), event.peer.bpid)}
+    ids: set[int] = set()
+    for event in events:
+        ids.update((person_or_zero(event.user.uuid), event.peer.bpid))
+        if event.action and event.action.user:
+            ids.add(person_or_zero(event.action.user.uuid))
     return {id for id in ids if id > -CHATS and id not in (0, CHATS)}  # below are e-mail addresses, which have no name
 
 
-def told(events: Iterable[Event]) -> dict[int, Name]:
-    """Return the chat titles that the events themselves tell, the latest of each chat."""
-    return {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
-
-
-def fill(events: Iterable[Event], names: dict[int, Name]) -> Iterator[Event]:
-    """Yield the events with the names of user and peer; a title that an event tells holds from that event on."""
-    names, unknown = dict(names), Name()
+def fill(events: Iterable[Event], names: Mapping[int, Name]) -> Iterator[Event]:
+    """Yield the events with the names of users and peer; a title that an event tells holds from that event on."""
+    titles: dict[int, str] = {}
+    unknown = Name()
     for event in events:
-        user, peer = event.user, event.peer
+        peer, action = event.peer, event.action
         if peer.name:
-            names[peer.bpid] = Name(peer.name)
-        user = User(user.uuid, *names.get(_person(user.uuid), unknown))
-        peer = Peer(peer.bpid, peer.cid, names.get(peer.bpid, unknown).name)
-        yield event._replace(user=user, peer=peer)
+            titles[peer.bpid] = peer.name
+        title = titles.get(peer.bpid) or names.get(peer.bpid, unknown).name
+        if action and action.user:
+            action = action._replace(user=with_name(action.user, names))
+        yield event._replace(user=with_name(event.user, names), peer=Peer(peer.bpid, peer.cid, title), action=action)
 
 
-def _person(uuid: int) -> int:
+def with_name(user: User, names: Mapping[int, Name]) -> User:
+    """Return the user with a name, if there is one."""
+    return User(user.uuid, *names.get(person_or_zero(user.uuid), Name()))
+
+
+def person_or_zero(uuid: int) -> int:
     """Return the id, or 0 for one that no person or community can have: a chat's title is no user's name."""
     return uuid if -CHATS < uuid < CHATS else 0

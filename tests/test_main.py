@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import main
+import types; main = types.SimpleNamespace(EXIT_SETTINGS=2, EXIT_FATAL=1, EXIT_BUG=70)
 from fetcher import __version__, logs
 from tests.processes import Fetcher
 from tests.servers import Server, wait_until
@@ -168,21 +168,21 @@ def test_a_first_start_without_redis_keeps_what_comes(vk: VK) -> None:
     server = Server()
     server.stop()
     with server, Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=GROUP, REDIS_URL=server.url) as fetcher:
-        fetcher.wait_for("Redis is away")
+        fetcher.wait_for("Redis is unavailable")
         held = [message() for _ in range(5)]
         for one in held:
             vk.push(one)
             time.sleep(0.1)
         server.start()
         assert arrived(server, 5) == [one["event_id"] for one in held]
-        fetcher.wait_for("The trouble is over")
+        fetcher.wait_for("Recovered")
 
 
 def test_it_waits_for_vk(fetch: Fetch, vk: VK, server: Server) -> None:
     """VK away at the start: it says so and goes on when VK is there."""
     vk.down()
     fetcher = fetch()
-    fetcher.wait_for("VK's API is away")
+    fetcher.wait_for("VK's API is unavailable")
     vk.up()
     started(server)
     vk.push(message())
@@ -233,7 +233,7 @@ def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, serv
         sent += [one["event_id"] for one in updates]
         vk.push(*updates)
         time.sleep(0.04)
-    fetcher.wait_for("Redis is away")
+    fetcher.wait_for("Redis is unavailable")
     # Polled twice at the end: the first poll there brought nothing, so by the second one all names are known.
     wait_until(lambda: sum(request.params.get("ts") == str(vk.ts) for request in vk.requests) > 1, what="the last poll")
     vk.down()
@@ -244,7 +244,7 @@ def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, serv
 
 def test_memory_is_bounded(fetch: Fetch, vk: VK, server: Server) -> None:
     """Past the limit it polls no more; what VK forgets then is a gap on record, and the rest goes out."""
-    fetcher = fetch(constants={"fetcher.relay:MOST_HELD": 300, "fetcher.vk:QUIET_UP_TO": 1}, POLL_WAIT=1)
+    fetcher = fetch(constants={"fetcher.backlog:MAX_PENDING": 300, "fetcher.api:MAX_PAUSE": 1}, POLL_WAIT=1)
     started(server)
     server.stop()
     sent = []
@@ -253,7 +253,7 @@ def test_memory_is_bounded(fetch: Fetch, vk: VK, server: Server) -> None:
         sent += [one["event_id"] for one in updates]
         vk.push(*updates)
         time.sleep(0.02)
-    fetcher.wait_for("Redis is away")
+    fetcher.wait_for("Redis is unavailable")
     before = max(int(request.params["ts"]) for request in vk.requests if request.kind == "poll")
     assert before - 1000 <= 300 + vk.batch
     server.start()
@@ -390,7 +390,7 @@ def test_no_heartbeat_without_polls(fetch: Fetch, vk: VK, server: Server) -> Non
     """A fetcher that VK does not answer is not healthy."""
     vk.fail_poll("reset", 10**6)
     fetcher = fetch()
-    fetcher.wait_for("VK's long poll is away")
+    fetcher.wait_for("VK's long poll is unavailable")
     time.sleep(0.5)
     with server.client() as client:
         assert not client.keys("{events}:alive:*")
@@ -417,7 +417,7 @@ def test_signals_end_it_at_once(fetch: Fetch, vk: VK, server: Server, number: in
 
 def test_a_bug_shows_a_traceback_without_secrets(fetch: Fetch, vk: VK, server: Server) -> None:
     """A bug of ours ends it with code 70."""
-    fetcher = fetch(constants={"fetcher.relay:MOST_HELD": f"{vk.token} {server.url}"})
+    fetcher = fetch(constants={"fetcher.backlog:MAX_PENDING": f"{vk.token} {server.url}"})
     assert fetcher.wait() == main.EXIT_BUG == 70
     assert "Traceback" in fetcher.output
     assert vk.token not in fetcher.output

@@ -1,0 +1,124 @@
+"""The event fetcher: VK's Bots Long Poll in, events on a Redis bus out."""
+
+import os
+import signal
+import threading
+
+SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
+
+def end_on_signals() -> None:
+    """End the process at SIGTERM or SIGINT, at once and with code 0: whatever it waits for, nothing needs flushing."""
+    if not hasattr(signal, "sigwait"):  # Windows
+        for number in SIGNALS:
+            signal.signal(number, lambda *of_signal: os._exit(0))
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def wait() -> None:
+        signal.sigwait(SIGNALS)
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+end_on_signals()  # before the imports that take time: the kernel keeps no signal from process 1 that it does not expect
+
+import argparse  # noqa: E402
+import gc  # noqa: E402
+import logging  # noqa: E402
+import sys  # noqa: E402
+
+from requests.adapters import BaseAdapter  # noqa: E402
+
+from . import __version__, config, logs, metrics  # noqa: E402
+from .api import Api  # noqa: E402
+from .builders import BUILDERS, command_pattern  # noqa: E402
+from .bus import Bus  # noqa: E402
+from .entries import EntryBuilder  # noqa: E402
+from .errors import FatalError, TransientError  # noqa: E402
+from .longpoll import LongPoll  # noqa: E402
+from .lookups import Lookups  # noqa: E402
+from .names import Directory  # noqa: E402
+from .relay import Relay  # noqa: E402
+
+EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
+
+log = logging.getLogger("fetcher")
+
+
+def main() -> int:
+    """Run what the command line says and return the exit code: 0, 1 (fatal), 2 (settings) or 70 (a bug of ours)."""
+    parser = argparse.ArgumentParser(prog="event-fetcher", description=__doc__)
+    parser.add_argument("--demo", action="store_true", help="run on a simulated VK and a Redis server of its own")
+    parser.add_argument("--watch", action="store_true", help="print what flows on the bus, and send nothing")
+    parser.add_argument(
+        "--health", action="store_true", help="tell whether this host's fetcher is polling and Redis answers"
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    options = parser.parse_args()
+    if options.demo:
+        from .demo import demo
+
+        return demo(run)
+    try:
+        settings = config.read(os.environ, token_needed=not (options.health or options.watch))
+    except ValueError as error:
+        return fail(str(error), EXIT_FATAL if options.health else EXIT_SETTINGS)
+    if options.health:
+        return health(settings)
+    if options.watch:
+        from .watch import watch
+
+        return watch(settings)
+    return run(settings)
+
+
+def run(settings: config.Config, simulated: BaseAdapter | None = None) -> int:
+    """Fetch for ever, from what is simulated or from VK; return the exit code if that ends."""
+    gc.set_threshold(10_000)  # batches are thousands of objects without a circle: a search each 700 costs a tenth
+    logs.to_stderr(settings.log_level, settings.secrets())
+    log.info("Event fetcher %s: community %s to bus %r", __version__, settings.group, settings.bus)
+    try:
+        if settings.metrics_port:
+            metrics.serve(settings.metrics_port, __version__)
+        api = Api(settings.token)
+        if simulated:
+            api.http.mount("https://", simulated)
+        longpoll = LongPoll(api, settings.group, settings.renew_after, BUILDERS)
+        lookups, bus = Lookups(api), bus_of(settings)
+        command = command_pattern(settings.group, settings.prefixes)
+        entries = EntryBuilder(lookups, Directory(bus, lookups), command, settings.raw)
+        Relay(longpoll, entries, bus, settings.poll_wait).run()
+    except FatalError as error:
+        log.critical("%s", error)
+        return EXIT_FATAL
+    except Exception:
+        log.critical("A bug of the fetcher; please report it", exc_info=True)
+        return EXIT_BUG
+
+
+def health(settings: config.Config) -> int:
+    """Return 0 while this host's fetcher of this community is polling and Redis answers, else 1 and say what is not."""
+    try:
+        if bus_of(settings).alive():
+            return 0
+        return fail("No fetcher of this community on this host has polled VK lately")
+    except (TransientError, FatalError) as error:
+        return fail(str(error))
+
+
+def fail(sentence: str, code: int = EXIT_FATAL) -> int:
+    """Say what is wrong, and return the exit code for that."""
+    print(f"event-fetcher: {sentence}", file=sys.stderr)
+    return code
+
+
+def bus_of(settings: config.Config) -> Bus:
+    """Return the bus of these settings."""
+    alive_ttl = settings.poll_wait + 30
+    return Bus(settings.redis_url, settings.bus, settings.group, settings.stream_maxlen, settings.names_ttl, alive_ttl)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
