@@ -201,9 +201,9 @@ class Backlog:
             self.pending[0] = gap(checkpoint, first.until, error_of(first))
 
     def _remember(self, done: Pending) -> None:
-        if done.kind not in ("batch", "repeat"):
+        if done.kind not in ("batch", "repeat", "late"):
             return
-        done.kind, done.committed = "repeat", 0
+        done.kind, done.committed = "late" if done.kind == "late" else "repeat", 0
         self.recent.append(done)
         self.recent_count, self.recent_bytes = self.recent_count + done.count, self.recent_bytes + done.size
         while self.recent_count > MAX_RECENT or self.recent_bytes > MAX_RECENT_BYTES or len(self.recent) > MAX_RECENT:
@@ -221,7 +221,8 @@ class Backlog:
 
     def _find_hole(self, first: Pending, checkpoint: str) -> None:
         """Something between the checkpoint and what is pending is missing: it was committed lately, or VK has it."""
-        lost = [one for one in self.recent if is_after(one.until, checkpoint) and not is_after(one.until, first.until)]
+        repeats = [one for one in self.recent if one.kind == "repeat"]
+        lost = [one for one in repeats if is_after(one.until, checkpoint) and not is_after(one.until, first.until)]
         if lost:
             self._recall(lost)
         else:
