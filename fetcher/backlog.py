@@ -30,7 +30,8 @@ A commit is one script, all or nothing (commit.lua). It answers the checkpoint a
 
 When the bus answers that something is missing before what is pending, the hole is filled in this order: from what was
 committed lately (a failover took it away); from VK, polled at the checkpoint (`hole`); with a gap that ends where what
-is pending begins, never further. If VK itself is not that far, it has begun anew, and what is pending is late.
+is pending begins, never further. If VK itself is not that far, it has begun anew, and what is pending is late. So it is,
+without asking VK, if what is pending after it has lower ts: then this fetcher has seen VK begin anew.
 
 Commits are pieces of a bounded number of events and bytes. A time-out halves the piece, down to a single event, and a
 quick answer doubles it. A batch larger than a piece goes out in parts that do not move the checkpoint, and the last one
@@ -225,22 +226,32 @@ class Backlog:
         lost = [one for one in repeats if is_after(one.until, checkpoint) and not is_after(one.until, first.until)]
         if lost:
             self._recall(lost)
+        elif any(is_after(first.since, one.until) for one in self.pending):
+            self._outlived(first)  # by what is pending after it, from after VK has begun anew
         else:
             self.hole = checkpoint
 
-    def fill(self, answer: Batch | Gap, now: float) -> None:
-        """Put what VK answered at `hole` before what is pending; an empty answer means that VK is not that far."""
-        hole, self.hole, first = self.hole or "", None, self.pending[0]
-        if isinstance(answer, Gap):  # it must not hide what is pending
-            inside = is_after(answer.until, hole) and is_after(first.since, answer.until)
-            self.pending.appendleft(gap(hole, answer.until if inside else first.since, answer.error))
-        elif answer.updates or is_after(answer.until, hole):
-            until = answer.until if is_after(answer.until, hole) else hole
-            self.pending.appendleft(batch(answer._replace(until=until), now))
-        elif first.kind == "gap":  # of a time before VK began anew
+    def _outlived(self, first: Pending) -> None:
+        """VK has begun anew since: nothing before this can be had, and nothing has to be."""
+        if first.kind == "gap":
             self.pending.popleft()
         else:
             first.kind = "late"
+
+    def fill(self, answer: Batch | Gap, now: float) -> None:
+        """Put what VK answered at `hole` before what is pending.
+
+        An empty answer, and a gap that goes back, mean that VK is not that far: it has begun anew.
+        """
+        hole, self.hole, first = self.hole or "", None, self.pending[0]
+        if isinstance(answer, Gap) and not is_after(hole, answer.until):  # it must not hide what is pending
+            inside = is_after(answer.until, hole) and is_after(first.since, answer.until)
+            self.pending.appendleft(gap(hole, answer.until if inside else first.since, answer.error))
+        elif isinstance(answer, Batch) and (answer.updates or is_after(answer.until, hole)):
+            until = answer.until if is_after(answer.until, hole) else hole
+            self.pending.appendleft(batch(answer._replace(until=until), now))
+        else:
+            self._outlived(first)
 
     # The connection
 
