@@ -35,7 +35,9 @@ without asking VK, if what is pending after it has lower ts: then this fetcher h
 
 Commits are pieces of a bounded number of events and bytes. A time-out halves the piece, down to a single event, and a
 quick answer doubles it. A batch larger than a piece goes out in parts that do not move the checkpoint, and the last one
-does; if the fetcher dies in between, `seen` passes over the parts when VK answers the batch again.
+does; if the fetcher dies in between, `seen` passes over the parts when VK answers the batch again. Each further part
+begins with the last entry of the part before, without its text: the bus must have it, or else it refuses the part, for a
+failover has taken the others away, and they go out again.
 """
 
 from collections import deque
@@ -152,9 +154,9 @@ class Backlog:
             return None
         first = last = self.pending[0]
         entries, size = self._part(first)
-        keep = DEDUP_WINDOW + first.count
+        before, keep = self._before(first), DEDUP_WINDOW + first.count
         if len(entries) < first.count - first.committed:
-            return Commit(first.kind, first.since, first.until, entries, 0, 0, size)
+            return Commit(first.kind, first.since, first.until, before + entries, 0, 0, size)
         completes = 1
         if first.kind in ("batch", "repeat"):
             for one in islice(self.pending, 1, None):
@@ -163,7 +165,14 @@ class Backlog:
                     break
                 entries, size, keep = entries + one.entries, size + one.size, max(keep, DEDUP_WINDOW + one.count)
                 completes, last = completes + 1, one
-        return Commit(first.kind, first.since, last.until, entries, completes, keep, size)
+        return Commit(first.kind, first.since, last.until, before + entries, completes, keep, size)
+
+    def _before(self, first: Pending) -> list[Entry | DeadLetter]:
+        """Return the last entry of the part before, without its text."""
+        if not first.committed or first.entries is None:
+            return []
+        entry = first.entries[first.committed - 1]
+        return [Entry(entry.id, entry.event_type if isinstance(entry, Entry) else "", b"")]
 
     def _part(self, first: Pending) -> tuple[list[Entry | DeadLetter], int]:
         """Return as many of its entries as fit, one at least, and their size."""
@@ -190,7 +199,7 @@ class Backlog:
             for _ in range(commit.completes):
                 self._remember(self.pending.popleft())
         else:
-            first.committed += len(commit.entries)
+            first.committed += len(commit.entries) - bool(first.committed)  # without that of the part before
 
     def _gap_answered(self, first: Pending, checkpoint: str) -> None:
         backwards = is_after(first.since, first.until)
