@@ -193,7 +193,7 @@ def count(commit: Commit, took: float) -> None:
     now = time.time()
     metrics.CHECKPOINT.set(now)
     for entry in commit.entries:
-        if isinstance(entry, Entry):
+        if isinstance(entry, Entry) and entry.text:
             metrics.EVENTS.labels(type=entry.event_type).inc()
             if entry.date:
                 metrics.PUBLISH_AGE.observe(now - entry.date)
