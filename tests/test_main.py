@@ -228,7 +228,7 @@ def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, serv
     fetcher = fetch(POLL_WAIT=1)
     started(server)
     server.stop()
-    sent = []
+    sent: list[str] = []
     for _ in range(100):
         updates = [message(user=PERSON + random.Random(len(sent)).randrange(50)) for _ in range(10)]
         sent += [one["event_id"] for one in updates]
