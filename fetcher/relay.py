@@ -92,7 +92,7 @@ class Relay:
         while self.backlog.pending:
             if self.backlog.hole is not None:
                 self.fill(self.backlog.hole)
-            if self.backlog.pending[0].entries is None:
+            elif self.backlog.pending[0].entries is None:
                 self.build(use_cache=True)
             if commit := self.backlog.next_commit():
                 self.commit_piece(commit)
