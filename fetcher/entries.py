@@ -90,5 +90,5 @@ def dead_letter(update: Any, error: Exception) -> DeadLetter:
     reason = str(error) if type(error) is ValueError else repr(error)
     id = update.get("event_id") if isinstance(update, dict) else None
     if not isinstance(id, str) or not id:
-        id = sha256(raw.encode()).hexdigest()
+        id = f"sha256:{sha256(raw.encode()).hexdigest()}"
     return DeadLetter(id, {"update": raw, "error": reason})

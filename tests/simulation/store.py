@@ -104,7 +104,7 @@ class Store:
             )
             self.on_left_out(ids)
             return stored
-        self.write(events, letters)
+        self.write(events, letters, fresh=kind == "batch" and since == stored and keep > 0)
         if moves:
             self.checkpoint = until
             self.on_move(stored, until)
@@ -125,18 +125,19 @@ class Store:
         """Tell whether the checkpoint moves to the end of the batch."""
         return kind != "late" and keep > 0 and int(until) > int(stored)
 
-    def write(self, events: list[tuple[str, str, str]], letters: list[tuple[str, Letters]]) -> None:
+    def write(self, events: list[tuple[str, str, str]], letters: list[tuple[str, Letters]], fresh: bool) -> None:
         """Write what is not in `seen`; publish last."""
         new = [event for event in events if self.is_new(event[0])]
         self.stream += [(id, text) for id, _, text in new]
         for id, letter in letters:
-            self.add_letter(id, letter)
+            self.add_letter(id, letter, fresh)
         self.published += [(channel, text) for _, channel, text in new]
 
     def is_new(self, id: str) -> bool:
         self.score += 1
         return self.seen.setdefault(id, self.score) == self.score
 
-    def add_letter(self, id: str, letter: Letters) -> None:
-        if not id or self.is_new(id):
+    def add_letter(self, id: str, letter: Letters, fresh: bool = False) -> None:
+        known = bool(id) and not self.is_new(id)
+        if not known or (fresh and id.startswith("sha256:")):
             self.dead.append(letter)
