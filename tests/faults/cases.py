@@ -115,7 +115,7 @@ def forget_history(env: Environment) -> None:
 
 @case("poll: VK begins anew, with a lower ts", quiet=True, forgets=True)
 def begin_anew(env: Environment) -> None:
-    miss(env, 7, lambda: env.vk.restart(max(1, env.vk.ts - 500)))
+    miss(env, 7, env.begin_anew)
 
 
 @case("poll: longer absence than VK's history", quiet=True, forgets=True)

@@ -118,6 +118,7 @@ class Environment:
         self.first = 0  # number of the first update that is not accounted for
         self.forgotten: set[int] | None = set()  # what VK forgot before anybody had it; None: whatever is told
         self.replayed: set[int] = set()
+        self.anew_from = 0  # number of the first update since VK began anew
         self.is_rewound = False  # acknowledged writes were lost: the channels may repeat
         self.is_emptied = False  # so was the record of gaps
         self.people = 0
@@ -334,6 +335,12 @@ class Environment:
         if self.forgotten is not None:
             self.forgotten.update(numbers)
 
+    def begin_anew(self) -> None:
+        """Let VK begin anew, with a lower ts."""
+        with self.pushing:
+            self.anew_from = len(self.ts)
+            self.vk.restart(max(1, self.vk.ts - 500))
+
     # What came through
 
     def read(self) -> None:
@@ -357,8 +364,12 @@ class Environment:
 
     def is_told(self, number: int) -> bool:
         """Whether the bus records that this update is gone."""
-        ts = self.ts[number]
-        return any(since < ts and (ts <= until or until < since) for since, until in self.gaps)
+        ts, is_new = self.ts[number], number >= self.anew_from
+        for since, until in self.gaps:
+            is_behind, is_before = ts > since, ts <= until
+            if (is_before if is_new else is_behind) if until < since else (is_behind and is_before):
+                return True
+        return False
 
     def has_gap(self, ts: int) -> bool:
         """Whether a gap is recorded that tells of the update behind this ts."""
@@ -423,7 +434,12 @@ class Environment:
         """Return where the missing updates were, for who looks for a bug."""
         twice = [number for number in dict.fromkeys(self.found) if self.on_stream[number] > 1]
         lines = [f"pushed {self.first}..{len(self.ts) - 1}, VK's ts {self.vk.ts}, gaps {self.gaps}"]
-        lines += [f"missing {n}: ts {self.ts[n]}, {'held' if n in had else 'not held'}" for n in missing[:10]]
+        for state, numbers in {
+            "missing, held": [n for n in missing if n in had],
+            "missing, told": [n for n in missing if n not in had and self.is_told(n)],
+            "missing, nothing known": [n for n in missing if n not in had and not self.is_told(n)],
+        }.items():
+            lines.append(f"{state}: {len(numbers)}, ts {[self.ts[n] for n in [*numbers[:10], *numbers[-10:]]]}")
         lines += [f"twice {n}: ts {self.ts[n]}" for n in twice[:10]]
         lines += [f"{later} after {earlier}" for earlier, later in pairwise(self.found) if later < earlier][:10]
         lines += [f"{fetcher.token[-4:]} polls at {self.vk.polled_at.get(fetcher.token)}" for fetcher in self.fetchers]
@@ -461,7 +477,7 @@ class Environment:
 
 def restore_stream(client: Any) -> None:
     """Put the stream in its place again, where a fault has put something else."""
-    if client.type("events") == "string":
-        client.delete("events")
     if client.exists("{events}:aside"):
         client.rename("{events}:aside", "events")
+    elif client.type("events") == "string":
+        client.delete("events")
