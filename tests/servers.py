@@ -59,6 +59,11 @@ def wait_until(condition: Callable[[], Any], timeout: float = 10, what: str = "i
     raise AssertionError(f"{what} did not come true within {timeout} s")
 
 
+def entries(client: Any, stream: str = "events") -> list[dict[str, str]]:
+    """Return the fields of a stream's entries, the oldest first."""
+    return [fields for _, fields in client.xrange(stream)]
+
+
 class Server:
     """Run a server in a directory of its own; it listens when the constructor is done.
 
@@ -277,6 +282,11 @@ class Proxy:
         """
         with self._changed:
             self._to_drop, self._matching = count, matching
+
+    @property
+    def drops_left(self) -> int:
+        """How many replies are still to be lost."""
+        return self._to_drop
 
     def swallow(self) -> None:
         """Accept connections and data and pass nothing on, as a link that is gone without a word.

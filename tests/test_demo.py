@@ -25,7 +25,7 @@ from fetcher import Event, demo
 from fetcher.config import Config
 from tests import HOST, free_port
 from tests.processes import ROOT, Fetcher
-from tests.servers import Server, wait_until
+from tests.servers import Server, entries, wait_until
 
 TYPES = ["message", "command", "button", "reaction"]
 RECORDED = json.loads(Path(demo.__file__).with_name("demo.json").read_text(encoding="utf-8"))["updates"]
@@ -48,10 +48,9 @@ def port(fetcher: Fetcher) -> int:
 
 def events(fetcher: Fetcher, count: int) -> list[Event]:
     """Return the first events on the stream at the address that the demo tells, once there are so many."""
-    client: Any = redis.Redis(HOST, port(fetcher), decode_responses=True)
-    with closing(client):
+    with closing(redis.Redis(HOST, port(fetcher), decode_responses=True)) as client:
         wait_until(lambda: client.xlen("events") >= count, what="the stream")
-        return [Event.from_dict(json.loads(fields["event"])) for _, fields in client.xrange("events", count=count)]
+        return [Event.from_dict(json.loads(entry["event"])) for entry in entries(client)[:count]]
 
 
 def test_all_types_within_five_seconds(shown: Fetcher) -> None:
@@ -292,6 +291,7 @@ def test_everything_happens() -> None:
     }
     with Fetcher("--demo", constants=constants) as fetcher:
         happened = events(fetcher, len(RECORDED))
+        assert fetcher.terminate() == 0
         assert "WARNING" not in fetcher.output
     examples = {f"{type} in {place}" for type in TYPES for place in ("a chat", "private")}
     examples |= {"reply", "forward", "geo", "six photos", "payload", "no payload", "taken back", "a community"}
