@@ -195,15 +195,18 @@ class Backlog:
         backwards = is_after(first.since, first.until)
         if is_after(first.since, checkpoint) if backwards else not is_after(first.until, checkpoint):
             self.pending.popleft()  # recorded, by this fetcher or another
+            if backwards:  # committed again, what is of the time before must not move the checkpoint back there
+                for one in self.recent:
+                    one.kind = "late"
         elif is_after(first.since, checkpoint):
             self._find_hole(first, checkpoint)
         else:  # another fetcher had a part of it, or is further than where VK began anew
             self.pending[0] = gap(checkpoint, first.until, error_of(first))
 
     def _remember(self, done: Pending) -> None:
-        if done.kind not in ("batch", "repeat"):
+        if done.kind not in ("batch", "repeat", "late"):
             return
-        done.kind, done.committed = "repeat", 0
+        done.kind, done.committed = "late" if done.kind == "late" else "repeat", 0
         self.recent.append(done)
         self.recent_count, self.recent_bytes = self.recent_count + done.count, self.recent_bytes + done.size
         while self.recent_count > MAX_RECENT or self.recent_bytes > MAX_RECENT_BYTES or len(self.recent) > MAX_RECENT:
@@ -221,7 +224,8 @@ class Backlog:
 
     def _find_hole(self, first: Pending, checkpoint: str) -> None:
         """Something between the checkpoint and what is pending is missing: it was committed lately, or VK has it."""
-        lost = [one for one in self.recent if is_after(one.until, checkpoint) and not is_after(one.until, first.until)]
+        repeats = [one for one in self.recent if one.kind == "repeat"]
+        lost = [one for one in repeats if is_after(one.until, checkpoint) and not is_after(one.until, first.until)]
         if lost:
             self._recall(lost)
         else:
