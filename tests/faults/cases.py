@@ -255,11 +255,17 @@ def kill_server(env: Environment) -> None:
 @case("Redis: stopped and started, loading for a while")
 def load(env: Environment) -> None:
     with env.server_lock:
+        env.command(lambda client: client.bgrewriteaof())
+        env.expect(lambda: not env.command(lambda client: client.info("persistence"))["aof_rewrite_in_progress"])
+        delay = 700_000 // (200 + env.command(lambda client: client.dbsize()))  # microseconds for each key
         settings = env.server.directory / "server.conf"
         usual = settings.read_text()
-        settings.write_text(f"{usual}key-load-delay 500\nloading-process-events-interval-bytes 1024\n")
-        env.server.load()
-        settings.write_text(usual)
+        settings.write_text(f"{usual}key-load-delay {delay}\nloading-process-events-interval-bytes 1024\n")
+        try:
+            env.server.load()
+        finally:
+            settings.write_text(usual)
+            env.command(lambda client: client.config_set("key-load-delay", 0))
 
 
 @case("Redis: a read-only replica", linked=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.faults.cases import case, set_password
+from tests.faults.cases import begin_anew, case, cut_clients, set_password
 from tests.faults.environment import PASSWORD, Environment
 from tests.servers import wait_until
 from tests.vk import CHAT, PERSON, message
@@ -121,12 +121,12 @@ def come_back_empty_to_all(env: Environment) -> None:
 
 @case("pair: Redis back but slow, under traffic", linked=True)
 def come_back_slow(env: Environment) -> None:
-    """While the backlog drains, VK must be polled before it forgets: it keeps what 3 s of traffic bring."""
+    """While the backlog drains, VK must be polled before it forgets."""
     env.down()
     for _ in range(6):
         env.push(100)
         env.wait_for_polls()
-    history, env.vk.history = env.vk.history, 120
+    history, env.vk.history = env.vk.history, env.vk.history // 2  # what 3 s of traffic bring
     for link in env.links:
         link.delay = 0.1
     env.up()
@@ -203,11 +203,34 @@ def lock_out_for_a_moment(env: Environment) -> None:
     assert not env.is_strict or all(fetcher.running for fetcher in env.fetchers), env.output
 
 
-@case("pair: VK unreadable until the new key", quiet=True)
+@case("pair: VK unreadable until the new key", quiet=True, forgets=True)
 def unreadable_until_new_key(env: Environment) -> None:
-    """A key may heal just what it was taken for: the old ts is asked once more before it is given up."""
-    keys = env.random.choice((2, 3, 4)) * len(env.fetchers)
+    """A new key may heal the very ts that it was taken to leave: that ts is asked for once more before it is given up."""
     with env.pushing:
-        env.vk.unreadable_until_new_key(env.vk.ts, keys)
+        since = env.vk.ts
+        env.vk.unreadable.add(str(since))
         env.push(30)
+    env.expect(lambda: any(ts > since for ts in env.vk.polled_at.values()), 30, "a poll elsewhere")
+    env.vk.unreadable.clear()
     env.expect(lambda: not env.missing(), 30, "all events")
+
+
+@case("pair: VK begins anew, then Redis drops its clients", quiet=True, forgets=True)
+def begin_anew_and_cut(env: Environment) -> None:
+    """What is committed once more is of the time before, and must not move the checkpoint back there."""
+    begin_anew(env)
+    for _ in range(2):
+        cut_clients(env)
+        env.push(20)
+        env.expect(env.has_arrived, what="everything")
+
+
+@case("pair: VK begins anew, then a failover", linked=True, quiet=True, forgets=True)
+def begin_anew_and_fail_over(env: Environment) -> None:
+    replica = env.detached_replica()
+    begin_anew(env)
+    env.push(20)
+    env.expect(env.has_arrived, what="everything")
+    env.fail_over(replica)
+    env.push(20)
+    env.expect(env.has_arrived, what="everything")

@@ -47,12 +47,12 @@ class RecordingVK(VK):
         """Return a token that nobody else has."""
         return f"{self.token}-{next(self.numbers)}"
 
-    def call(self, name: str, params: Json) -> tuple[Fault | None, Any]:
+    def ask(self, name: str, params: Json) -> tuple[Fault | None, Any]:
         """Answer a request of the API, and remember who took a key."""
         token = params.get("access_token", "")
         if token.startswith(f"{self.token}-"):
             params = params | {"access_token": self.token}
-        fault, answer = super().call(name, params)
+        fault, answer = super().ask(name, params)
         if name == "groups.getLongPollServer" and isinstance(answer, dict):
             response = answer.get("response")
             if isinstance(response, dict):

@@ -4,7 +4,7 @@ import random
 import sys
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,7 @@ def soak(kind: str, seed: int, seconds: float) -> Report:
     """Inject faults in one environment until the time is over, and in a new one whenever something is broken."""
     report, rng, until = Report(), random.Random(f"{seed} {kind}"), time.monotonic() + seconds
     deck: list[Case] = []
+    rounds: deque[str] = deque(maxlen=10)
     while time.monotonic() < until:
         names: list[str] = []
         try:
@@ -83,8 +84,9 @@ def soak(kind: str, seed: int, seconds: float) -> Report:
                     env.vk.newest_on_failed_1 = rng.random() < 0.5
                     count = run(*pair[:1], env, *pair[1:], burst=BURST)
                     report.add(names, count)
+                    rounds.append(f"{' + '.join(names)}: {count}")
                     if not count.is_clean:
-                        print(f"{kind}: {' + '.join(names)}: {count}\n{env.output}", file=sys.stderr, flush=True)
+                        print(f"{kind}:", *rounds, env.output, sep="\n", file=sys.stderr, flush=True)
                 if env.leaks():
                     report.broken.append(f"{kind}: a secret was printed")
                 report.answers += env.vk.injected
