@@ -24,6 +24,8 @@ OWNER = "owner"  # the environment's own user, whose password nobody changes
 KEY_HEAD = "eyJhbGciOiJFZERTQSIs"  # so begins every key of VK's
 EVENT_ID = re.compile(r'"event_id": "([0-9a-f]{40})"')  # the first one in an event's JSON is its own
 MOST_TIMES = 255  # what a byte counts
+REMEMBERED, REMEMBERED_BYTES = 500, 8 * 2**20  # of what is on the bus; twice as much, less what goes in one piece
+USUAL_SIZE = 700  # bytes of an update
 
 
 class Count(NamedTuple):
@@ -97,7 +99,7 @@ class Environment:
     ) -> None:
         self.random = random.Random(seed)
         self.stack = contextlib.ExitStack()
-        self.vk = self.stack.enter_context(RecordingVK(history=history))
+        self.vk = self.stack.enter_context(RecordingVK(ts=10**9, history=history))
         self.options: dict[str, Any] = {"password": PASSWORD, "aof": True, "acl": [f"user {OWNER} on nopass ~* &* +@all"]}
         self.nodes: list[Server] = []
         if clustered:
@@ -112,6 +114,8 @@ class Environment:
         # The account. An update's number is its place in VK's order, and its event_id.
         self.ts = array("q")  # by number: the ts behind it
         self.on_stream, self.on_channels = bytearray(), bytearray()  # by number: how often
+        self.sizes = array("l")  # by number, in bytes
+        self.unpromised: set[int] = set()  # lost by the bus, and too old for a fetcher to remember
         self.found: list[int] = []  # what came to the stream since the last account, in its order
         self.gaps: list[tuple[int, int]] = []  # recorded since the last account
         self.last_entry = self.last_letter = ""  # the newest that have been read
@@ -120,7 +124,7 @@ class Environment:
         self.replayed: set[int] = set()
         self.anew_from = 0  # number of the first update since VK began anew
         self.is_rewound = False  # acknowledged writes were lost: the channels may repeat
-        self.is_emptied = False  # so was the record of gaps
+        self.is_emptied = False  # so was the checkpoint: a fetcher that starts begins at VK's latest ts
         self.people = 0
         self.reading, self.pushing, self.stop = threading.RLock(), threading.RLock(), threading.Event()
 
@@ -249,6 +253,7 @@ class Environment:
     def fail_over(self, replica: Server) -> None:
         """End the primary and put the replica in its place."""
         with self.server_lock, self.reading:
+            self.note_lost_writes()
             self.server.close()
             self.server = replica
             for link in self.links:
@@ -258,18 +263,30 @@ class Environment:
             self.listener = Listener(self.server, self.listener.heard)
             self.read_anew()
 
+    def note_lost_writes(self) -> None:
+        """Note that the bus loses writes now: of what was on it, fetchers promise only the latest that they remember."""
+        with contextlib.suppress(redis.RedisError, OSError):
+            self.read()
+        begin, size = len(self.ts), 0
+        while begin > self.first and len(self.ts) - begin < REMEMBERED and size < REMEMBERED_BYTES:
+            begin -= 1
+            size += self.sizes[begin]
+        self.unpromised.update(number for number in range(self.first, begin) if self.on_stream[number])
+
     def empty(self) -> None:
         """Let Redis forget everything."""
+        self.note_lost_writes()
         self.command(lambda client: client.flushall())
         with self.reading:
             self.read_anew()
             self.is_emptied = True
 
     def read_anew(self) -> None:
-        """Count all that the stream has from its beginning: the server is not the one that it was."""
+        """Count all that the stream has from its beginning: it is not the one that it was, and may be filled again."""
         with self.reading:
-            self.on_stream = bytearray(len(self.on_stream))
+            self.on_stream, self.on_channels = bytearray(len(self.on_stream)), bytearray(len(self.on_channels))
             self.found, self.gaps, self.last_entry, self.last_letter = [], [], "", ""
+            self.listener.heard = []
             self.is_rewound = True
 
     # Traffic
@@ -286,6 +303,7 @@ class Environment:
                 update["event_id"] = f"{number:040x}"
             self.on_stream.extend(bytes(count))
             self.on_channels.extend(bytes(count))
+            self.sizes.extend(len(str(update)) if make else USUAL_SIZE for update in updates)
             self.ts.extend(range(self.vk.ts + 1, self.vk.ts + 1 + count))
             self.vk.push(*updates)
             return range(begin, begin + count)
@@ -335,11 +353,11 @@ class Environment:
         if self.forgotten is not None:
             self.forgotten.update(numbers)
 
-    def begin_anew(self) -> None:
-        """Let VK begin anew, with a lower ts."""
+    def begin_anew(self, back: int = 10**6) -> None:
+        """Let VK begin anew, with a ts that is so much lower: nobody can know it who is away until VK is there again."""
         with self.pushing:
             self.anew_from = len(self.ts)
-            self.vk.restart(max(1, self.vk.ts - 500))
+            self.vk.restart(self.vk.ts - back)
 
     # What came through
 
@@ -383,7 +401,8 @@ class Environment:
 
     def had(self) -> set[int]:
         """Return the updates that a fetcher which lives has had since the last account."""
-        return self.vk.had_by({fetcher.token for fetcher in self.fetchers if fetcher.running})
+        living = {fetcher.token for fetcher in self.fetchers if fetcher.running}
+        return self.vk.had_by(living) - self.unpromised
 
     def has_arrived(self) -> bool:
         """Whether all is on the bus that can be expected there."""
@@ -419,7 +438,7 @@ class Environment:
         if not count.is_clean:
             print(self.explain(missing, had), flush=True)
         self.first, self.found, self.gaps = len(self.ts), [], []
-        self.forgotten, self.is_rewound, self.is_emptied = set(), False, False
+        self.forgotten, self.unpromised, self.is_rewound, self.is_emptied = set(), set(), False, False
         self.vk.forget_records()
         return count
 

@@ -119,6 +119,17 @@ def come_back_empty_to_all(env: Environment) -> None:
     env.expect(env.has_arrived, what="everything")
 
 
+@case("pair: Redis is emptied and drops its clients while nobody asks it", quiet=True)
+def come_back_empty_unnoticed(env: Environment) -> None:
+    """What the fetchers remember goes out before what comes next: VK's order holds."""
+    env.push(40)
+    env.expect(lambda: not env.missing(), what="the acknowledged writes")
+    env.empty()
+    env.command(lambda client: client.client_kill_filter(user="default"))
+    env.push(3)
+    env.expect(lambda: not env.missing(), what="everything")
+
+
 @case("pair: Redis back but slow, under traffic", linked=True)
 def come_back_slow(env: Environment) -> None:
     """While the backlog drains, VK must be polled before it forgets."""
