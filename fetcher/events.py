@@ -101,3 +101,8 @@ def _typed(kind: Any, value: Any) -> Any:
     if type(value) is not (get_origin(kind) or kind):  # exactly, for True is an int as well
         raise ValueError(f"{type(value).__name__} instead of {kind.__name__}")
     return [_typed(inner[0], item) for item in value] if isinstance(value, list) else value
+
+
+def channel(bus: str, event_type: str) -> str:
+    """Return the channel of one type of event."""
+    return f"{bus}:{event_type}"
