@@ -26,7 +26,7 @@ BACKOFF_BASE, BACKOFF_CAP = 0.1, 2.0  # seconds between two tries while Redis is
 
 # A connection is our own, with the client's address and credentials. So commands can be written without waiting for
 # their replies, a reply has one form whatever the client decodes, and the client's pool stays whole. We retry.
-OWN_OPTIONS = {"protocol": 2, "decode_responses": False, "socket_timeout": SILENCE, "health_check_interval": 0}
+OWN_OPTIONS = {"protocol": 2, "decode_responses": False, "health_check_interval": 0}
 LEFT_OUT = ("retry", "maint_notifications")  # how the options begin that are not taken from the client
 
 ERRORS = (RedisError, exceptions.RedisClusterException, OSError)
@@ -322,20 +322,20 @@ def retry(error: Exception, failures: int) -> Reconnect:
     return Reconnect(backoff(failures, BACKOFF_BASE, BACKOFF_CAP))
 
 
-def connection_of(source: Any, **own_options: Any) -> Any:
+def connection_of(source: Any, socket_timeout: float | None) -> Any:
     """Make a connection to where this pool, or this node of a cluster, has its own; it connects when it is used."""
     options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
-    return source.connection_class(**options | OWN_OPTIONS | own_options)
+    return source.connection_class(**options | OWN_OPTIONS | {"socket_timeout": socket_timeout})
 
 
 def connect(redis: Any, key: str | None, failed: bool) -> Any:
     """Make a connection; in a cluster to the node of the key, or to any, after a failure of what is known by then."""
     if not hasattr(redis, "get_node_from_key"):
-        return connection_of(redis.connection_pool)
+        return connection_of(redis.connection_pool, SILENCE)
     if failed:
         redis.nodes_manager.initialize()
     node = redis.get_node_from_key(key) if key else redis.get_random_node()
-    return connection_of(redis.get_redis_connection(node).connection_pool)
+    return connection_of(redis.get_redis_connection(node).connection_pool, SILENCE)
 
 
 def exchange(connection: Any, commands: Sequence[Command], replies: int) -> list[Any]:
