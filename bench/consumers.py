@@ -30,7 +30,7 @@ GOALS = {  # at least so much of the rate of a bare loop
 }
 
 
-def bare_stream(client: redis.Redis) -> Generator[Event, None, None]:
+def bare_stream(client: Any) -> Generator[Event, None, None]:
     """Yield a hundred events at a time, parsed and typed, and acknowledge them together."""
     while True:
         ((_, entries),) = client.xreadgroup(GROUP, "bare", {"events": ">"}, count=100)
@@ -39,7 +39,7 @@ def bare_stream(client: redis.Redis) -> Generator[Event, None, None]:
         client.xack("events", GROUP, *(id for id, _ in entries))
 
 
-def bare_channel(client: redis.Redis) -> Generator[Any, None, None]:
+def bare_channel(client: Any) -> Generator[Any, None, None]:
     """Yield what is published, parsed."""
     with client.pubsub(ignore_subscribe_messages=True) as pubsub:
         pubsub.subscribe(CHANNEL)

@@ -169,10 +169,12 @@ class Durable:
                 if missing:
                     start = "0" if self.known else self.start
                     yield from self.ask("XGROUP", "CREATE", self.key, self.group, start, "MKSTREAM")
+                    self.known = True
                 yield from self.hand_over_pending(restarted)
                 failures, missing = 0, False
                 while True:
-                    yield from self.hand_over((yield from self.read_left()) or (yield from self.read_new()))
+                    left = yield from self.read_left()
+                    yield from self.hand_over(left or (yield from self.read(">", "BLOCK", self.block)))
             except ERRORS as error:
                 self.ready.clear()  # these entries come again, as pending ones
                 self.due = 0
@@ -190,11 +192,9 @@ class Durable:
         """Hand over what this consumer had and did not acknowledge."""
         last: str | bytes = "0"
         while entries := (yield from self.read(last)):
-            self.known = True
             last = entries[-1][0]
-            if not restarted or not (yield from self.bury(entries)):
+            if not restarted or not (yield from self.bury(*entries[0])):
                 yield from self.hand_over(entries)
-        self.known = True
 
     def read_left(self) -> Generator[Exchange, Any, Any]:
         """Take over one entry that was left. Redis looks for it ten at a time."""
@@ -205,15 +205,11 @@ class Durable:
             cursor, entries, gone = yield from self.ask("XAUTOCLAIM", self.key, self.group, self.consumer, *limit)
             if gone:
                 log.warning("Trimmed from the stream before it was handled: %s", gone)
-            if entries and not (yield from self.bury(entries)):
+            if entries and not (yield from self.bury(*entries[0])):
                 return entries
             if cursor == b"0-0":
                 self.next_look = time.monotonic() + BLOCK
         return []
-
-    def read_new(self) -> Generator[Exchange, Any, Any]:
-        """Read what no consumer has had."""
-        return (yield from self.read(">", "BLOCK", self.block))
 
     def read(self, after: str | bytes, *options: str | int) -> Generator[Exchange, Any, Any]:
         """Return the next entries: no fields where one is no longer in the stream."""
@@ -223,6 +219,7 @@ class Durable:
             count = 1  # reading counts as an attempt
         command = ("XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *options)
         reply = yield from self.ask(*command, "STREAMS", self.key, after)
+        self.known = True
         return reply[0][1] if reply else []
 
     def hand_over(self, entries: list[Any]) -> Steps:
@@ -245,18 +242,18 @@ class Durable:
                 self.handled.append(time.monotonic())
             yield from self.acknowledge(id)
 
-    def bury(self, entries: list[Any]) -> Generator[Exchange, Any, bool]:
+    def bury(self, id: bytes, fields: list[bytes] | None) -> Generator[Exchange, Any, bool]:
         """Move an entry whose handling has failed too often to the dead letters; tell whether it was one."""
-        ((id, fields),) = entries[:1]
         if not self.attempts or not fields:
             return False
-        ((*_, deliveries),) = yield from self.ask("XPENDING", self.key, self.group, id, id, 1)
-        if deliveries <= self.attempts:
+        pending = yield from self.ask("XPENDING", self.key, self.group, id, id, 1)
+        failed = pending[0][3] - 1 if pending else 0  # it has been delivered once more now
+        if failed < self.attempts:
             return False
-        letter = "event", event_field(fields), "id", id, "attempts", deliveries - 1
+        letter = "event", event_field(fields), "id", id, "attempts", failed
         limit = "MAXLEN", "~", MAX_DEAD_LETTERS
         yield from self.ask("XADD", f"{{{self.key}}}:dead-letter:{self.group}", *limit, "*", *letter)
-        log.warning("Dead letter: entry %s, its handling has failed %s times", id.decode(), deliveries - 1)
+        log.warning("Dead letter: entry %s of %s, handling has failed %s times", id.decode(), self.key, failed)
         yield from self.acknowledge(id)
         return True
 
@@ -313,9 +310,8 @@ def read_event(data: bytes, where: str) -> Event | None:
 def retry(error: Exception, failures: int) -> Reconnect:
     """Return when to try again; raise what the caller has to fix."""
     code = str(error).partition(" ")[0]
-    if isinstance(error, exceptions.AuthenticationError) or not (
-        isinstance(error, TRANSIENT) or code in TRANSIENT_CODES
-    ):
+    passes = isinstance(error, TRANSIENT) or code in TRANSIENT_CODES
+    if isinstance(error, exceptions.AuthenticationError) or not passes:
         raise error
     if failures % 30 == 0:  # about once a minute
         log.warning("Redis is away (%s), trying again", code if code in TRANSIENT_CODES else type(error).__name__)

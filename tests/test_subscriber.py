@@ -1,5 +1,6 @@
-"""What consumers may rely on, on a real server: live events in order, durable ones at least once."""
+"""What consumers may rely on, on a real server and with both drivers: live events in order, durable ones at least once."""
 
+import asyncio
 import contextlib
 import json
 import queue
@@ -9,15 +10,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from typing import Any, ClassVar, Self
 
 import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from fetcher import Event, Message, Peer, User, consume, subscribe, subscriber
+import fetcher.asyncio
+from fetcher import Event, Message, Peer, User, subscriber
 from tests import HOST
 from tests.processes import ROOT
 from tests.servers import Proxy, Server, cluster, wait_until
@@ -32,6 +34,70 @@ KINDS += [{}, {"legacy_responses": False}]
 def event(id: Any, event_type: str = "message") -> Event:
     message = Message(1, f"текст {id}", None, [], [])
     return Event(event_type, str(id), User(1, "Ян Ли", "Ян", "Ли", "yan"), Peer(1, 0, "Ян Ли"), message)
+
+
+class Asynchronous:
+    """Ask an asynchronous generator as if it was one of the other kind; all run in one loop in a thread."""
+
+    loop: ClassVar[asyncio.AbstractEventLoop | None] = None
+
+    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
+        self.events = events
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        return self._run(lambda: anext(self.events))
+
+    def close(self) -> None:
+        self._run(self.events.aclose)
+
+    @classmethod
+    def _run(cls, step: Callable[[], Awaitable[Any]]) -> Any:
+        if not cls.loop:
+            cls.loop = asyncio.new_event_loop()
+            threading.Thread(target=cls.loop.run_forever, daemon=True).start()
+
+        async def wait() -> Any:
+            return await step()  # begun in the loop: then the loop closes what nobody needs any more
+
+        return asyncio.run_coroutine_threadsafe(wait(), cls.loop).result()
+
+    @staticmethod
+    def client(client: Any) -> Any:
+        """Make the client of redis.asyncio with the same settings."""
+        if isinstance(client, redis.RedisCluster):
+            node = client.get_default_node()
+            return redis.asyncio.RedisCluster(host=node.host, port=node.port)
+        known = client.connection_pool.connection_kwargs
+        names = ("host", "port", "username", "password", "decode_responses", "protocol", "socket_timeout")
+        names += ("legacy_responses",)
+        return redis.asyncio.Redis(**{name: known[name] for name in names if name in known})
+
+
+DRIVERS = {
+    "sync": (fetcher.subscribe, fetcher.consume),
+    "async": (
+        lambda client, *types, **more: Asynchronous(
+            fetcher.asyncio.subscribe(Asynchronous.client(client), *types, **more)
+        ),
+        lambda client, *names, **more: Asynchronous(
+            fetcher.asyncio.consume(Asynchronous.client(client), *names, **more)
+        ),
+    ),
+}
+
+
+@pytest.fixture(autouse=True, params=DRIVERS)
+def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run each test with either pair of functions."""
+    global subscribe, consume
+    subscribe, consume = DRIVERS[request.param]
+    return request.param
+
+
+subscribe, consume = DRIVERS["sync"]
 
 
 def text(event: Event) -> str:
@@ -290,7 +356,7 @@ def test_a_closed_subscriber_listens_no_longer(server: Server, client: redis.Red
     assert take(events) == ["1"]
     publishing.set()
     assert listeners(client) == 1
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     wait_until(lambda: not listeners(client))
 
 
@@ -342,7 +408,10 @@ def test_consumers_share_a_group_and_groups_share_nothing(client: redis.Redis) -
     add(client, "events", *range(10))
     one, two = consume(client, GROUP, "a", start="0"), consume(client, GROUP, "b", start="0")
     other = consume(client, "other", "a", start="0")
-    shared = [take(events)[0] for _ in range(5) for events in (one, two)]
+    shared = []
+    for events in [one, two] * 5:
+        shared += take(events)
+        time.sleep(subscriber.READ_AHEAD_TIME / 2)  # so each is too slow to read ahead
     assert shared == [str(id) for id in range(10)]
     assert take(other, 10) == shared
 
