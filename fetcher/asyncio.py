@@ -29,19 +29,21 @@ async def connect(redis: Any, key: str | None, failed: bool) -> Any:
     """Make a connection; in a cluster to the node of the key, or to any, after a failure of what is known by then."""
     if not hasattr(redis, "get_node_from_key"):
         return connection_of(redis.connection_pool, None)
-    await redis.initialize()
-    if failed:
-        await redis.nodes_manager.initialize()
+    async with asyncio.timeout(subscriber.SILENCE):
+        await redis.initialize()
+        if failed:
+            await redis.nodes_manager.initialize()
     node = redis.get_node_from_key(key) if key else redis.get_random_node()
     return connection_of(node, None)
 
 
 async def exchange(connection: Any, commands: Sequence[Command], replies: int) -> list[Any]:
     """Send the commands, and return so many replies."""
-    if commands:
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        await asyncio.sleep(0)  # other tasks have their turn, and a loop that collects what is written sends it
-    return [await connection.read_response(disconnect_on_error=False) for _ in range(replies)]
+    async with asyncio.timeout(subscriber.SILENCE):
+        if commands:
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            await asyncio.sleep(0)  # other tasks have their turn, and a loop that collects what is written sends it
+        return [await connection.read_response(disconnect_on_error=False) for _ in range(replies)]
 
 
 async def drive(redis: Any, core: Live | Durable) -> AsyncGenerator[Event, None]:
@@ -53,7 +55,12 @@ async def drive(redis: Any, core: Live | Durable) -> AsyncGenerator[Event, None]
             step = steps.throw(result) if isinstance(result, Exception) else steps.send(result)
             result = None
             if isinstance(step, Event):
-                yield step
+                try:
+                    yield step
+                except GeneratorExit:
+                    with suppress(*ERRORS):
+                        await exchange(connection, *core.farewell())
+                    raise
             elif isinstance(step, Reconnect):
                 if connection:
                     await connection.disconnect(nowait=True)
@@ -61,13 +68,10 @@ async def drive(redis: Any, core: Live | Durable) -> AsyncGenerator[Event, None]
                 await asyncio.sleep(step.delay)
             else:
                 try:
-                    async with asyncio.timeout(subscriber.SILENCE):
-                        connection = connection or await connect(redis, core.key, failed)
-                        result = await exchange(connection, *step)
+                    connection = connection or await connect(redis, core.key, failed)
+                    result = await exchange(connection, *step)
                 except Exception as error:
                     result = error
     finally:
         if connection:
-            with suppress(*ERRORS):
-                await exchange(connection, core.farewell(), 0)
             await connection.disconnect(nowait=True)

@@ -134,9 +134,9 @@ class Live:
             if event := read_event(reply[-1], f"a message on {self.bus}"):
                 yield event
 
-    def farewell(self) -> list[Command]:
-        """Return what to send when the loop is left."""
-        return []
+    def farewell(self) -> Exchange:
+        """Return what to do when the loop is left."""
+        return Exchange((), 0)
 
 
 class Durable:
@@ -276,9 +276,10 @@ class Durable:
         self.ready.clear()
         return self.claim(idle, *ids, "IDLE", int(1000 * self.idle), "RETRYCOUNT", 0)
 
-    def farewell(self) -> list[Command]:
-        """Return what to send when the loop is left."""
-        return [self.give_back()] if self.ready else []
+    def farewell(self) -> Exchange:
+        """Return what to do when the loop is left: who comes next, on another connection, finds all of it done."""
+        commands = [self.give_back()] if self.ready else []
+        return Exchange(commands, self.due + len(commands))
 
     def send(self, *command: Any) -> Generator[Exchange, Any, None]:
         """Write the command, and leave its reply for later."""
@@ -350,7 +351,12 @@ def drive(redis: Any, core: Live | Durable) -> Generator[Event, None, None]:
             step = steps.throw(result) if isinstance(result, Exception) else steps.send(result)
             result = None
             if isinstance(step, Event):
-                yield step
+                try:
+                    yield step
+                except GeneratorExit:
+                    with suppress(*ERRORS):
+                        exchange(connection, *core.farewell())
+                    raise
             elif isinstance(step, Reconnect):
                 if connection:
                     connection.disconnect()
@@ -364,6 +370,4 @@ def drive(redis: Any, core: Live | Durable) -> Generator[Event, None, None]:
                     result = error
     finally:
         if connection:
-            with suppress(*ERRORS):
-                exchange(connection, core.farewell(), 0)
             connection.disconnect()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import json
 import queue
 import signal
@@ -28,7 +29,7 @@ GROUP = "moderation"
 PATIENCE = 10  # seconds; more than anything here takes
 ONCE = Retry(NoBackoff(), 0)  # a client that leaves all retries to the subscriber
 KINDS = [{"decode_responses": decode, "protocol": protocol} for decode in (True, False) for protocol in (2, 3)]
-KINDS += [{}, {"legacy_responses": False}]
+KINDS += [{}, *({name: False} for name in inspect.signature(redis.Redis).parameters if name == "legacy_responses")]
 
 
 def event(id: Any, event_type: str = "message") -> Event:
@@ -107,6 +108,14 @@ def text(event: Event) -> str:
 def add(client: Any, bus: str, *ids: Any) -> list[str]:
     """Put events into the stream; tell the ids of the entries."""
     return [client.xadd(bus, {"event": text(event(id))}) for id in ids]
+
+
+def fill(client: Any, count: int) -> None:
+    """Put many events into the stream."""
+    pipe = client.pipeline(transaction=False)
+    for id in range(count):
+        pipe.xadd("events", {"event": text(event(id))})
+    pipe.execute()
 
 
 def pending(client: Any, bus: str) -> dict[str, str]:
@@ -477,6 +486,178 @@ def test_what_was_trimmed_is_logged_and_passed_over(client: redis.Redis, caplog:
         assert any("rimmed" in message and entry in message for message in caplog.messages)
 
 
+# --- Durable: reading ahead -------------------------------------------------------------------------------------
+
+
+def test_a_fast_consumer_reads_many_at_once(client: redis.Redis) -> None:
+    """A hundred at most; each is acknowledged by itself all the same."""
+    fill(client, 3000)
+    client.config_resetstat()
+    assert take(consume(client, GROUP, "a", start="0"), 3000) == [str(id) for id in range(3000)]
+    calls = {name: stats["calls"] for name, stats in client.info("commandstats").items()}
+    assert 30 <= calls["cmdstat_xreadgroup"] < 100
+    assert calls["cmdstat_xack"] == 2999
+
+
+def test_slow_consumers_share_the_work_fairly(client: redis.Redis) -> None:
+    fill(client, 30)
+    readings = [Reading(consume(client, GROUP, name, start="0"), lambda event: time.sleep(0.12)) for name in "abc"]
+    wait_until(lambda: sum(len(reading.got) for reading in readings) == 30)
+    assert {len(reading.got) for reading in readings} <= {9, 10, 11}
+    assert sorted(int(id) for reading in readings for id in reading.got) == list(range(30))
+
+
+def test_what_was_read_ahead_is_given_back_when_the_handler_becomes_slow(client: redis.Redis) -> None:
+    """Others have it at once, long before it would count as left; nothing is handled twice."""
+    fill(client, 400)
+    turned = threading.Event()
+
+    def handle(event: Event) -> None:
+        if int(event.event_id) == 250:  # by then it reads a hundred at once
+            turned.set()
+            time.sleep(0.5)
+
+    slow = Reading(consume(client, GROUP, "slow", start="0"), handle)
+    assert turned.wait(PATIENCE)
+    slow.handle = lambda event: time.sleep(0.5)
+    quick = Reading(consume(client, GROUP, "quick"))
+    wait_until(lambda: len(slow.got) + len(quick.got) >= 400)
+    wait_until(lambda: len(pending(client, "events")) <= 1)
+    assert sorted(map(int, slow.got + quick.got)) == list(range(400))
+
+
+def test_a_consumer_alone_keeps_the_order_when_its_handler_becomes_slow(client: redis.Redis) -> None:
+    fill(client, 400)
+    slow = {200, 201, 333}
+    reading = Reading(
+        consume(client, GROUP, "a", start="0"), lambda event: time.sleep(0.3 * (int(event.event_id) in slow))
+    )
+    reading.wait_for(*range(400))
+
+
+def test_what_waited_for_too_long_is_handled_by_one_only(client: redis.Redis) -> None:
+    """One consumer's handler takes longer than `idle`: what it has read ahead is taken over, and it lets it go."""
+    fill(client, 400)
+    turned = threading.Event()
+
+    def handle(event: Event) -> None:
+        if int(event.event_id) == 250:
+            turned.set()
+            time.sleep(3)
+
+    slow = Reading(consume(client, GROUP, "slow", start="0", idle=1), handle)
+    assert turned.wait(PATIENCE)
+    quick = Reading(consume(client, GROUP, "quick", idle=1))
+    wait_until(lambda: len(slow.got) > 251 or len(slow.got) + len(quick.got) >= 401)
+    wait_until(lambda: not pending(client, "events"))
+    times = Counter(slow.got + quick.got)
+    assert times.keys() == {str(id) for id in range(400)}
+    assert [id for id, count in times.items() if count > 1] == ["250"]  # it was in hand for too long
+
+
+def test_who_leaves_gives_back_what_was_read_ahead(client: redis.Redis) -> None:
+    """But keeps the one in hand, which is unacknowledged."""
+    fill(client, 400)
+    events = consume(client, GROUP, "leaving", start="0")
+    assert take(events, 251)[-1] == "250"
+    assert len(pending(client, "events")) > 1
+    events.close()
+    assert take(consume(client, GROUP, "other"), 149) == [str(id) for id in range(251, 400)]
+    assert take(consume(client, GROUP, "leaving")) == ["250"]
+
+
+def test_no_connection_of_the_clients_pool_is_kept(server: Server, client: redis.Redis) -> None:
+    """A handler that uses the same client does not wait for ever; and who leaves leaves no connection behind."""
+    add(client, "events", 1)
+    before = len(client.client_list())
+    pool = redis.BlockingConnectionPool(host=HOST, port=server.port, max_connections=1, timeout=1)
+    own = redis.Redis(connection_pool=pool)
+    durable, live = consume(own, GROUP, "a", start="0"), subscribe(own)
+    assert take(durable) == ["1"]
+    listening = threading.Thread(target=take, args=(live,))
+    listening.start()
+    wait_until(client.pubsub_numpat)
+    assert own.get("nothing") is None
+    client.publish("events:message", text(event(1)))
+    listening.join()
+    durable.close()
+    live.close()
+    pool.disconnect()
+    wait_until(lambda: len(client.client_list()) == before)
+
+
+# --- Durable: what fails again and again ----------------------------------------------------------------------
+
+
+class Poison(Exception):
+    """What a handler raises."""
+
+
+def handle_until_it_fails(events: Iterator[Event], poison: str, last: str) -> list[str]:
+    """Take events until one raises, as a worker does that is then started again, or until the last one."""
+    got: list[str] = []
+    with contextlib.suppress(Poison):
+        for given in events:
+            got.append(given.event_id)
+            if given.event_id == poison:
+                raise Poison
+            if given.event_id == last:
+                break
+    return got
+
+
+def dead_letters(client: redis.Redis) -> list[dict[str, str]]:
+    return [fields for _, fields in client.xrange(f"{{events}}:dead-letter:{GROUP}")]
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.parametrize("poison", ["0", "2", "60"])
+def test_what_fails_too_often_becomes_a_dead_letter(
+    client: redis.Redis, caplog: pytest.LogCaptureFixture, attempts: int, poison: str
+) -> None:
+    """Exactly so often, also if it was read ahead; its neighbours are handled once."""
+    fill(client, 100)
+    lives = [
+        handle_until_it_fails(consume(client, GROUP, "a", start="0", attempts=attempts), poison, "99")
+        for _ in range(attempts + 1)
+    ]
+    assert [life[-1] for life in lives] == [poison] * attempts + ["99"]
+    assert Counter(id for life in lives for id in life) == Counter(map(str, range(100))) + Counter(
+        [poison] * (attempts - 1)
+    )
+    (letter,) = dead_letters(client)
+    (entry,) = [entry for entry, fields in client.xrange("events") if fields["event"] == letter["event"]]
+    assert letter == {"event": text(event(poison)), "id": entry, "attempts": str(attempts)}
+    assert any("Dead letter" in message and entry in message for message in caplog.messages)
+    assert len(pending(client, "events")) == 1  # the last one, in hand
+
+
+def test_without_attempts_it_is_given_for_ever(client: redis.Redis) -> None:
+    add(client, "events", 1, 2)
+    for _ in range(10):
+        assert handle_until_it_fails(consume(client, GROUP, "a", start="0"), "1", "2") == ["1"]
+    assert dead_letters(client) == []
+
+
+def test_what_failed_in_others_hands_counts_too(client: redis.Redis) -> None:
+    add(client, "events", 1, 2)
+    for name in "ab":
+        own = consume(client, GROUP, name, start="0", idle=0.3, attempts=2)
+        assert handle_until_it_fails(own, "1", "2") == ["1"]
+        time.sleep(0.4)
+    assert take(consume(client, GROUP, "c", idle=0.3, attempts=2)) == ["2"]
+    assert [letter["attempts"] for letter in dead_letters(client)] == ["2"]
+
+
+def test_a_lost_connection_is_no_failed_attempt(server: Server, client: redis.Redis) -> None:
+    add(client, "events", 1, 2)
+    with Proxy(server.port) as proxy:
+        own = redis.Redis(HOST, proxy.port, retry=ONCE)
+        proxy.drop_replies(5, matching=b"XREADGROUP")
+        assert take(consume(own, GROUP, "a", start="0", attempts=1), 2) == ["1", "2"]
+    assert dead_letters(client) == []
+
+
 # --- Durable: a group or a Redis that is lost --------------------------------------------------------------
 
 
@@ -568,25 +749,37 @@ def test_a_redis_that_takes_no_writes_is_waited_for(server: Server, client: redi
 # --- Durable: processes -----------------------------------------------------------------------------------
 
 WORKER = """
-import os, sys, time
-import redis
-from fetcher import consume
-port, consumer, stop_at, idle = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-events = consume(redis.Redis("127.0.0.1", port), "moderation", consumer, start="0", idle=idle)
-for number, event in enumerate(events, 1):
+import asyncio, os, sys, time
+import redis, fetcher.asyncio
+driver, port, consumer, stop_at, idle = sys.argv[1], *map(int, sys.argv[2:3]), sys.argv[3], *map(float, sys.argv[4:])
+
+def handle(number, event):
     os.write(1, f"{event.event_id}\\n".encode())
     if number == stop_at:
         time.sleep(1000)  # in the middle of this event
+
+async def consume():
+    client = redis.asyncio.Redis(host="127.0.0.1", port=port)
+    number = 0
+    async for event in fetcher.asyncio.consume(client, "moderation", consumer, start="0", idle=idle):
+        handle(number := number + 1, event)
+
+if driver == "async":
+    asyncio.run(consume())
+for number, event in enumerate(fetcher.consume(redis.Redis("127.0.0.1", port), "moderation", consumer, start="0", idle=idle), 1):
+    handle(number, event)
 """
 
 
 class Worker:
     """Run a consumer in a process of its own; the ids of what it was given are the lines of a file."""
 
-    def __init__(self, directory: Any, server: Server, consumer: str, stop_at: int = 0, idle: float = 60) -> None:
+    def __init__(
+        self, driver: str, directory: Any, server: Server, consumer: str, stop_at: int = 0, idle: float = 60
+    ) -> None:
         self.path = directory / f"{consumer}-{time.monotonic_ns()}"
         with self.path.open("w") as out:
-            arguments = [sys.executable, "-c", WORKER, str(server.port), consumer, str(stop_at), str(idle)]
+            arguments = [sys.executable, "-c", WORKER, driver, str(server.port), consumer, str(stop_at), str(idle)]
             self.process = subprocess.Popen(arguments, cwd=ROOT, stdout=out)
 
     @property
@@ -599,15 +792,15 @@ class Worker:
 
 
 def test_a_consumer_killed_in_the_middle_of_an_event_gets_it_again(
-    server: Server, client: redis.Redis, tmp_path: Any
+    driver: str, server: Server, client: redis.Redis, tmp_path: Any
 ) -> None:
     add(client, "events", *range(6))
-    first = Worker(tmp_path, server, "a", stop_at=3)
+    first = Worker(driver, tmp_path, server, "a", stop_at=3)
     try:
         wait_until(lambda: len(first.got) == 3)
     finally:
         first.kill()
-    second = Worker(tmp_path, server, "a")
+    second = Worker(driver, tmp_path, server, "a")
     try:
         wait_until(lambda: len(second.got) >= 4)
         assert (first.got, second.got) == (["0", "1", "2"], ["2", "3", "4", "5"])
@@ -615,16 +808,31 @@ def test_a_consumer_killed_in_the_middle_of_an_event_gets_it_again(
         second.kill()
 
 
+def test_a_consumer_killed_at_any_moment_repeats_one_event_at_most(
+    driver: str, server: Server, client: redis.Redis, tmp_path: Any
+) -> None:
+    """However many it has read ahead: each acknowledgement is on its way before the next event is handed over."""
+    fill(client, 60_000)
+    seen: list[str] = []
+    for life in range(5):
+        worker = Worker(driver, tmp_path, server, "a")
+        try:
+            wait_until(lambda: len(worker.got) > 500 + 37 * life)  # noqa: B023
+        finally:
+            worker.kill()
+        repeated = set(seen) & set(worker.got)
+        assert repeated <= set(seen[-1:])
+        assert sorted(map(int, {*seen, *worker.got})) == list(range(len({*seen, *worker.got})))  # none is left out
+        seen += worker.got
+
+
 def test_three_consumers_of_which_one_is_killed_handle_10_000_events(
-    server: Server, client: redis.Redis, tmp_path: Any
+    driver: str, server: Server, client: redis.Redis, tmp_path: Any
 ) -> None:
     """Each at least once, and none twice but the one in the killed one's hands."""
-    pipe = client.pipeline(transaction=False)
-    for id in range(10_000):
-        pipe.xadd("events", {"event": text(event(id))})
-    pipe.execute()
-    victim = Worker(tmp_path, server, "victim", stop_at=500, idle=3)
-    others = [Worker(tmp_path, server, name, idle=3) for name in ("a", "b")]
+    fill(client, 10_000)
+    victim = Worker(driver, tmp_path, server, "victim", stop_at=500, idle=3)
+    others = [Worker(driver, tmp_path, server, name, idle=3) for name in ("a", "b")]
     try:
         wait_until(lambda: len(victim.got) == 500)
         victim.kill()
