@@ -25,14 +25,13 @@ def consume(
     return drive(redis, Durable(bus, group, consumer, start, idle, attempts))
 
 
-async def connect(redis: Any, key: str | None, failed: bool) -> Any:
-    """Make a connection; in a cluster to the node of the key, or to any, after a failure of what is known by then."""
+async def locate(redis: Any, key: str | None, failed: bool) -> Any:
+    """Make a connection; in a cluster to the key's node, or to any; after a failure ask where they are now."""
     if not hasattr(redis, "get_node_from_key"):
         return connection_of(redis.connection_pool, None)
-    async with asyncio.timeout(subscriber.SILENCE):
-        await redis.initialize()
-        if failed:
-            await redis.nodes_manager.initialize()
+    await redis.initialize()
+    if failed:
+        await redis.nodes_manager.initialize()
     node = redis.get_node_from_key(key) if key else redis.get_random_node()
     return connection_of(node, None)
 
@@ -68,7 +67,10 @@ async def drive(redis: Any, core: Live | Durable) -> AsyncGenerator[Event, None]
                 await asyncio.sleep(step.delay)
             else:
                 try:
-                    connection = connection or await connect(redis, core.key, failed)
+                    if not connection:
+                        async with asyncio.timeout(subscriber.SILENCE):
+                            connection = await locate(redis, core.key, failed)
+                            await connection.connect()
                     result = await exchange(connection, *step)
                 except Exception as error:
                     result = error

@@ -125,7 +125,7 @@ class Live:
                 if in_doubt:
                     raise
                 in_doubt = True
-                yield Exchange([("PING",)], 0)
+                yield Exchange([self.subscription], 0)  # as good as PING, which needs one more permission
                 continue
             in_doubt = False
             # Besides, the pattern takes the channels of a bus "events:other"; a type has no colon.
@@ -170,6 +170,7 @@ class Durable:
                     start = "0" if self.known else self.start
                     yield from self.ask("XGROUP", "CREATE", self.key, self.group, start, "MKSTREAM")
                     self.known = True
+                yield from self.send(*self.claim(0, "0-0"))  # a missing permission is told now, not in the first storm
                 yield from self.hand_over_pending(restarted)
                 failures, missing = 0, False
                 while True:
@@ -320,13 +321,13 @@ def retry(error: Exception, failures: int) -> Reconnect:
 
 
 def connection_of(source: Any, socket_timeout: float | None) -> Any:
-    """Make a connection to where this pool, or this node of a cluster, has its own; it connects when it is used."""
+    """Make a connection to where this pool, or this node of a cluster, has its own; it is not connected yet."""
     options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
     return source.connection_class(**options | OWN_OPTIONS | {"socket_timeout": socket_timeout})
 
 
-def connect(redis: Any, key: str | None, failed: bool) -> Any:
-    """Make a connection; in a cluster to the node of the key, or to any, after a failure of what is known by then."""
+def locate(redis: Any, key: str | None, failed: bool) -> Any:
+    """Make a connection; in a cluster to the key's node, or to any; after a failure ask where they are now."""
     if not hasattr(redis, "get_node_from_key"):
         return connection_of(redis.connection_pool, SILENCE)
     if failed:
@@ -364,7 +365,9 @@ def drive(redis: Any, core: Live | Durable) -> Generator[Event, None, None]:
                 time.sleep(step.delay)
             else:
                 try:
-                    connection = connection or connect(redis, core.key, failed)
+                    if not connection:
+                        connection = locate(redis, core.key, failed)
+                        connection.connect()
                     result = exchange(connection, *step)
                 except Exception as error:
                     result = error

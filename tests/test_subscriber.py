@@ -1,4 +1,4 @@
-"""What consumers may rely on, on a real server and with both drivers: live events in order, durable ones at least once."""
+"""What consumers may rely on, on real servers, with both drivers: live events in order, durable ones at least once."""
 
 import asyncio
 import contextlib
@@ -16,14 +16,16 @@ from typing import Any, ClassVar, Self
 
 import pytest
 import redis
+import redis.asyncio.sentinel
+import redis.sentinel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 import fetcher.asyncio
 from fetcher import Event, Message, Peer, User, subscriber
-from tests import HOST
+from tests import HOST, free_port
 from tests.processes import ROOT
-from tests.servers import Proxy, Server, cluster, wait_until
+from tests.servers import Proxy, Server, cluster, program, wait_until
 
 GROUP = "moderation"
 PATIENCE = 10  # seconds; more than anything here takes
@@ -67,7 +69,9 @@ class Asynchronous:
 
     @staticmethod
     def client(client: Any) -> Any:
-        """Make the client of redis.asyncio with the same settings."""
+        """Make the client of redis.asyncio with the same settings, unless it is one."""
+        if isinstance(client, redis.asyncio.Redis):
+            return client
         if isinstance(client, redis.RedisCluster):
             node = client.get_default_node()
             return redis.asyncio.RedisCluster(host=node.host, port=node.port)
@@ -367,6 +371,70 @@ def test_a_closed_subscriber_listens_no_longer(server: Server, client: redis.Red
     assert listeners(client) == 1
     events.close()
     wait_until(lambda: not listeners(client))
+
+
+LOAD = """
+import sys
+for name in ("fcntl", "grp", "pwd", "resource", "termios", "readline"):
+    sys.modules[name] = None
+import fetcher.subscriber, fetcher.asyncio
+print(*sorted(name for name in sys.modules if name.startswith(("fetcher", "vk_api"))))
+"""
+
+
+def test_a_consumer_loads_nothing_of_the_fetcher_itself() -> None:
+    """Neither VK's library nor Lua, nor what only Unix has."""
+    run = subprocess.run([sys.executable, "-c", LOAD], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) == {"fetcher", *(f"fetcher.{name}" for name in LOADED)}
+
+
+LOADED = ("asyncio", "backoff", "events", "subscriber")
+
+
+# --- Redis's host is gone without a word ------------------------------------------------------------------------
+
+
+def test_a_silent_host_is_noticed_within_a_minute() -> None:
+    """One silence, then one without an answer, and a pause before it connects again."""
+    assert 2 * subscriber.SILENCE + subscriber.BACKOFF_CAP + subscriber.SILENCE < 60
+
+
+def test_a_connection_that_swallows_everything_is_given_up(
+    server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By who listens and by who consumes, though nothing ever ends or resets it."""
+    monkeypatch.setattr(subscriber, "SILENCE", 1.5)
+    with Proxy(server.port) as proxy:
+        own = redis.Redis(HOST, proxy.port, retry=ONCE)
+        readings = [Reading(subscribe(own, "message")), Reading(subscribe(own)), Reading(consume(own, GROUP, "a"))]
+        wait_until(lambda: listeners(client) and client.pubsub_numpat() and client.exists("events"))
+        proxy.swallow()
+        wait_until(lambda: len(caplog.messages) >= len(readings), what="the notice of each")
+        assert set(caplog.messages) == {"Redis is away (TimeoutError), trying again"}
+        proxy.cut()
+        proxy.release()
+        wait_until(lambda: listeners(client) and client.pubsub_numpat())
+        add(client, "events", 1)
+        client.publish("events:message", text(event(1)))
+        for reading in readings:
+            reading.wait_for(1)
+        end(server)
+
+
+def test_who_listens_to_a_silent_channel_keeps_its_connection(
+    server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(subscriber, "SILENCE", 0.3)
+    reading = Reading(subscribe(client, "message"))
+    wait_until(lambda: listeners(client))
+    (before,) = client.client_list(_type="pubsub")
+    wait_until(lambda: client.client_list(_type="pubsub")[0]["tot-cmds"] != before["tot-cmds"])
+    time.sleep(1)
+    (after,) = client.client_list(_type="pubsub")
+    assert after["id"] == before["id"]
+    client.publish("events:message", text(event(1)))
+    reading.wait_for(1)
+    assert caplog.messages == []
 
 
 # --- Durable: what is given, and when it is acknowledged ---------------------------------------------------
@@ -766,7 +834,8 @@ async def consume():
 
 if driver == "async":
     asyncio.run(consume())
-for number, event in enumerate(fetcher.consume(redis.Redis("127.0.0.1", port), "moderation", consumer, start="0", idle=idle), 1):
+client = redis.Redis("127.0.0.1", port)
+for number, event in enumerate(fetcher.consume(client, "moderation", consumer, start="0", idle=idle), 1):
     handle(number, event)
 """
 
@@ -845,6 +914,49 @@ def test_three_consumers_of_which_one_is_killed_handle_10_000_events(
     finally:
         for worker in [victim, *others]:
             worker.kill()
+
+
+# --- Sentinels ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def sentinel(primary: Server, directory: Any) -> Iterator[int]:
+    """Run a sentinel of this primary; yields its port."""
+    port, path = free_port(), directory / "sentinel.conf"
+    monitor = f"sentinel monitor mymaster {HOST} {primary.port} 1"
+    path.write_text(f"port {port}\nbind {HOST}\ndir {directory}\n{monitor}\n")
+    process = subprocess.Popen([program(), str(path), "--sentinel"], stdout=subprocess.DEVNULL)
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_sentinels_master_serves_both_and_may_change(driver: str, tmp_path: Any) -> None:
+    with Server() as one, Server() as two:
+        two.replica_of(one)
+        with sentinel(one, tmp_path) as port, redis.Redis(HOST, port, decode_responses=True) as asked:
+            wait_until(lambda: len(asked.execute_command("SENTINEL REPLICAS", "mymaster")) == 1, 20)
+            kind = redis.sentinel if driver == "sync" else redis.asyncio.sentinel
+            own = kind.Sentinel([(HOST, port)]).master_for("mymaster")
+            durable, live = Reading(consume(own, GROUP, "a")), Reading(subscribe(own, "message"))
+            with one.client() as client:
+                wait_until(lambda: client.exists("events") and listeners(client))
+                add(client, "events", 1)
+                client.publish("events:message", text(event(1)))
+            durable.wait_for(1)
+            live.wait_for(1)
+            wait_until(lambda: asked.execute_command("SENTINEL FAILOVER", "mymaster"))
+            with two.client() as client:
+                wait_until(lambda: client.info("replication")["role"] == "master")
+                one.kill()
+                add(client, "events", 2)
+                wait_until(lambda: listeners(client))
+                client.publish("events:message", text(event(2)))
+            durable.wait_for(1, 2)
+            live.wait_for(1, 2)
+            end(two)
 
 
 # --- A cluster --------------------------------------------------------------------------------------------
