@@ -3,7 +3,7 @@
 Several may share the work, each under a name of its own; in the directory of the repository:
 python -m examples.moderation_worker moderation-1
 An event may come again after a crash: so the links of a person are a set of event_ids, not a counter. An event that
-makes this crash three times becomes a dead letter, in the stream {events}:dead-letter:moderation, and the next one comes.
+makes this crash three times becomes a dead letter in the stream {events}:dead-letter:moderation, and the next comes.
 """
 
 import os

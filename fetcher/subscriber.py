@@ -216,8 +216,8 @@ class Durable:
         """Return the next entries: no fields where one is no longer in the stream."""
         self.asked = now = time.monotonic()
         count = sum(now - then < READ_AHEAD_TIME for then in self.handled) or 1
-        if self.attempts and after != ">":
-            count = 1  # reading counts as an attempt
+        if self.attempts and (after != ">" or self.attempts == 1):
+            count = 1  # reading counts as an attempt, until hand_over corrects that: a crash before must not use up all
         command = ("XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *options)
         reply = yield from self.ask(*command, "STREAMS", self.key, after)
         self.known = True
