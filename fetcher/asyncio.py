@@ -41,7 +41,7 @@ async def exchange(connection: Any, commands: Sequence[Command], replies: int) -
     async with asyncio.timeout(subscriber.SILENCE):
         if commands:
             await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            await asyncio.sleep(0)  # other tasks have their turn, and a loop that collects what is written sends it
+            await asyncio.sleep(0)  # other tasks have their turn, even if the handler waits for nothing
         return [await connection.read_response(disconnect_on_error=False) for _ in range(replies)]
 
 
