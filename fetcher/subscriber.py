@@ -161,7 +161,7 @@ class Durable:
 
     def steps(self) -> Steps:
         """Consume, and begin again whenever the connection breaks or the group is lost."""
-        failures, missing, restarted = 0, False, True
+        failures, breaks, missing = 0, 0, False
         while True:
             try:
                 if self.unconfirmed:
@@ -171,7 +171,7 @@ class Durable:
                     yield from self.ask("XGROUP", "CREATE", self.key, self.group, start, "MKSTREAM")
                     self.known = True
                 yield from self.send(*self.claim(0, "0-0"))  # a missing permission is told now, not in the first storm
-                yield from self.hand_over_pending(restarted)
+                yield from self.hand_over_pending(breaks)
                 failures, missing = 0, False
                 while True:
                     left = yield from self.read_left()
@@ -186,15 +186,14 @@ class Durable:
                     yield Reconnect(0)
                 else:
                     yield retry(error, failures)
-                    failures += 1
-                    restarted = False  # nothing has failed but the connection
+                    failures, breaks = failures + 1, breaks + 1
 
-    def hand_over_pending(self, restarted: bool) -> Steps:
-        """Hand over what this consumer had and did not acknowledge."""
+    def hand_over_pending(self, breaks: int) -> Steps:
+        """Hand over what this consumer had and did not acknowledge; its connection broke so often since it began."""
         last: str | bytes = "0"
         while entries := (yield from self.read(last)):
             last = entries[-1][0]
-            if not restarted or not (yield from self.bury(*entries[0])):
+            if not (yield from self.bury(*entries[0], breaks=breaks)):
                 yield from self.hand_over(entries)
 
     def read_left(self) -> Generator[Exchange, Any, Any]:
@@ -217,7 +216,9 @@ class Durable:
         self.asked = now = time.monotonic()
         count = sum(now - then < READ_AHEAD_TIME for then in self.handled) or 1
         if self.attempts and (after != ">" or self.attempts == 1):
-            count = 1  # reading counts as an attempt, until hand_over corrects that: a crash before must not use up all
+            count = (
+                1  # Redis counts what is read as delivered; a crash before hand_over corrects that may cost one attempt
+            )
         command = ("XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *options)
         reply = yield from self.ask(*command, "STREAMS", self.key, after)
         self.known = True
@@ -225,7 +226,7 @@ class Durable:
 
     def hand_over(self, entries: list[Any]) -> Steps:
         """Give one event after the other, and acknowledge it when the next one is asked for."""
-        # Others take over what has waited for `idle`, counted since Redis gave it to us: not before we had asked.
+        # Others take over what has waited for `idle` since Redis gave it to us, and that was not before we had asked.
         deadline = min(self.asked + self.idle / 2, time.monotonic() + 2 * READ_AHEAD_TIME)
         self.ready.extend(entries)
         if self.attempts and len(entries) > 1:  # an attempt is what was handed over, not what was read ahead
@@ -243,12 +244,15 @@ class Durable:
                 self.handled.append(time.monotonic())
             yield from self.acknowledge(id)
 
-    def bury(self, id: bytes, fields: list[bytes] | None) -> Generator[Exchange, Any, bool]:
-        """Move an entry whose handling has failed too often to the dead letters; tell whether it was one."""
+    def bury(self, id: bytes, fields: list[bytes] | None, breaks: int = 0) -> Generator[Exchange, Any, bool]:
+        """Move an entry whose handling has failed too often to the dead letters; tell whether it was one.
+
+        Redis counts a delivery whose reply was lost as well: each break of the connection may have been one.
+        """
         if not self.attempts or not fields:
             return False
         pending = yield from self.ask("XPENDING", self.key, self.group, id, id, 1)
-        failed = pending[0][3] - 1 if pending else 0  # it has been delivered once more now
+        failed = pending[0][3] - 1 - breaks if pending else 0  # the latest delivery is the one of now
         if failed < self.attempts:
             return False
         letter = "event", event_field(fields), "id", id, "attempts", failed
