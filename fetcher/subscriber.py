@@ -193,7 +193,7 @@ class Durable:
         last: str | bytes = "0"
         while entries := (yield from self.read(last)):
             last = entries[-1][0]
-            if not (yield from self.bury(*entries[0], breaks=breaks)):
+            if not (yield from self.bury(entries[0], breaks)):
                 yield from self.hand_over(entries)
 
     def read_left(self) -> Generator[Exchange, Any, Any]:
@@ -205,7 +205,7 @@ class Durable:
             cursor, entries, gone = yield from self.ask("XAUTOCLAIM", self.key, self.group, self.consumer, *limit)
             if gone:
                 log.warning("Trimmed from the stream before it was handled: %s", gone)
-            if entries and not (yield from self.bury(*entries[0])):
+            if entries and not (yield from self.bury(entries[0])):
                 return entries
             if cursor == b"0-0":
                 self.next_look = time.monotonic() + BLOCK
@@ -244,11 +244,12 @@ class Durable:
                 self.handled.append(time.monotonic())
             yield from self.acknowledge(id)
 
-    def bury(self, id: bytes, fields: list[bytes] | None, breaks: int = 0) -> Generator[Exchange, Any, bool]:
+    def bury(self, entry: Any, breaks: int = 0) -> Generator[Exchange, Any, bool]:
         """Move an entry whose handling has failed too often to the dead letters; tell whether it was one.
 
         Redis counts a delivery whose reply was lost as well: each break of the connection may have been one.
         """
+        id, fields = entry
         if not self.attempts or not fields:
             return False
         pending = yield from self.ask("XPENDING", self.key, self.group, id, id, 1)

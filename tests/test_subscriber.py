@@ -734,6 +734,18 @@ def test_a_lost_connection_is_no_failed_attempt(server: Server, client: Any) -> 
     assert dead_letters(client) == []
 
 
+def test_a_dead_letter_whose_reply_is_lost_is_not_given_once_more(server: Server, client: Any) -> None:
+    """It may be there twice then."""
+    entry, _ = add(client, "events", 1, 2)
+    assert handle_until_it_fails(consume(client, GROUP, "a", start="0", attempts=1), "1", "2") == ["1"]
+    with Proxy(server.port) as proxy:
+        own = redis.Redis(HOST, proxy.port, retry=ONCE)
+        proxy.drop_replies(matching=b"dead-letter")
+        assert take(consume(own, GROUP, "a", attempts=1)) == ["2"]
+        assert proxy.dropped
+    assert {letter["id"] for letter in dead_letters(client)} == {entry}
+
+
 # --- Durable: a group or a Redis that is lost --------------------------------------------------------------
 
 
