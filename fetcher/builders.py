@@ -192,7 +192,7 @@ def require_message(update: Json) -> Json:
 def require_json(value: Json, name: str) -> Json:
     """Return the value; raise ValueError if there is NaN or Infinity in it, or if it is nested too deep."""
     try:
-        json.dumps([[value]], allow_nan=False)  # as deep as in the event, at least
+        json.dumps([[[value]]], allow_nan=False)  # deeper than it is in the event
     except (ValueError, RecursionError):
         raise ValueError(f"{name} cannot be written as JSON") from None
     return value

@@ -3,31 +3,33 @@
 import copy
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fetcher.builders import BUILDERS, build, command_pattern, completed, cropped
+from fetcher.builders import BUILDERS, build, command_pattern, cropped_message, sent_at, with_full_message
 from fetcher.events import Event
-from fetcher.names import Name
-from fetcher.relay import Relay
-from fetcher.vk import Batch
+from tests.samples import SAMPLES
+from tests.samples.other_types import OTHER_TYPES
 from tests.vk import GROUP, PEER, PERSON, button, message, reaction, update
 
-SAMPLES = {path.stem: json.loads(path.read_text("utf-8")) for path in Path(__file__).parent.glob("samples/*.json")}
 COMMAND = command_pattern(GROUP, "/!")
 
 
-def outcome(update: Any, command: re.Pattern[str] = COMMAND) -> dict[str, Any]:
+def outcome(update: Any, command: re.Pattern[str] = COMMAND, raw: bool = False) -> dict[str, Any]:
     """Tell what becomes of an update, in the words of the samples."""
     try:
-        event = build(update, command)
+        event = build(update, command, raw)
     except ValueError as error:
         return {"dead_letter": str(error)}
     return {"event": event.as_dict()} if event else {"passed_over": True}
+
+
+def pattern_for(update: Any) -> re.Pattern[str]:
+    """Make the pattern of a command for the community of the update."""
+    return command_pattern(update["group_id"], "/!") if isinstance(update, dict) and "group_id" in update else COMMAND
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLES))
@@ -35,10 +37,16 @@ def test_samples(name: str) -> None:
     """Each sample gives exactly its event, its dead letter's reason, or nothing; and it is left as it was."""
     given, expected = copy.deepcopy(SAMPLES[name]), copy.deepcopy(SAMPLES[name])
     del expected["update"]
-    group = given["update"].get("group_id", GROUP) if isinstance(given["update"], dict) else GROUP
-    told = outcome(given["update"], command_pattern(group, "/!"))
+    told = outcome(given["update"], pattern_for(given["update"]))
     assert json.dumps(told) == json.dumps(expected), "the order of keys, and 1 is not 1.0 or true"
     assert json.dumps(given) == json.dumps(SAMPLES[name])
+
+
+@pytest.mark.parametrize("type", sorted(BUILDERS))
+def test_each_type_has_a_sample(type: str) -> None:
+    """Whoever adds a type of event adds a file to tests/samples: an update of that type, and its event."""
+    built = [sample for sample in SAMPLES.values() if "event" in sample and sample["update"]["type"] == type]
+    assert built, f"no file in tests/samples has an update of type {type} and its event"
 
 
 @pytest.mark.parametrize("prefix", "/!.-]^[\\$*+?(){}|&~#ё")
@@ -72,14 +80,103 @@ def test_payload_too_deep() -> None:
     assert outcome(button(text))["event"]["button"]["payload"] == {"value": text}
 
 
+# The update itself, with RAW=1
+
+
+@pytest.mark.parametrize("name", sorted(name for name in SAMPLES if "passed_over" not in SAMPLES[name]))
+def test_raw_of_samples(name: str) -> None:
+    """With raw an event is the same, and the update as VK sent it comes last; what is malformed is so with raw, too."""
+    update = copy.deepcopy(SAMPLES[name]["update"])
+    told = outcome(update, pattern_for(update), raw=True)
+    if name == "nan-unpublished":
+        assert told == {"dead_letter": "the update cannot be written as JSON"}
+    elif "event" in SAMPLES[name]:
+        assert json.dumps(told["event"]) == json.dumps(SAMPLES[name]["event"] | {"raw": SAMPLES[name]["update"]})
+        assert told["event"]["raw"] is update, "not a copy"
+    else:
+        assert told == {"dead_letter": SAMPLES[name]["dead_letter"]}
+
+
+@pytest.mark.parametrize("type", sorted(OTHER_TYPES.keys() - BUILDERS.keys()))
+def test_other_types(type: str) -> None:
+    """A type that nobody builds goes out with raw, under VK's name, with who caused it and where; else it does not."""
+    fields, user, peer = OTHER_TYPES[type]
+    given = update(type, fields)
+    assert outcome(given) == {"passed_over": True}
+    assert json.dumps(outcome(given, raw=True)["event"]) == json.dumps(
+        {
+            "event_type": type,
+            "event_id": given["event_id"],
+            "user": {"uuid": user, "name": "", "firstname": "", "lastname": "", "nick": ""},
+            "peer": {"bpid": peer, "cid": max(0, peer - 2_000_000_000), "name": ""},
+            "raw": given,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "user", "peer"),
+    [
+        ({}, -GROUP, -GROUP),
+        ({"user_id": None, "from_id": 0, "liker_id": "", "admin_id": 5}, 5, 5),
+        ({"user_id": "5", "peer_id": "2000000007"}, 5, PEER),
+        ({"peer_id": PEER}, -GROUP, PEER),
+        ({"user_id": -5, "peer_id": None}, -5, -5),
+    ],
+)
+def test_who_and_where_of_a_new_type(fields: Any, user: int, peer: int) -> None:
+    """Of a type that is new to us, too: what is empty names nobody, then it is the community, and the peer is who."""
+    event = outcome(update("brand_new", fields), raw=True)["event"]
+    assert (event["user"]["uuid"], event["peer"]["bpid"]) == (user, peer)
+
+
+DEEP: Any = []
+for _ in range(100_000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (update("", {}), "type is empty, not text"),
+        (update("like_add", {"liker_id": 5}, event_id=""), "event_id is empty, not text"),
+        (update("like_add", {"liker_id": 5}, event_id=None), "event_id is missing, not text"),
+        (update("like_add", []), "of type list where an object is due"),
+        (update("like_add", None), "missing where an object is due"),
+        (update("like_add", {"liker_id": "durov"}), "liker_id is of type str, not a whole number"),
+        (update("like_add", {"liker_id": 5, "peer_id": []}), "peer_id is of type list, not a whole number"),
+        (update("donut_money_withdraw", {}, group_id=None), "group_id is missing"),
+        (update("like_add", {"liker_id": 5, "new": float("nan")}), "the update cannot be written as JSON"),
+        (update("like_add", {"liker_id": 5}, new=float("inf")), "the update cannot be written as JSON"),
+        (update("like_add", {"liker_id": 5, "new": DEEP}), "the update cannot be written as JSON"),
+        (message(geo={"type": "point", "coordinates": float("nan")}), "the update cannot be written as JSON"),
+    ],
+)  # fmt: skip
+def test_malformed_with_raw(given: Any, reason: str) -> None:
+    """What has no id, no object, nobody who can be named, or is no JSON, is a dead letter with its reason."""
+    assert outcome(given, raw=True) == {"dead_letter": reason}
+
+
+def test_raw_is_verbatim() -> None:
+    """Keys stay in VK's order, and numbers what they are."""
+    text = (
+        '{"v": "5.199", "type": "message_new", "object": {"message": {"peer_id": 2000000007, "text": "", "from_id": 5, '
+        '"geo": {"latitude": 55.755826, "longitude": -0.0, "b": 0.1, "c": 1.0, "d": 1e-07, "e": 123456789012345678}}}, '
+        '"event_id": "a"}'
+    )
+    event = build(json.loads(text), COMMAND, raw=True)
+    assert event
+    assert json.dumps(event.as_dict()["raw"]) == text
+
+
 # Messages cut short
 
 
-def test_cropped_tells_the_place() -> None:
+def test_cropped_message_tells_the_place() -> None:
     """The place of a message that VK has cut short is told, and only of such a message."""
-    assert cropped(message(is_cropped=True, conversation_message_id=5)) == (PEER, 5)
-    assert cropped(message(is_cropped=True, conversation_message_id="5", peer_id=str(PERSON))) == (PERSON, 5)
-    assert cropped(message(is_cropped=1, conversation_message_id=5)) == (PEER, 5)
+    assert cropped_message(message(is_cropped=True, conversation_message_id=5)) == (PEER, 5)
+    assert cropped_message(message(is_cropped=True, conversation_message_id="5", peer_id=str(PERSON))) == (PERSON, 5)
+    assert cropped_message(message(is_cropped=1, conversation_message_id=5)) == (PEER, 5)
     for other in (
         message(),
         message(is_cropped=False),
@@ -87,49 +184,78 @@ def test_cropped_tells_the_place() -> None:
         reaction(is_cropped=True),
         update("message_reply", {"is_cropped": True, "peer_id": 1, "conversation_message_id": 1}),
     ):
-        assert cropped(other) is None
+        assert cropped_message(other) is None
+
+
+ODD: list[Any] = [None, 5, "message_new", [], {}, {"type": []}, {"type": "message_new"}]
+ODD += [update("message_new", None), update("message_new", []), update("message_new", {"message": "text"})]
 
 
 @pytest.mark.parametrize(
     "odd",
     [
-        *(None, 5, "message_new", [], {}, {"type": []}, {"type": "message_new"}),
-        *(update("message_new", object) for object in (None, [], {"message": "text"})),
-        *(message(is_cropped=True, **wrong) for wrong in ({"peer_id": None}, {"peer_id": []})),
+        *ODD,
+        message(is_cropped=True, peer_id=None),
+        message(is_cropped=True, peer_id=[]),
         message(is_cropped=True, conversation_message_id="first"),
     ],
 )
-def test_cropped_passes_over_what_is_malformed(odd: Any) -> None:
+def test_cropped_message_passes_over_what_is_malformed(odd: Any) -> None:
     """What is malformed is not asked for: building it tells why."""
-    assert cropped(odd) is None
+    assert cropped_message(odd) is None
 
 
-def test_completed_takes_the_whole_message() -> None:
-    """The whole message goes in place of the cropped one; what it does not tell stays; the update is left as it was."""
+def test_full_message_takes_the_place() -> None:
+    """The full message goes in place of the cropped one; what it does not tell stays; the update is left as it was."""
     short = message("кор", is_cropped=True, attachments=[{"type": "photo"}], conversation_message_id=5)
     before = copy.deepcopy(short)
-    whole = {
+    full = {
         "text": "короткий",
         "attachments": [{"type": "photo"}, {"type": "doc"}],
-        "fwd_messages": [{"text": "да", "conversation_message_id": 2}],
+        "fwd_messages": [{"text": "да", "conversation_message_id": 2, "from_id": 5}],
     }
-    event = outcome(completed(short, whole))["event"]
+    event = outcome(with_full_message(short, full), raw=True)["event"]
     assert event["message"] == {
         "cmid": 5,
         "text": "короткий",
         "reply": None,
-        "forward": [{"cmid": 2, "text": "да"}],
-        "attachments": ["photo", "doc"],
+        "forward": [{"cmid": 2, "text": "да", "uuid": 5}],
+        "attachments": ["photo", "doc", "forward"],
     }
     assert (event["event_id"], event["user"]["uuid"], event["peer"]["bpid"]) == (short["event_id"], PERSON, PEER)
     assert short == before
+    expected = copy.deepcopy(short)
+    expected["object"]["message"] |= full
+    del expected["object"]["message"]["is_cropped"]
+    assert json.dumps(event["raw"]) == json.dumps(expected), "raw has the full message, and is no longer cropped"
 
 
-def test_completed_before_5_103() -> None:
+def test_full_message_before_5_103() -> None:
     """It is the same where the object is the message itself."""
     short = update("message_new", message("кор", is_cropped=True)["object"]["message"])
-    assert cropped(short)
-    assert outcome(completed(short, {"text": "короткий"}))["event"]["message"]["text"] == "короткий"
+    assert cropped_message(short)
+    event = outcome(with_full_message(short, {"text": "короткий"}), raw=True)["event"]
+    assert event["message"]["text"] == event["raw"]["object"]["text"] == "короткий"
+
+
+NO_DATES: list[Any] = [None, 0, "noon", [], float("nan")]
+
+
+@pytest.mark.parametrize(
+    ("given", "date"),
+    [
+        (message(date=1764500900), 1764500900),
+        (message(date="1764500900"), 1764500900),
+        (update("message_new", {"date": 1764500900}), 1764500900),
+        *((message(date=wrong), None) for wrong in NO_DATES),
+        (update("message_edit", {"date": 1764500900}), None),
+        (button(), None),
+        *((odd, None) for odd in ODD),
+    ],
+)
+def test_sent_at(given: Any, date: int | None) -> None:
+    """The date of a new message is told, also of one that is malformed otherwise; of nothing else there is one."""
+    assert sent_at(given) == date
 
 
 # Any JSON that resembles an update
@@ -150,7 +276,7 @@ anything = st.recursive(
 people = st.sampled_from([PERSON, str(PERSON), -GROUP, -GROUP - 1, 5.0])
 peers = st.sampled_from([PEER, str(PEER), PEER + 1, PERSON, -GROUP, -2_000_000_123])
 cmids = st.integers(0, 3) | st.sampled_from(["7", None])
-foreign = {"conversation_message_id": cmids, "text": texts}
+foreign = {"conversation_message_id": cmids, "text": texts, "from_id": people | st.none()}
 forwards = st.lists(st.fixed_dictionaries({}, optional=foreign), max_size=3)
 attachments = st.lists(st.fixed_dictionaries({"type": st.sampled_from(["photo", "doc", "новое"])}), max_size=3)
 messages = st.fixed_dictionaries(
@@ -161,7 +287,11 @@ messages = st.fixed_dictionaries(
         "fwd_messages": forwards,
         "attachments": attachments,
         "geo": st.just({"type": "point"}),
-        "action": st.fixed_dictionaries({"type": st.just("chat_title_update"), "text": texts}),
+        "action": st.fixed_dictionaries(
+            {"type": st.sampled_from(["chat_title_update", "chat_kick_user", "новое"])},
+            optional={"text": texts, "member_id": people, "conversation_message_id": cmids, "email": texts},
+        ),
+        "payload": anything | st.sampled_from(TEXTS),
         "is_cropped": st.booleans(),
     },
 )
@@ -177,6 +307,7 @@ OBJECTS = {
     "message_event": buttons,
     "message_reaction_event": reactions,
     "message_reply": messages,
+    "like_add": st.fixed_dictionaries({}, optional={"liker_id": people, "peer_id": peers, "новое": anything}),
 }
 
 
@@ -193,6 +324,7 @@ def updates(draw: st.DrawFn) -> Any:
     if type is None:
         return draw(anything)
     update = {"type": type, "event_id": draw(st.uuids()).hex, "object": copy.deepcopy(draw(OBJECTS[type]))}
+    update |= draw(st.sampled_from([{"group_id": GROUP}, {}]))
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
         holder, key = draw(st.sampled_from(places(update) or [({}, "")]))
         holder[key] = draw(anything)
@@ -201,57 +333,50 @@ def updates(draw: st.DrawFn) -> Any:
     return json.loads(json.dumps(update))  # as it comes: two halves of a pair that meet are one character
 
 
-PAIRS = {("message_new", "message"), ("message_event", "button"), ("message_reaction_event", "reaction")}
+ATTRIBUTES = {"message_new": "message", "message_event": "button", "message_reaction_event": "reaction"}
 
 
 @STEADY
-@given(updates())
-@example({"type": "message_new", "event_id": "1", "object": {"message": {"from_id": 1e300, "peer_id": 1e300}}})
-def test_any_update(update: Any) -> None:
+@given(updates(), st.booleans())
+@example({"type": "message_new", "event_id": "1", "object": {"message": {"from_id": 1e300, "peer_id": 1e300}}}, False)
+def test_any_update(update: Any, raw: bool) -> None:
     """An event that survives its way over the bus, its fields as annotated, or None, or a reason; nothing else."""
-    told = outcome(update)
+    told = outcome(update, raw=raw)
     if "event" not in told:
-        assert told.get("dead_letter") or update["type"] not in BUILDERS
+        assert told.get("dead_letter") or not (raw or update["type"] in BUILDERS)
         return
     data = told["event"]
     text = json.dumps(data, allow_nan=False)
     event = Event.from_dict(json.loads(text))  # refuses what is not as annotated
     assert json.dumps(event.as_dict()) == text
-    attribute = {"command": "message"}.get(event.event_type, event.event_type)
-    assert list(data) == ["event_type", "event_id", "user", "peer", attribute]
-    assert (update["type"], attribute) in PAIRS
     assert data["peer"]["cid"] == (data["peer"]["bpid"] - 2_000_000_000 if data["peer"]["bpid"] > 2_000_000_000 else 0)
     assert data["user"] == {"uuid": event.user.uuid, "name": "", "firstname": "", "lastname": "", "nick": ""}
+    assert data.get("raw") == (update if raw else None)
+    keys = ["event_type", "event_id", "user", "peer"]
+    keys += [ATTRIBUTES[update["type"]]] if update["type"] in ATTRIBUTES else []
+    keys += [key for key in ("action", "payload") if data.get(key) is not None] + ["raw"] * raw
+    assert list(data) == keys
     if event.message:
         assert (event.event_type == "command") == bool(re.match(r"[/!][^\W_]", event.message.text))
-
-
-class Stub:
-    """A VK that has some of the messages whole and names everybody."""
-
-    def __init__(self, messages: list[Any]) -> None:
-        self.messages = messages
-
-    def whole(self, places: Any) -> dict[Any, Any]:
-        return dict(zip(sorted(places), self.messages, strict=False))
-
-    def names(self, ids: Any) -> dict[int, Name]:
-        return {id: Name(f"имя {id}", "и", "ф", "n") for id in ids}
+        sent = update["object"].get("message", update["object"])
+        assert ("action" in data, "payload" in data) == (
+            bool(sent.get("action")),
+            sent.get("payload") not in (None, ""),
+        )
+    else:
+        assert event.event_type == ATTRIBUTES.get(update["type"], update["type"])
+        assert not {"action", "payload"} & data.keys()
 
 
 @STEADY
-@given(st.lists(updates(), max_size=8), st.lists(messages | anything, max_size=2))
-def test_any_batch(batch: list[Any], whole: list[Any]) -> None:
-    """Of a batch every update goes out as an event or as a dead letter, in VK's order, or is passed over."""
-    relay = Relay(Stub(whole), None, COMMAND, 25)  # type: ignore[arg-type]
-    entries = relay.entries(Batch("1000", str(1000 + len(batch)), batch), lambda ids: {})
-    passed = [update for update in batch if outcome(update) == {"passed_over": True}]
-    assert len(entries.events) + len(entries.letters) + len(passed) == len(batch)
-    left = iter(json.dumps(update) for update in batch)
-    assert all(letter.fields["update"] in left for letter in entries.letters), "whole, in VK's order"
-    assert all(letter.id and letter.fields["error"] for letter in entries.letters)
-    ids = iter(update.get("event_id") if isinstance(update, dict) else None for update in batch)
-    assert all(event_id in ids for event_id, _, _ in entries.events), "in VK's order"
-    for event_id, event_type, text in entries.events:
-        event = Event.from_dict(json.loads(text))
-        assert (event.event_id, event.event_type) == (event_id, event_type)
+@given(messages, messages | st.dictionaries(texts, anything), st.booleans(), st.booleans())
+def test_any_full_message(short: Any, full: Any, nested: bool, raw: bool) -> None:
+    """Whatever VK tells as the full message, the update is built or has a reason, as if VK had sent it so."""
+    short = {**short, "is_cropped": True}
+    given = update("message_new", {"message": short} if nested else short)
+    before = repr(given)
+    completed = with_full_message(given, full)
+    assert repr(given) == before
+    sent = {name: value for name, value in short.items() if name != "is_cropped"} | full
+    assert repr(completed["object"]) == repr({"message": sent} if nested else sent)
+    assert outcome(completed, raw=raw).keys() <= {"event", "dead_letter"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fetcher.events import Button, Event, Message, Peer, Reaction, Reply, User
+from fetcher.events import Action, Button, Event, Message, Peer, Reaction, Reply, User, channel
 
 USER = User(206295116, "Руслан Башинский", "Руслан", "Башинский", "oidaho")
 PEER = Peer(2000000002, 2, "FUNCKA | TOASTER | DEV | CHAT")
@@ -24,13 +24,20 @@ COMMAND = {
     "peer": {"bpid": 2000000002, "cid": 2, "name": "FUNCKA | TOASTER | DEV | CHAT"},
     "message": {"cmid": 3895, "text": "/command", "reply": None, "forward": [], "attachments": []},
 }
-FULL = Message(5, "да", Reply(4, "ну?"), [Reply(1, "раз"), Reply(2, "")], ["photo", "geo"])
+FULL = Message(
+    5, "да", Reply(4, "ну?", 7), [Reply(1, "раз", -5), Reply(2, "", 0)], ["photo", "geo", "reply", "forward"]
+)
+INVITATION = Action("chat_invite_user", USER._replace(uuid=5), "", 0)
+RAW = {"type": "message_new", "v": "5.199", "object": {"а": [1, 2.5, None, {"later": True}]}, "event_id": EVENT_ID}
 EVENTS = [
     Event("command", EVENT_ID, USER, PEER, message=Message(3895, "/command", None, [], [])),
     Event("message", EVENT_ID, USER, PEER, message=FULL),
     Event("button", EVENT_ID, USER, PEER, button=Button(5, "5bba1af2abf1", {"а": [1, None, {"б": []}], "reply": 0.5})),
     Event("button", EVENT_ID, USER, PEER, button=Button(0, "5bba1af2abf1", {})),
     Event("reaction", EVENT_ID, USER._replace(uuid=-1), PEER, reaction=Reaction(5, 0)),
+    Event("message", EVENT_ID, USER, PEER, message=FULL, action=INVITATION, payload={"а": {"later": 1}}, raw=RAW),
+    Event("message", EVENT_ID, USER, PEER, message=FULL, action=Action("chat_pin_message", None, "", 5), payload={}),
+    Event("like_add", EVENT_ID, USER, PEER, raw=RAW),
 ]
 PLACES = [(), ("user",), ("peer",), ("message",), ("message", "reply"), ("message", "forward", 0)]
 
@@ -50,16 +57,32 @@ def test_command_of_the_document() -> None:
 def test_all_of_a_message() -> None:
     """Replies and forwards are objects, in the order of the contract."""
     assert json.dumps(EVENTS[1].as_dict()["message"], ensure_ascii=False) == (
-        '{"cmid": 5, "text": "да", "reply": {"cmid": 4, "text": "ну?"},'
-        ' "forward": [{"cmid": 1, "text": "раз"}, {"cmid": 2, "text": ""}], "attachments": ["photo", "geo"]}'
+        '{"cmid": 5, "text": "да", "reply": {"cmid": 4, "text": "ну?", "uuid": 7},'
+        ' "forward": [{"cmid": 1, "text": "раз", "uuid": -5}, {"cmid": 2, "text": "", "uuid": 0}],'
+        ' "attachments": ["photo", "geo", "reply", "forward"]}'
     )
 
 
+def test_action_payload_and_raw() -> None:
+    """What else VK told comes behind the message, in the order of the contract; payload and raw are not copied."""
+    data = EVENTS[5].as_dict()
+    assert json.dumps({"action": data["action"], "payload": data["payload"]}, ensure_ascii=False) == (
+        '{"action": {"type": "chat_invite_user", "user": {"uuid": 5, "name": "Руслан Башинский",'
+        ' "firstname": "Руслан", "lastname": "Башинский", "nick": "oidaho"}, "text": "", "cmid": 0},'
+        ' "payload": {"а": {"later": 1}}}'
+    )
+    assert data["payload"] is EVENTS[5].payload
+    assert data["raw"] is RAW
+    assert EVENTS[6].as_dict()["action"]["user"] is None
+    assert EVENTS[6].as_dict()["payload"] == {}, "a payload of nothing is not the same as no payload"
+
+
 @pytest.mark.parametrize("event", EVENTS)
-def test_only_the_attribute_of_its_type(event: Event) -> None:
-    """Attributes of other types are not there, not even as null."""
-    attribute = {"command": "message"}.get(event.event_type, event.event_type)
-    assert list(event.as_dict()) == ["event_type", "event_id", "user", "peer", attribute]
+def test_only_what_there_is(event: Event) -> None:
+    """Attributes that there is nothing in are not there, not even as null."""
+    common = ("event_type", "event_id", "user", "peer")
+    attributes = [name for name in event._fields if name not in common and getattr(event, name) is not None]
+    assert list(event.as_dict()) == [*common, *attributes]
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -70,19 +93,39 @@ def test_there_and_back(event: Event) -> None:
 
 
 def test_keys_that_nobody_knows() -> None:
-    """What a later version adds is passed over, at every level; a payload keeps all its keys."""
-    for event, extra in ((EVENTS[1], PLACES), (EVENTS[2], [(), ("user",), ("peer",), ("button",)])):
+    """What a later version adds is passed over, at every level; payload and raw keep all their keys."""
+    for event, extra in (
+        (EVENTS[1], PLACES),
+        (EVENTS[2], [(), ("user",), ("peer",), ("button",)]),
+        (EVENTS[4], [("reaction",)]),
+        (EVENTS[5], [("action",), ("action", "user")]),
+    ):
         data = copy.deepcopy(event.as_dict())
         for place in extra:
             inside(data, place)["later"] = {"a": 1}
         assert repr(Event.from_dict(data)) == repr(event)
-    assert Event.from_dict(EVENTS[2].as_dict()).button.payload["а"] == [1, None, {"б": []}]
+    assert Event.from_dict(EVENTS[2].as_dict()).button.payload["а"] == [1, None, {"б": []}]  # type: ignore[union-attr]
+    assert Event.from_dict(EVENTS[5].as_dict()).payload == {"а": {"later": 1}}
+    assert json.dumps(Event.from_dict(EVENTS[5].as_dict()).raw) == json.dumps(RAW)
+
+
+def test_what_version_1_0_wrote() -> None:
+    """An entry that has been in the stream since before a reply had its author is read, too."""
+    data = copy.deepcopy(EVENTS[1].as_dict())
+    for reply in (data["message"]["reply"], *data["message"]["forward"]):
+        del reply["uuid"]
+    event = Event.from_dict(data)
+    assert event.message
+    assert (event.message.reply, event.message.forward) == (Reply(4, "ну?", 0), [Reply(1, "раз", 0), Reply(2, "", 0)])
+    assert (event.action, event.payload, event.raw) == (None, None, None)
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_key_is_missing(place: tuple[Any, ...]) -> None:
-    """Every key that the contract promises is needed, and the error names it."""
+    """Every key that was promised from the first version on is needed, and the error names it."""
     needed = inside(EVENTS[1].as_dict(), place).keys() - {"message"}
+    if place in (("message", "reply"), ("message", "forward", 0)):
+        needed -= {"uuid"}
     assert len(needed) > 1
     for key in needed:
         data = copy.deepcopy(EVENTS[1].as_dict())
@@ -91,7 +134,7 @@ def test_a_key_is_missing(place: tuple[Any, ...]) -> None:
             Event.from_dict(data)
 
 
-WRONG = [
+WRONG: list[tuple[tuple[str, ...], list[Any]]] = [
     (("event_type",), [None, 1, True, []]),
     (("event_id",), [None, 1]),
     (("user",), [None, [206295116, "", "", "", ""], "oidaho", {}]),
@@ -102,11 +145,16 @@ WRONG = [
     (("message",), [5, "да", [], {}]),
     (("message", "text"), [None, 5]),
     (("message", "cmid"), [None, "5", True]),
-    (("message", "reply"), [5, [], {}, [4, "ну?"]]),
+    (("message", "reply"), [5, [], {}, [4, "ну?", 7]]),
+    (("message", "reply", "uuid"), [None, "7", True]),
     (("message", "forward"), [None, {}, "раз", [None], [[1, "раз"]], [{"cmid": "1", "text": ""}]]),
     (("message", "attachments"), [None, "photo", {"photo": 1}, [None], [{"type": "photo"}]]),
     (("button",), [5, {"cmid": 1, "beid": "b", "payload": []}, {"cmid": 1, "beid": 5, "payload": {}}]),
     (("reaction",), [[], {"cmid": 1, "rid": None}, {"cmid": 1, "rid": True}]),
+    (("action",), [5, "chat_kick_user", [], {}, {"type": "chat_kick_user", "user": None, "text": ""}]),
+    (("action",), [{"type": 1, "user": None, "text": "", "cmid": 0}, {"type": "", "user": 5, "text": "", "cmid": 0}]),
+    (("payload",), [5, "{}", [], True]),
+    (("raw",), [5, "{}", [{}], True]),
 ]
 
 
@@ -124,3 +172,9 @@ def test_no_event_at_all(data: Any) -> None:
     """What is no object is no event."""
     with pytest.raises(ValueError, match=r"instead of|no .+ in"):
         Event.from_dict(data)
+
+
+def test_channel() -> None:
+    """A type of event has a channel of its own on each bus."""
+    assert channel("events", "like_add") == "events:like_add"
+    assert channel("a:b", "message") == "a:b:message"

@@ -5,12 +5,14 @@ import random
 import re
 import secrets
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.processes import Fetcher
+from tests.samples import SAMPLES
+from tests.samples.other_types import OTHER_TYPES
 from tests.servers import Server, wait_until
 from tests.vk import CHAT, PEER, PERSON, VK, Request, button, community, message, person, reaction, traffic, update
 
@@ -25,7 +27,8 @@ class Bus:
     """What a fetcher has put on the bus."""
 
     def __init__(self, vk: VK, server: Server, start: Start, **settings: Any) -> None:
-        self.vk, self.client = vk, server.client()
+        self.vk = vk
+        self.client: Any = server.client()
         self.checkpoint = f"{{events}}:ts:{vk.group_id}"
         start(**settings)
         wait_until(lambda: self.client.exists(self.checkpoint), what="the first poll")
@@ -66,9 +69,6 @@ def texts(events: list[Json]) -> list[str]:
 # Ten thousand
 
 
-SAMPLES = [json.loads(path.read_text("utf-8")) for path in sorted(Path(__file__).parent.glob("samples/*.json"))]
-
-
 def mixed(count: int) -> list[Json]:
     """Make updates, each with what becomes of it: ordinary traffic and every sample, many times, in one fixed order."""
     rng = random.Random(SEED + 1)
@@ -77,7 +77,7 @@ def mixed(count: int) -> list[Json]:
         if rng.random() < 0.4:
             made.append({"update": ordinary, "event": None})
             continue
-        sample = dict(rng.choice(SAMPLES))
+        sample = dict(rng.choice(list(SAMPLES.values())))
         if isinstance(sample["update"], dict) and isinstance(sample["update"].get("event_id") or 0, str):
             anew = {"event_id": rng.randbytes(20).hex()}
             sample["update"] = sample["update"] | anew
@@ -92,8 +92,11 @@ def whole(text: str) -> str:
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
-def right_names(vk: VK, event: Json, titles: dict[int, str]) -> tuple[str, str, str]:
-    """Tell the user's name and nick, and the peer's name, as VK knows them and the updates so far have told."""
+def right_names(vk: VK, event: Json, titles: dict[int, str]) -> list[str]:
+    """Tell the name and nick of the user and of whom an action concerns, and the peer's name.
+
+    They are as VK knows them and the updates so far have told.
+    """
 
     def known(id: int) -> tuple[str, str]:
         if 0 < id < CHAT:
@@ -104,7 +107,13 @@ def right_names(vk: VK, event: Json, titles: dict[int, str]) -> tuple[str, str, 
             return told["name"], told["screen_name"]
         return (titles.get(id, f"Беседа {id - CHAT}") if id > CHAT else ""), ""
 
-    return *known(event["user"]["uuid"]), known(event["peer"]["bpid"])[0]
+    people = [event["user"]["uuid"], *(user["uuid"] for user in concerned(event))]
+    return [name for uuid in people for name in known(uuid)] + [known(event["peer"]["bpid"])[0]]
+
+
+def concerned(event: Json) -> list[Json]:
+    """List whom the event's action concerns, if anybody."""
+    return [event["action"]["user"]] if event.get("action", {}).get("user") else []
 
 
 def test_ten_thousand(vk: VK, bus: Bus) -> None:
@@ -125,12 +134,14 @@ def test_ten_thousand(vk: VK, bus: Bus) -> None:
         if each["event"]:
             title = each["event"]["peer"]["name"]
             titles |= {event["peer"]["bpid"]: title} if title else {}
-        told = event["user"]["name"], event["user"]["nick"], event["peer"]["name"]
-        assert told == right_names(vk, event, titles), event
+        told = [user[name] for user in (event["user"], *concerned(event)) for name in ("name", "nick")]
+        assert [*told, event["peer"]["name"]] == right_names(vk, event, titles), event
         if each["event"]:
             bare = json.loads(whole(json.dumps(each["event"], ensure_ascii=False)))
             bare["user"] |= event["user"] | {"uuid": bare["user"]["uuid"]}
             bare["peer"]["name"] = event["peer"]["name"]
+            for user, named in zip(concerned(bare), concerned(event), strict=True):
+                user |= named | {"uuid": user["uuid"]}
             assert json.dumps(event) == json.dumps(bare)
     for each, letter in zip(dead, letters, strict=True):
         assert letter == {"update": json.dumps(each["update"]), "error": each["dead_letter"]}
@@ -154,7 +165,9 @@ def has_whole(vk: VK, cmid: int, peer: int = PEER) -> None:
     vk.messages[peer, cmid] = {
         "conversation_message_id": cmid, "peer_id": peer, "from_id": PERSON, "text": f"/весь {cmid}",
         "attachments": [{"type": "photo", "photo": {}}, {"type": "doc", "doc": {}}],
-        "fwd_messages": [{"conversation_message_id": 1, "text": "раз"}, {"conversation_message_id": 2, "text": "два"}],
+        "fwd_messages": [
+            {"conversation_message_id": 1, "text": "раз"}, {"conversation_message_id": 2, "text": "два", "from_id": 5},
+        ],
     }  # fmt: skip
 
 
@@ -174,8 +187,8 @@ def test_cropped_messages(vk: VK, bus: Bus) -> None:
         "message", "button", "message",
     ]  # fmt: skip
     assert events[0]["message"] == {
-        "cmid": 1, "text": "/весь 1", "reply": None, "attachments": ["photo", "doc"],
-        "forward": [{"cmid": 1, "text": "раз"}, {"cmid": 2, "text": "два"}],
+        "cmid": 1, "text": "/весь 1", "reply": None, "attachments": ["photo", "doc", "forward"],
+        "forward": [{"cmid": 1, "text": "раз", "uuid": 0}, {"cmid": 2, "text": "два", "uuid": 5}],
     }  # fmt: skip
     assert events[2]["message"]["attachments"] == events[5]["message"]["attachments"] == ["photo"]
     assert events[4]["peer"]["bpid"] == PERSON
@@ -304,7 +317,7 @@ def test_nobody_is_asked_for_twice_while_redis_is_away(vk: VK, server: Server, b
     server.stop()
     for newcomer in (PERSON + 1, PERSON + 2, PERSON + 3):
         vk.push(message(), *([renamed("Новая")] if newcomer == PERSON + 1 else []), button(user=newcomer))
-        wait_until(lambda newcomer=newcomer: vk.asked[newcomer], what="the question for names")
+        wait_until(partial(vk.asked.__getitem__, newcomer), what="the question for names")
     server.start()
     events = bus.push(message())
     assert [peer for _, peer in names(events)][1:] == ["Новая"] * 7
@@ -320,12 +333,91 @@ def test_a_crowd_in_one_batch(vk: VK, bus: Bus) -> None:
     assert len(bus.asked()) == 1
 
 
+def kicked(member: int, **more: Any) -> Json:
+    return message("", action={"type": "chat_kick_user", "member_id": member, **more})
+
+
+def test_whom_an_action_concerns(vk: VK, bus: Bus) -> None:
+    """Who was invited or kicked has a name like anybody else, by the request that names all others."""
+    vk.people[5] = {"first_name": "Анна", "last_name": "Черных", "domain": "anna"}
+    vk.communities[3] = {"name": "Паб", "screen_name": "pub"}
+    vk.unknown.add(6)
+    events = bus.push(kicked(5), kicked(-3), kicked(6), kicked(MAIL, email="ivan@example.org"), kicked(0), message())
+    assert [list(user.values()) for event in events for user in concerned(event)] == [
+        [5, "Анна Черных", "Анна", "Черных", "anna"],
+        [-3, "Паб", "Паб", "", "pub"],
+        [6, "", "", "", ""],
+        [MAIL, "", "", "", ""],
+    ]
+    assert [event.get("action", {}).get("text") for event in events] == ["", "", "", "ivan@example.org", "", None]
+    assert len(bus.asked()) == 1
+    events = bus.push(kicked(5), message(user=5))
+    assert concerned(events[0]) == [events[1]["user"]]
+    assert not bus.asked()
+
+
+# The update itself
+
+
+def test_raw(vk: VK, server: Server, fetch: Start) -> None:
+    """With RAW=1 every type goes out, in stream and channels, named like any other, with the update as VK sent it."""
+    bus = Bus(vk, server, fetch, RAW=1)
+    has_whole(vk, 1)
+    sent = [message(), button(), reaction(), kicked(5), short("кор", 1), short("кор", 2)]
+    sent += [update(type, fields) for type, (fields, _, _) in OTHER_TYPES.items()]
+    with bus.client.pubsub() as live:
+        live.psubscribe("events:*")
+        assert live.get_message(timeout=5)
+        events = bus.push(*sent)
+        heard = [live.get_message(timeout=5) or {} for _ in events]
+    assert [json.loads(each["data"]) for each in heard] == events
+    assert [each["channel"] for each in heard] == [f"events:{event['event_type']}" for event in events]
+    assert [event["event_type"] for event in events[6:]] == list(OTHER_TYPES)
+    whole = sent[4]["object"]["message"] | vk.messages[PEER, 1]
+    sent[4]["object"] |= {"message": {name: value for name, value in whole.items() if name != "is_cropped"}}
+    assert [json.dumps(event["raw"]) for event in events] == [json.dumps(update) for update in sent]
+    for event in events[6:]:
+        told = event["user"]["name"], event["user"]["nick"], event["peer"]["name"]
+        assert [*told] == right_names(vk, event, {})
+        _, user, peer = OTHER_TYPES[event["event_type"]]
+        assert (event["user"]["uuid"], event["peer"]["bpid"]) == (user, peer)
+    assert not bus.letters()
+
+
+def test_raw_that_cannot_be_written(vk: VK, server: Server, fetch: Start) -> None:
+    """With RAW=1 what is malformed or no JSON is a dead letter, and its neighbours go out."""
+    bus = Bus(vk, server, fetch, RAW=1)
+    half, nan = "\ud83d", float("nan")
+    events = bus.push(
+        message("до"), update("like_add", None), message(date=nan), update("like_add", {"liker_id": 5, "а": half}),
+        update("group_join", {"user_id": nan}), button({"а": half}), message("после"),
+    )  # fmt: skip
+    assert [event["event_type"] for event in events] == ["message", "like_add", "button", "message"]
+    assert events[1]["raw"]["object"] == {"liker_id": 5, "а": "\ufffd"}
+    assert events[2]["raw"]["object"]["payload"] == {"а": "\ufffd"}
+    assert [letter["error"] for letter in bus.letters()] == [
+        "missing where an object is due",
+        "the update cannot be written as JSON",
+        "user_id is of type float, not a whole number",
+    ]
+
+
+def test_without_raw(vk: VK, bus: Bus) -> None:
+    """Without it there is no update in any event, and other types do not go out."""
+    others = [update(type, fields) for type, (fields, _, _) in OTHER_TYPES.items()]
+    events = bus.push(message(), *others, button(), *others, reaction())
+    assert [event["event_type"] for event in events] == ["message", "button", "reaction"]
+    assert not any("raw" in event for event in events)
+    assert not bus.letters()
+
+
 # What is hard to write
 
 
 def test_hard_to_write(vk: VK, bus: Bus) -> None:
     """Halves of surrogate pairs, NaN, deep nesting and dead letters full of them never stop the neighbours."""
     half = "\ud83d"
+    no_text: Any = [half]
     deep: Any = []
     for _ in range(450):
         deep = [{"а": deep}]
@@ -333,7 +425,7 @@ def test_hard_to_write(vk: VK, bus: Bus) -> None:
     vk.people[5] = {"first_name": f"Анна{half}", "last_name": "Ч", "domain": "anna"}
     events = bus.push(
         message(f"{half}а{half}", user=5, peer=CHAT + 1), button(float("nan")), button({"deep": deep}),
-        button({half: [half]}), message([half]), update("message_new", deep), update(half, {}),
+        button({half: [half]}), message(no_text), update("message_new", deep), update(half, {}),
         update("message_new", half),
         message("😀\u0000\u2028\ufeff" * 1000), message("x" * 100_000) | {"event_id": half}, message("конец"),
     )  # fmt: skip
