@@ -13,7 +13,7 @@ HOST = "127.0.0.1"
 
 
 def free_port() -> int:
-    """Find a port of loopback that nobody uses.
+    """Return a port of loopback that nobody uses.
 
     Below the ports that the kernel gives to clients: a client that tries again and again to connect to
     a closed port above them is sooner or later given that very port, and is connected to itself.
@@ -35,7 +35,7 @@ class Loopback(socketserver.ThreadingTCPServer):
 
     def __init__(self, port: int, handler: Callable[..., Any]) -> None:
         self.connections: set[Any] = set()
-        super().__init__((HOST, port), handler)  # type: ignore[arg-type]
+        super().__init__((HOST, port), handler)
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def process_request(self, request: Any, client_address: Any) -> None:

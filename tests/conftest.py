@@ -25,11 +25,16 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def fetch(vk: VK, server: Server) -> Iterator[Callable[..., Fetcher]]:
-    """Start a fetcher from the VK to the server; settings and constants as wanted."""
+    """Return what starts a fetcher from the VK to the server, with further settings and constants."""
     with contextlib.ExitStack() as stack:
 
         def start(*arguments: str, **settings: Any) -> Fetcher:
-            usual = {"VK_URL": vk.url, "TOKEN": vk.token, "GROUPID": vk.group_id, "REDIS_URL": server.url}
+            usual: dict[str, Any] = {
+                "VK_URL": vk.url,
+                "TOKEN": vk.token,
+                "GROUPID": vk.group_id,
+                "REDIS_URL": server.url,
+            }
             return stack.enter_context(Fetcher(*arguments, **usual | settings))
 
         yield start

@@ -19,7 +19,7 @@ INHERITED = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
 
 
 class Fetcher:
-    """Run main.py in a process of its own: Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=vk.group_id, ...).
+    """Run the program in a process of its own: Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=vk.group_id, ...).
 
     The settings are its whole environment but for PATH and the like; those that are None are left out.
     It runs in a new directory, or in `cwd`: that is the place for a .env file.
@@ -33,8 +33,8 @@ class Fetcher:
         self.settings = settings
         self.constants = constants or {}
         self.lines: list[str] = []  # all that it has printed, restarts included
-        self._made = None if cwd else tempfile.mkdtemp(prefix="fetcher-")
-        self.cwd = Path(cwd or self._made or "")
+        self._own_directory = None if cwd else tempfile.mkdtemp(prefix="fetcher-")
+        self.cwd = Path(cwd or self._own_directory or "")
         self._since = 0  # where the lines of the present process begin
         self._printed = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
@@ -50,6 +50,7 @@ class Fetcher:
         self.close()
 
     def start(self) -> None:
+        """Start it with `settings`, `constants` and `arguments` as they are now."""
         assert not self.running, "it runs already"
         with self._printed:
             self._since = len(self.lines)
@@ -66,11 +67,11 @@ class Fetcher:
             name: value for name, value in os.environ.items()
             if name in INHERITED or name.startswith("COVERAGE")
         }  # fmt: skip
-        ours = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "CONSTANTS": json.dumps(self.constants)}
+        own = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "CONSTANTS": json.dumps(self.constants)}
         if "COVERAGE_PROCESS_START" in inherited:
             inherited.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # the directory will be removed
         settings = {name: str(value) for name, value in self.settings.items() if value is not None}
-        return inherited | ours | settings
+        return inherited | own | settings
 
     def _read(self, stream: IO[str]) -> None:
         for line in stream:
@@ -99,7 +100,7 @@ class Fetcher:
             return "\n".join(self.lines)
 
     def wait_for(self, text: str, timeout: float = 10, after: int | None = None) -> int:
-        """Wait until a line holds the text, and tell its index in `lines`.
+        """Wait until a line holds the text, and return its index in `lines`.
 
         Looks at the lines of the present process, or only behind the line `after`.
         """
@@ -119,7 +120,7 @@ class Fetcher:
         raise AssertionError(f"{text!r} was not printed within {timeout} s, but:\n{self.output}")
 
     def wait(self, timeout: float = 10) -> int:
-        """Wait until it ends by itself, and tell its exit code."""
+        """Wait until it ends by itself, and return its exit code."""
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -132,7 +133,7 @@ class Fetcher:
         self.process.send_signal(number)
 
     def terminate(self, timeout: float = 10) -> int:
-        """Ask it to end, and tell its exit code."""
+        """Ask it to end, and return its exit code."""
         self.signal(signal.SIGTERM)
         return self.wait(timeout)
 
@@ -156,5 +157,5 @@ class Fetcher:
             self._process.wait()
             if self._reader:
                 self._reader.join(1)
-        if self._made:
-            shutil.rmtree(self._made, ignore_errors=True)
+        if self._own_directory:
+            shutil.rmtree(self._own_directory, ignore_errors=True)

