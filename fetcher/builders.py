@@ -14,8 +14,8 @@ from .events import CHATS, Action, Button, Event, Message, Peer, Reaction, Reply
 Json = dict[str, Any]
 Builder = Callable[[Json, re.Pattern[str]], Event]
 
-# Who caused an update is the first of these that is there. What is deleted names its author in user_id, too.
-ACTORS = ("deleter_id", "user_id", "from_id", "liker_id", "admin_id", "owner_id")
+# Who caused an update is the first of these that is there.
+ACTORS = ("user_id", "from_id", "liker_id", "admin_id", "deleter_id", "owner_id")
 
 
 def command_pattern(group: int, prefixes: str) -> re.Pattern[str]:

@@ -139,16 +139,16 @@ for _ in range(100_000):
     ("given", "reason"),
     [
         (update("", {}), "type is empty, not text"),
-        (update("like_add", {"liker_id": 5}, event_id=""), "event_id is empty, not text"),
-        (update("like_add", {"liker_id": 5}, event_id=None), "event_id is missing, not text"),
-        (update("like_add", []), "of type list where an object is due"),
-        (update("like_add", None), "missing where an object is due"),
-        (update("like_add", {"liker_id": "durov"}), "liker_id is of type str, not a whole number"),
-        (update("like_add", {"liker_id": 5, "peer_id": []}), "peer_id is of type list, not a whole number"),
-        (update("donut_money_withdraw", {}, group_id=None), "group_id is missing"),
-        (update("like_add", {"liker_id": 5, "new": float("nan")}), "the update cannot be written as JSON"),
-        (update("like_add", {"liker_id": 5}, new=float("inf")), "the update cannot be written as JSON"),
-        (update("like_add", {"liker_id": 5, "new": DEEP}), "the update cannot be written as JSON"),
+        (update("brand_new", {"from_id": 5}, event_id=""), "event_id is empty, not text"),
+        (update("brand_new", {"from_id": 5}, event_id=None), "event_id is missing, not text"),
+        (update("brand_new", []), "of type list where an object is due"),
+        (update("brand_new", None), "missing where an object is due"),
+        (update("brand_new", {"from_id": "durov"}), "from_id is of type str, not a whole number"),
+        (update("brand_new", {"from_id": 5, "peer_id": []}), "peer_id is of type list, not a whole number"),
+        (update("brand_new", {}, group_id=None), "group_id is missing"),
+        (update("brand_new", {"from_id": 5, "new": float("nan")}), "the update cannot be written as JSON"),
+        (update("brand_new", {"from_id": 5}, new=float("inf")), "the update cannot be written as JSON"),
+        (update("brand_new", {"from_id": 5, "new": DEEP}), "the update cannot be written as JSON"),
         (message(geo={"type": "point", "coordinates": float("nan")}), "the update cannot be written as JSON"),
     ],
 )  # fmt: skip
@@ -306,8 +306,8 @@ OBJECTS = {
     "message_new": st.fixed_dictionaries({"message": messages, "client_info": st.just({})}) | messages,
     "message_event": buttons,
     "message_reaction_event": reactions,
-    "message_reply": messages,
-    "like_add": st.fixed_dictionaries({}, optional={"liker_id": people, "peer_id": peers, "новое": anything}),
+    "message_new_v2": messages,
+    "brand_new": st.fixed_dictionaries({}, optional={"liker_id": people, "peer_id": peers, "новое": anything}),
 }
 
 
