@@ -5,7 +5,6 @@ VK_URL says where that VK is. CONSTANTS, a JSON object, gives other values to na
 """
 
 import importlib
-import importlib.util
 import json
 import operator
 import os
@@ -61,17 +60,11 @@ def keep_coverage() -> None:
     os._exit = keep_and_leave  # type: ignore[assignment]
 
 
-def program() -> Any:
-    """Return the module with the program's main(); importing it blocks signals, so no test process does it."""
-    # Until fetcher/__main__.py is there, it is main.py.
-    return importlib.import_module("fetcher.__main__" if importlib.util.find_spec("fetcher.__main__") else "main")
-
-
 if __name__ == "__main__":
     if os.environ.get("COVERAGE_PROCESS_START"):
         keep_coverage()
-    main = program().main
+    program = importlib.import_module("fetcher.__main__")  # not above: importing it blocks signals
     lead_vk_to(os.environ.get("VK_URL", NOWHERE))
     set_constants(json.loads(os.environ.get("CONSTANTS", "{}")))
     sys.argv[0] = "event-fetcher"
-    sys.exit(main())
+    sys.exit(program.main())

@@ -291,6 +291,7 @@ def test_everything_happens() -> None:
     }
     with Fetcher("--demo", constants=constants) as fetcher:
         happened = events(fetcher, len(RECORDED))
+        assert fetcher.terminate() == 0
         assert "WARNING" not in fetcher.output
     examples = {f"{type} in {place}" for type in TYPES for place in ("a chat", "private")}
     examples |= {"reply", "forward", "geo", "six photos", "payload", "no payload", "taken back", "a community"}
