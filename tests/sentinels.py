@@ -18,15 +18,21 @@ QUORUM = 2
 
 
 class Sentinel:
-    """Run one sentinel; with a password of its own it lets in nobody else but the other sentinels."""
+    """Run one sentinel; `lines` are other ones than the usual of its configuration.
 
-    def __init__(self, primary: Server, password: str | None = None) -> None:
+    With a password of its own it lets in nobody else but the other sentinels.
+    """
+
+    def __init__(self, primary: Server, password: str | None = None, lines: list[str] | None = None) -> None:
         self.port = free_port()
         self.password = password
         self.directory = Path(tempfile.mkdtemp(prefix="sentinel-"))
-        lines = [f"port {self.port}", f"bind {HOST}", f"dir {self.directory}", "daemonize no"]
-        lines += [f"sentinel monitor {MASTER} {HOST} {primary.port} {QUORUM}"]
-        lines += [f"sentinel down-after-milliseconds {MASTER} 500", f"sentinel failover-timeout {MASTER} 3000"]
+        lines = lines or [
+            f"sentinel monitor {MASTER} {HOST} {primary.port} {QUORUM}",
+            f"sentinel down-after-milliseconds {MASTER} 500",
+            f"sentinel failover-timeout {MASTER} 3000",
+        ]
+        lines = [f"port {self.port}", f"bind {HOST}", f"dir {self.directory}", "daemonize no", *lines]
         lines += [f"sentinel auth-pass {MASTER} {primary.password}"] if primary.password else []
         lines += [f"requirepass {password}", f"sentinel sentinel-pass {password}"] if password else []
         (self.directory / "sentinel.conf").write_text("\n".join(lines) + "\n")

@@ -59,7 +59,10 @@ WHO = "Вера Лисицына (@vera)"
             Event("button", "b", USER, CHAT, button=Button(6, "c", {"да": 1})),
             f'button   {WHO} in «Двор»: pressed {{"да": 1}} below message 6',
         ),
-        (Event("reaction", "b", USER, CHAT, reaction=Reaction(6, 4)), f"reaction {WHO} in «Двор»: reaction 4 to message 6"),
+        (
+            Event("reaction", "b", USER, CHAT, reaction=Reaction(6, 4)),
+            f"reaction {WHO} in «Двор»: reaction 4 to message 6",
+        ),
         (
             Event("reaction", "b", USER, CHAT, reaction=Reaction(6, 0)),
             f"reaction {WHO} in «Двор»: took back the reaction to message 6",
@@ -194,7 +197,7 @@ def test_a_terminal_has_a_last_line(server: Server, owner: redis.Redis, group: i
         shown.wait_for("0.1 events/s")
         assert shown.end()[0] == 0
         lines = shown.output.replace("\r\n", "\n").split("\n")
-        assert [re.sub(".*\x1b\\[K", "", line) for line in lines][0] == f"message  {WHO} in «Двор»: first"
+        assert re.sub(".*\x1b\\[K", "", lines[0]) == f"message  {WHO} in «Двор»: first"
         assert len(lines) == 3, "one event, the last line, and the rest after Ctrl-C"
 
 
@@ -222,7 +225,7 @@ def test_a_restart_of_redis_is_survived(server: Server, owner: redis.Redis) -> N
 
 def test_a_closed_pipe_is_the_end(server: Server, owner: redis.Redis) -> None:
     """As in `--watch | head -1`: code 0, and no word."""
-    command = f"{sys.executable} -c \"{Watch.RUN.format(None)}\" {server.url} | head -1; echo ${{PIPESTATUS[0]}}"
+    command = f'{sys.executable} -c "{Watch.RUN.format(None)}" {server.url} | head -1; echo ${{PIPESTATUS[0]}}'
     with subprocess.Popen(
         ["bash", "-c", command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as shell:
@@ -244,9 +247,9 @@ def test_a_closed_pipe_is_the_end(server: Server, owner: redis.Redis) -> None:
 def test_what_the_operator_must_fix_ends_it(rules: str, error: type[Exception]) -> None:
     """A wrong password and a missing permission are raised, from wherever they are met."""
     password = "" if ">" in rules else ">secret"
-    with Server(acl=[f"user limited on {password} {rules}"]) as server, open(os.devnull, "w") as out:
-        with pytest.raises(error):
-            watch(server.url.replace("//", "//limited:secret@"), "events", None, out)
+    user = f"user limited on {password} {rules}"
+    with Server(acl=[user]) as server, open(os.devnull, "w") as out, pytest.raises(error):
+        watch(server.url.replace("//", "//limited:secret@"), "events", None, out)
 
 
 def test_a_cluster_is_watched() -> None:
