@@ -17,7 +17,7 @@ import pytest
 
 import fetcher
 from fetcher import Event, Peer, User, __version__, backlog, bus, config, events, lookups, relay
-from fetcher.builders import BUILDERS, build
+from fetcher.builders import BUILDERS, build, command_pattern
 from fetcher.bus import Bus
 from fetcher.events import CHATS, channel
 from fetcher.names import Name, fill, ids_to_resolve
@@ -25,7 +25,6 @@ from fetcher.watch import describe
 from tests.processes import ROOT, Fetcher
 from tests.samples import SAMPLES
 from tests.servers import Server, entries, wait_until
-from tests.test_builders import pattern_for
 from tests.vk import VK, button, message, reaction
 
 TEXTS = {
@@ -423,7 +422,7 @@ def users(event: Any) -> list[User]:
 def built(name: str) -> Event:
     """Return the event of a sample."""
     update = SAMPLES[name]["update"]
-    event = build(update, pattern_for(update))
+    event = build(update, command_pattern(update.get("group_id", GROUP), "/!"))
     assert event
     return event
 
