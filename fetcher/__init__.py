@@ -1,20 +1,18 @@
 """VK community events on a Redis bus: each once, typed, in VK's order. This is what a consumer needs of it."""
 
-from typing import TYPE_CHECKING, Any
-
-from .events import Action, Button, Event, Message, Peer, Reaction, Reply, User
-
+TYPE_CHECKING = False  # typing's own would cost the program its first milliseconds, in which a signal may come
 if TYPE_CHECKING:
+    from .events import Action, Button, Event, Message, Peer, Reaction, Reply, User
     from .subscriber import consume, subscribe
 
 __version__ = "1.1.0"
 __all__ = ["Action", "Button", "Event", "Message", "Peer", "Reaction", "Reply", "User", "consume", "subscribe"]
 
 
-def __getattr__(name: str) -> Any:
-    """Load `consume` and `subscribe` when they are first wanted: the nouns alone need no Redis client."""
-    if name in ("consume", "subscribe"):
-        from . import subscriber
+def __getattr__(name: str) -> object:
+    """Load each name when it is first wanted: the nouns need no Redis client, and a fetcher no consumer."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(subscriber, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".subscriber" if name in ("consume", "subscribe") else ".events", __name__), name)

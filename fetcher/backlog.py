@@ -30,11 +30,14 @@ A commit is one script, all or nothing (commit.lua). It answers the checkpoint a
 
 When the bus answers that something is missing before what is pending, the hole is filled in this order: from what was
 committed lately (a failover took it away); from VK, polled at the checkpoint (`hole`); with a gap that ends where what
-is pending begins, never further. If VK itself is not that far, it has begun anew, and what is pending is late.
+is pending begins, never further. If VK itself is not that far, it has begun anew, and what is pending is late. So it is,
+without asking VK, if what is pending after it has lower ts: then this fetcher has seen VK begin anew.
 
 Commits are pieces of a bounded number of events and bytes. A time-out halves the piece, down to a single event, and a
 quick answer doubles it. A batch larger than a piece goes out in parts that do not move the checkpoint, and the last one
-does; if the fetcher dies in between, `seen` passes over the parts when VK answers the batch again.
+does; if the fetcher dies in between, `seen` passes over the parts when VK answers the batch again. Each further part
+begins with the last entry of the part before, without its text: the bus must have it, or else it refuses the part, for a
+failover has taken the others away, and they go out again.
 """
 
 from collections import deque
@@ -151,9 +154,9 @@ class Backlog:
             return None
         first = last = self.pending[0]
         entries, size = self._part(first)
-        keep = DEDUP_WINDOW + first.count
+        before, keep = self._before(first), DEDUP_WINDOW + first.count
         if len(entries) < first.count - first.committed:
-            return Commit(first.kind, first.since, first.until, entries, 0, 0, size)
+            return Commit(first.kind, first.since, first.until, before + entries, 0, 0, size)
         completes = 1
         if first.kind in ("batch", "repeat"):
             for one in islice(self.pending, 1, None):
@@ -162,7 +165,14 @@ class Backlog:
                     break
                 entries, size, keep = entries + one.entries, size + one.size, max(keep, DEDUP_WINDOW + one.count)
                 completes, last = completes + 1, one
-        return Commit(first.kind, first.since, last.until, entries, completes, keep, size)
+        return Commit(first.kind, first.since, last.until, before + entries, completes, keep, size)
+
+    def _before(self, first: Pending) -> list[Entry | DeadLetter]:
+        """Return the last entry of the part before, without its text."""
+        if not first.committed or first.entries is None:
+            return []
+        entry = first.entries[first.committed - 1]
+        return [Entry(entry.id, entry.event_type if isinstance(entry, Entry) else "", b"")]
 
     def _part(self, first: Pending) -> tuple[list[Entry | DeadLetter], int]:
         """Return as many of its entries as fit, one at least, and their size."""
@@ -189,7 +199,7 @@ class Backlog:
             for _ in range(commit.completes):
                 self._remember(self.pending.popleft())
         else:
-            first.committed += len(commit.entries)
+            first.committed += len(commit.entries) - bool(first.committed)  # without that of the part before
 
     def _gap_answered(self, first: Pending, checkpoint: str) -> None:
         backwards = is_after(first.since, first.until)
@@ -201,9 +211,9 @@ class Backlog:
             self.pending[0] = gap(checkpoint, first.until, error_of(first))
 
     def _remember(self, done: Pending) -> None:
-        if done.kind not in ("batch", "repeat"):
+        if done.kind not in ("batch", "repeat", "late"):
             return
-        done.kind, done.committed = "repeat", 0
+        done.kind, done.committed = "late" if done.kind == "late" else "repeat", 0
         self.recent.append(done)
         self.recent_count, self.recent_bytes = self.recent_count + done.count, self.recent_bytes + done.size
         while self.recent_count > MAX_RECENT or self.recent_bytes > MAX_RECENT_BYTES or len(self.recent) > MAX_RECENT:
@@ -221,25 +231,36 @@ class Backlog:
 
     def _find_hole(self, first: Pending, checkpoint: str) -> None:
         """Something between the checkpoint and what is pending is missing: it was committed lately, or VK has it."""
-        lost = [one for one in self.recent if is_after(one.until, checkpoint) and not is_after(one.until, first.until)]
+        repeats = [one for one in self.recent if one.kind == "repeat"]
+        lost = [one for one in repeats if is_after(one.until, checkpoint) and not is_after(one.until, first.until)]
         if lost:
             self._recall(lost)
+        elif any(is_after(first.since, one.until) for one in self.pending):
+            self._outlived(first)  # by what is pending after it, from after VK has begun anew
         else:
             self.hole = checkpoint
 
-    def fill(self, answer: Batch | Gap, now: float) -> None:
-        """Put what VK answered at `hole` before what is pending; an empty answer means that VK is not that far."""
-        hole, self.hole, first = self.hole or "", None, self.pending[0]
-        if isinstance(answer, Gap):  # it must not hide what is pending
-            inside = is_after(answer.until, hole) and is_after(first.since, answer.until)
-            self.pending.appendleft(gap(hole, answer.until if inside else first.since, answer.error))
-        elif answer.updates or is_after(answer.until, hole):
-            until = answer.until if is_after(answer.until, hole) else hole
-            self.pending.appendleft(batch(answer._replace(until=until), now))
-        elif first.kind == "gap":  # of a time before VK began anew
+    def _outlived(self, first: Pending) -> None:
+        """VK has begun anew since: nothing before this can be had, and nothing has to be."""
+        if first.kind == "gap":
             self.pending.popleft()
         else:
             first.kind = "late"
+
+    def fill(self, answer: Batch | Gap, now: float) -> None:
+        """Put what VK answered at `hole` before what is pending.
+
+        An empty answer, and a gap that goes back, mean that VK is not that far: it has begun anew.
+        """
+        hole, self.hole, first = self.hole or "", None, self.pending[0]
+        if isinstance(answer, Gap) and not is_after(hole, answer.until):  # it must not hide what is pending
+            inside = is_after(answer.until, hole) and is_after(first.since, answer.until)
+            self.pending.appendleft(gap(hole, answer.until if inside else first.since, answer.error))
+        elif isinstance(answer, Batch) and (answer.updates or is_after(answer.until, hole)):
+            until = answer.until if is_after(answer.until, hole) else hole
+            self.pending.appendleft(batch(answer._replace(until=until), now))
+        else:
+            self._outlived(first)
 
     # The connection
 

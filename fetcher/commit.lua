@@ -3,8 +3,9 @@
 -- KEYS: checkpoint, seen, stream, dead letters
 -- ARGV: kind, since, until, event_ids to keep in seen (0: a part of a batch, after which the checkpoint stays),
 --       event_ids that seen holds at least before it forgets any, entries to keep in the stream, in the dead letters,
---       number of events, for each: event_id, channel, JSON,
+--       number of events, for each: event_id, channel, JSON ('' for the last entry of the part before),
 --       number of dead letters, for each: id or '', number of fields and values, these
+--       (an id that begins with 'sha256:' is made of the text, and several updates may have the same)
 local checkpoint, seen, stream, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local kind, since, till, keep = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local stored = redis.call('GET', checkpoint) or ''
@@ -30,6 +31,9 @@ local forgotten = false
 if kind ~= 'gap' and kind ~= 'restore' and stored - till >= ARGV[5] / 2 then
   forgotten = #redis.call('ZREVRANGE', seen, ARGV[5] - 1, ARGV[5] - 1) > 0
   if forgotten and (kind == 'repeat' or events + letters == 0) then return stored end
+end
+if events > 0 and ARGV[11] == '' and not forgotten and not redis.call('ZADD', seen, 'XX', 'INCR', 0, ARGV[9]) then
+  return redis.error_reply('LOST the part before')
 end
 local moves = kind == 'gap' or kind == 'restore' or (kind ~= 'late' and keep > 0 and is_after(till, stored))
 local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0)
@@ -58,7 +62,7 @@ if redis.acl_check_cmd then
   if letters > 0 or forgotten then require_permission('XADD', dead, '*', 'error', '') end
   local asked = {}
   for i = 10, letters_at - 1, 3 do
-    if not asked[ARGV[i]] then
+    if ARGV[i + 1] ~= '' and not asked[ARGV[i]] then
       require_permission('PUBLISH', ARGV[i], '')
       asked[ARGV[i]] = true
     end
@@ -70,8 +74,10 @@ local function is_new(id)
   score = score + 1
   return redis.call('ZADD', seen, 'NX', score, id) == 1
 end
+local fresh = kind == 'batch' and since == stored and keep > 0 -- then nobody has offered any of it before
 local function add_letter(id, ...)
-  if id == '' or is_new(id) then redis.call('XADD', dead, 'MAXLEN', '~', ARGV[7], '*', ...) end
+  local is_known = id ~= '' and not is_new(id)
+  if not is_known or (fresh and id:sub(1, 7) == 'sha256:') then redis.call('XADD', dead, 'MAXLEN', '~', ARGV[7], '*', ...) end
 end
 
 if forgotten then

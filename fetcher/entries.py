@@ -38,15 +38,12 @@ class EntryBuilder:
         named = iter(self.directory.with_names(events, give_up, use_cache))
         rest = zip(updates, built, strict=True)
         for batch in batches:
-            since, entries = int(batch.since), list[Entry | DeadLetter]()
-            places = range(since + 1, int(batch.until) + 1)  # one step per update, as VK does; if not, they are unknown
-            known = len(places) == len(batch.updates)
-            for number, (update, event) in enumerate(islice(rest, len(batch.updates))):
-                place = str(places[number]) if known else ""
+            entries = list[Entry | DeadLetter]()
+            for update, event in islice(rest, len(batch.updates)):
                 if isinstance(event, Event):
-                    entries.append(entry_of(next(named), update, place))
+                    entries.append(entry_of(next(named), update))
                 elif event:
-                    entries.append(dead_letter(update, place, event))
+                    entries.append(dead_letter(update, event))
             for entry in entries:
                 if isinstance(entry, DeadLetter):
                     log.warning("Dead letter: %s", entry.fields["error"])
@@ -75,16 +72,16 @@ class EntryBuilder:
         return event
 
 
-def entry_of(event: Event, update: Any, place: str) -> Entry | DeadLetter:
+def entry_of(event: Event, update: Any) -> Entry | DeadLetter:
     """Return the event as it is published, or a dead letter if it cannot be written as JSON."""
     try:
         return Entry(event.event_id, event.event_type, utf8(to_json(event.as_dict())), builders.sent_at(update) or 0)
     except (ValueError, RecursionError) as error:
-        return dead_letter(update, place, error)
+        return dead_letter(update, error)
 
 
-def dead_letter(update: Any, place: str, error: Exception) -> DeadLetter:
-    """Return the dead letter of an update; one without event_id is known by its place in VK's history and text."""
+def dead_letter(update: Any, error: Exception) -> DeadLetter:
+    """Return the dead letter of an update; one without event_id is known by its text."""
     try:
         raw = json.dumps(update)
     except RecursionError:
@@ -93,5 +90,5 @@ def dead_letter(update: Any, place: str, error: Exception) -> DeadLetter:
     reason = str(error) if type(error) is ValueError else repr(error)
     id = update.get("event_id") if isinstance(update, dict) else None
     if not isinstance(id, str) or not id:
-        id = f"{place}:{sha256(raw.encode()).hexdigest()}"
+        id = f"sha256:{sha256(raw.encode()).hexdigest()}"
     return DeadLetter(id, {"update": raw, "error": reason})

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Never
 
 from . import metrics
-from .backlog import MAX_UNBUILT, Backlog, is_after
+from .backlog import MAX_UNBUILT, Backlog, error_of, is_after
 from .backoff import backoff
 from .batch import Batch, Commit, Entry, Gap
 from .bus import Bus
@@ -115,7 +115,19 @@ class Relay:
         if checkpoint != commit.until:
             self.entries.directory.forget()  # another fetcher may have been told newer titles
         count(commit, took)
+        self.note_gap(commit, checkpoint)
         self.backlog.answered(commit, checkpoint)
+
+    def note_gap(self, commit: Commit, checkpoint: str) -> None:
+        """Log a gap, or a lost checkpoint, as it is on record."""
+        if commit.kind not in ("gap", "restore") or checkpoint != commit.until:
+            return
+        reason = error_of(self.backlog.pending[0])
+        if commit.kind == "restore":
+            log.warning("%s: ts %s is stored again", reason, commit.until)
+        else:
+            log.warning("A gap from ts %s to %s: %s", commit.since, commit.until, reason)
+            metrics.GAPS.inc()
 
     def fill(self, hole: str) -> None:
         """Ask VK for what is missing before what is pending."""
@@ -124,7 +136,7 @@ class Relay:
         if empty and is_after(self.longpoll.renew(), hole):
             return  # VK is further than that, and says so with a new key only: it is asked again
         self.backlog.fill(answer, time.monotonic())
-        self.note(answer)
+        self.require_progress(answer)
 
     def build(self, use_cache: bool) -> None:
         """Build the events of the oldest pending batches, with the names that VK tells within NAMES_TIMEOUT."""
@@ -141,18 +153,15 @@ class Relay:
             self.polled = True
             metrics.LAST_POLL.set(time.time())
             self.backlog.add(answer, time.monotonic())
-            self.note(answer)
+            self.require_progress(answer)
             burst = isinstance(answer, Batch) and len(answer.updates) >= BURST
             more = burst and self.backlog.count <= MAX_UNBUILT - BURST
             if not (more or failing) or time.monotonic() >= until:
                 break
 
-    def note(self, answer: Batch | Gap) -> None:
-        """Log a gap; raise TransientError for an answer that leads nowhere."""
-        if isinstance(answer, Gap) and answer.until != answer.since:
-            log.warning("A gap from ts %s to %s: %s", *answer)
-            metrics.GAPS.inc()
-        elif answer.until == answer.since and (isinstance(answer, Gap) or answer.updates):
+    def require_progress(self, answer: Batch | Gap) -> None:
+        """Raise TransientError for an answer that leads nowhere."""
+        if answer.until == answer.since and (isinstance(answer, Gap) or answer.updates):
             raise TransientError("VK's long poll repeats itself without progress")
 
     def report(self, error: Exception) -> None:
@@ -184,7 +193,7 @@ def count(commit: Commit, took: float) -> None:
     now = time.time()
     metrics.CHECKPOINT.set(now)
     for entry in commit.entries:
-        if isinstance(entry, Entry):
+        if isinstance(entry, Entry) and entry.text:
             metrics.EVENTS.labels(type=entry.event_type).inc()
             if entry.date:
                 metrics.PUBLISH_AGE.observe(now - entry.date)

@@ -17,63 +17,143 @@ def no_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults() -> None:
     """These are the documented ones."""
     assert config.read(NEEDED) == config.Config(
-        "vk1.a.secret", 218730916, "redis://localhost:6379/0", "events", "/!", 100000, 600, 25, 3600, "INFO"
+        token="vk1.a.secret",
+        group=218730916,
+        redis_url="redis://localhost:6379/0",
+        bus="events",
+        prefixes="/!",
+        stream_maxlen=100000,
+        names_ttl=600,
+        poll_wait=25,
+        renew_after=3600,
+        log_level="INFO",
+        raw=False,
+        metrics_port=None,
     )
 
 
 def test_empty_is_not_set() -> None:
-    """An empty variable, as compose passes it, leaves the default."""
-    assert config.read(NEEDED | {"BUS": "", "POLL_WAIT": "", "REDIS_URL": ""}) == config.read(NEEDED)
+    """An empty variable, as compose passes it, leaves the default, for each of them."""
+    names = "REDIS_URL BUS COMMAND_PREFIXES STREAM_MAXLEN NAMES_TTL POLL_WAIT RENEW_AFTER LOG_LEVEL RAW METRICS_PORT"
+    assert config.read(NEEDED | dict.fromkeys([*names.split(), "TOKEN_FILE"], "")) == config.read(NEEDED)
+
+
+def test_all_can_be_set() -> None:
+    """Each to another value."""
+    given = {
+        "TOKEN": "t",
+        "GROUPID": "5",
+        "REDIS_URL": "redis://redis/1",
+        "BUS": "a.b_c-d:E9",
+        "COMMAND_PREFIXES": "#.",
+        "STREAM_MAXLEN": "1",
+        "NAMES_TTL": "0",
+        "POLL_WAIT": "90",
+        "RENEW_AFTER": "1",
+        "LOG_LEVEL": "warning",
+        "RAW": "1",
+        "METRICS_PORT": "9100",
+    }
+    assert config.read(given) == config.Config(
+        token="t",
+        group=5,
+        redis_url="redis://redis/1",
+        bus="a.b_c-d:E9",
+        prefixes="#.",
+        stream_maxlen=1,
+        names_ttl=0,
+        poll_wait=90,
+        renew_after=1,
+        log_level="WARNING",
+        raw=True,
+        metrics_port=9100,
+    )
+
+
+def test_what_is_off() -> None:
+    """0 switches off what may be off, and is no missing value."""
+    settings = config.read(NEEDED | {"RAW": "0", "METRICS_PORT": "0", "NAMES_TTL": "0"})
+    assert (settings.raw, settings.metrics_port, settings.names_ttl) == (False, None, 0)
+
+
+def test_it_is_built_by_name_only() -> None:
+    """Twelve values in a row would be mixed up."""
+    with pytest.raises(TypeError):
+        config.Config("token", 5)  # type: ignore[call-arg]
 
 
 def test_dotenv_stands_in_for_the_environment() -> None:
     """The environment wins, an empty variable does not, and nothing is interpolated."""
-    Path(".env").write_text('TOKEN=from$file\nGROUPID=5\nBUS="from-file"\nLOG_LEVEL=debug\n')
+    Path(".env").write_text('TOKEN=from$file\nGROUPID=5\nBUS="from-file"\nLOG_LEVEL=debug\nRAW=\n')
     settings = config.read({"GROUPID": "7", "BUS": ""})
-    assert settings[:2] == ("from$file", 7)
-    assert (settings.bus, settings.log_level) == ("from-file", "DEBUG")
+    assert (settings.token, settings.group) == ("from$file", 7)
+    assert (settings.bus, settings.log_level, settings.raw) == ("from-file", "DEBUG", False)
 
 
 def test_an_unreadable_dotenv_is_named() -> None:
-    """What cannot be read is no traceback."""
+    """What cannot be read is no traceback, and what else is wrong is named as well."""
     Path(".env").write_bytes(b"TOKEN=\xff\xfe\n")
-    with pytest.raises(ValueError, match=r"^\.env cannot be read"):
+    with pytest.raises(ValueError, match=r"^\.env cannot be read \(UnicodeDecodeError\): fix this"):
         config.read(NEEDED)
+    with pytest.raises(ValueError, match=r"^\.env cannot be read .*; BUS must"):
+        config.read(NEEDED | {"BUS": "{"})
 
 
 def test_token_file_wins() -> None:
     """A secret in a file, its last line break aside, stands before TOKEN."""
     Path("token").write_text("from-file\n")
     assert config.read(NEEDED | {"TOKEN_FILE": "token"}).token == "from-file"
+    assert config.read({"GROUPID": "1", "TOKEN_FILE": "token"}).token == "from-file"
     Path("token").write_text("two words\n")
-    with pytest.raises(ValueError, match="TOKEN_FILE must hold"):
+    with pytest.raises(ValueError, match=r"^TOKEN_FILE must hold"):
         config.read(NEEDED | {"TOKEN_FILE": "token"})
-    with pytest.raises(ValueError, match="TOKEN_FILE cannot be read"):
-        config.read(NEEDED | {"TOKEN_FILE": "."})
+    Path("token").write_bytes(b"\xff\xfe")
+    for path in (".", "token", "missing"):
+        with pytest.raises(ValueError, match=r"^TOKEN_FILE cannot be read \(\w+\): fix"):
+            config.read(NEEDED | {"TOKEN_FILE": path})
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"TOKEN": ""}, {"TOKEN": "кириллица"}, {"TOKEN": "a b"}, {"GROUPID": ""}, {"GROUPID": "0"}, {"GROUPID": "-1"},
-        {"GROUPID": "٣"}, {"GROUPID": "1.0"}, {"REDIS_URL": "http://localhost"}, {"REDIS_URL": "redis://host:port"},
-        {"BUS": "a b"}, {"BUS": "{a}"}, {"STREAM_MAXLEN": "0"}, {"STREAM_MAXLEN": "many"}, {"NAMES_TTL": "-1"},
+        {"TOKEN": ""}, {"TOKEN": "  "}, {"TOKEN": "кириллица"}, {"TOKEN": "a b"}, {"GROUPID": ""}, {"GROUPID": "0"},
+        {"GROUPID": "-1"}, {"GROUPID": "٣"}, {"GROUPID": "1.0"}, {"GROUPID": "club1"}, {"GROUPID": "1" * 20},
+        {"GROUPID": str(2**63)}, {"GROUPID": "1\n"}, {"REDIS_URL": "http://localhost"},
+        {"REDIS_URL": "redis://host:port"}, {"REDIS_URL": "localhost:6379"}, {"BUS": "a b"}, {"BUS": "{a}"},
+        {"BUS": "ы"}, {"BUS": "a\n"}, {"STREAM_MAXLEN": "0"}, {"STREAM_MAXLEN": "many"}, {"NAMES_TTL": "-1"},
         {"NAMES_TTL": str(10**10)}, {"POLL_WAIT": "0"}, {"POLL_WAIT": "91"}, {"RENEW_AFTER": "0"},
-        {"LOG_LEVEL": "LOUD"},
+        {"LOG_LEVEL": "LOUD"}, {"LOG_LEVEL": "20"}, {"RAW": "yes"}, {"RAW": "2"}, {"METRICS_PORT": "-1"},
+        {"METRICS_PORT": "65536"}, {"METRICS_PORT": "off"},
     ],
     ids=str,
 )  # fmt: skip
 def test_each_wrong_setting_is_named(wrong: dict[str, str]) -> None:
-    """The sentence begins with its name, and holds no value that might be secret."""
-    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must") as error:
+    """One sentence, which begins with its name, and holds no value that might be secret."""
+    (name, value), *_ = wrong.items()
+    with pytest.raises(ValueError, match=rf"^{name} must [^;]+: fix this in the environment or in \.env$") as error:
         config.read(NEEDED | wrong)
     assert "secret" not in str(error.value)
+    assert len(value) < 3 or value not in str(error.value)
+
+
+def test_what_is_required_is_said() -> None:
+    """Not a range of numbers that nobody would think of, but what the number is."""
+    with pytest.raises(ValueError, match="GROUPID must be the community's id, a positive number"):
+        config.read({"TOKEN": "t"})
+    with pytest.raises(ValueError, match="TOKEN must hold the community's access token"):
+        config.read({"GROUPID": "1"})
+    with pytest.raises(ValueError, match="POLL_WAIT must be a number from 1 to 90"):
+        config.read(NEEDED | {"POLL_WAIT": "0"})
 
 
 def test_all_wrong_settings_are_named_at_once() -> None:
     """One sentence for all of them."""
-    with pytest.raises(ValueError, match=r"TOKEN .*; REDIS_URL .*; GROUPID .*; BUS .*; POLL_WAIT"):
-        config.read({"REDIS_URL": "x", "BUS": "{", "POLL_WAIT": "x"})
+    wrong = {"REDIS_URL": "x", "BUS": "{", "POLL_WAIT": "x", "RAW": "x", "LOG_LEVEL": "x", "METRICS_PORT": "x"}
+    with pytest.raises(ValueError, match="must") as error:
+        config.read(wrong)
+    for name in [*wrong, "TOKEN", "GROUPID"]:
+        assert str(error.value).count(f"{name} must") == 1
+    assert str(error.value).count("fix this") == 1
 
 
 @pytest.mark.parametrize(
@@ -85,12 +165,22 @@ def test_addresses_of_redis_py_are_taken(url: str) -> None:
 
 
 def test_secrets() -> None:
-    """The password is a secret in both spellings."""
+    """The token, and the password in both spellings."""
     settings = config.read(NEEDED | {"REDIS_URL": "redis://user:p%40ss%2F@host/0"})
     assert settings.secrets() == ["vk1.a.secret", "p@ss/", "p%40ss%2F"]
-    assert config.read(NEEDED | {"REDIS_URL": "unix:///a?password=hidden"}).secrets() == ["vk1.a.secret", "hidden"]
+    hidden = config.read(NEEDED | {"REDIS_URL": "unix:///a?password=hidden"}).secrets()
+    assert set(hidden) == {"vk1.a.secret", "hidden"}
+    assert config.read({"GROUPID": "1"}, token_needed=False).secrets() == []
 
 
 def test_health_needs_no_token() -> None:
-    """The token is for VK only."""
+    """The token is for VK only; a file of it that cannot be read is wrong all the same."""
     assert config.read({"GROUPID": "1"}, token_needed=False).token == ""
+    with pytest.raises(ValueError, match="TOKEN_FILE cannot be read"):
+        config.read({"GROUPID": "1", "TOKEN_FILE": "missing"}, token_needed=False)
+
+
+def test_settings_without_an_environment() -> None:
+    """The demo gives its own; what it does not give is the default, and no .env is read."""
+    Path(".env").write_text("BUS=from-file\n")
+    assert config.parse(NEEDED | {"POLL_WAIT": "1", "RAW": ""}).bus == "events"

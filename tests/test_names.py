@@ -1,28 +1,27 @@
-"""Names of people, communities and chats: who is wanted, how VK is asked, what is filled in."""
+"""The directory of names: whose names a batch needs, where they come from, and filling them in."""
 
-import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import parse_qsl
 
 import pytest
-import responses
 
-from fetcher.builders import BUILDERS
-from fetcher.events import Event, Message, Peer, User
-from fetcher.names import Name, fill, told, wanted
-from fetcher.vk import VK
-from tests import vk as stand_in
+from fetcher import names as limits
+from fetcher.errors import FatalError, RedisUnavailable, TransientError
+from fetcher.events import Action, Event, Message, Peer, User
+from fetcher.names import Directory, Name, fill, ids_to_resolve
+from tests.net import Clock
 
 CHAT = 2_000_000_000
 MAIL = -CHAT - 123
+DOWN = TransientError("VK error 10")
 
 
-def event(uuid: int, bpid: int, title: str = "") -> Event:
+def event(uuid: int, bpid: int, title: str = "", invited: int | None = None) -> Event:
     """Make an event as the builders leave it."""
     user, peer = User(uuid, "", "", "", ""), Peer(bpid, max(0, bpid - CHAT), title)
-    return Event("message", "1", user, peer, message=Message(1, "", None, [], []))
+    whom = None if invited is None else User(invited, "", "", "", "")
+    action = Action("chat_invite_user", whom, "", 0) if invited is not None or title else None
+    return Event("message", "1", user, peer, message=Message(1, "", None, [], []), action=action)
 
 
 def filled(names: dict[int, Name], *events: Event) -> list[tuple[str, str]]:
@@ -30,7 +29,7 @@ def filled(names: dict[int, Name], *events: Event) -> list[tuple[str, str]]:
     return [(event.user.name, event.peer.name) for event in fill(events, names)]
 
 
-# Who is wanted
+# Whose names are needed
 
 
 @pytest.mark.parametrize(
@@ -51,15 +50,17 @@ def filled(names: dict[int, Name], *events: Event) -> list[tuple[str, str]]:
         (CHAT - 1, 1 - CHAT, {CHAT - 1, 1 - CHAT}),
     ],
 )
-def test_wanted(uuid: int, bpid: int, ids: set[int]) -> None:
+def test_ids_to_resolve(uuid: int, bpid: int, ids: set[int]) -> None:
     """People, communities and chats are; e-mail addresses and numbers that nobody can have are not."""
-    assert wanted([event(uuid, bpid)]) == ids
+    assert ids_to_resolve([event(uuid, bpid)]) == ids
 
 
-def test_wanted_of_a_batch() -> None:
-    """Each is wanted once, whoever needs it."""
-    assert wanted([event(5, 5), event(5, CHAT + 1), event(6, CHAT + 1)]) == {5, 6, CHAT + 1}
-    assert wanted([]) == set()
+def test_ids_to_resolve_of_a_batch() -> None:
+    """Each is needed once, whoever needs it, and whom an action names as well."""
+    assert ids_to_resolve([event(5, 5), event(5, CHAT + 1), event(6, CHAT + 1)]) == {5, 6, CHAT + 1}
+    assert ids_to_resolve([event(5, CHAT + 1, invited=9), event(5, CHAT + 1, invited=-4)]) == {5, 9, -4, CHAT + 1}
+    assert ids_to_resolve([event(5, 5, invited=MAIL), event(5, 5, invited=CHAT + 9)]) == {5}
+    assert ids_to_resolve([]) == set()
 
 
 # Filling in
@@ -72,6 +73,14 @@ def test_fill_a_person() -> None:
     assert given.user == User(5, "Анна Черных", "Анна", "Черных", "anna")
     assert given.peer == Peer(CHAT + 7, 7, "Беседа")
     assert given._replace(user=bare.user, peer=bare.peer) == bare
+
+
+def test_fill_an_action() -> None:
+    """Whom it concerns is named like any other; the rest of it stays."""
+    (given,) = fill([event(5, CHAT + 7, invited=9)], {9: Name("Пётр", "Пётр", "", "id9")})
+    assert given.action == Action("chat_invite_user", User(9, "Пётр", "Пётр", "", "id9"), "", 0)
+    (given,) = fill([event(5, CHAT + 7, invited=MAIL)], {})
+    assert given.action == Action("chat_invite_user", User(MAIL, "", "", "", ""), "", 0)
 
 
 def test_fill_a_private_dialog() -> None:
@@ -104,174 +113,207 @@ def test_title_holds_from_the_update_on() -> None:
     assert names == {CHAT + 7: Name("Старая"), CHAT + 8: Name("Другая")}, "what was handed in is left as it was"
 
 
-def test_told() -> None:
-    """The latest title of each chat is told for the cache."""
-    batch = [event(5, CHAT + 7, "Новая"), event(5, CHAT + 8), event(5, CHAT + 7, "Новейшая"), event(5, CHAT + 9, "Ещё")]
-    assert told(batch) == {CHAT + 7: Name("Новейшая"), CHAT + 9: Name("Ещё")}
+# The directory
 
 
-# Asking VK
+class Cache:
+    """A cache in memory."""
+
+    def __init__(self) -> None:
+        self.names_ttl = 600
+        self.known: dict[int, Name] = {}
+        self.asked: list[set[int]] = []
+        self.down = False
+
+    def names(self, ids: Iterable[int]) -> dict[int, Name]:
+        self.asked.append(set(ids))
+        if self.down:
+            raise RedisUnavailable("Redis is unavailable")
+        return {id: self.known[id] for id in ids if id in self.known}
+
+    def cache_names(self, names: Mapping[int, Name]) -> None:
+        if self.down:
+            raise RedisUnavailable("Redis is unavailable")
+        self.known |= names
+
+
+class VK:
+    """Tells a name of everybody, but of `failing`."""
+
+    def __init__(self) -> None:
+        self.asked: list[set[int]] = []
+        self.failing: set[int] = set()
+        self.failure: TransientError | FatalError = DOWN
+
+    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], TransientError | FatalError | None]:
+        ids = set(ids)
+        self.asked.append(ids)
+        names = {id: Name(f"name of {id}") for id in ids - self.failing}
+        return names, self.failure if ids & self.failing else None
 
 
 @pytest.fixture
-def there() -> Iterator[stand_in.VK]:
-    """A VK whose people, communities and chats a test may choose; asked through `responses`, not over the network."""
-
-    def answer(request: Any) -> tuple[int, dict[str, str], str]:
-        _, told = there.ask(request.url.rpartition("/")[2], dict(parse_qsl(request.body, keep_blank_values=True)))
-        return 200, {}, json.dumps(told)
-
-    with stand_in.VK() as there, responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
-        mock.add_callback(responses.POST, re.compile("https://api.vk.ru/method/"), answer)
-        yield there
+def cache() -> Cache:
+    return Cache()
 
 
 @pytest.fixture
 def vk() -> VK:
-    return VK(stand_in.TOKEN, stand_in.GROUP, 3600, BUILDERS)
+    return VK()
 
 
-def asked(there: stand_in.VK) -> list[tuple[str, str]]:
-    """List what was asked inside each execute: the method, and the ids as they were sent."""
-    calls = [call for request in there.requests for call in request.inner]
-    return [(method, next(values[name] for name in values if name.endswith("_ids"))) for method, values in calls]
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("fetcher.names.time", clock)
+    return clock
 
 
-def test_one_request_for_all(vk: VK, there: stand_in.VK) -> None:
-    """People, communities and chats are asked for in one execute, each kind by its own method, in Russian."""
-    there.people[5] = {"first_name": "Анна", "last_name": "Черных", "domain": "anna"}
-    there.communities[3] = {"name": "Паб", "screen_name": "pub"}
-    there.chats[CHAT + 7] = "Беседа"
-    assert vk.names({5, -3, CHAT + 7}) == {
-        5: Name("Анна Черных", "Анна", "Черных", "anna"),
-        -3: Name("Паб", "Паб", "", "pub"),
-        CHAT + 7: Name("Беседа"),
-    }
-    assert [request.name for request in there.requests] == ["execute"]
-    assert sorted(asked(there)) == [
-        ("groups.getById", "3"),
-        ("messages.getConversationsById", str(CHAT + 7)),
-        ("users.get", "5"),
+@pytest.fixture
+def directory(cache: Cache, vk: VK, clock: Clock) -> Directory:
+    return Directory(cache, vk)
+
+
+def names(directory: Directory, *events: Event, give_up: bool = False, use_cache: bool = True) -> list[tuple[str, str]]:
+    return [(one.user.name, one.peer.name) for one in directory.with_names([*events], give_up, use_cache)]
+
+
+def test_memory_then_cache_then_vk(directory: Directory, cache: Cache, vk: VK) -> None:
+    """Each asks for what the one before does not know; what VK tells is known to all afterwards."""
+    cache.known[6] = Name("Six")
+    assert names(directory, event(5, CHAT + 7), event(6, 6)) == [
+        ("name of 5", f"name of {CHAT + 7}"),
+        ("Six", "Six"),
     ]
-    assert all(values["lang"] == "ru" for _, values in there.requests[0].inner)
-    assert there.requests[0].params["lang"] == "ru"
+    assert (cache.asked, vk.asked) == ([{5, 6, CHAT + 7}], [{5, CHAT + 7}])
+    assert cache.known == {5: Name("name of 5"), CHAT + 7: Name(f"name of {CHAT + 7}"), 6: Name("Six")}
+    assert names(directory, event(5, 6)) == [("name of 5", "Six")]
+    assert (len(cache.asked), len(vk.asked)) == (1, 1)
 
 
-def test_nobody_to_ask_for(vk: VK, there: stand_in.VK) -> None:
-    """Nothing is asked for nobody."""
-    assert vk.names([]) == {}
-    assert not there.requests
+def test_nobody_to_ask_for(directory: Directory, cache: Cache, vk: VK) -> None:
+    """A batch without events costs nothing."""
+    assert directory.with_names([], give_up=False, use_cache=True) == []
+    assert names(directory, event(MAIL, MAIL)) == [("", "")]
+    assert not cache.asked
+    assert not vk.asked
 
 
-def test_who_has_no_name_is_not_asked_for(vk: VK, there: stand_in.VK) -> None:
-    """E-mail addresses are never asked for, nor numbers that nobody has."""
-    assert vk.names(wanted([event(MAIL, MAIL), event(0, CHAT), event(CHAT + 7, 0)])) == {}
-    assert not there.requests
+def test_memory_lasts_for_a_while(directory: Directory, cache: Cache, clock: Clock) -> None:
+    """So long is the cache not asked; as long as names may be cached, at most."""
+    for _ in range(2):
+        names(directory, event(5, 5))
+    clock.now += limits.NAMES_MEMORY_TTL
+    names(directory, event(5, 5))
+    assert len(cache.asked) == 2
+    cache.names_ttl = 3
+    clock.now += limits.NAMES_MEMORY_TTL
+    names(directory, event(5, 5))
+    clock.now += 3
+    names(directory, event(5, 5))
+    assert len(cache.asked) == 4
 
 
-def test_a_full_request(vk: VK, there: stand_in.VK) -> None:
-    """A thousand people and a hundred chats go into one request; what is more needs no second one up to 25 calls."""
-    ids = {*range(1, 2001), *range(-600, 0), *range(CHAT + 1, CHAT + 201)}
-    names = vk.names(ids)
-    assert names.keys() == ids
-    assert all(all((name.name, name.nick)) for id, name in names.items() if id < CHAT)
-    assert names[CHAT + 150].name == "Беседа 150"
-    assert [request.name for request in there.requests] == ["execute"]
-    assert [method for method, _ in asked(there)].count("users.get") == 2
-    assert max(there.asked.values()) == 1
+def test_without_a_cache_there_is_no_memory(directory: Directory, cache: Cache, vk: VK) -> None:
+    """NAMES_TTL=0: every batch asks VK."""
+    cache.names_ttl = 0
+    cache.known.clear()
+    for _ in range(3):
+        names(directory, event(5, 5))
+        cache.known.clear()
+    assert vk.asked == [{5}] * 3
 
 
-@pytest.mark.parametrize(
-    ("person", "name"),
-    [
-        ({"domain": "anna", "screen_name": "other"}, Name("Анна Черных", "Анна", "Черных", "anna")),
-        ({"domain": None, "screen_name": "other"}, Name("Анна Черных", "Анна", "Черных", "other")),
-        ({"domain": "", "screen_name": None}, Name("Анна Черных", "Анна", "Черных", "id5")),
-        ({"deactivated": "banned"}, Name("Анна Черных", "Анна", "Черных", "id5")),
-        ({"first_name": "DELETED", "last_name": "", "deactivated": "deleted"}, Name("DELETED", "DELETED", "", "id5")),
-        ({"first_name": "", "domain": "anna"}, Name("Черных", "", "Черных", "anna")),
-        ({"last_name": None, "domain": "anna"}, Name("Анна", "Анна", "", "anna")),
-        ({"first_name": " Анна ", "domain": "anna"}, None),
-    ],
-)
-def test_people(vk: VK, there: stand_in.VK, person: dict[str, Any], name: Name | None) -> None:
-    """The nick is the domain, else the screen name, else id<N>; the name has no stray spaces at its ends."""
-    there.people[5] = {"first_name": "Анна", "last_name": "Черных"} | person
-    found = vk.names([5])[5]
-    assert found.name == "Анна Черных" if name is None else found == name
+def test_what_another_fetcher_was_told(directory: Directory, cache: Cache) -> None:
+    """When it was first, it may have put a newer title into the cache."""
+    names(directory, event(5, CHAT + 7))
+    cache.known[CHAT + 7] = Name("Newer")
+    assert names(directory, event(5, CHAT + 7)) == [("name of 5", f"name of {CHAT + 7}")]
+    directory.forget()
+    assert names(directory, event(5, CHAT + 7)) == [("name of 5", "Newer")]
 
 
-def test_unknown_people_and_communities(vk: VK, there: stand_in.VK) -> None:
-    """Whom VK leaves out of its answer has no name, and nobody gets another's: they are found by id."""
-    there.unknown |= {6, -4}
-    names = vk.names([5, 6, 7, -3, -4, -5])
-    assert names[6] == names[-4] == Name()
-    assert (names[5].firstname, names[7].firstname) == (stand_in.FIRST[5], stand_in.FIRST[7])
-    assert (names[-3].name, names[-5].name) == ("Сообщество 3", "Сообщество 5")
-    assert len(there.requests) == 1
+def test_a_title_is_known_to_all(directory: Directory, cache: Cache) -> None:
+    """The latest one that a batch tells goes to memory and cache."""
+    names(directory, event(5, CHAT + 7, "New"), event(5, CHAT + 8), event(5, CHAT + 7, "Newest"))
+    assert cache.known[CHAT + 7] == Name("Newest")
+    assert names(directory, event(5, CHAT + 7)) == [("name of 5", "Newest")]
 
 
-def test_hidden_chats(vk: VK, there: stand_in.VK) -> None:
-    """A chat that VK leaves out, or tells without its settings, has no name; its neighbours have theirs."""
-    there.hidden.add(CHAT + 1)
-    there.untitled.add(CHAT + 2)
-    assert vk.names([CHAT + 1, CHAT + 2, CHAT + 3]) == {
-        CHAT + 1: Name(),
-        CHAT + 2: Name(),
-        CHAT + 3: Name("Беседа 3"),
-    }
-    assert len(there.requests) == 1
+def test_redis_is_down(directory: Directory, cache: Cache, vk: VK) -> None:
+    """Then VK alone is asked, and the cache gets what it lacks when Redis is back."""
+    cache.down = True
+    with pytest.raises(RedisUnavailable):
+        names(directory, event(5, 5))
+    for _ in range(2):
+        assert names(directory, event(5, CHAT + 7, "Title"), use_cache=False) == [("name of 5", "Title")]
+    assert vk.asked == [{5, CHAT + 7}]
+    cache.down = False
+    names(directory, event(6, 6))
+    assert cache.known == {5: Name("name of 5"), CHAT + 7: Name("Title"), 6: Name("name of 6")}
 
 
-REFUSALS = [7, 15, 18, 27, 30, 100, 113, 203, 917, 922, 925, 927, 932, 936, 945, 946, 1017]
+def test_redis_goes_down_meanwhile(directory: Directory, cache: Cache, vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What VK has told is not asked again, and is cached as soon as Redis is back."""
+
+    def fail(names: Mapping[int, Name]) -> None:
+        raise RedisUnavailable("Redis is unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "cache_names", fail)
+        with pytest.raises(RedisUnavailable):
+            names(directory, event(5, 5))
+    assert names(directory, event(5, 5)) == [("name of 5", "name of 5")]
+    assert vk.asked == [{5}]
+    assert cache.known == {5: Name("name of 5")}
 
 
-@pytest.mark.parametrize("code", REFUSALS)
-@pytest.mark.parametrize("id", [5, -3, CHAT + 7])
-def test_refused_alone(vk: VK, there: stand_in.VK, id: int, code: int) -> None:
-    """Whom VK refuses to tell about has no name; that costs nothing more."""
-    there.refused[id] = code
-    assert vk.names([id]) == {id: Name()}
-    assert len(there.requests) == 1
+@pytest.mark.parametrize("failure", [DOWN, FatalError("VK refuses the token")])
+def test_vk_fails(directory: Directory, cache: Cache, vk: VK, failure: Any) -> None:
+    """It is told, what VK did tell is kept, and only the rest is asked for again."""
+    vk.failing, vk.failure = {6}, failure
+    with pytest.raises(type(failure), match=str(failure)):
+        names(directory, event(5, 5), event(6, 6))
+    vk.failing = set()
+    assert names(directory, event(5, 5), event(6, 6)) == [("name of 5",) * 2, ("name of 6",) * 2]
+    assert vk.asked == [{5, 6}, {6}]
+    assert cache.known.keys() == {5, 6}
 
 
-@pytest.mark.parametrize("refused", [5, -3, CHAT + 7])
-def test_refused_among_others(vk: VK, there: stand_in.VK, refused: int) -> None:
-    """One who is refused among others has no name, the others have theirs: for one request more, to those concerned."""
-    there.refused[refused] = 917
-    ids = {5, 6, 25, -3, -4, CHAT + 7, CHAT + 8}
-    names = vk.names(ids)
-    assert names.pop(refused) == Name()
-    assert names.keys() == ids - {refused}
-    assert all(name.name for name in names.values())
-    assert [request.name for request in there.requests] == ["execute"] * 2
-    kind = {method for method, _ in there.requests[1].inner}
-    assert len(kind) == 1, "who was answered is not asked for again"
+def test_names_are_given_up(directory: Directory, cache: Cache, vk: VK) -> None:
+    """Who waited for long enough goes out with "", which nobody remembers."""
+    vk.failing = {6}
+    assert names(directory, event(5, 5), event(6, 6), give_up=True) == [("name of 5",) * 2, ("", "")]
+    assert cache.known.keys() == {5}
+    vk.failing = set()
+    assert names(directory, event(6, 6)) == [("name of 6",) * 2]
 
 
-def test_several_refused(vk: VK, there: stand_in.VK) -> None:
-    """Of a hundred chats several may be refused: it ends, soon, and all others have their names."""
-    refused = {CHAT + 1, CHAT + 2, CHAT + 50, CHAT + 100}
-    there.refused |= dict.fromkeys(refused, 917)
-    names = vk.names(range(CHAT + 1, CHAT + 101))
-    assert {id for id, name in names.items() if not name.name} == refused
-    assert len(there.requests) <= 3
+def test_who_was_given_up_delays_nobody(directory: Directory, cache: Cache, vk: VK) -> None:
+    """VK is asked for them with each batch, but nobody waits, until it tells: then they are like any other."""
+    vk.failing = {6}
+    names(directory, event(6, 6), give_up=True)
+    for _ in range(3):
+        assert names(directory, event(5, 5), event(6, 6)) == [("name of 5",) * 2, ("", "")]
+    vk.failing = {6, 7}
+    with pytest.raises(TransientError):
+        names(directory, event(6, 6), event(7, 7))
+    vk.failing = set()
+    assert names(directory, event(6, 6)) == [("name of 6",) * 2]
+    directory.forget()
+    cache.known.clear()
+    vk.failing = {6}
+    with pytest.raises(TransientError):
+        names(directory, event(6, 6))
 
 
-def test_all_refused(vk: VK, there: stand_in.VK) -> None:
-    """Where every one is refused, none has a name."""
-    there.refused |= {5: 113, 6: 113, -3: 100, CHAT + 7: 917, CHAT + 8: 917}
-    assert vk.names([5, 6, -3, CHAT + 7, CHAT + 8]) == dict.fromkeys([5, 6, -3, CHAT + 7, CHAT + 8], Name())
-
-
-def test_never_another_kinds_name(vk: VK, there: stand_in.VK) -> None:
-    """A person, a community and a chat of the same number are three."""
-    there.people[7] = {"first_name": "Семёрка", "last_name": "", "domain": "seven"}
-    there.communities[7] = {"name": "Сообщество семь", "screen_name": "club7"}
-    there.chats[CHAT + 7] = "Беседа семь"
-    names = vk.names([7, -7, CHAT + 7])
-    assert [names[id].name for id in (7, -7, CHAT + 7)] == ["Семёрка", "Сообщество семь", "Беседа семь"]
-    assert filled(names, event(7, CHAT + 7), event(-7, 7)) == [
-        ("Семёрка", "Беседа семь"),
-        ("Сообщество семь", "Семёрка"),
-    ]
+def test_who_was_given_up_is_forgotten(directory: Directory, vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be any number of them; the latest are known."""
+    monkeypatch.setattr(limits, "MAX_GIVEN_UP", 3)
+    vk.failing = set(range(1, 100))
+    for id in range(1, 8):
+        names(directory, event(id, id), give_up=True)
+        assert len(directory.given_up) <= 4
+    assert names(directory, event(7, 7)) == [("", "")]
+    with pytest.raises(TransientError):
+        names(directory, event(1, 1))

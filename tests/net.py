@@ -1,0 +1,142 @@
+"""VK's answers one by one, without a network, by a clock of the test's own: for what a client makes of each of them."""
+
+import json
+import re
+from typing import Any, Self
+from urllib.parse import parse_qsl
+
+import pytest
+import requests
+import responses
+import urllib3
+
+from tests.vk import GROUP, TOKEN
+
+KEY = "eyJhbGciOiJFZERTQSJ9.secret-Key.of-the-tests"
+SERVER = f"https://lp.vk.ru/whp/{GROUP}"
+EVENTS = {"message_new": 1, "message_event": 1, "message_reaction_event": 1}
+SETTINGS: dict[str, Any] = {"response": {"is_enabled": True, "api_version": "5.199", "events": EVENTS}}
+START: dict[str, Any] = {"response": {"key": KEY, "server": SERVER, "ts": "1000"}}
+QUIET_POLL: dict[str, Any] = {"ts": "1000", "updates": []}
+
+# Errors of VK's API: those that pass, those that only the operator can fix, now or at the start, and some others.
+PASSING = [1, 6, 9, 10, 13, 14, 29, 36, 43, 995]
+FATAL = [5, 27, 28, 42, 1117]
+FATAL_AT_START = [15, 100, 125]
+OTHER = [3, 7, 17, 18, 30, 203, 917, 4242]
+
+# What happens to requests, and what is no answer of the API.
+BROKEN: list[Any] = [
+    requests.ConnectionError(f"/method/execute?access_token={TOKEN}"),
+    requests.ConnectTimeout(TOKEN),
+    requests.ReadTimeout(TOKEN),
+    requests.exceptions.ChunkedEncodingError(TOKEN),
+    requests.exceptions.SSLError(TOKEN),
+    requests.TooManyRedirects(TOKEN),
+    urllib3.exceptions.ProtocolError(TOKEN),
+    urllib3.exceptions.LocationParseError(TOKEN),
+    OSError(TOKEN),
+    UnicodeError(TOKEN),
+    (500, "{}"),
+    (502, f"<html>{TOKEN}</html>"),
+    (401, "{}"),
+    (200, f"<html>{TOKEN}</html>"),
+    (200, ""),
+    (200, '{"response": [' + "1," * 10),
+    (200, "[" * 100_000),
+    (200, b"\xff\xfe\x00"),
+]
+NO_ANSWERS: list[Any] = [None, 5, "text", [], {}, {"error": None}, {"error": 5}, {"error": []}, {"error": {}}]
+NO_ANSWERS += [{"error": {"error_msg": "no code"}}, {"error": {"error_code": [5]}}]
+
+
+class Clock:
+    """Time that passes only in sleeps, and when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1e6
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.now += seconds
+
+
+class Net:
+    """What VK answers: for each method of the API and for polls a list, of which the last answer stays.
+
+    An answer is JSON, a status and a body, or an exception. The modules of VK's go by the clock of the test.
+    """
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.delay = 0.0  # seconds that an answer takes
+        self.answers: dict[str, list[Any]] = {}
+        self.answers |= {"groups.getLongPollServer": [START], "groups.getLongPollSettings": [SETTINGS]}
+        self.requests: list[tuple[float, str, dict[str, str], Any]] = []  # when, what, parameters, time-out
+        self.mock = responses.RequestsMock(assert_all_requests_are_fired=False)
+        self.patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> Self:
+        for module in ("api", "longpoll"):
+            self.patch.setattr(f"fetcher.{module}.time", self.clock)
+        self.mock.start()
+        self.mock.add_callback(responses.POST, re.compile("https://api.vk.ru/method/"), self.answer)
+        self.mock.add_callback(responses.GET, re.compile("https://lp.vk.ru/"), self.answer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.mock.stop()
+        self.mock.reset()
+        self.patch.undo()
+
+    def answer(self, request: Any) -> tuple[int, dict[str, str], Any]:
+        api = request.url.startswith("https://api.vk.ru/method/")
+        name = request.url.rpartition("/")[2] if api else "poll"
+        params = dict(parse_qsl(request.body, keep_blank_values=True)) if api else request.params
+        self.requests.append((self.clock.now, name, params, request.req_kwargs["timeout"]))
+        self.clock.now += self.delay
+        answers = self.answers[name]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, tuple):
+            return answer[0], {}, answer[1]
+        return 200, {}, json.dumps(answer)
+
+    def asked(self, name: str) -> list[dict[str, str]]:
+        """Return the parameters of each request of this name."""
+        return [params for _, asked, params, _ in self.requests if asked == name]
+
+    def timeouts(self) -> list[tuple[str, Any]]:
+        """Return the name and the time-out of each request."""
+        return [(name, timeout) for _, name, _, timeout in self.requests]
+
+
+def inside(*results: Any, errors: Any = None) -> dict[str, Any]:
+    """Make an answer to execute."""
+    return {"response": list(results)} | ({} if errors is None else {"execute_errors": errors})
+
+
+def refusal(code: int, method: str = "users.get") -> dict[str, Any]:
+    """Make one of the errors inside an execute."""
+    return {"method": method, "error_code": code, "error_msg": "Access denied"}
+
+
+def person(id: int) -> dict[str, Any]:
+    return {"id": id, "first_name": "Анна", "last_name": f"{id}-я", "domain": f"anna{id}"}
+
+
+def odd(*values: Any) -> list[Any]:
+    """List values of all kinds."""
+    return list(values)
+
+
+def named(values: list[Any]) -> list[Any]:
+    """Make parameters of these, each with a name that a person can read."""
+    return [pytest.param(value, id=f"{number} {str(value)[:20]!r}") for number, value in enumerate(values)]

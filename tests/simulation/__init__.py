@@ -1,0 +1,20 @@
+"""Whole histories of the real fetcher against a VK and a Redis in memory, under a clock and a scheduler of our own.
+
+    python -m tests.simulation                      # random histories, one minute
+    python -m tests.simulation --minutes 10         # 1,000,000 faults and more
+    python -m tests.simulation --seed 123           # one history again, with what happened in it
+    python -m tests.simulation --exhaustive         # every interleaving of a small world
+    python -m tests.simulation --sabotage           # break the core in every known way: each has to be noticed
+
+Real are the loop, the backlog, the builders, the directory of names, the bus and the long poll of `fetcher`. Replaced
+are VK's server, VK's look-ups, redis-py's client with the server behind it, and `time`. Each fetcher runs in a greenlet
+that hands over to the scheduler at every request and every sleep.
+
+    world.py       the scheduler, the clock, the life of the fetchers, and what must always hold
+    vk.py          VK: its history, its memory, its answers
+    store.py       Redis: commit.lua once more in Python, and copies for failovers
+    client.py      redis-py's client, with its connections
+    chaos.py       what goes wrong at random
+    exhaustive.py  every choice of a small world
+    sabotage.py    ways to break the core
+"""

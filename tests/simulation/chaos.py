@@ -1,0 +1,263 @@
+"""Random histories: what kind of world it is, what goes wrong in it, and when."""
+
+import random
+from collections import Counter
+from typing import NamedTuple
+
+
+
+from .vk import KINDS, PEOPLE, Habits
+from .world import SETTLE, Plan, Process, Stop, World, clock
+
+FAST = 1e9  # bytes per second
+REDIS_FAULTS = ("lost request", "lost reply", "timeout", "refused")
+POLL_FAULTS = ("unavailable", "malformed", "failed 2", "failed 3", "failed 1")
+REFUSALS = (
+    "LOADING Redis is loading the dataset in memory",
+    "READONLY You can't write against a read only replica.",
+    "OOM command not allowed when used memory > 'maxmemory'.",
+    "NOPERM User has no permissions",
+)
+
+
+class Result(NamedTuple):
+    """How a history ended; `violation` is "" if every invariant held."""
+
+    seed: int
+    violation: str
+    faults: Counter[str]
+    trace: list[str]
+    error: Exception | None
+    turns: int
+    seconds: float
+
+
+class Chaos(Plan):
+    """Faults at random; each history has its own mix of them."""
+
+    def __init__(self, rng: random.Random, world_of: "list[World]") -> None:
+        super().__init__(rng)
+        self.calm = False
+        self.worlds = world_of
+        pick = rng.choice
+        self.request_faults = pick([0.0, 0.05, 0.15, 0.3])  # the part of requests to Redis that fail
+        self.poll_faults = pick([0.0, 0.05, 0.15, 0.3])
+        self.lookup_faults = pick([0.0, 0.1, 0.3])
+        self.jumps = pick([0.0, 0.0, 0.2])  # the part of VK's faults that lose updates
+        self.slowness = pick([0.003, 0.01, 0.05])  # seconds
+        self.loud, self.late = pick([0.0, 0.5, 1.0]), pick([0.0, 0.5, 1.0])
+        self.delays = pick([0.0, 0.1])
+        self.pace = pick([0.05, 0.2, 0.8])  # seconds between two updates
+        self.bursts = pick([1, 1, 4, 12])
+        self.next_push = 0.0
+        rate = pick([0.3, 1.0, 2.0])
+        self.troubles = {
+            self.kill: pick([0, 0.003, 0.01]) * rate,
+            self.cut: pick([0, 0.003, 0.01]) * rate,
+            self.fail_over: pick([0, 0.003, 0.01]) * rate,
+            self.lose_vk: pick([0, 0.002]) * rate,
+            self.lose_names: pick([0, 0.002, 0.01]) * rate,
+            self.change_password: pick([0, 0, 0.003]) * rate,
+            self.slow_down: pick([0, 0, 0.005]) * rate,
+            self.forget: pick([0, 0, 0.004]) * rate,
+            self.begin_anew: pick([0, 0, 0, 0.004]) * rate,
+            self.spoil: pick([0, 0, 0, 0.003]) * rate,
+            self.empty: pick([0, 0, 0, 0, 0.002]) * rate,
+        }
+        # After VK has begun anew, ts do not tell how old an update is: `seen` has to reach back to all of them.
+        self.most_updates = 150 if self.troubles[self.begin_anew] else 300
+        self.any_trouble = sum(self.troubles.values())
+        self.names_stay_lost = rng.random() < 0.1
+        self.link_stays_slow = rng.random() < 0.3
+
+    @property
+    def world(self) -> World:
+        return self.worlds[0]
+
+    # How long it takes
+
+    def latency(self, request: str) -> float:
+        base = 1.0 if request == "restart" else self.slowness
+        return base * self.rng.random()
+
+    def delay(self) -> float:
+        return self.rng.random() * 0.1 if self.delays and self.rng.random() < self.delays else 0.0
+
+    # What fails
+
+    def count(self, fault: str) -> str:
+        self.world.faults[fault] += 1
+        return fault
+
+    def redis_fault(self, process: Process, request: str) -> str:
+        if self.calm or self.rng.random() >= self.request_faults:
+            return ""
+        return self.count(self.rng.choice(REDIS_FAULTS))
+
+    def vk_fault(self, process: Process, request: str) -> str:
+        if self.calm:
+            return ""
+        if request == "names":
+            if self.rng.random() >= self.lookup_faults:
+                return ""
+            return self.count(self.rng.choice(("unavailable", "partly")))
+        if self.rng.random() >= self.poll_faults:
+            return ""
+        if request != "poll":
+            return self.count("refused" if self.rng.random() < 0.05 else "unavailable")
+        losing = self.rng.random() < self.jumps
+        return self.count(self.rng.choice(POLL_FAULTS[3:] if losing else POLL_FAULTS[:3]))
+
+    def refusal(self) -> str:
+        return self.rng.choice(REFUSALS)
+
+    def refuses_script(self) -> str:
+        """Return why the server refuses a script before its first write, if it does."""
+        if self.calm or self.rng.random() >= self.request_faults / 10:
+            return ""
+        self.count("refused in the script")
+        return "NOPERM no permission for PUBLISH"
+
+    def breaks_loudly(self) -> bool:
+        return self.rng.random() < self.loud
+
+    def takes_effect_late(self) -> bool:
+        return self.rng.random() < self.late
+
+    # What happens between two requests
+
+    def before_turn(self, world: World) -> None:
+        if self.calm:
+            return
+        wake = min(process.wake for process in world.processes)
+        while self.next_push <= wake and len(world.vk.history) < self.most_updates:
+            world.now = max(world.now, self.next_push)
+            for _ in range(self.rng.randint(1, self.bursts)):
+                world.push()
+            self.next_push = world.now + self.rng.expovariate(1 / (self.pace * self.bursts))
+            wake = min(process.wake for process in world.processes)
+        if self.any_trouble and self.rng.random() < self.any_trouble:
+            (trouble,) = self.rng.choices(list(self.troubles), list(self.troubles.values()))
+            trouble()
+
+    def some(self) -> Process:
+        return self.rng.choice(self.world.processes)
+
+    def kill(self) -> None:
+        self.count("kill")
+        old = self.some()
+        self.world.kill(old)
+        new = self.world.start(self.latency("restart"))
+        new.link_down_until, new.vk_down_until, new.bandwidth = old.link_down_until, old.vk_down_until, old.bandwidth
+
+    def cut(self) -> None:
+        self.count("cut")
+        process = self.some()
+        process.link_down_until = self.world.now + self.rng.choice([0.0, 0.5, 5, 20]) * self.rng.random()
+        self.world.note(process, f"cut off until {process.link_down_until:.3f}")
+        if process.relay:
+            for client in process.relay.bus.clients.values():
+                client.server = 0  # type: ignore[union-attr]
+
+    def fail_over(self) -> None:
+        if self.world.fail_over(self.rng.randrange(12)):
+            self.count("failover")
+
+    def empty(self) -> None:
+        self.count("emptied")
+        self.world.empty()
+
+    def lose_vk(self) -> None:
+        self.count("VK is away")
+        self.some().vk_down_until = self.world.now + self.rng.random() * 10
+
+    def lose_names(self) -> None:
+        self.count("look-ups fail")
+        world = self.world
+        mode = self.rng.choice(["all", "one", "", ""])
+        world.names_fail = mode if mode == "all" else ""
+        world.nameless = {self.rng.choice(PEOPLE)} if mode == "one" else set()
+
+    def change_password(self) -> None:
+        self.count("password refused")
+        self.world.refused_until = self.world.now + self.rng.random() * 5
+        self.world.server += 1
+
+    def slow_down(self) -> None:
+        self.count("slow link")
+        self.some().bandwidth = self.rng.choice([2**11, 2**11, 2**12, FAST])
+
+    def forget(self) -> None:
+        self.count("VK forgets")
+        self.world.vk.forget()
+
+    def begin_anew(self) -> None:
+        if self.world.vk.era > 6:
+            self.count("VK begins anew")
+            self.world.note(None, "VK begins anew")
+            self.world.vk.begin_anew()
+
+    def spoil(self) -> None:
+        self.count("unreadable place")
+        vk = self.world.vk
+        vk.unreadable_ts, vk.unreadable_until = vk.ts + 1, self.world.now + self.rng.choice([10, 40])
+        vk.healing_key = self.rng.choice([0, 0, vk.key + 1])
+
+    def be_calm(self) -> None:
+        """Let nothing go wrong any more."""
+        self.calm = True
+        world = self.world
+        world.refused_until = 0.0
+        if not self.names_stay_lost:
+            world.names_fail, world.nameless = "", set()
+        world.vk.unreadable_until = 0.0
+        for process in world.processes:
+            process.link_down_until = process.vk_down_until = 0.0
+            if not self.link_stays_slow:
+                process.bandwidth = FAST
+
+
+def habits(rng: random.Random) -> Habits:
+    """Return some kind of VK."""
+    pick = rng.choice
+    kinds = pick([("message",), KINDS, ("message", "message", *KINDS)])
+    return Habits(
+        memory=pick([8, 30, 100, 10**6]),
+        answers_newest=pick([True, False]),
+        steps=pick([(1,), (1,), (2,), (1, 2, 3), (0, 1)]),
+        batch=pick([2, 5, 10, 30]),
+        beyond=pick(["failed 3", "failed 1", "silence"]),
+        kinds=kinds,
+        text=pick([20, 20, 200, 1500]),
+    )
+
+
+def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
+    """Play one history. The clock and the seams have to be in place."""
+    rng = random.Random(seed)
+    worlds: list[World] = []
+    plan = Chaos(rng, worlds)
+    fetchers = rng.choice([1, 1, 2, 2, 3])
+    world = World(plan, habits(rng), fetchers, trace)
+    worlds.append(world)
+    clock.world = world
+    world.store.refused = plan.refuses_script
+    try:
+        for _ in range(rng.randrange(3)):
+            world.vk.push()
+        world.store.set_if_missing(str(world.vk.ts))
+        world.start_order = world.vk.history[-1].order if world.vk.history else None
+        world.remember()
+        for i in range(fetchers):
+            world.start(0.0 if i == 0 else rng.choice([0.0, 0.0, rng.random() * 20]))
+        while world.turns < turns:
+            world.turn()
+        plan.be_calm()
+        world.push()
+        world.settle(world.now + SETTLE)
+        world.verify()
+    except Stop:
+        pass
+    finally:
+        world.close()
+    return Result(seed, world.violation, world.faults, world.trace or [], world.error, world.turns, world.now)

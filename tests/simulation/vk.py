@@ -1,0 +1,287 @@
+"""VK in memory: its history and what it keeps of it, its answers to polls, its names, and its times of trouble."""
+
+import json
+import random
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fetcher.errors import FatalError, MalformedResponse, TransientError
+from fetcher.events import CHATS
+from fetcher.names import Name
+from tests.vk import GROUP
+
+if TYPE_CHECKING:
+    from .world import Process
+
+ERA = 1_000_000  # ts of one time of VK's; when it begins anew, its ts falls into the next lower million
+FIRST_ERA = 9
+PEOPLE, COMMUNITY, UNKNOWN, CHAT_PEERS = (101, 102, 103, 104), -55, 999, (CHATS + 1, CHATS + 2)
+POLL_LIMIT = 0.001  # seconds: less than this is no wait
+
+Json = dict[str, Any]
+
+
+class Pushed(NamedTuple):
+    """One update: `order` counts through all eras; `key` is its event_id, or its text if it has none."""
+
+    order: int
+    key: str
+    update: Any
+    size: int
+    passed_over: bool
+
+
+def order_of(ts: str | int) -> int:
+    """Return a ts as a number that grows through all eras."""
+    return (FIRST_ERA - int(ts) // ERA) * ERA + int(ts) % ERA
+
+
+def key_of(update: Any) -> str:
+    """Return what identifies an update: its event_id, or its text."""
+    id = update.get("event_id") if isinstance(update, dict) else None
+    return id if isinstance(id, str) and id else json.dumps(update)
+
+
+@dataclass
+class Habits:
+    """What kind of VK it is."""
+
+    memory: int = 10**6  # updates that it keeps
+    answers_newest: bool = False  # what `failed: 1` tells: the newest ts, or the oldest that it keeps
+    steps: tuple[int, ...] = (1,)  # by how much ts grows with an update; 0: now and then without any
+    batch: int = 5  # updates in an answer
+    beyond: str = "failed 3"  # the answer to a ts that it has not reached
+    kinds: tuple[str, ...] = ("message",)
+    text: int = 20  # characters of a message, at most
+
+
+@dataclass
+class VK:
+    """VK. Nothing here waits: that is the server's work."""
+
+    rng: random.Random
+    habits: Habits
+    era: int = FIRST_ERA
+    ts: int = FIRST_ERA * ERA + 1000
+    key: int = 1
+    history: list[Pushed] = field(default_factory=list)
+    current: list[Pushed] = field(default_factory=list)  # of this era
+    places: list[int] = field(default_factory=list)  # ts of these
+    floor: int = 0  # ts before which it has forgotten everything
+    titles: dict[int, list[str]] = field(default_factory=lambda: {chat: [f"Chat {chat}"] for chat in CHAT_PEERS})
+    keys: dict[str, str] = field(default_factory=dict)  # of malformed updates, by text and by its hash
+    cropped: dict[tuple[int, int], Json] = field(default_factory=dict)
+    unreadable_ts: int = 0  # an answer with this ts in it cannot be read…
+    unreadable_until: float = 0.0  # …for so long…
+    healing_key: int = 0  # …or until a key as new as this
+
+    def push(self) -> None:
+        """Let something happen in the community."""
+        step = self.rng.choice(self.habits.steps)
+        self.ts += step or 1
+        if not step:
+            return
+        number = len(self.history)
+        kind = self.rng.choice(self.habits.kinds)
+        update = self.make(kind, number)
+        one = Pushed(order_of(self.ts), key_of(update), update, 200 + self.text_size, kind == "unknown type")
+        if kind in MALFORMED:
+            self.keys[json.dumps(update)] = self.keys[sha256(json.dumps(update).encode()).hexdigest()] = one.key
+        self.history.append(one)
+        self.current.append(one)
+        self.places.append(self.ts)
+        if len(self.current) > self.habits.memory:
+            self.floor = max(self.floor, self.places[-self.habits.memory - 1])
+
+    def make(self, kind: str, number: int) -> Any:
+        """Make an update of some kind."""
+        rng = self.rng
+        person = rng.choice((*PEOPLE, COMMUNITY, UNKNOWN))
+        chat = rng.choice(CHAT_PEERS)
+        peer = chat if rng.random() < 0.5 else rng.choice(PEOPLE)
+        self.text_size = rng.randrange(self.habits.text)
+        message: Json = {"date": 0, "from_id": person, "peer_id": peer, "conversation_message_id": number}
+        message["text"] = "x" * self.text_size
+        envelope: Json = {"type": "message_new", "event_id": f"e{number}", "object": {"message": message}}
+        match kind:
+            case "command":
+                message["text"] = "/go"
+            case "cropped":
+                self.cropped[peer, number] = message | {"text": "whole"}
+                envelope["object"]["message"] = message | {"is_cropped": True}
+            case "title":
+                self.titles[chat].append(f"Title {number}")
+                action = {"type": "chat_title_update", "text": f"Title {number}"}
+                envelope["object"]["message"] = message | {"peer_id": chat, "action": action}
+            case "button":
+                pressed = {"user_id": person, "peer_id": peer, "event_id": "b", "payload": {"n": number}}
+                envelope |= {"type": "message_event", "object": pressed}
+            case "reaction":
+                given = {"reacted_id": person, "peer_id": peer, "cmid": number, "reaction_id": 1}
+                envelope |= {"type": "message_reaction_event", "object": given}
+            case "unknown type":
+                envelope["type"] = "message_edit"
+            case "negative reaction":
+                given = {"reacted_id": person, "peer_id": peer, "cmid": number, "reaction_id": -1}
+                envelope |= {"type": "message_reaction_event", "object": given}
+            case "NaN":
+                pressed = {"user_id": person, "peer_id": peer, "event_id": "b", "payload": {"n": float("nan")}}
+                envelope |= {"type": "message_event", "object": pressed}
+            case "without id":
+                envelope["event_id"] = None
+            case "number":
+                return number
+            case "text":
+                return f"an update, number {number}"
+            case "list":
+                return [number]
+        return envelope
+
+    def begin_anew(self) -> None:
+        """Lose everything, and count from lower numbers on."""
+        self.era -= 1
+        self.ts = self.floor = self.era * ERA + self.rng.randrange(1000)
+        self.key += 1
+        self.current, self.places = [], []
+
+    def forget(self) -> None:
+        """Keep nothing of what was."""
+        self.floor = self.ts
+
+    def answer(self, since: int) -> tuple[Json, int]:
+        """Return the answer at a ts, and its size."""
+        if since > self.ts:
+            return self.answer_beyond(), 30
+        if since < self.floor:
+            return {"failed": 1, "ts": str(self.ts if self.habits.answers_newest else self.floor)}, 30
+        first = bisect_right(self.places, since)
+        found = self.current[first : first + self.habits.batch]
+        last = self.places[first + len(found) - 1] if first + len(found) < len(self.places) else self.ts
+        return {"ts": str(last), "updates": [one.update for one in found]}, sum(one.size for one in found) + 50
+
+    def answer_beyond(self) -> Json:
+        if self.habits.beyond == "failed 3":
+            return {"failed": 3}
+        if self.habits.beyond == "failed 1":
+            return {"failed": 1, "ts": str(self.ts)}
+        return {"ts": str(self.ts), "updates": []}
+
+    def is_unreadable(self, since: int, until: int, now: float, key: int) -> bool:
+        """Tell whether an answer from one ts to another cannot be read now with this key."""
+        there = since < self.unreadable_ts <= until and now < self.unreadable_until
+        return there and not (self.healing_key and key >= self.healing_key)
+
+    def name_of(self, id: int) -> Name:
+        """Return the name that VK tells."""
+        if id in self.titles:
+            return Name(self.titles[id][-1])
+        return name_of(id)
+
+
+MALFORMED = {"negative reaction", "NaN", "without id", "number", "text", "list"}
+KINDS = ("message", "command", "cropped", "title", "button", "reaction", "unknown type", *sorted(MALFORMED))
+
+
+def name_of(id: int) -> Name:
+    """Return the name of a person or the community."""
+    if id == UNKNOWN:
+        return Name()
+    if id < 0:
+        return Name(f"Community {-id}", f"Community {-id}", "", f"club{-id}")
+    return Name(f"First{id} Last{id}", f"First{id}", f"Last{id}", f"id{id}")
+
+
+class Api:
+    """What the long poll needs of VK's API."""
+
+    class Http:
+        timeout = 0.0
+
+    def __init__(self, process: "Process") -> None:
+        self.process, self.http = process, Api.Http()
+
+    def method(self, method: str, values: Json) -> Json:
+        self.process.request_vk("settings")
+        return {}
+
+
+class Server:
+    """VK's long poll server, as `fetcher.longpoll.LongPollServer`."""
+
+    def __init__(self, api: Api, group: int) -> None:
+        assert group == GROUP
+        self.process = api.process
+        self.update_longpoll_server()
+
+    def update_longpoll_server(self) -> None:
+        self.process.request_vk("key")
+        vk = self.process.world.vk
+        self.key, self.ts = vk.key, str(vk.ts)
+
+    def poll(self, ts: str, wait: int, timeout: float) -> tuple[Json, int]:
+        process, world = self.process, self.process.world
+        process.polls()
+        try:
+            fault = world.plan.vk_fault(process, "poll")
+            process.wait(world.plan.latency("poll"))
+            if world.now < process.vk_down_until or fault == "unavailable":
+                raise TransientError("VK's long poll is unavailable")
+            if fault == "malformed":
+                raise MalformedResponse("VK's long poll answers what cannot be read")
+            if fault == "failed 2" or self.key != world.vk.key:
+                return {"failed": 2}, 20
+            if fault == "failed 3":
+                return {"failed": 3}, 20
+            if fault == "failed 1":
+                return {"failed": 1, "ts": str(world.vk.ts)}, 20
+            deadline = world.now + wait
+            while world.vk.ts == int(ts) and world.now < deadline - POLL_LIMIT:
+                process.wait_for_update(deadline)
+                if world.now < process.vk_down_until:
+                    raise TransientError("VK's long poll is unavailable")
+            answer, size = world.vk.answer(int(ts))
+            if "failed" in answer:
+                world.faults["gap"] += 1
+            elif world.vk.is_unreadable(int(ts), int(answer["ts"]), world.now, self.key):
+                world.faults["unreadable"] += 1
+                raise MalformedResponse("VK's long poll answers what cannot be read")
+            return answer, size
+        finally:
+            process.polled()
+
+
+class Lookups:
+    """VK's look-ups, as `fetcher.lookups.Lookups`."""
+
+    def __init__(self, process: "Process") -> None:
+        self.process = process
+
+    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], TransientError | FatalError | None]:
+        vk = self.process.world.vk
+        resolved, failure = self.resolve(ids)
+        return {id: vk.name_of(id) for id in resolved}, failure
+
+    def full_messages(
+        self, places: Iterable[tuple[int, int]]
+    ) -> tuple[dict[tuple[int, int], Json], TransientError | FatalError | None]:
+        vk = self.process.world.vk
+        resolved, failure = self.resolve(places)
+        return {place: vk.cropped[place] for place in resolved if place[1] % 4}, failure  # it has some no more
+
+    def resolve(self, ids: Iterable[Any]) -> tuple[list[Any], TransientError | FatalError | None]:
+        """Return for which of them VK answers, and why it does not for the others."""
+        ids, world = sorted(ids), self.process.world
+        fault = world.plan.vk_fault(self.process, "names")
+        try:
+            self.process.request_vk("names")
+        except (TransientError, FatalError) as error:
+            return [], error
+        if fault == "unavailable" or world.names_fail == "all":
+            return [], TransientError("VK error 10")
+        if fault == "refused":
+            return [], FatalError("VK refuses the token")
+        broken = {ids[0]} if fault == "partly" else {id for id in ids if id in world.nameless}
+        return [id for id in ids if id not in broken], TransientError("VK error 29") if broken else None

@@ -1,0 +1,250 @@
+"""The client of VK's API: what is sent, how often, and what becomes of every error."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import urllib3
+from vk_api import VkApi
+
+from fetcher.api import ERRORS, Api, Kind, VkError, translate_errors
+from fetcher.errors import FatalError, MalformedResponse, RequestRejected, TransientError
+from tests.net import BROKEN, FATAL, FATAL_AT_START, NO_ANSWERS, OTHER, PASSING, START, Net, named
+from tests.vk import GROUP, TOKEN, error
+
+SERVER, OK = "groups.getLongPollServer", {"response": [1]}
+
+
+@pytest.fixture
+def net() -> Iterator[Net]:
+    with Net() as net:
+        net.answers["users.get"] = [{"response": [{"id": 1}]}]
+        yield net
+
+
+@pytest.fixture
+def api(net: Net) -> Api:
+    return Api(TOKEN)
+
+
+def call(api: Api, method: str = "users.get") -> Any:
+    return api.method(method, {"user_ids": "1"})
+
+
+# What is sent
+
+
+def test_nothing_is_asked_at_first(api: Api, net: Net) -> None:
+    """The client is made without a request."""
+    assert not net.requests
+
+
+def test_how_it_is_asked(api: Api, net: Net) -> None:
+    """By POST with the version 5.199, in Russian, unless the caller wants another language."""
+    assert call(api) == [{"id": 1}]
+    api.method("users.get", {"lang": "en"})
+    usual = {"v": "5.199", "access_token": TOKEN}
+    assert net.asked("users.get") == [{"user_ids": "1", "lang": "ru"} | usual, {"lang": "en"} | usual]
+    assert api.method("users.get")
+
+
+def test_every_request_has_a_time_out(api: Api, net: Net) -> None:
+    """5 seconds, or as long as is set; a caller that has one of its own keeps it."""
+    call(api)
+    api.http.timeout = 1.0
+    call(api)
+    api.http.post("https://api.vk.ru/method/users.get", {"v": "5"}, timeout=77)
+    assert [timeout for _, timeout in net.timeouts()] == [5.0, 1.0, 77]
+
+
+def test_twenty_requests_a_second(api: Api, net: Net) -> None:
+    """Requests begin at least a twentieth of a second apart; what a request has taken counts."""
+    for net.delay in (0.0, 0.02, 0.2):
+        for _ in range(45):
+            call(api)
+    times = [time for time, *_ in net.requests]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert all(later - earlier > 1 for earlier, later in zip(times, times[20:], strict=False))
+    assert max(gaps[:44]) < 0.06
+    assert max(gaps[-44:]) < 0.201
+
+
+# What VK's errors mean
+
+
+def test_the_table_of_errors() -> None:
+    """Each error of VK's that is named anywhere stands in it once, with a hint exactly where the operator can act."""
+    assert all(code == error.code for code, error in ERRORS.items())
+    fatal = {code for code, error in ERRORS.items() if error.kind in (Kind.FATAL, Kind.FATAL_AT_START)}
+    assert fatal == {*FATAL, *FATAL_AT_START}
+    assert ERRORS.keys() - fatal == set(PASSING)
+    assert {code for code, error in ERRORS.items() if error.hint} == fatal
+    assert all(error.name for error in ERRORS.values())
+
+
+@pytest.mark.parametrize("row", ERRORS.values(), ids=str)
+@pytest.mark.parametrize("method", [SERVER, "users.get", "execute"])
+def test_each_error(api: Api, net: Net, row: VkError, method: str) -> None:
+    """A sentence with VK's code and words; a fatal one begins with what to do."""
+    net.answers[method] = [error(row.code, "Why")]
+    sentence = f"VK error {row.code} in {method}: Why"
+    with pytest.raises((TransientError, FatalError)) as told:
+        call(api, method)
+    at_start = row.kind is Kind.FATAL_AT_START
+    if row.kind is Kind.FATAL or (at_start and method == SERVER):
+        assert type(told.value) is FatalError
+        assert str(told.value) == f"{row.hint} ({sentence})"
+    else:
+        rejected = at_start or (row.kind is Kind.TOO_LARGE and method == "execute")
+        assert type(told.value) is (RequestRejected if rejected else TransientError)
+        assert str(told.value) == sentence
+        if isinstance(told.value, RequestRejected):
+            assert told.value.code == row.code
+    assert told.value.__suppress_context__
+
+
+@pytest.mark.parametrize("row", ERRORS.values(), ids=str)
+def test_each_error_of_a_call_inside(api: Api, row: VkError) -> None:
+    """Nothing is fatal about one person or chat, not even what is said of the token."""
+    failure = api.failure("users.get", error(row.code)["error"], inside=True)
+    passing = row.kind in (Kind.TRANSIENT, Kind.RATE_LIMITED, Kind.TOO_LARGE)
+    assert type(failure) is (TransientError if passing else RequestRejected)
+
+
+@pytest.mark.parametrize("code", OTHER)
+def test_all_other_errors_reject_the_request(api: Api, net: Net, code: int) -> None:
+    """They pass as well, for the loop, but asking for the same again is of no use."""
+    net.answers["users.get"] = [error(code), OK]
+    with pytest.raises(RequestRejected, match=f"VK error {code} in users.get"):
+        call(api)
+    assert call(api) == [1]
+
+
+@pytest.mark.parametrize("code", PASSING + OTHER)
+def test_the_start_fails_and_passes(api: Api, net: Net, code: int) -> None:
+    """These errors pass: the loop tries again."""
+    net.answers[SERVER] = [error(code, "Why"), START]
+    with pytest.raises(TransientError, match=f"{code} in {SERVER}: Why"):
+        api.method(SERVER, {"group_id": GROUP})
+    net.clock.now += 120
+    assert api.method(SERVER, {"group_id": GROUP}) == START["response"]
+
+
+def test_long_poll_is_off(api: Api, net: Net) -> None:
+    """Long Poll switched off is fatal, by whatever code VK tells it; the same words elsewhere are not."""
+    net.answers |= {name: [error(4242, "longpoll for this group is not enabled")] for name in (SERVER, "users.get")}
+    with pytest.raises(FatalError, match="switch Long Poll on"):
+        call(api, SERVER)
+    with pytest.raises(RequestRejected):
+        call(api)
+
+
+def test_an_error_that_quotes_the_token(api: Api, net: Net) -> None:
+    """VK's own words are told without it."""
+    net.answers["users.get"] = [error(5, f"User authorization failed: {TOKEN} is no token")]
+    with pytest.raises(FatalError, match=r"User authorization failed: \*\*\* is no token\)"):
+        call(api)
+
+
+@pytest.mark.parametrize("code", [9, 14, 29])
+def test_a_pause_that_vk_wants(api: Api, net: Net, code: int) -> None:
+    """After 9, 14 and 29 nothing is asked for a while: seconds at first, up to a minute at last, then as ever."""
+    captcha = {"captcha_sid": "1", "captcha_img": "https://api.vk.ru/captcha.php?sid=1"}
+    net.answers["users.get"] = [{"error": error(code)["error"] | captcha}]
+    pauses: list[float] = []
+    for _ in range(10):
+        begun = net.clock.now
+        while len(net.requests) == len(pauses):
+            with pytest.raises(TransientError):
+                call(api)
+            net.clock.now += 0.25
+        pauses.append(net.clock.now - begun)
+    assert max(pauses[:2]) < 3
+    assert all(25 < pause < 62 for pause in pauses[-3:])
+    net.clock.now += 62
+    net.answers["users.get"] = [OK, error(code), OK]
+    call(api)
+    with pytest.raises(TransientError):
+        call(api)
+    with pytest.raises(TransientError, match="pause"):
+        call(api)
+    net.clock.now += 3
+    assert call(api) == [1], "the next one begins with a short pause again"
+
+
+def test_a_pause_also_grows_inside_an_execute(api: Api, net: Net) -> None:
+    """An execute that was answered, but for a call that VK limits, does not shorten the pauses."""
+    net.answers["execute"] = [{"response": [False], "execute_errors": [error(29)["error"]]}]
+    for _ in range(8):
+        api.method("execute", raw=True)
+        begun = net.clock.now
+        api.failure("users.get", error(29)["error"], inside=True)
+        while net.clock.now < api.pause_until:
+            with pytest.raises(TransientError, match="pause"):
+                api.method("execute", raw=True)
+            net.clock.now += 0.25
+    assert net.clock.now - begun > 25
+
+
+def test_nobody_is_asked_for_a_captcha(api: Api, net: Net) -> None:
+    """Nor does vk_api's own handler of error 6 call itself without end."""
+    for code in (6, 14, 17):
+        net.answers["users.get"] = [error(code)]
+        with pytest.raises(TransientError):
+            call(api)
+        net.clock.now += 60
+    assert len(net.requests) == 3
+
+
+# What is no answer
+
+
+@pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS))
+def test_what_is_no_answer(api: Api, net: Net, answer: Any) -> None:
+    """It passes, and is told without a secret."""
+    net.answers["users.get"] = [answer, OK]
+    with pytest.raises(TransientError) as told:
+        call(api)
+    assert type(told.value) is TransientError
+    assert told.value.__suppress_context__
+    assert not re.search(f"{TOKEN}|access_token|http:|https:", str(told.value))
+    assert call(api) == [1]
+
+
+def raising(failure: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise failure
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (ConnectionError("secret"), r"is unavailable \(ConnectionError\)"),
+        (urllib3.exceptions.HTTPError("secret"), r"is unavailable \(HTTPError\)"),
+        (RecursionError("secret"), r"cannot be read \(RecursionError\)"),
+        (KeyError("secret"), r"cannot be read \(KeyError\)"),
+        (StopIteration("secret"), r"cannot be read \(StopIteration\)"),
+        (AttributeError("secret"), r"cannot be read \(AttributeError\)"),
+    ],
+)
+def test_what_libraries_raise(failure: Exception, said: str) -> None:
+    """It becomes a sentence of ours, of the kind that is wanted; what is ours already stays as it is."""
+    with (
+        pytest.raises(MalformedResponse, match=f"VK's long poll .*{said}") as told,
+        translate_errors("long poll", MalformedResponse),
+    ):
+        raising(failure)()
+    assert "secret" not in str(told.value)
+    for ours in (FatalError("ours"), RequestRejected("ours", 5)):
+        with pytest.raises(type(ours), match="ours"), translate_errors("API"):
+            raising(ours)()
+
+
+def test_it_is_vk_apis_client(api: Api) -> None:
+    """What expects one takes it: the long poll, the pool, the short spelling."""
+    assert isinstance(api, VkApi)
+    assert api.get_api().users.get(user_ids=1) == [{"id": 1}]

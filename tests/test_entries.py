@@ -1,0 +1,280 @@
+"""From pending updates to what goes out for them: full messages, events, names, JSON, dead letters."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import pytest
+
+from fetcher import builders
+from fetcher.api import Api
+from fetcher.backlog import Pending
+from fetcher.batch import DeadLetter, Entry
+from fetcher.builders import command_pattern
+from fetcher.entries import EntryBuilder
+from fetcher.errors import FatalError, TransientError
+from fetcher.lookups import Lookups
+from fetcher.names import Directory, Name
+from tests.vk import GROUP, PERSON, TOKEN, message, update
+
+Failure = TransientError | FatalError | None
+DOWN = TransientError("VK error 10")
+
+
+class VK(Lookups):
+    """Answers look-ups from its dicts, or fails."""
+
+    def __init__(self) -> None:
+        super().__init__(Api(TOKEN))
+        self.full: dict[tuple[int, int], dict[str, Any]] = {}
+        self.failure: Failure = None
+        self.asked: list[set[Any]] = []
+
+    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
+        self.asked.append(set(ids))
+        return ({} if self.failure else {id: Name(f"name of {id}") for id in self.asked[-1]}), self.failure
+
+    def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], dict[str, Any]], Failure]:
+        self.asked.append(set(places))
+        return {place: self.full[place] for place in self.asked[-1] if place in self.full}, self.failure
+
+
+class NoCache:
+    names_ttl = 600
+
+    def names(self, ids: Iterable[int]) -> dict[int, Name]:
+        return {}
+
+    def cache_names(self, names: Mapping[int, Name]) -> None:
+        pass
+
+
+@pytest.fixture
+def vk() -> VK:
+    return VK()
+
+
+def builder(vk: VK, raw: bool = False) -> EntryBuilder:
+    return EntryBuilder(vk, Directory(NoCache(), vk), command_pattern(GROUP, "/"), raw)
+
+
+def batch(since: int, until: int, *updates: Any) -> Pending:
+    return Pending("batch", str(since), str(until), list(updates))
+
+
+def build(vk: VK, *batches: Pending, raw: bool = False, give_up: bool = False) -> list[list[Entry | DeadLetter]]:
+    builder(vk, raw).build(batches, give_up, use_cache=True)
+    return [one.entries or [] for one in batches]
+
+
+def event(entry: Entry | DeadLetter) -> dict[str, Any]:
+    assert isinstance(entry, Entry)
+    return cast("dict[str, Any]", json.loads(entry.text))
+
+
+def letter(entry: Entry | DeadLetter) -> tuple[Any, str]:
+    """Return the update and the error of a dead letter."""
+    assert isinstance(entry, DeadLetter)
+    return json.loads(entry.fields["update"]), entry.fields["error"]
+
+
+# Events
+
+
+def test_an_entry(vk: VK) -> None:
+    """An event's id, its type, when it was sent, and its JSON: UTF-8, names and all."""
+    one = message("привет")
+    ((entry,),) = build(vk, batch(10, 11, one))
+    assert isinstance(entry, Entry)
+    assert (entry.id, entry.event_type, entry.date) == (one["event_id"], "message", one["object"]["message"]["date"])
+    assert "привет".encode() in entry.text
+    assert event(entry)["user"]["name"] == f"name of {PERSON}"
+
+
+def test_several_batches_are_built_at_once(vk: VK) -> None:
+    """One request asks for all their names; each has its own entries, and forgets its updates."""
+    batches = [batch(10, 12, message("a"), message("b")), batch(12, 12), batch(12, 13, message("c"))]
+    texts = [[event(entry)["message"]["text"] for entry in entries] for entries in build(vk, *batches)]
+    assert texts == [["a", "b"], [], ["c"]]
+    assert len(vk.asked) == 1
+    assert not any(one.updates for one in batches)
+
+
+def test_types_that_nobody_wants(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
+    """They are passed over, and said to who looks for them; with `raw` they are published."""
+    caplog.set_level("DEBUG", "fetcher")
+    joined = update("group_join", {"user_id": PERSON})
+    assert [len(entries) for entries in build(vk, batch(10, 12, joined, message("a")))] == [1]
+    assert "Passed over: an update of type group_join" in caplog.text
+    ((entry, _),) = build(vk, batch(10, 12, joined, message("a")), raw=True)
+    assert (event(entry)["event_type"], event(entry)["raw"]) == ("group_join", joined)
+
+
+# Dead letters
+
+
+def test_a_malformed_update(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
+    """It is kept whole, in ASCII, with the reason, in its place among its neighbours, and the log tells once."""
+    broken = update("message_new", {"message": {"text": "нет адресата \ud83d", "peer_id": PERSON}})
+    ((first, second, third),) = build(vk, batch(10, 13, message("a"), broken, message("b")))
+    assert (event(first)["message"]["text"], event(third)["message"]["text"]) == ("a", "b")
+    assert letter(second) == (broken, "from_id is missing")
+    assert isinstance(second, DeadLetter)
+    assert second.id == broken["event_id"]
+    assert second.fields["update"].isascii()
+    assert [record.getMessage() for record in caplog.records] == ["Dead letter: from_id is missing"]
+
+
+def test_one_update_cannot_hurt_its_neighbours(vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even through a bug in its builder."""
+
+    def broken(*_: Any) -> Any:
+        raise KeyError("a bug")
+
+    monkeypatch.setitem(builders.BUILDERS, "odd", broken)
+    ((first, second),) = build(vk, batch(10, 12, update("odd", {}), message("a")))
+    assert letter(first)[1] == "KeyError('a bug')"
+    assert event(second)["message"]["text"] == "a"
+
+
+def test_what_is_no_json(vk: VK) -> None:
+    """NaN, in whatever part of an update it comes; with `raw` it matters everywhere."""
+    odd = message("a", payload='{"number": NaN}', latitude=float("nan"))
+    pressed = update("message_event", {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": float("nan")}})
+    ((first, second),) = build(vk, batch(10, 12, odd, pressed))
+    assert event(first)["payload"] == {"value": '{"number": NaN}'}
+    assert isinstance(second, DeadLetter)
+    ((first,),) = build(vk, batch(10, 11, odd), raw=True)
+    assert isinstance(first, DeadLetter)
+    assert "NaN" in first.fields["update"]
+
+
+def test_what_no_utf8_can_carry(vk: VK) -> None:
+    """Half a surrogate pair in a text becomes U+FFFD."""
+    ((entry,),) = build(vk, batch(10, 11, message("x\ud83dy")))
+    assert event(entry)["message"]["text"] == "x\ufffdy"
+
+
+def deep(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_an_update_that_is_too_deep(vk: VK) -> None:
+    """It cannot be written as JSON: what can is kept, and nothing ends."""
+    pressed = {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": deep(5000)}}
+    ((first, second, third),) = build(
+        vk, batch(10, 13, update("message_event", pressed), deep(5000), message("a", extra=deep(5000))), raw=True
+    )
+    kept, _ = letter(first)
+    assert kept.keys() == {"group_id", "type", "event_id", "v"}
+    assert letter(second)[0] == {}
+    assert letter(third)[0]["type"] == "message_new"
+    ((first, second),) = build(vk, batch(10, 12, update("message_event", pressed), message("a", extra=deep(5000))))
+    assert isinstance(first, DeadLetter)
+    assert event(second)["message"]["text"] == "a"
+
+
+def test_an_event_that_cannot_be_written(vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a builder lets something through, it is a dead letter all the same."""
+
+    def blind(value: dict[str, Any], name: str) -> dict[str, Any]:
+        return value
+
+    monkeypatch.setattr(builders, "require_json", blind)
+    pressed = {"user_id": 5, "peer_id": 5, "event_id": "1"}
+    nan = update("message_event", pressed | {"payload": {"a": float("nan")}})
+    too_deep = update("message_event", pressed | {"payload": {"a": deep(5000)}})
+    ((first, second, third),) = build(vk, batch(10, 13, nan, too_deep, message("a")))
+    assert isinstance(first, DeadLetter)
+    assert isinstance(second, DeadLetter)
+    assert (first.id, second.id) == (nan["event_id"], too_deep["event_id"])
+    assert isinstance(third, Entry)
+
+
+NAMELESS: list[Any] = [None, 5, "text", [], {}, {"type": "message_new"}, update("message_new", {}) | {"event_id": 5}]
+
+
+@pytest.mark.parametrize("broken", NAMELESS, ids=str)
+def test_a_dead_letter_without_an_id(vk: VK, broken: Any) -> None:
+    """It is known by its place in VK's history and what it holds, however VK's answers cut that history."""
+    ((alone,),) = build(vk, batch(11, 12, broken))
+    ((_, second),) = build(vk, batch(10, 12, message("a"), broken))
+    ((elsewhere,),) = build(vk, batch(12, 13, broken))
+    assert isinstance(alone, DeadLetter)
+    assert isinstance(second, DeadLetter)
+    assert isinstance(elsewhere, DeadLetter)
+    assert alone.id == second.id != elsewhere.id
+    assert alone.id.startswith("12:")
+
+
+@pytest.mark.parametrize("step", [3, 7])
+def test_a_dead_letter_where_vks_ts_takes_larger_steps(vk: VK, step: int) -> None:
+    """Its place is unknown, and what it holds tells it from others: two fetchers have the same id for it."""
+    broken = [{"type": "message_new", "number": number} for number in range(2)]
+    ((first, second),) = build(vk, batch(10, 10 + 2 * step, *broken))
+    ((again,),) = build(vk, batch(10 + step, 10 + 2 * step, broken[1]))
+    assert isinstance(first, DeadLetter)
+    assert isinstance(second, DeadLetter)
+    assert isinstance(again, DeadLetter)
+    assert first.id != second.id == again.id
+    assert second.id.startswith(":")
+
+
+# Full messages
+
+
+def cropped(cmid: int, text: str = "cropped") -> dict[str, Any]:
+    return message(text, conversation_message_id=cmid, is_cropped=True, user=5, peer=5)
+
+
+def test_cropped_messages_are_made_whole(vk: VK) -> None:
+    """All at once; those that VK has no more go out as they are, and nothing is asked where none is cropped."""
+    vk.full[5, 1] = {"text": "/full", "conversation_message_id": 1}
+    batches = [batch(10, 12, cropped(1), message("a")), batch(12, 13, cropped(2))]
+    (first, second), (third,) = build(vk, *batches)
+    assert (event(first)["event_type"], event(first)["message"]["text"]) == ("command", "/full")
+    assert event(second)["message"]["text"] == "a"
+    assert event(third)["message"]["text"] == "cropped"
+    assert vk.asked[0] == {(5, 1), (5, 2)}
+    build(vk, batch(10, 11, message("a")))
+    assert len(vk.asked) == 3, "names twice, messages once"
+
+
+def test_with_raw_the_update_is_whole(vk: VK) -> None:
+    """Not cropped, that is."""
+    vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
+    ((entry,),) = build(vk, batch(10, 11, cropped(1)), raw=True)
+    told = event(entry)["raw"]["object"]["message"]
+    assert told["text"] == "full"
+    assert "is_cropped" not in told
+
+
+# What fails
+
+
+@pytest.mark.parametrize("failure", [DOWN, FatalError("VK refuses the token")])
+@pytest.mark.parametrize("update", [message("a"), cropped(1, "a")], ids=["names", "full messages"])
+def test_vk_fails(vk: VK, failure: Any, update: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The batch stays as it is, and is silent about its dead letters; given up, it goes out with what is known."""
+    vk.failure = failure
+    one = batch(10, 12, update, {"type": "message_new"})
+    with pytest.raises(type(failure), match=str(failure)):
+        build(vk, one)
+    assert one.entries is None
+    assert len(one.updates) == 2
+    assert not caplog.records
+    ((entry, _),) = build(vk, one, give_up=True)
+    assert event(entry)["message"]["text"] == "a"
+    assert event(entry)["user"]["name"] == ""
+    assert len(caplog.records) == 1
+
+
+def test_full_messages_that_are_there_are_used_when_others_are_given_up(vk: VK) -> None:
+    """VK failed for one chat; the other's message is whole."""
+    vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
+    vk.failure = DOWN
+    ((first, second),) = build(vk, batch(10, 12, cropped(1), cropped(2)), give_up=True)
+    assert [event(entry)["message"]["text"] for entry in (first, second)] == ["full", "cropped"]

@@ -1,0 +1,600 @@
+"""The long poll: what is asked and what each answer means, places that cannot be read, keys, and VK's settings."""
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from fetcher.api import Api
+from fetcher.batch import Batch, Gap
+from fetcher.builders import BUILDERS
+from fetcher.errors import FatalError, MalformedResponse, TransientError
+from fetcher.longpoll import LongPoll, LongPollServer
+from tests.net import (
+    BROKEN,
+    FATAL,
+    FATAL_AT_START,
+    KEY,
+    NO_ANSWERS,
+    OTHER,
+    PASSING,
+    QUIET_POLL,
+    SERVER,
+    SETTINGS,
+    START,
+    Net,
+    named,
+    odd,
+)
+from tests.vk import GROUP, TOKEN, error
+
+NEW_KEY = {"response": {"key": "new", "server": SERVER, "ts": "2000"}}
+HTML = (200, "<html>")
+
+
+@pytest.fixture
+def net() -> Iterator[Net]:
+    with Net() as net:
+        net.answers["poll"] = [QUIET_POLL]
+        yield net
+
+
+@pytest.fixture
+def longpoll(net: Net) -> LongPoll:
+    return LongPoll(Api(TOKEN), GROUP, 3600, BUILDERS)
+
+
+@pytest.fixture
+def polling(longpoll: LongPoll, net: Net) -> LongPoll:
+    """A long poll whose first poll and check of the settings are over."""
+    longpoll.poll(longpoll.latest_ts(), 25)
+    longpoll.poll("1000", 25)
+    net.requests.clear()
+    return longpoll
+
+
+def empty(answer: Batch | Gap) -> bool:
+    return isinstance(answer, Batch) and not answer.updates
+
+
+def keys(net: Net) -> list[tuple[str, str]]:
+    """Return the key and the ts of each poll."""
+    return [(params["key"], params["ts"]) for params in net.asked("poll")]
+
+
+# What is asked
+
+
+def test_nothing_is_asked_at_first(longpoll: LongPoll, net: Net) -> None:
+    """The server is asked for when it is needed, and once."""
+    assert not net.requests
+    assert longpoll.latest_ts() == longpoll.latest_ts() == "1000"
+    assert net.asked("groups.getLongPollServer") == [
+        {"group_id": str(GROUP), "lang": "ru", "v": "5.199", "access_token": TOKEN}
+    ]
+
+
+def test_how_a_poll_is_asked(polling: LongPoll, net: Net) -> None:
+    """With act, key, ts and wait, where VK said."""
+    net.answers["poll"] = [{"ts": "1002", "updates": [1, 2]}]
+    assert polling.poll("1000", 25) == Batch("1000", "1002", [1, 2], len('{"ts": "1002", "updates": [1, 2]}'))
+    assert net.asked("poll") == [{"act": "a_check", "key": KEY, "ts": "1000", "wait": "25"}]
+
+
+def test_polls_need_no_pause(polling: LongPoll, net: Net) -> None:
+    """Polls do not count as requests of the API."""
+    before = net.clock.now
+    for _ in range(5):
+        polling.poll("1000", 25)
+    assert net.clock.now == before
+
+
+def test_every_request_has_a_time_out(longpoll: LongPoll, net: Net) -> None:
+    """5 seconds for the API; a poll may take 10 seconds more than its wait, but not to connect."""
+    longpoll.poll(longpoll.latest_ts(), 25)
+    longpoll.poll("1000", 25)
+    assert net.timeouts() == [
+        ("groups.getLongPollServer", 5.0),
+        ("poll", (5.0, 11.0)),
+        ("groups.getLongPollSettings", 5.0),
+        ("poll", (5.0, 35.0)),
+    ]
+
+
+def test_time_outs_are_short_while_redis_is_away(polling: LongPoll, net: Net) -> None:
+    """Redis may be back at any moment; afterwards they are as long as ever."""
+    net.answers["poll"] = [{"failed": 2}, QUIET_POLL]
+    polling.shorten_timeouts(True)
+    polling.poll("1000", 1)
+    polling.shorten_timeouts(False)
+    polling.poll("1000", 1)
+    assert net.timeouts() == [
+        ("poll", (1.5, 1.5)),
+        ("groups.getLongPollServer", 1.0),
+        ("poll", (1.5, 1.5)),
+        ("poll", (5.0, 11.0)),
+    ]
+
+
+def test_polls_go_on_in_a_pause(polling: LongPoll, net: Net) -> None:
+    """The pause is the API's: VK's long poll is asked all the same."""
+    net.answers["users.get"] = [error(29)]
+    with pytest.raises(TransientError):
+        polling.api.method("users.get")
+    assert empty(polling.poll("1000", 25))
+
+
+# The server and its key
+
+
+@pytest.mark.parametrize("code", FATAL + FATAL_AT_START)
+def test_fatal_at_start(longpoll: LongPoll, net: Net, code: int) -> None:
+    """These errors only the operator can fix: a sentence says how, with VK's own words."""
+    net.answers["groups.getLongPollServer"] = [error(code, "Why")]
+    with pytest.raises(FatalError, match=rf"\w+.*\(VK error {code} in groups.getLongPollServer: Why\)"):
+        longpoll.latest_ts()
+
+
+@pytest.mark.parametrize("code", PASSING + OTHER)
+def test_the_start_fails_and_passes(longpoll: LongPoll, net: Net, code: int) -> None:
+    """These errors pass: the loop tries again."""
+    net.answers["groups.getLongPollServer"] = [error(code, "Why"), START]
+    with pytest.raises(TransientError, match=f"{code} in groups.getLongPollServer: Why"):
+        longpoll.latest_ts()
+    net.clock.now += 120
+    assert longpoll.latest_ts() == "1000"
+
+
+@pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS))
+def test_no_answer_at_the_start(longpoll: LongPoll, net: Net, answer: Any) -> None:
+    """What is no answer passes, and is told without a secret."""
+    net.answers["groups.getLongPollServer"] = [answer, START]
+    with pytest.raises(TransientError) as told:
+        longpoll.latest_ts()
+    assert type(told.value) is TransientError
+    assert told.value.__suppress_context__
+    assert not re.search(f"{TOKEN}|access_token|http:|https:", str(told.value))
+    assert longpoll.latest_ts() == "1000"
+
+
+SERVERS: list[Any] = [
+    None,
+    [],
+    5,
+    {},
+    {"key": KEY, "server": SERVER},
+    {"key": KEY, "ts": "1"},
+    {"server": SERVER, "ts": "1"},
+]
+SERVERS += [{"key": KEY, "server": SERVER, "ts": ts} for ts in odd(None, "", "abc", -1, 1.5, True, [], {}, "1 ", "٣")]
+SERVERS += [{"key": KEY, "server": server, "ts": "1"} for server in odd(None, "", 5, [], "lp.vk.ru/whp/1")]
+
+
+@pytest.mark.parametrize("server", named(SERVERS))
+def test_server_is_odd(longpoll: LongPoll, net: Net, server: Any) -> None:
+    """A key, a server or a ts that is missing or of a wrong kind passes, and the next answer is taken."""
+    net.answers["groups.getLongPollServer"] = [{"response": server}, START]
+    with pytest.raises(TransientError):
+        longpoll.latest_ts()
+    assert longpoll.latest_ts() == "1000"
+
+
+@pytest.mark.parametrize(
+    ("ts", "latest"), [("0", "0"), (1000, "1000"), ("9" * 25, "9" * 25), ("007", "7"), ("000", "0")]
+)
+def test_server_is_good(longpoll: LongPoll, net: Net, ts: Any, latest: str) -> None:
+    """A ts may be a number or text, of any length; zeros before it mean nothing."""
+    net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": ts}}]
+    assert longpoll.latest_ts() == latest
+
+
+def test_an_odd_new_server_leaves_the_old_one(polling: LongPoll, net: Net) -> None:
+    """Key, server and ts are taken together, or not at all."""
+    net.answers["groups.getLongPollServer"] = [{"response": {"key": "new", "server": "", "ts": "7"}}]
+    with pytest.raises(TransientError):
+        polling.renew()
+    polling.poll("1000", 25)
+    assert keys(net) == [(KEY, "1000")]
+
+
+def test_what_is_inherited_works(net: Net) -> None:
+    """vk_api's own check() and listen() are those that its users know."""
+    new_message = {"type": "message_new", "event_id": "1", "group_id": GROUP, "v": "5.199"}
+    new_message |= {"object": {"message": {"peer_id": 5, "from_id": 5, "text": "hi"}, "client_info": {}}}
+    net.answers["poll"] = [{"ts": "1001", "updates": [new_message]}, {"failed": 1, "ts": 1002}, {"failed": 2}]
+    net.answers["poll"] += [{"failed": 3}, {"ts": "2001", "updates": [new_message]}]
+    server = LongPollServer(Api(TOKEN), GROUP)
+    assert (server.key, server.server, server.ts) == (KEY, SERVER, "1000")
+    (event,) = server.check()
+    assert event.message.text == "hi"
+    assert server.ts == "1001"
+    net.answers["groups.getLongPollServer"] = [NEW_KEY]
+    event = next(server.listen())
+    assert event.message.text == "hi"
+    assert keys(net) == [(KEY, "1000"), (KEY, "1001"), (KEY, "1002"), ("new", "1002"), ("new", "2000")]
+    server.update_longpoll_server(update_ts=False)
+    assert server.ts == "2001"
+
+
+# What is answered
+
+
+@pytest.mark.parametrize(
+    ("answer", "batch"),
+    [
+        ({"ts": "1002", "updates": [{"type": "a"}, None]}, Batch("1000", "1002", [{"type": "a"}, None])),
+        ({"ts": 1001, "updates": [5]}, Batch("1000", "1001", [5])),
+        ({"ts": "01001", "updates": [5]}, Batch("1000", "1001", [5])),
+        ({"ts": "1000", "updates": []}, Batch("1000", "1000", [])),
+        ({"ts": "1000", "updates": [], "pts": 5, "more": None}, Batch("1000", "1000", [])),
+        ((200, b'\xef\xbb\xbf{"ts": "1001", "updates": [1]}'), Batch("1000", "1001", [1])),
+        ((200, b'{"ts": "1001", "updates": ["\xd0\xd0\xb0"]}'), Batch("1000", "1001", ["\ufffdа"])),
+        ((200, '{"ts": "1001", "updates": ["\\ud83d\\ude00 \\ud83d"]}'), Batch("1000", "1001", ["😀 \ud83d"])),
+    ],
+)
+def test_poll(polling: LongPoll, net: Net, answer: Any, batch: Batch) -> None:
+    """The updates are handed out as they are, with the place where they begin and end."""
+    net.answers["poll"] = [answer]
+    assert polling.poll("1000", 25)[:3] == batch[:3]
+
+
+def test_the_size_of_an_answer(polling: LongPoll, net: Net) -> None:
+    """It is counted in bytes, for memory is."""
+    body = '{"ts": "1001", "updates": ["я"]}'
+    net.answers["poll"] = [(200, body)]
+    batch = polling.poll("1000", 25)
+    assert isinstance(batch, Batch)
+    assert batch.size == len(body.encode())
+
+
+UNREADABLE: list[Any] = [
+    *(None, 5, "text", [], {}, {"updates": []}, {"ts": "1001"}),
+    *({"ts": "1001", "updates": updates} for updates in odd(None, {}, "text", 5)),
+    *({"ts": ts, "updates": []} for ts in odd(None, "", "abc", -1, 1.5, True, [], "1 ", "٣", "1" * 31)),
+    *({"ts": "1001", "updates": [], "failed": failed} for failed in odd(0, 4, -1, "1", None, [], {})),
+    *({"failed": 4, "min_version": 0, "max_version": 19}, {"failed": 1}, {"failed": 1, "ts": "new"}),
+    *((200, "<html>"), (200, ""), (200, '{"ts": "1001", "updates": [{"type":'), (200, "[" * 100_000)),
+    *((status, '{"ts": "1001", "updates": []}') for status in (201, 400, 403, 404, 429, 500, 502)),
+]
+
+
+@pytest.mark.parametrize("answer", named(UNREADABLE))
+def test_poll_is_unreadable(polling: LongPoll, net: Net, answer: Any) -> None:
+    """An answer that is not of its form is asked for again at the same place."""
+    net.answers["poll"] = [answer, {"ts": "1001", "updates": [5]}]
+    with pytest.raises(MalformedResponse) as told:
+        polling.poll("1000", 25)
+    assert not re.search(f"http|{KEY}", str(told.value))
+    assert polling.poll("1000", 25)[:3] == ("1000", "1001", [5])
+
+
+@pytest.mark.parametrize("failure", named([failure for failure in BROKEN if isinstance(failure, Exception)]))
+def test_poll_is_broken(polling: LongPoll, net: Net, failure: Exception) -> None:
+    """The network's failures pass, and are told without the key."""
+    net.answers["poll"] = [type(failure)(f"{SERVER}?key={KEY}"), {"ts": "1001", "updates": [5]}]
+    with pytest.raises(TransientError) as told:
+        polling.poll("1000", 25)
+    assert type(told.value) is TransientError
+    assert not re.search(f"http|{KEY}", str(told.value))
+    assert polling.poll("1000", 25)[:3] == ("1000", "1001", [5])
+
+
+def test_failed_1(polling: LongPoll, net: Net) -> None:
+    """The history is gone: a gap up to VK's new ts, under the same key."""
+    net.answers["poll"] = [{"failed": 1, "ts": 2593}]
+    assert polling.poll("1000", 25) == Gap("1000", "2593", "VK has forgotten the updates between (failed 1)")
+    assert not net.asked("groups.getLongPollServer")
+
+
+def test_failed_2(polling: LongPoll, net: Net) -> None:
+    """The key has expired: one poll takes a new key and server and asks at the same ts; there is no gap."""
+    server = SERVER + "0"
+    net.answers["groups.getLongPollServer"] = [{"response": {"key": "new", "server": server, "ts": "2000"}}]
+    net.answers["poll"] = [{"failed": 2}, {"ts": "1001", "updates": [5]}]
+    assert polling.poll("1000", 25)[:3] == ("1000", "1001", [5])
+    assert keys(net) == [(KEY, "1000"), ("new", "1000")]
+    assert polling.server.url == server
+    assert polling.latest_ts() == "2000"
+
+
+def test_failed_2_twice(polling: LongPoll, net: Net) -> None:
+    """A new key that is refused too passes, after a pause of the loop's: VK limits how often keys are asked for."""
+    net.answers["poll"] = [{"failed": 2}]
+    for _ in range(3):
+        with pytest.raises(TransientError, match="refuses a new key"):
+            polling.poll("1000", 25)
+    assert len(net.asked("groups.getLongPollServer")) == 3
+
+
+def test_failed_2_and_no_new_key(polling: LongPoll, net: Net) -> None:
+    """While VK gives no new key, the old one is not given up, and a new one is asked for with the next poll."""
+    net.answers["poll"] = [{"failed": 2}, {"failed": 2}, {"ts": "1001", "updates": [5]}]
+    net.answers["groups.getLongPollServer"] = [error(10), START]
+    with pytest.raises(TransientError, match="10"):
+        polling.poll("1000", 25)
+    assert polling.poll("1000", 25)[:3] == ("1000", "1001", [5])
+
+
+@pytest.mark.parametrize("first", [[], [{"failed": 2}]], ids=["at once", "after failed 2"])
+def test_failed_3(polling: LongPoll, net: Net, first: list[Any]) -> None:
+    """The information is lost: a new key, and a gap up to VK's latest ts."""
+    net.answers["groups.getLongPollServer"] = [NEW_KEY]
+    net.answers["poll"] = [*first, {"failed": 3}, QUIET_POLL]
+    assert polling.poll("1000", 25) == Gap("1000", "2000", "VK has forgotten the updates between (failed 3)")
+    polling.poll("2000", 25)
+    assert keys(net)[-1] == ("new", "2000")
+
+
+def test_failed_3_and_no_new_key(polling: LongPoll, net: Net) -> None:
+    """Then nothing is known of a gap yet."""
+    net.answers["groups.getLongPollServer"] = [error(10), NEW_KEY]
+    net.answers["poll"] = [{"failed": 3}]
+    with pytest.raises(TransientError, match="10"):
+        polling.poll("1000", 25)
+    assert isinstance(polling.poll("1000", 25), Gap)
+
+
+# Places that cannot be read
+
+
+def unreadable_for_ten_minutes(polling: LongPoll, net: Net) -> None:
+    """Poll at an unreadable place until it may be skipped; before, no other ts is asked."""
+    net.answers["poll"] = [HTML]
+    begun = net.clock.now
+    while net.clock.now < begun + 599:
+        with pytest.raises(MalformedResponse):
+            polling.poll("1000", 25)
+        net.clock.now += 30
+    assert {ts for _, ts in keys(net)} == {"1000"}
+    net.clock.now = begun + 601
+    net.requests.clear()
+
+
+def test_a_place_is_skipped(polling: LongPoll, net: Net) -> None:
+    """What is unreadable for ten minutes, and once more through a new key, is a gap, if the latest ts can be read."""
+    net.answers["groups.getLongPollServer"] = [NEW_KEY]
+    unreadable_for_ten_minutes(polling, net)
+    net.answers["poll"] = [HTML, {"ts": "2000", "updates": []}, HTML]
+    assert polling.poll("1000", 25) == Gap("1000", "2000", "VK's answer there could not be read for too long")
+    assert keys(net)[1:] == [("new", "2000"), ("new", "1000")]
+
+
+def test_a_new_key_heals_the_place(polling: LongPoll, net: Net) -> None:
+    """Then its answer is taken, and there is no gap: not all of VK's servers were at fault."""
+    net.answers["groups.getLongPollServer"] = [NEW_KEY]
+    unreadable_for_ten_minutes(polling, net)
+    net.answers["poll"] = [HTML, {"ts": "2000", "updates": []}, {"ts": "1002", "updates": [1, 2]}, HTML]
+    assert polling.poll("1000", 25)[:3] == ("1000", "1002", [1, 2])
+    with pytest.raises(MalformedResponse):
+        polling.poll("1000", 25)
+    assert len(keys(net)) == 4, "its ten minutes begin anew"
+
+
+def test_the_place_is_forgotten_when_it_is_asked_once_more(polling: LongPoll, net: Net) -> None:
+    """What VK tells about the old ts by then is told like any other answer."""
+    net.answers["groups.getLongPollServer"] = [NEW_KEY]
+    unreadable_for_ten_minutes(polling, net)
+    net.answers["poll"] = [HTML, {"ts": "2000", "updates": []}, {"failed": 1, "ts": 1500}]
+    assert polling.poll("1000", 25) == Gap("1000", "1500", "VK has forgotten the updates between (failed 1)")
+
+
+@pytest.mark.parametrize("failing", ["key", "latest ts", "old ts"])
+def test_a_failure_while_a_place_is_skipped(polling: LongPoll, net: Net, failing: str) -> None:
+    """The network fails just then: there is no gap, and it is tried again after a minute."""
+    away = requests.ConnectionError()
+    unreadable_for_ten_minutes(polling, net)
+    latest: dict[str, Any] = {"ts": "2000", "updates": []}
+    answers: dict[str, list[Any]] = {"key": [], "latest ts": [away], "old ts": [latest, away]}
+    net.answers["groups.getLongPollServer"] = [error(10) if failing == "key" else NEW_KEY, NEW_KEY]
+    net.answers["poll"] = [HTML, *answers[failing], HTML]
+    with pytest.raises(TransientError) as told:
+        polling.poll("1000", 25)
+    assert type(told.value) is TransientError
+    with pytest.raises(MalformedResponse):
+        polling.poll("1000", 25)
+    net.clock.now += 59
+    net.answers["poll"] = [HTML, latest, HTML]
+    with pytest.raises(MalformedResponse):
+        polling.poll("1000", 25)
+    net.clock.now += 2
+    net.answers["poll"] = [HTML, latest, HTML]
+    assert isinstance(polling.poll("1000", 25), Gap)
+
+
+def test_nothing_is_skipped_where_all_is_unreadable(polling: LongPoll, net: Net) -> None:
+    """If the latest ts is unreadable too, it is not VK's answer there that is wrong: one more try a minute."""
+    net.answers["poll"] = [(502, "")]
+    for _ in range(60):
+        with pytest.raises(MalformedResponse):
+            polling.poll("900", 25)
+        net.clock.now += 15
+    tries = [ts for _, ts in keys(net) if ts == "1000"]
+    assert 4 <= len(tries) <= 6, "of the five minutes behind the first ten"
+
+
+def test_nothing_is_skipped_at_another_place(polling: LongPoll, net: Net) -> None:
+    """The ten minutes begin anew at another ts, and after an answer that could be read."""
+    net.answers["groups.getLongPollServer"] = [NEW_KEY]
+    for ts in ("1000", "1001"):
+        net.answers["poll"] = [(502, "")]
+        for _ in range(20):
+            with pytest.raises(MalformedResponse):
+                polling.poll(ts, 25)
+            net.clock.now += 29
+    net.answers["poll"] = [{"ts": "1001", "updates": []}, (502, "")]
+    polling.poll("1001", 25)
+    net.clock.now += 29
+    with pytest.raises(MalformedResponse):
+        polling.poll("1001", 25)
+    assert "2000" not in [ts for _, ts in keys(net)]
+
+
+# A new key in time
+
+
+@pytest.mark.parametrize("answer", [(404, ""), (200, "<html>moved</html>")])
+def test_the_server_has_moved(polling: LongPoll, net: Net, answer: Any) -> None:
+    """An old server that answers nothing readable is left after a minute, and nothing is lost: it was not the ts."""
+    net.answers["poll"] = [answer, answer, {"ts": "1002", "updates": [1, 2]}]
+    moved = START["response"] | {"server": "https://lp.vk.ru/new", "ts": "1002"}
+    net.answers["groups.getLongPollServer"] = [{"response": moved}]
+    for _ in range(2):
+        with pytest.raises(MalformedResponse):
+            polling.poll("1000", 25)
+        assert polling.server.url != "https://lp.vk.ru/new"
+        net.clock.now += 31
+    assert polling.poll("1000", 25)[:3] == ("1000", "1002", [1, 2])
+    assert polling.server.url == "https://lp.vk.ru/new"
+
+
+def test_the_server_is_away(polling: LongPoll, net: Net) -> None:
+    """Another one is asked for after a minute."""
+    net.answers["poll"] = [requests.ConnectionError()]
+    for _ in range(9):
+        with pytest.raises(TransientError):
+            polling.poll("1000", 25)
+        net.clock.now += 10
+    assert len(net.asked("groups.getLongPollServer")) == 1
+
+
+def test_the_key_is_renewed_in_silence(polling: LongPoll, net: Net) -> None:
+    """After an hour without an update, at the same ts; updates put it off."""
+    net.answers["groups.getLongPollServer"] = [NEW_KEY]
+    net.clock.now += 3500
+    net.answers["poll"] = [{"ts": "1001", "updates": [5]}, {"ts": "1001", "updates": []}]
+    polling.poll("1000", 25)
+    net.clock.now += 3500
+    polling.poll("1001", 25)
+    assert not net.asked("groups.getLongPollServer")
+    net.clock.now += 101
+    assert polling.poll("1001", 25)[:3] == ("1001", "1001", [])
+    assert keys(net)[-1] == ("new", "1001")
+    net.clock.now += 3599
+    polling.poll("1001", 25)
+    assert len(net.asked("groups.getLongPollServer")) == 1
+
+
+@pytest.mark.parametrize("failure", [error(10), error(5)], ids=["passing", "fatal"])
+def test_renewal_fails(polling: LongPoll, net: Net, failure: Any) -> None:
+    """Without a new key the old one serves; a new one is tried for once a minute."""
+    net.answers["groups.getLongPollServer"] = [failure]
+    net.clock.now += 3601
+    for _ in range(2):
+        with pytest.raises((TransientError, FatalError)):
+            polling.poll("1000", 25)
+        assert empty(polling.poll("1000", 25))
+        net.clock.now += 59
+        assert empty(polling.poll("1000", 25))
+        net.clock.now += 2
+
+
+# The settings, checked once
+
+
+def test_the_first_poll_is_short(longpoll: LongPoll, net: Net) -> None:
+    """The first poll waits one second, so that the settings are checked soon; all others as long as they may."""
+    longpoll.latest_ts()
+    for _ in range(3):
+        longpoll.poll("1000", 25)
+    assert [params["wait"] for params in net.asked("poll")] == ["1", "25", "25"]
+    assert [name for _, name, *_ in net.requests][:3] == [
+        "groups.getLongPollServer",
+        "poll",
+        "groups.getLongPollSettings",
+    ]
+    assert len(net.asked("groups.getLongPollSettings")) == 1
+
+
+def test_a_first_poll_that_fails_is_short_again(longpoll: LongPoll, net: Net) -> None:
+    """The settings wait for an answer."""
+    net.answers["poll"] = [requests.ConnectionError(), QUIET_POLL]
+    with pytest.raises(TransientError):
+        longpoll.poll("1000", 25)
+    longpoll.poll("1000", 25)
+    assert [params["wait"] for params in net.asked("poll")] == ["1", "1"]
+    assert not net.asked("groups.getLongPollSettings")
+
+
+def settings(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, answer: Any) -> list[str]:
+    """Tell the warnings that the settings give."""
+    caplog.set_level(logging.INFO, "fetcher")
+    net.answers["groups.getLongPollSettings"] = [answer]
+    longpoll.poll("1000", 25)
+    longpoll.poll("1000", 25)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_settings_are_right(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is said where nothing is wrong."""
+    assert settings(longpoll, net, caplog, SETTINGS) == []
+
+
+@pytest.mark.parametrize("off", [False, 0])
+def test_settings_off(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, off: Any) -> None:
+    """Long Poll switched off is fatal, as often as it is asked; when it is on, all goes on."""
+    with pytest.raises(FatalError, match="switch it on"):
+        settings(longpoll, net, caplog, {"response": SETTINGS["response"] | {"is_enabled": off}})
+    with pytest.raises(FatalError, match="switch it on"):
+        longpoll.poll("1000", 25)
+    net.answers["groups.getLongPollSettings"] = [SETTINGS]
+    assert empty(longpoll.poll("1000", 25))
+
+
+@pytest.mark.parametrize("code", FATAL)
+def test_settings_and_a_token_that_vk_refuses(
+    longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    """That is fatal whenever VK says so."""
+    with pytest.raises(FatalError, match=str(code)):
+        settings(longpoll, net, caplog, error(code))
+
+
+@pytest.mark.parametrize("version", ["5.103", "5.200", "6.0", "5.102", "5.80"])
+def test_settings_version(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, version: str) -> None:
+    """Before 5.103 the answers were of another form: a warning tells what to set."""
+    warnings = settings(longpoll, net, caplog, {"response": SETTINGS["response"] | {"api_version": version}})
+    assert len(warnings) == (version in ("5.102", "5.80"))
+    assert all(version in warning and "5.199" in warning for warning in warnings)
+
+
+def test_settings_types(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning names the types that are not ticked, and no other."""
+    events = {"message_new": 1, "message_event": 0, "message_reply": 0}
+    (warning,) = settings(longpoll, net, caplog, {"response": SETTINGS["response"] | {"events": events}})
+    assert re.findall(r"message_\w+", warning) == ["message_event", "message_reaction_event"]
+
+
+ODD_SETTINGS: list[Any] = [
+    error(15),
+    error(10),
+    error(100),
+    {"response": {}},
+    {"response": []},
+    {"response": {"is_enabled": True}},
+]
+ODD_SETTINGS += [
+    {"response": SETTINGS["response"] | more} for more in odd({"api_version": "new"}, {"events": []}, {"events": None})
+]
+
+
+@pytest.mark.parametrize("answer", named(ODD_SETTINGS + BROKEN + NO_ANSWERS))
+def test_settings_untold(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, answer: Any) -> None:
+    """Where VK does not answer this question, the fetcher goes on, and says so to who looks for it."""
+    assert settings(longpoll, net, caplog, answer) == []
+    assert empty(longpoll.poll("1000", 25))
+
+
+@pytest.mark.parametrize("answer", named(BROKEN))
+def test_settings_untold_without_a_secret(
+    longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, answer: Any
+) -> None:
+    """Not at any level."""
+    caplog.set_level(logging.DEBUG, "fetcher")
+    net.answers["groups.getLongPollSettings"] = [answer]
+    longpoll.poll("1000", 25)
+    longpoll.poll("1000", 25)
+    assert "settings" in caplog.text
+    assert not re.search(f"{TOKEN}|access_token|http:|https:", caplog.text)

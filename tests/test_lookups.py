@@ -1,0 +1,476 @@
+"""Names and full messages: how VK is asked for them, and what becomes of every answer."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+import responses
+
+from fetcher.api import Api
+from fetcher.errors import FatalError, RequestRejected, TransientError
+from fetcher.lookups import Lookups
+from fetcher.names import Name
+from tests.net import (
+    BROKEN,
+    FATAL,
+    FATAL_AT_START,
+    NO_ANSWERS,
+    OTHER,
+    PASSING,
+    Net,
+    inside,
+    named,
+    odd,
+    person,
+    refusal,
+)
+from tests.vk import CHAT, TOKEN, VK, error, inner_calls
+from tests.vk.methods import FIRST
+
+
+@pytest.fixture
+def net() -> Iterator[Net]:
+    with Net() as net:
+        net.answers["execute"] = [inside([])]
+        yield net
+
+
+@pytest.fixture
+def lookups(net: Net) -> Lookups:
+    return Lookups(Api(TOKEN))
+
+
+@pytest.fixture
+def vk(monkeypatch: pytest.MonkeyPatch) -> Iterator[VK]:
+    """A VK whose people, communities and chats a test may choose; asked through `responses`, not over the network."""
+    monkeypatch.setattr("fetcher.api.API_INTERVAL", 0)
+
+    def answer(request: Any) -> tuple[int, dict[str, str], str]:
+        _, told = one.call(request.url.rpartition("/")[2], dict(parse_qsl(request.body, keep_blank_values=True)))
+        return 200, {}, json.dumps(told)
+
+    with VK() as one, responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+        mock.add_callback(responses.POST, re.compile("https://api.vk.ru/method/"), answer)
+        yield one
+
+
+def names_of(ids: Any) -> dict[int, Name]:
+    """Ask VK, which answers all of it."""
+    names, failure = Lookups(Api(TOKEN)).names(ids)
+    assert failure is None
+    return names
+
+
+def asked(vk: VK) -> list[tuple[str, str]]:
+    """List what was asked inside each execute: the method, and the ids as they were sent."""
+    calls = [call for request in vk.requests for call in request.inner]
+    return [(method, next(values[name] for name in values if name.endswith("_ids"))) for method, values in calls]
+
+
+# How VK is asked
+
+
+def test_how_names_are_asked_for(lookups: Lookups, net: Net) -> None:
+    """In Russian, inside too; ids with commas; users with the fields of the nick."""
+    net.answers["execute"] = [inside([], {"groups": []}, {"items": []})]
+    assert lookups.names([6, 5, -3, -4, CHAT + 7, CHAT + 8])[1] is None
+    (params,) = net.asked("execute")
+    assert (params["v"], params["lang"], params["access_token"]) == ("5.199", "ru", TOKEN)
+    calls = dict(inner_calls(params["code"]))
+    assert calls["users.get"] == {"user_ids": "5,6", "lang": "ru", "fields": "domain,screen_name"}
+    assert calls["groups.getById"] == {"group_ids": "4,3", "lang": "ru"}
+    assert calls["messages.getConversationsById"] == {"peer_ids": f"{CHAT + 7},{CHAT + 8}", "lang": "ru"}
+
+
+def test_nobody_to_ask_for(lookups: Lookups, net: Net) -> None:
+    """Nothing is asked for nobody, nor for the number that parts people from chats."""
+    assert lookups.names([]) == ({}, None)
+    assert lookups.names([0, CHAT]) == ({}, None)
+    assert lookups.full_messages([]) == ({}, None)
+    assert not net.requests
+
+
+def test_one_request_for_all(vk: VK) -> None:
+    """People, communities and chats are asked for in one execute, each kind by its own method."""
+    vk.people[5] = {"first_name": "Анна", "last_name": "Черных", "domain": "anna"}
+    vk.communities[3] = {"name": "Паб", "screen_name": "pub"}
+    vk.chats[CHAT + 7] = "Беседа"
+    assert names_of({5, -3, CHAT + 7}) == {
+        5: Name("Анна Черных", "Анна", "Черных", "anna"),
+        -3: Name("Паб", "Паб", "", "pub"),
+        CHAT + 7: Name("Беседа"),
+    }
+    assert [request.name for request in vk.requests] == ["execute"]
+    assert sorted(asked(vk)) == [
+        ("groups.getById", "3"),
+        ("messages.getConversationsById", str(CHAT + 7)),
+        ("users.get", "5"),
+    ]
+
+
+def test_a_full_request(vk: VK) -> None:
+    """A thousand people and a hundred chats go into one request; what is more needs no second one up to 25 calls."""
+    ids = {*range(1, 2001), *range(-600, 0), *range(CHAT + 1, CHAT + 201)}
+    names = names_of(ids)
+    assert names.keys() == ids
+    assert all(all((name.name, name.nick)) for id, name in names.items() if id < CHAT)
+    assert names[CHAT + 150].name == "Беседа 150"
+    assert [request.name for request in vk.requests] == ["execute"]
+    assert [method for method, _ in asked(vk)].count("users.get") == 2
+    assert max(vk.asked.values()) == 1
+
+
+def test_more_than_a_request(vk: VK) -> None:
+    """Past 25 calls there is a second request; VK would refuse the first one otherwise."""
+    names = names_of(range(CHAT + 1, CHAT + 2602))
+    assert len(names) == 2601
+    assert all(name.name for name in names.values())
+    assert [len(request.inner) for request in vk.requests] == [25, 2]
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("person", "name"),
+    [
+        ({"domain": "anna", "screen_name": "other"}, Name("Анна Черных", "Анна", "Черных", "anna")),
+        ({"domain": None, "screen_name": "other"}, Name("Анна Черных", "Анна", "Черных", "other")),
+        ({"domain": "", "screen_name": None}, Name("Анна Черных", "Анна", "Черных", "id5")),
+        ({"deactivated": "banned"}, Name("Анна Черных", "Анна", "Черных", "id5")),
+        ({"first_name": "DELETED", "last_name": "", "deactivated": "deleted"}, Name("DELETED", "DELETED", "", "id5")),
+        ({"first_name": "", "domain": "anna"}, Name("Черных", "", "Черных", "anna")),
+        ({"last_name": None, "domain": "anna"}, Name("Анна", "Анна", "", "anna")),
+        ({"first_name": " Анна ", "domain": "anna"}, Name("Анна Черных", " Анна ", "Черных", "anna")),
+    ],
+)
+def test_people(vk: VK, person: dict[str, Any], name: Name) -> None:
+    """The nick is the domain, else the screen name, else id<N>; the name has no stray spaces."""
+    vk.people[5] = {"first_name": "Анна", "last_name": "Черных"} | person
+    assert names_of([5])[5] == name
+
+
+def test_unknown_people_and_communities(vk: VK) -> None:
+    """Whom VK leaves out of its answer has no name, and nobody gets another's: they are found by id."""
+    vk.unknown |= {6, -4}
+    names = names_of([5, 6, 7, -3, -4, -5])
+    assert names[6] == names[-4] == Name()
+    assert (names[5].firstname, names[7].firstname) == (FIRST[5], FIRST[7])
+    assert (names[-3].name, names[-5].name) == ("Сообщество 3", "Сообщество 5")
+    assert len(vk.requests) == 1
+
+
+def test_hidden_chats(vk: VK) -> None:
+    """A chat that VK leaves out, or tells without its settings, has no name; its neighbours have theirs."""
+    vk.hidden.add(CHAT + 1)
+    vk.untitled.add(CHAT + 2)
+    assert names_of([CHAT + 1, CHAT + 2, CHAT + 3]) == {CHAT + 1: Name(), CHAT + 2: Name(), CHAT + 3: Name("Беседа 3")}
+    assert len(vk.requests) == 1
+
+
+def test_never_another_kinds_name(vk: VK) -> None:
+    """A person, a community and a chat of the same number are three."""
+    vk.people[7] = {"first_name": "Семёрка", "last_name": "", "domain": "seven"}
+    vk.communities[7] = {"name": "Сообщество семь", "screen_name": "club7"}
+    vk.chats[CHAT + 7] = "Беседа семь"
+    names = names_of([7, -7, CHAT + 7])
+    assert [names[id].name for id in (7, -7, CHAT + 7)] == ["Семёрка", "Сообщество семь", "Беседа семь"]
+
+
+def test_who_has_no_name_is_told_to_who_looks_for_it(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
+    """Whom VK leaves out, or refuses."""
+    caplog.set_level("DEBUG", "fetcher")
+    vk.unknown.add(6)
+    vk.refused[CHAT + 7] = 917
+    names_of([5, 6, CHAT + 7])
+    told = [record.getMessage() for record in caplog.records]
+    assert told[-1] == f"VK tells no name of [6, {CHAT + 7}]"
+    assert re.fullmatch(rf"VK error 917 in messages.getConversationsById: .* of \[{CHAT + 7}\]", told[0])
+
+
+# Who is refused
+
+
+REFUSALS = [7, 15, 18, 27, 30, 100, 113, 203, 917, 922, 925, 927, 932, 936, 945, 946, 1017]
+
+
+@pytest.mark.parametrize("id", [5, -3, CHAT + 7])
+def test_refused_alone(vk: VK, id: int) -> None:
+    """Whom VK refuses to tell about has no name; that costs nothing more."""
+    for code in REFUSALS:
+        vk.refused[id] = code
+        assert names_of([id]) == {id: Name()}
+    assert len(vk.requests) == len(REFUSALS)
+
+
+@pytest.mark.parametrize("refused", [5, -3, CHAT + 7])
+def test_refused_among_others(vk: VK, refused: int) -> None:
+    """One who is refused among others has no name, the others have theirs: for one request more, to those concerned."""
+    vk.refused[refused] = 917
+    ids = {5, 6, 25, -3, -4, CHAT + 7, CHAT + 8}
+    names = names_of(ids)
+    assert names.pop(refused) == Name()
+    assert names.keys() == ids - {refused}
+    assert all(name.name for name in names.values())
+    assert [request.name for request in vk.requests] == ["execute"] * 2
+    kind = {method for method, _ in vk.requests[1].inner}
+    assert len(kind) == 1, "who was answered is not asked for again"
+
+
+def test_several_refused(vk: VK) -> None:
+    """Of a hundred chats several may be refused: it ends, soon, and all others have their names."""
+    refused = {CHAT + 1, CHAT + 2, CHAT + 50, CHAT + 100}
+    vk.refused |= dict.fromkeys(refused, 917)
+    names = names_of(range(CHAT + 1, CHAT + 101))
+    assert {id for id, name in names.items() if not name.name} == refused
+    assert len(vk.requests) <= 3
+
+
+def test_all_refused(vk: VK) -> None:
+    """Where every one is refused, none has a name."""
+    vk.refused |= {5: 113, 6: 113, -3: 100, CHAT + 7: 917, CHAT + 8: 917}
+    assert names_of([5, 6, -3, CHAT + 7, CHAT + 8]) == dict.fromkeys([5, 6, -3, CHAT + 7, CHAT + 8], Name())
+
+
+def test_refused_ids_are_split(lookups: Lookups, net: Net) -> None:
+    """Of a call that is refused for several each is asked for once more; the calls that were answered are not."""
+    chats = {"items": [{"peer": {"id": CHAT + 7}, "chat_settings": {"title": "Беседа"}}]}
+    net.answers["execute"] = [
+        inside([person(5)], False, errors=[refusal(917)]),
+        inside(chats, False, errors=[refusal(917)]),
+    ]
+    names = lookups.names([5, CHAT + 7, CHAT + 8])
+    anna = Name("Анна 5-я", "Анна", "5-я", "anna5")
+    assert names == ({5: anna, CHAT + 7: Name("Беседа"), CHAT + 8: Name()}, None)
+    first, second = (inner_calls(params["code"]) for params in net.asked("execute"))
+    assert [values["peer_ids"] for method, values in first if "peer_ids" in values] == [f"{CHAT + 7},{CHAT + 8}"]
+    assert [values["peer_ids"] for method, values in second] == [str(CHAT + 7), str(CHAT + 8)]
+    assert all(values["lang"] == "ru" for _, values in second)
+
+
+@pytest.mark.parametrize("code", FATAL_AT_START + OTHER)
+def test_a_request_that_is_refused(lookups: Lookups, net: Net, code: int) -> None:
+    """Any other error about names leaves them empty, whether it is an answer's or a call's."""
+    net.answers["execute"] = [error(code)]
+    assert lookups.names([5]) == ({5: Name()}, None)
+    net.answers["execute"] = [inside(False, errors=[refusal(code)])]
+    assert lookups.names([5]) == ({5: Name()}, None)
+    assert len(net.requests) == 2
+
+
+@pytest.mark.parametrize("code", FATAL)
+def test_refused_inside(lookups: Lookups, net: Net, code: int) -> None:
+    """About one person even an error about the token is only about that person."""
+    net.answers["execute"] = [inside(False, [], errors=[refusal(code)])]
+    assert lookups.names([5, -3]) == ({5: Name(), -3: Name()}, None)
+
+
+# What fails
+
+
+@pytest.mark.parametrize("code", FATAL)
+def test_a_token_that_vk_refuses(lookups: Lookups, net: Net, code: int) -> None:
+    """Fatal for the request of ours, whenever VK says so."""
+    net.answers["execute"] = [error(code)]
+    names, failure = lookups.names([5])
+    assert not names
+    assert type(failure) is FatalError
+    assert str(code) in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("code", "within"), [(code, within) for code in PASSING for within in (False, True) if within or code != 13]
+)
+def test_names_fail_and_pass(lookups: Lookups, net: Net, code: int, within: bool) -> None:
+    """A passing error is of the whole request, or of one call inside; then the others are answered."""
+    failing = inside([person(5)], False, errors=[refusal(code)]) if within else error(code)
+    net.answers["execute"] = [failing, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
+    names, failure = lookups.names([5, -3])
+    assert type(failure) is TransientError
+    assert str(code) in str(failure)
+    assert {id: name.name for id, name in names.items()} == ({5: "Анна 5-я"} if within else {})
+    net.clock.now += 120
+    names, failure = lookups.names([5, -3])
+    assert failure is None
+    assert {id: name.name for id, name in names.items()} == {5: "Анна 5-я", -3: "Паб"}
+
+
+def test_what_is_answered_before_a_failure_counts(lookups: Lookups, net: Net) -> None:
+    """Of several requests those that were answered need not be asked again."""
+    title = {"items": [{"peer": {"id": CHAT + 1}, "chat_settings": {"title": "Беседа"}}]}
+    net.answers["execute"] = [inside(*[title] * 25), error(10)]
+    names, failure = lookups.names(range(CHAT + 1, CHAT + 2601))
+    assert len(names) == 2500
+    assert names[CHAT + 1] == Name("Беседа")
+    assert isinstance(failure, TransientError)
+
+
+def test_a_failure_among_refusals(lookups: Lookups, net: Net) -> None:
+    """No name is taken for unknown because of a failure in the second request."""
+    net.answers["execute"] = [
+        inside(False, errors=[refusal(917)]),
+        inside(False, False, errors=[refusal(917), refusal(10)]),
+    ]
+    names, failure = lookups.names([CHAT + 7, CHAT + 8])
+    assert names == {CHAT + 7: Name()}
+    assert isinstance(failure, TransientError)
+    assert "10" in str(failure)
+
+
+def test_one_who_fails(vk: VK) -> None:
+    """VK fails for one person: communities and chats have their names all the same."""
+    vk.failing[5] = 10
+    names, failure = Lookups(Api(TOKEN)).names([5, -3, CHAT + 7])
+    assert {id: name.name for id, name in names.items()} == {-3: "Сообщество 3", CHAT + 7: "Беседа 7"}
+    assert type(failure) is TransientError
+
+
+def test_a_request_that_is_too_large(lookups: Lookups, net: Net) -> None:
+    """Error 13 of execute: it is asked again in smaller chunks, until each asks for one only."""
+    net.answers["execute"] = [error(13), inside([person(1)], [person(2)], [person(3)])]
+    names, failure = lookups.names([1, 2, 3])
+    assert [name.nick for name in names.values()] == ["anna1", "anna2", "anna3"]
+    assert failure is None
+    assert len(net.requests) == 2
+    net.answers["execute"] = [error(13), error(13), inside([person(1)]), inside([person(2)])]
+    names, failure = lookups.names([1, 2])
+    assert [name.nick for name in names.values()] == ["anna1", "anna2"]
+    assert failure is None
+    net.answers["execute"] = [error(13)]
+    names, failure = lookups.names([5])
+    assert not names
+    assert type(failure) is TransientError, "not rejected: the loop tries again"
+    assert "13" in str(failure)
+
+
+def test_too_large_for_one_of_many(lookups: Lookups, net: Net) -> None:
+    """Then those before it are answered, and the rest is asked for again by the loop."""
+    net.answers["execute"] = [error(13), error(13), inside([person(1)]), error(13)]
+    names, failure = lookups.names([1, 2])
+    assert failure is not None
+    assert not isinstance(failure, RequestRejected)
+    assert 2 not in names
+
+
+@pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS))
+def test_what_is_no_answer(lookups: Lookups, net: Net, answer: Any) -> None:
+    """It passes, and is told without a secret."""
+    net.answers["execute"] = [answer, inside([person(5)])]
+    names, failure = lookups.names([5])
+    assert not names
+    assert type(failure) is TransientError
+    assert not re.search(f"{TOKEN}|access_token|http:|https:", str(failure))
+    assert lookups.names([5])[0][5].nick == "anna5"
+
+
+POOLS: list[Any] = [
+    *({"response": response} for response in odd(None, 5, True, "text", {}, {"0": []}, [], [[]], [[], {}, [], []])),
+    inside(False, {}),
+    inside(False, False, errors=[refusal(917)]),
+    inside(False, {}, errors=[5]),
+    inside(False, {}, errors=5),
+    inside(False, {}, errors={"error_code": 917}),
+    inside(False, {}, errors=[{"error_code": [917], "error_msg": "odd"}]),
+]
+
+
+@pytest.mark.parametrize("pool", named(POOLS))
+def test_pool_is_odd(lookups: Lookups, net: Net, pool: Any) -> None:
+    """An answer of execute that is not of its form passes; nobody gets another's answer."""
+    net.answers["execute"] = [pool, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
+    names, failure = lookups.names([5, -3])
+    assert not names
+    assert type(failure) is TransientError
+    assert lookups.names([5, -3])[0][5].nick == "anna5"
+
+
+ODD: list[Any] = [None, 5, True, "text", [], {}, [None, 5, "text", []]]
+ODD += [{"groups": 5}, {"groups": [5]}, {"items": {}}, {"items": [5]}]
+ODD += [[{}], {"groups": [{}]}, {"items": [{}]}, {"items": [{"peer": 5}]}]
+ODD += [{"items": [{"peer": {"id": CHAT + 7}, "chat_settings": settings}]} for settings in odd(None, 5, [], {})]
+ODD += [*([{"id": id}] for id in odd(None, "x", [])), *({"groups": [{"id": id}]} for id in odd(None, "3", []))]
+ODD += [{"items": [{"peer": {"id": []}}]}, {"items": [{"conversation_message_id": []}]}]
+
+
+@pytest.mark.parametrize("answer", named(ODD))
+def test_call_is_odd(lookups: Lookups, net: Net, answer: Any) -> None:
+    """What a call inside answers in another form than documented names nobody; it is never a bug of ours."""
+    net.answers["execute"] = [inside(answer, answer, answer)]
+    names, failure = lookups.names([5, -3, CHAT + 7])
+    assert failure is None
+    assert {id: names[id] for id in (5, -3, CHAT + 7)} == {5: Name(), -3: Name(), CHAT + 7: Name()}
+    net.answers["execute"] = [inside(answer)]
+    messages, failure = lookups.full_messages([(5, 1)])
+    assert failure is None
+    assert (5, 1) not in messages
+
+
+@pytest.mark.parametrize("field", ["first_name", "last_name", "domain", "screen_name"])
+@pytest.mark.parametrize("value", [None, 5, [], {"a": 1}, True])
+def test_person_is_odd(lookups: Lookups, net: Net, field: str, value: Any) -> None:
+    """A name of a wrong kind is empty."""
+    net.answers["execute"] = [inside([person(5) | {field: value}])]
+    name = lookups.names([5])[0][5]
+    assert all(isinstance(part, str) for part in name)
+    assert name.nick == ("id5" if field == "domain" else "anna5")
+
+
+def test_groups_before_5_139(lookups: Lookups, net: Net) -> None:
+    """Communities may come as the list itself."""
+    net.answers["execute"] = [inside([{"id": 3, "name": "Паб", "screen_name": "pub"}])]
+    assert lookups.names([-3]) == ({-3: Name("Паб", "Паб", "", "pub")}, None)
+
+
+# Full messages
+
+
+def full(cmid: int, **more: Any) -> dict[str, Any]:
+    return {"conversation_message_id": cmid, "text": f"текст {cmid}"} | more
+
+
+def test_full_messages(lookups: Lookups, net: Net) -> None:
+    """All are asked for in one request, a call for each peer; those that VK has no more are left out."""
+    net.answers["execute"] = [inside({"items": [full(2), full(1)]}, {"count": 0, "items": []})]
+    places = {(5, 1), (5, 2), (5, 3), (CHAT + 7, 1)}
+    assert lookups.full_messages(places) == ({(5, 1): full(1), (5, 2): full(2)}, None)
+    (params,) = net.asked("execute")
+    method = "messages.getByConversationMessageId"
+    assert inner_calls(params["code"]) == [
+        (method, {"conversation_message_ids": "1,2,3", "peer_id": 5, "lang": "ru"}),
+        (method, {"conversation_message_ids": "1", "peer_id": CHAT + 7, "lang": "ru"}),
+    ]
+
+
+def test_many_full_messages(lookups: Lookups, net: Net) -> None:
+    """VK takes a hundred numbers in a call."""
+    net.answers["execute"] = [inside({"items": [full(1)]}, {"items": []}, {"items": [full(201)]})]
+    assert lookups.full_messages((5, cmid) for cmid in range(1, 202))[0].keys() == {(5, 1), (5, 201)}
+    calls = inner_calls(net.asked("execute")[0]["code"])
+    assert [len(values["conversation_message_ids"].split(",")) for _, values in calls] == [100, 100, 1]
+
+
+def test_full_messages_are_refused(lookups: Lookups, net: Net) -> None:
+    """A chat that refuses its messages leaves those of the others alone."""
+    net.answers["execute"] = [
+        inside({"items": [full(1)]}, False, errors=[refusal(917)]),
+        inside(False, {"items": [full(2)]}, errors=[refusal(917)]),
+    ]
+    places = [(CHAT + 7, 1), (CHAT + 7, 2), (5, 1)]
+    assert lookups.full_messages(places) == ({(5, 1): full(1), (CHAT + 7, 2): full(2)}, None)
+    net.answers["execute"] = [error(15)]
+    assert lookups.full_messages([(5, 1)]) == ({}, None)
+
+
+def test_full_messages_fail(lookups: Lookups, net: Net) -> None:
+    """Those of other chats are there all the same."""
+    net.answers["execute"] = [inside({"items": [full(1)]}, False, errors=[refusal(10)])]
+    messages, failure = lookups.full_messages([(5, 1), (CHAT + 7, 1)])
+    assert messages == {(5, 1): full(1)}
+    assert type(failure) is TransientError
+    net.answers["execute"] = [error(5)]
+    messages, failure = lookups.full_messages([(5, 1)])
+    assert not messages
+    assert type(failure) is FatalError
