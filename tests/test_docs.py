@@ -505,6 +505,7 @@ def test_the_guide_to_the_letter(tmp_path: Path) -> None:
     told = "types attributes both_languages_are_built_alike everybody_in_an_event_gets_a_name"
     told += " people_are_told_of_each_attribute nouns_are_public the_demo_shows_each_type"
     tests = ["tests/test_builders.py", "tests/test_schema.py", "tests/test_events.py"]
+    tests += ["tests/test_demo.py::test_each_round_is_new"]
     tests += [f"tests/test_docs.py::test_{name}" for name in told.split()]
     slow = "not any_update and not any_full_message and not operations and not consumers"
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:randomly", "-v", *tests, "-k", slow]
