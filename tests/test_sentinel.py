@@ -58,9 +58,13 @@ def published(watched: Watched) -> list[str]:
 def test_a_failover_loses_and_repeats_nothing(vk: VK, watched: Watched, fault: str) -> None:
     """The primary dies or hangs while people write; everything is in the new one's stream, once and in order."""
     settings: dict[str, Any] = {"VK_URL": vk.url, "TOKEN": vk.token, "GROUPID": vk.group_id, "POLL_WAIT": 1}
-    with Fetcher(**settings, REDIS_URL=watched.url()) as fetcher, traffic(vk) as finish:
+    former = watched.primary
+    with contextlib.ExitStack() as stack:
+        fetcher = stack.enter_context(Fetcher(**settings, REDIS_URL=watched.url()))
+        with former.client() as owner:  # what people write before the first start is nobody's business
+            wait_until(lambda: owner.exists(f"{{events}}:ts:{vk.group_id}"), 20, "the checkpoint")
+        finish = stack.enter_context(traffic(vk))
         wait_until(lambda: len(published(watched)) > 20, 20, "the first events")
-        former = watched.primary
         getattr(former, fault)()
         wait_until(lambda: watched.primary is not former, 30, "the failover")
         before = len(published(watched))
