@@ -250,11 +250,11 @@ class Backlog:
     def fill(self, answer: Batch | Gap, now: float) -> None:
         """Put what VK answered at `hole` before what is pending.
 
-        An empty answer, and a gap that goes back, mean that VK is not that far: it has begun anew.
+        An empty answer, and a gap that leads nowhere or back, mean that VK is not that far: it has begun anew.
         """
         hole, self.hole, first = self.hole or "", None, self.pending[0]
-        if isinstance(answer, Gap) and not is_after(hole, answer.until):  # it must not hide what is pending
-            inside = is_after(answer.until, hole) and is_after(first.since, answer.until)
+        if isinstance(answer, Gap) and is_after(answer.until, hole):  # it must not hide what is pending
+            inside = is_after(first.since, answer.until)
             self.pending.appendleft(gap(hole, answer.until if inside else first.since, answer.error))
         elif isinstance(answer, Batch) and (answer.updates or is_after(answer.until, hole)):
             until = answer.until if is_after(answer.until, hole) else hole

@@ -12,7 +12,7 @@ from typing import Never
 from . import metrics
 from .backlog import MAX_UNBUILT, Backlog, error_of, is_after
 from .backoff import backoff
-from .batch import Batch, Commit, Entry, Gap
+from .batch import Batch, Commit, DeadLetter, Gap
 from .bus import Bus
 from .entries import EntryBuilder
 from .errors import FatalError, RedisTimeout, RedisUnavailable, TransientError
@@ -92,7 +92,7 @@ class Relay:
         while self.backlog.pending:
             if self.backlog.hole is not None:
                 self.fill(self.backlog.hole)
-            if self.backlog.pending[0].entries is None:
+            elif self.backlog.pending[0].entries is None:
                 self.build(use_cache=True)
             if commit := self.backlog.next_commit():
                 self.commit_piece(commit)
@@ -114,7 +114,9 @@ class Relay:
             self.backlog.grow_piece(commit)
         if checkpoint != commit.until:
             self.entries.directory.forget()  # another fetcher may have been told newer titles
-        count(commit, took)
+        metrics.COMMIT_SECONDS.observe(took)
+        if checkpoint and (commit.kind == "late" or not is_after(commit.since, checkpoint)):
+            count(commit)
         self.note_gap(commit, checkpoint)
         self.backlog.answered(commit, checkpoint)
 
@@ -185,17 +187,16 @@ def collect_errors(errors: list[Exception]) -> Iterator[None]:
         errors.append(error)
 
 
-def count(commit: Commit, took: float) -> None:
-    """Count what has been committed, in `took` seconds."""
-    metrics.COMMIT_SECONDS.observe(took)
+def count(commit: Commit) -> None:
+    """Count what has been committed."""
     if commit.kind in ("repeat", "restore", "gap"):
         return
     now = time.time()
     metrics.CHECKPOINT.set(now)
     for entry in commit.entries:
-        if isinstance(entry, Entry) and entry.text:
+        if isinstance(entry, DeadLetter):
+            metrics.DEAD_LETTERS.inc()
+        elif entry.text:  # not the last one of the part before
             metrics.EVENTS.labels(type=entry.event_type).inc()
             if entry.date:
                 metrics.PUBLISH_AGE.observe(now - entry.date)
-        else:
-            metrics.DEAD_LETTERS.inc()

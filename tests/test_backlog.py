@@ -22,7 +22,7 @@ def gap(since: int, until: int, error: str = "forgotten") -> Gap:
 
 def entries(*ids: Any, size: int = 0) -> Entries:
     """Make entries of these ids, each about so many bytes on the wire."""
-    return [Entry(str(id), "message", b"x" * max(0, size - 100)) for id in ids]
+    return [Entry(str(id), "message", b"x" * max(1, size - 100)) for id in ids]
 
 
 def built(backlog: Backlog, size: int = 0) -> Backlog:
@@ -52,7 +52,8 @@ def committed(backlog: Backlog) -> Backlog:
 
 
 def ids(items: Iterable[Entry | DeadLetter]) -> str:
-    return "".join(one.id if isinstance(one, Entry) else "!" for one in items)
+    """Tell entries in a word: the id of each, "!" for a dead letter, "(a)" for one without its text."""
+    return "".join("!" if isinstance(one, DeadLetter) else one.id if one.text else f"({one.id})" for one in items)
 
 
 def shown(pending: Iterable[Pending]) -> list[str]:
@@ -210,7 +211,7 @@ def test_what_is_built_forgets_its_updates() -> None:
     one = started(batch(10, 12, "a", "b")).pending[0]
     assert one.updates == []
     assert one.count == 2
-    assert one.size == 2 * 100
+    assert one.size == 2 * 101
 
 
 def test_the_size_of_a_dead_letter() -> None:
@@ -292,7 +293,7 @@ def test_the_bus_remembers_more_than_any_batch() -> None:
     commit = backlog.next_commit()
     assert commit
     assert commit.keep == limits.DEDUP_WINDOW + 7
-    assert commit.size == 11 * 100
+    assert commit.size == 11 * 101
 
 
 def parts(backlog: Backlog) -> list[tuple[str, int, int]]:
@@ -305,11 +306,11 @@ def parts(backlog: Backlog) -> list[tuple[str, int, int]]:
 
 
 def test_a_large_batch_goes_out_in_parts() -> None:
-    """None but the last moves the checkpoint, or lets the bus forget ids."""
+    """None but the last moves the checkpoint, or lets the bus forget ids; each begins with what must be there."""
     backlog = started(batch(10, 17, *"abcdefg"), batch(17, 18, "h"))
     backlog.piece = 3
     keep = limits.DEDUP_WINDOW + 7
-    assert parts(backlog) == [("abc", 0, 0), ("def", 0, 0), ("gh", 2, keep)]
+    assert parts(backlog) == [("abc", 0, 0), ("(c)def", 0, 0), ("(f)gh", 2, keep)]
     assert backlog.checkpoint == "18"
 
 
@@ -317,10 +318,18 @@ def test_bytes_bound_a_piece() -> None:
     """But one entry goes out at least, however large."""
     backlog = started(batch(10, 13, *"abc"), batch(13, 14, "d"), size=1000)
     backlog.piece_bytes = 2500
-    assert [ids for ids, *_ in parts(backlog)] == ["ab", "cd"]
+    assert [ids for ids, *_ in parts(backlog)] == ["ab", "(b)cd"]
     backlog = started(batch(10, 13, *"abc"), size=1000)
     backlog.piece_bytes = 1
-    assert [ids for ids, *_ in parts(backlog)] == ["a", "b", "c"]
+    assert [ids for ids, *_ in parts(backlog)] == ["a", "(a)b", "(b)c"]
+
+
+def test_a_part_that_ends_with_a_dead_letter() -> None:
+    """The next one begins with its id all the same."""
+    backlog = started(batch(10, 13, *"abc"))
+    backlog.pending[0].built([*entries("a"), DeadLetter("x", {"error": "why"}), *entries("c")])
+    backlog.piece = 2
+    assert parts(backlog) == [("a!", 0, 0), ("(x)c", 1, limits.DEDUP_WINDOW + 3)]
 
 
 def test_the_number_bounds_what_is_merged() -> None:
@@ -356,7 +365,7 @@ def test_parts_begin_again_on_a_new_connection() -> None:
     backlog.piece = 2
     assert ids(answer(backlog, "10").entries) == "ab"
     backlog.connected("10")
-    assert [ids for ids, *_ in parts(backlog)] == ["ab", "cd"]
+    assert [ids for ids, *_ in parts(backlog)] == ["ab", "(b)cd"]
 
 
 # What the bus answers
@@ -431,14 +440,11 @@ def test_another_fetcher_restored_an_older_checkpoint() -> None:
     assert shown(backlog.pending) == ["repeat 11-12 b", "batch 12-13 c"]
 
 
-def test_nothing_is_remembered_but_batches() -> None:
-    """A gap or a late batch offered again would mean nothing."""
+def test_gaps_and_checkpoints_are_not_remembered() -> None:
+    """Offered again they would mean nothing."""
     backlog = started(gap(10, 20))
     answer(backlog, "20")
-    backlog.add(C, 0)
-    built(backlog)
-    backlog.pending[0].kind = "late"
-    answer(backlog, "20")
+    answer(started(C), "")
     assert not backlog.pending
     assert not backlog.recent
 
@@ -455,7 +461,7 @@ def test_a_failover_takes_away_what_was_committed() -> None:
     assert backlog.hole is None
     assert shown(backlog.pending) == ["repeat 11-13 bc", "repeat 13-14 d", "batch 14-15 e"]
     assert shown(backlog.recent) == ["repeat 10-11 a"]
-    assert (backlog.recent_count, backlog.recent_bytes) == (1, 100)
+    assert (backlog.recent_count, backlog.recent_bytes) == (1, 101)
     assert ids(answer(backlog, "14").entries) == "bcd"
     assert ids(answer(backlog, "15").entries) == "e"
     assert ids(entry for one in backlog.recent for entry in one.entries or ()) == "abcde"
@@ -491,7 +497,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch, limit: s
     monkeypatch.setattr(limits, limit, value)
     backlog = committed(started(*(batch(10 + i, 11 + i, id) for i, id in enumerate("abcd"))))
     assert ids(entry for one in backlog.recent for entry in one.entries or ()) == kept
-    assert (backlog.recent_count, backlog.recent_bytes) == (len(kept), 100 * len(kept))
+    assert (backlog.recent_count, backlog.recent_bytes) == (len(kept), 101 * len(kept))
 
 
 def test_batches_without_events_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,7 +525,7 @@ FILLED = {
     "a gap inside": Filled(gap(5, 8), ["gap 5-8 !", *PENDING]),
     "a gap up to it": Filled(gap(5, 10), ["gap 5-10 !", *PENDING]),
     "a gap past it hides nothing": Filled(gap(5, 99), ["gap 5-10 !", *PENDING]),
-    "a gap backwards hides nothing": Filled(gap(5, 2), ["gap 5-10 !", *PENDING]),
+    "a gap backwards: VK is not that far": Filled(gap(5, 2), ["late 10-11 a", "gap 11-20 !"]),
     "VK is not that far": Filled(batch(5, 5), ["late 10-11 a", "gap 11-20 !"]),
     "VK is even less far": Filled(batch(5, 3), ["late 10-11 a", "gap 11-20 !"]),
 }
@@ -554,6 +560,38 @@ def test_what_is_late_goes_out_alone_and_moves_nothing() -> None:
     assert (commit.kind, ids(commit.entries), commit.completes) == ("late", "a", 1)
     assert shown(backlog.pending) == ["batch 11-12 b"]
     assert backlog.checkpoint == "5"
+
+
+def test_what_is_late_is_committed_again_as_such() -> None:
+    """On a new connection, in its place; it fills no hole, for its ts are of another time."""
+    backlog = started(A)
+    answer(backlog, "5")
+    backlog.fill(batch(5, 5), 0)
+    answer(backlog, "5")
+    backlog.add(batch(5, 6, "b"), 0)
+    committed(built(backlog))
+    assert shown(backlog.recent) == ["late 10-11 a", "repeat 5-6 b"]
+    backlog.add(batch(20, 21, "c"), 100)
+    built(backlog)
+    answer(backlog, "8")
+    assert backlog.hole == "8"
+    backlog.connected("6")
+    assert shown(backlog.pending) == ["late 10-11 a", "repeat 5-6 b", "batch 20-21 c"]
+
+
+@pytest.mark.parametrize(
+    ("first", "left"),
+    [
+        (batch(10, 11, "a"), ["late 10-11 a", "gap 11-3 !", "batch 3-4 c"]),
+        (gap(10, 11), ["gap 11-3 !", "batch 3-4 c"]),
+    ],
+)
+def test_what_is_pending_outlived_its_time(first: Batch | Gap, left: list[str]) -> None:
+    """What is pending after it has lower ts: VK is not asked for a hole that it cannot know."""
+    backlog = started(first, gap(11, 3), batch(3, 4, "c"))
+    answer(backlog, "2")
+    assert backlog.hole is None
+    assert shown(backlog.pending) == left
 
 
 def test_what_fills_a_hole_waits_for_names_from_then_on() -> None:

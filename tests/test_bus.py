@@ -62,6 +62,11 @@ def commit(since: Any, until: Any, *ids: str, kind: Any = "batch", letters: Any 
     return Commit(kind, str(since), str(until), [*entries, *letters], int(keep > 0), keep, 0)
 
 
+def marked(commit: Commit, id: str) -> Commit:
+    """Let a commit begin with the last entry of the part before, without its text."""
+    return commit._replace(entries=[Entry(id, "message", b""), *commit.entries])
+
+
 def stream(client: Any) -> str:
     return "".join(str(entry["event"]).removeprefix("json ") for _, entry in client.xrange(STREAM))
 
@@ -144,6 +149,9 @@ ROWS = {
     ),
     "a part of a batch": Row(commit(10, 12, "a", "s", keep=0), "10", "a"),
     "a part that begins after the checkpoint": Row(commit(11, 12, "a", keep=0), "10"),
+    "a further part": Row(marked(commit(10, 12, "a", keep=0), "s"), "10", "a"),
+    "the last part": Row(marked(commit(10, 12, "a"), "s"), "12", "a", stored="12"),
+    "a further part that begins after the checkpoint": Row(marked(commit(11, 12, "a", keep=0), "s"), "10"),
     "a repeat": Row(commit(8, 12, "a", "s", kind="repeat"), "12", "a", stored="12"),
     "a repeat begins after the checkpoint": Row(commit(11, 12, "a", kind="repeat"), "10"),
     "late, after the checkpoint": Row(commit(90, 95, "a", "s", kind="late", letters=[LETTER]), "10", "a", 1),
@@ -206,6 +214,35 @@ def test_what_was_seen_goes_out_once(bus: Bus, client: Any) -> None:
     bus.commit(commit(90, 95, "c", "d", kind="late"))
     assert stream(client) == "abcd"
     assert dead_letters(client) == [LETTER.fields]
+
+
+@pytest.mark.parametrize("kind", ["batch", "repeat", "late"])
+def test_the_part_before_is_lost(server: Server, kind: str) -> None:
+    """A failover took it away: nothing is written, and the fetcher begins with the first part again."""
+    with server.client() as client:
+        client.flushall()
+        bus = bus_at(server.url)
+        bus.checkpoint("10")
+        client.zadd(SEEN, {"other": 1})
+        before = contents(server)
+        for keep in (0, 100):
+            with pytest.raises(RedisUnavailable, match="LOST"):
+                bus.commit(marked(commit(10, 12, "a", kind=kind, keep=keep), "s"))
+            assert contents(server) == before
+
+
+def test_dead_letters_that_hold_the_same(bus: Bus, client: Any) -> None:
+    """Without an id they are known by what they hold: each counts where nobody has offered the batch before."""
+    same = [DeadLetter("sha256:5", {"error": "why"})] * 2
+    for _ in range(2):
+        bus.commit(commit(10, 12, letters=same))
+        assert len(dead_letters(client)) == 2
+    bus.commit(commit(8, 12, letters=same, kind="repeat"))
+    assert len(dead_letters(client)) == 2
+    bus.commit(commit(12, 13, letters=same[:1]))
+    assert len(dead_letters(client)) == 3
+    bus.commit(commit(12, 14, letters=same[:1]))
+    assert len(dead_letters(client)) == 3
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def vk(monkeypatch: pytest.MonkeyPatch) -> Iterator[VK]:
     monkeypatch.setattr("fetcher.api.API_INTERVAL", 0)
 
     def answer(request: Any) -> tuple[int, dict[str, str], str]:
-        _, told = one.call(request.url.rpartition("/")[2], dict(parse_qsl(request.body, keep_blank_values=True)))
+        _, told = one.ask(request.url.rpartition("/")[2], dict(parse_qsl(request.body, keep_blank_values=True)))
         return 200, {}, json.dumps(told)
 
     with VK() as one, responses.RequestsMock(assert_all_requests_are_fired=False) as mock:

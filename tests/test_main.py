@@ -1,23 +1,24 @@
 """The program as its users run it: a process between a VK over HTTP and a real server."""
 
 import json
-import logging
+import os
 import random
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import types; main = types.SimpleNamespace(EXIT_SETTINGS=2, EXIT_FATAL=1, EXIT_BUG=70)
-from fetcher import __version__, logs
-from tests.processes import Fetcher
-from tests.servers import Server, wait_until
+from fetcher import __version__
+from tests.processes import ROOT, Fetcher
+from tests.servers import Proxy, Server, wait_until
 from tests.vk import CHAT, GROUP, PERSON, VK, button, message, reaction, traffic, update
 
+EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
 Fetch = Callable[..., Fetcher]
 DOCUMENT = json.loads((Path(__file__).parent / "samples" / "document.json").read_text(encoding="utf-8"))["update"]
 
@@ -111,12 +112,12 @@ def test_a_malformed_update_becomes_a_dead_letter(fetch: Fetch, vk: VK, server: 
     vk.replay(2)
     vk.push(message("3"))
     assert len(arrived(server, 3)) == 3
-    assert len(dead_letters(server)) == 3 + 1  # what has no id is known by its place
+    assert {letter["update"] for letter in dead_letters(server)} == {json.dumps(one) for one in broken}
 
 
 def test_a_kill_at_any_moment_loses_and_repeats_nothing(fetch: Fetch, vk: VK, server: Server) -> None:
     """kill -9 under traffic, several times: each event once and in order, on the stream and on the channels."""
-    rng, sent, heard = random.Random(7), [], []
+    rng, sent, heard = random.Random(7), list[str](), list[str]()
     vk.history = 10_000  # however long the restarts take here
     with server.client() as client, client.pubsub() as live:
         live.psubscribe("events:*")
@@ -227,7 +228,7 @@ def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, serv
     fetcher = fetch(POLL_WAIT=1)
     started(server)
     server.stop()
-    sent = []
+    sent: list[str] = []
     for _ in range(100):
         updates = [message(user=PERSON + random.Random(len(sent)).randrange(50)) for _ in range(10)]
         sent += [one["event_id"] for one in updates]
@@ -302,7 +303,7 @@ def test_two_fetchers_side_by_side(fetch: Fetch, vk: VK, server: Server) -> None
 def test_wrong_settings(fetch: Fetch, settings: dict[str, Any], named: list[str]) -> None:
     """One sentence names every wrong setting, and the exit code is 2."""
     fetcher = fetch(**settings)
-    assert fetcher.wait() == main.EXIT_SETTINGS == 2
+    assert fetcher.wait() == EXIT_SETTINGS
     assert len(fetcher.lines) == 1
     assert all(name in fetcher.output for name in named)
     assert "pass@" not in fetcher.output
@@ -314,15 +315,16 @@ def test_wrong_settings(fetch: Fetch, settings: dict[str, Any], named: list[str]
         ({"TOKEN": "wrong"}, "TOKEN"),
         ({"GROUPID": 5}, "GROUPID"),
         ({"REDIS_URL": "redis://:wrong@127.0.0.1:{port}/0"}, "REDIS_URL"),
+        ({"REDIS_URL": "redis://:right@127.0.0.1:{port}/99"}, "does not have the database of REDIS_URL"),
     ],
 )
-def test_what_only_the_operator_can_mend(fetch: Fetch, server: Server, settings: dict[str, Any], said: str) -> None:
-    """One sentence says what to mend, without a traceback, and the exit code is 1."""
+def test_what_only_the_operator_can_fix(fetch: Fetch, server: Server, settings: dict[str, Any], said: str) -> None:
+    """One sentence says what to fix, without a traceback, and the exit code is 1."""
     server.config(requirepass="right")
     server.password = "right"
     url = {"REDIS_URL": settings["REDIS_URL"].format(port=server.port)} if "REDIS_URL" in settings else {}
     fetcher = fetch(**settings | {"REDIS_URL": server.url} | url)
-    assert fetcher.wait() == main.EXIT_FATAL == 1
+    assert fetcher.wait() == EXIT_FATAL
     assert len(fetcher.lines) == 2
     assert said in fetcher.lines[-1]
 
@@ -397,16 +399,16 @@ def test_no_heartbeat_without_polls(fetch: Fetch, vk: VK, server: Server) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("trouble", ["none", "VK hangs", "Redis hangs"])
-def test_signals_end_it_at_once(fetch: Fetch, vk: VK, server: Server, number: int, trouble: str) -> None:
+@pytest.mark.parametrize("failure", ["none", "VK hangs", "Redis hangs"])
+def test_signals_end_it_at_once(fetch: Fetch, vk: VK, server: Server, number: int, failure: str) -> None:
     """Whatever it waits for, it ends within a second and with code 0."""
     fetcher = fetch()
     started(server)
-    if trouble == "VK hangs":
+    if failure == "VK hangs":
         vk.fail_api("hang", 10)
         vk.push(message())
         wait_until(lambda: vk.injected["api hang"], what="the hanging request")
-    if trouble == "Redis hangs":
+    if failure == "Redis hangs":
         server.pause()
         vk.push(message())
         time.sleep(0.2)
@@ -418,26 +420,9 @@ def test_signals_end_it_at_once(fetch: Fetch, vk: VK, server: Server, number: in
 def test_a_bug_shows_a_traceback_without_secrets(fetch: Fetch, vk: VK, server: Server) -> None:
     """A bug of ours ends it with code 70."""
     fetcher = fetch(constants={"fetcher.backlog:MAX_PENDING": f"{vk.token} {server.url}"})
-    assert fetcher.wait() == main.EXIT_BUG == 70
+    assert fetcher.wait() == EXIT_BUG
     assert "Traceback" in fetcher.output
     assert vk.token not in fetcher.output
-
-
-def test_a_traceback_is_redacted() -> None:
-    """What a library's exception holds does not reach the log."""
-    line = logging.LogRecord("fetcher", logging.CRITICAL, "", 1, "A bug", (), None)
-    try:
-        raise OSError(
-            "vk1.a.token redis://user:p%40ss@host:6379 p@ss "
-            "https://lp.vk.ru/wh?act=a_check&key=abc.def-g&ts=1 access_token=xyz"
-        )
-    except OSError:
-        line.exc_info = sys.exc_info()
-    text = logs.Redacted(["vk1.a.token", "p@ss", "p%40ss"]).format(line)
-    assert (
-        "OSError: *** redis://***@host:6379 *** https://lp.vk.ru/wh?act=a_check&key=***&ts=1 access_token=***" in text
-    )
-    assert not [secret for secret in ("vk1.a.token", "abc.def", "p@ss", "p%40ss", "xyz") if secret in text]
 
 
 def test_version(fetch: Fetch) -> None:
@@ -445,3 +430,250 @@ def test_version(fetch: Fetch) -> None:
     version = fetch("--version")
     assert version.wait() == 0
     assert version.lines == [__version__]
+
+
+# Signals from the first moment on
+
+
+QUIET = {  # neither the real VK nor a server is ever reached
+    "PATH": os.environ["PATH"],
+    "TOKEN": "x",
+    "GROUPID": "1",
+    "HTTPS_PROXY": "http://127.0.0.1:1",
+    "REDIS_URL": "redis://127.0.0.1:1/0",
+}
+COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE")}
+
+
+def python(*arguments: str, **more: Any) -> subprocess.Popen[str]:
+    """Run Python in the project's directory, with nothing of the tests around the program."""
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env=QUIET | COVERAGE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more,
+    )  # fmt: skip
+
+
+def blocks(process: subprocess.Popen[str], number: int) -> bool:
+    """Tell whether the kernel keeps this signal for the process."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's word is needed")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("program", [["main.py"], ["-m", "fetcher"]], ids=" ".join)
+@pytest.mark.parametrize("delay", [0, 0.05, 0.2, 0.4])
+def test_signals_end_it_from_its_first_line_on(program: list[str], number: int, delay: float) -> None:
+    """While it still imports, reads its settings or connects: within a second, code 0, and not a word more."""
+    with python(*program) as process:
+        wait_until(lambda: blocks(process, number), what="its first line")
+        time.sleep(delay)
+        process.send_signal(number)
+        assert process.wait(1) == 0
+        assert "Traceback" not in process.communicate()[0]
+
+
+def test_signals_where_there_is_no_sigwait(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
+    """On Windows: handlers end it as well."""
+    (tmp_path / "sitecustomize.py").write_text("import signal\ndel signal.sigwait\n")
+    fetcher = fetch(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    started(server)
+    assert fetcher.terminate(1) == 0
+
+
+# How it is run
+
+
+@pytest.mark.parametrize("program", [["main.py"], ["-m", "fetcher"]], ids=" ".join)
+def test_it_runs_both_ways(program: list[str]) -> None:
+    """`python main.py` and `python -m fetcher` are the same program."""
+    with python(*program, "--version") as process:
+        assert process.communicate(timeout=20)[0].strip() == __version__
+        assert process.returncode == 0
+    with python(*program, "--what") as process:
+        assert "usage" in process.communicate(timeout=20)[0]
+        assert process.returncode == EXIT_SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("code", "loaded"),
+    [
+        ("import fetcher", []),
+        ("from fetcher import Event, User; import fetcher.events", []),
+        ("from fetcher import consume", ["redis"]),
+    ],
+)
+def test_what_a_consumer_loads(code: str, loaded: list[str]) -> None:
+    """The nouns alone need neither a Redis client nor VK's, nor anything that takes time."""
+    show = "import sys; print(*sorted({'redis', 'vk_api', 'requests', 'dotenv', 'fetcher.bus'} & sys.modules.keys()))"
+    with python("-c", f"{code}; {show}") as process:
+        assert process.communicate(timeout=20)[0].split() == loaded
+
+
+def test_an_import_leaves_signals_alone() -> None:
+    """Only the program blocks them, never who imports the package or its modules."""
+    code = "import fetcher, fetcher.bus, fetcher.relay, fetcher.config, signal; print(signal.pthread_sigmask(0, []))"
+    with python("-c", code) as process:
+        assert process.communicate(timeout=20)[0].strip() == "set()"
+
+
+def test_raw(fetch: Fetch, vk: VK, server: Server) -> None:
+    """RAW=1: every type that VK sends is published, on its own channel, with the update as it is."""
+    joined = update("group_join", {"user_id": PERSON, "join_type": "join"})
+    with server.client() as client, client.pubsub() as live:
+        live.psubscribe("events:*")
+        fetch(RAW=1)
+        started(server)
+        one = message("/help")
+        vk.push(joined, one)
+        arrived(server, 2)
+        first, second = map(json.loads, texts(server))
+        assert (first["event_type"], first["user"]["uuid"], first["raw"]) == ("group_join", PERSON, joined)
+        assert (second["event_type"], second["message"]["text"], second["raw"]) == ("command", "/help", one)
+        heard = [item["channel"] for item in iter(lambda: live.get_message(timeout=0.3), None)]
+        assert heard[1:] == ["events:group_join", "events:command"]
+
+
+# Two faults at once
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    server.config(requirepass="right")
+    server.password = "right"
+    with Proxy(server.port, "right") as proxy:
+        yield proxy
+
+
+def test_the_password_of_redis_is_changed_for_a_moment(fetch: Fetch, vk: VK, server: Server, proxy: Proxy) -> None:
+    """While updates are pending that is CRITICAL, once, and nothing is lost; with nothing pending it ends."""
+    fetcher = fetch(REDIS_URL=proxy.url, POLL_WAIT=1)
+    started(server)
+    proxy.down()
+    sent = [message() for _ in range(100)]
+    vk.push(*sent[:50])
+    fetcher.wait_for("Redis is unavailable")
+    polled(vk)
+    server.config(requirepass="other")
+    server.password = "other"
+    proxy.up()
+    fetcher.wait_for("CRITICAL Redis refuses the user or the password")
+    vk.push(*sent[50:])
+    polled(vk)
+    server.config(requirepass="right")
+    server.password = "right"
+    assert arrived(server, 100) == [one["event_id"] for one in sent]
+    fetcher.wait_for("Recovered")
+    assert fetcher.output.count("CRITICAL") == 1
+    server.config(requirepass="other")
+    server.password = "other"
+    proxy.cut()
+    assert fetcher.wait() == EXIT_FATAL
+    assert "fix REDIS_URL" in fetcher.lines[-1]
+    assert "right" not in fetcher.output
+
+
+def asked(vk: VK, method: str) -> bool:
+    """Tell whether VK was asked for this."""
+    return any(request.name == method for request in vk.requests)
+
+
+def polled(vk: VK) -> None:
+    """Wait until VK's latest ts is asked for."""
+    wait_until(lambda: any(one.params.get("ts") == str(vk.ts) for one in vk.requests), what="the latest ts")
+
+
+def test_the_token_is_revoked_while_updates_are_pending(fetch: Fetch, vk: VK, server: Server) -> None:
+    """They go out, without names if need be; the fetcher ends when there is nothing to lose."""
+    fetcher = fetch(POLL_WAIT=1, constants={"fetcher.relay:NAMES_TIMEOUT": 2})
+    started(server)
+    wait_until(lambda: asked(vk, "groups.getLongPollSettings"), what="the end of the start")
+    vk.token = "another"
+    server.stop()
+    vk.push(message(), message())
+    fetcher.wait_for("CRITICAL VK refuses the token")
+    server.start()
+    arrived(server, 2)
+    assert [json.loads(text)["user"]["name"] for text in texts(server)] == ["", ""]
+    assert fetcher.running
+    vk.expire_keys()
+    assert fetcher.wait() == EXIT_FATAL
+    assert "put a valid community token into TOKEN" in fetcher.lines[-1]
+    assert fetcher.output.count("trying again, because") == 1
+    assert not dead_letters(server)
+
+
+def test_names_fail_for_long(fetch: Fetch, vk: VK, server: Server) -> None:
+    """VK fails for one person: the event waits as long as it may, and goes out without the name; others have theirs."""
+    fetcher = fetch(POLL_WAIT=1, constants={"fetcher.relay:NAMES_TIMEOUT": 2})
+    started(server)
+    vk.failing[PERSON] = 10
+    begun = time.monotonic()
+    vk.push(message(user=PERSON))
+    fetcher.wait_for("VK error 10")
+    arrived(server, 1)
+    assert 2 <= time.monotonic() - begun < 6
+    vk.push(message(user=PERSON), button(user=-5))
+    arrived(server, 3)
+    del vk.failing[PERSON]
+    vk.push(message(user=PERSON))
+    arrived(server, 4)
+    first, *_, third, last = (json.loads(text) for text in texts(server))
+    assert (first["user"]["uuid"], first["user"]["name"]) == (PERSON, "")
+    assert first["peer"]["name"]
+    assert third["user"]["name"] == "Сообщество 5"
+    assert last["user"]["name"]
+    assert not dead_letters(server)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_dead_letters_of_two_fetchers(fetch: Fetch, vk: VK, server: Server, step: int) -> None:
+    """What has no id is recorded once, however VK counts, and however each fetcher cuts VK's history."""
+    vk.step = step
+    vk.batch = 2
+    fetchers = [fetch(POLL_WAIT=1), fetch(POLL_WAIT=1)]
+    started(server)
+    broken = [{"type": "message_new", "number": number} for number in range(30)]
+    good = [message() for _ in range(30)]
+    for number in range(30):
+        if number == 15:
+            fetchers[1].restart()
+        vk.push(broken[number], good[number])
+    arrived(server, 30)
+    for fetcher in fetchers:
+        fetcher.kill()  # whoever is behind: it comes with what the other has recorded
+        fetcher.start()
+    last = message()
+    vk.push(broken[0] | {"number": 99}, last)
+    assert arrived(server, 31) == [one["event_id"] for one in [*good, last]]
+    letters = [json.loads(letter["update"])["number"] for letter in dead_letters(server)]
+    assert letters == [*range(30), 99]
+
+
+def test_updates_that_are_very_deep(fetch: Fetch, vk: VK, server: Server) -> None:
+    """Whether they can be read, built, written: each is an event, a dead letter or in a gap, and the process lives."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(4000)  # for the VK of this test
+    try:
+        fetcher = fetch(RAW=1, POLL_WAIT=1, constants={"fetcher.longpoll:UNREADABLE_TIMEOUT": 1})
+        started(server)
+        vk.batch = 1
+        first = vk.ts
+        payload: Any = 1
+        for depth in range(1, 1100):
+            payload = [payload]
+            if depth > 940 and not depth % 4:
+                vk.push(button(payload))
+        fetcher.wait_for("A gap from ts", 20)
+        last = message()
+        vk.push(last)
+        wait_until(lambda: ids(server)[-1:] == [last["event_id"]], 20, "the last event")
+        assert fetcher.running
+        *letters, gap = dead_letters(server)
+        published = len(ids(server)) - 1
+        assert all("cannot be" in letter["error"] or "Recursion" in letter["error"] for letter in letters)
+        assert published + len(letters) == int(gap["since"]) - first
+        assert int(gap["until"]) == vk.ts - 1
+    finally:
+        sys.setrecursionlimit(limit)

@@ -895,6 +895,69 @@ def test_heartbeats_are_spaced(loop: Loop) -> None:
     assert seconds / limits.HEARTBEAT_INTERVAL - 2 <= len(loop.bus.beats) <= seconds / limits.HEARTBEAT_INTERVAL + 2
 
 
+# What operators count
+
+
+class Count:
+    """A counter, a gauge or a histogram: it keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[float] = []
+        self.of_label: dict[Any, Count] = {}
+
+    def labels(self, **labels: Any) -> "Count":
+        return self.of_label.setdefault(next(iter(labels.values())), Count())
+
+    def inc(self) -> None:
+        self.told.append(1)
+
+    set = observe = lambda self, value: self.told.append(value)
+
+
+COUNTS = ("EVENTS", "DEAD_LETTERS", "GAPS", "HELD_UPDATES", "LAST_POLL", "COMMIT_SECONDS", "PUBLISH_AGE", "REDIS_UP")
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Count]:
+    counts = {name: Count() for name in COUNTS}
+    for name, count in counts.items():
+        monkeypatch.setattr(f"fetcher.metrics.{name}", count)
+    return counts
+
+
+def test_events_and_dead_letters_are_counted_once(loop: Loop, client: Any, counts: dict[str, Count]) -> None:
+    """Whatever goes out in parts, or is refused the first time, or is committed again."""
+    loop.step()
+    loop.backlog.piece = 2
+    updates = [*batch(10, "a", "b", "c").updates, {"type": "message_new"}, stand_in.button() | {"event_id": "d"}]
+    loop.play(Batch("10", "15", updates), gap(15, 20))
+    loop.step()
+    client.delete(TS)
+    loop.settle()
+    assert sent(client) == ["a", "b", "c", "d"]
+    loop.bus.reconnected = True
+    loop.settle()
+    assert {kind: sum(count.told) for kind, count in counts["EVENTS"].of_label.items()} == {"message": 3, "button": 1}
+    assert len(counts["PUBLISH_AGE"].told) == 3, "VK tells when a message was sent"
+    assert sum(counts["DEAD_LETTERS"].told) == 1
+    assert sum(counts["GAPS"].told) == 1
+
+
+def test_what_is_held_is_told(loop: Loop, counts: dict[str, Count]) -> None:
+    """And whether Redis is up, when VK was polled, and how long commits take."""
+    loop.step()
+    assert (counts["REDIS_UP"].told[-1], counts["HELD_UPDATES"].told[-1]) == (1, 0)
+    assert abs(counts["LAST_POLL"].told[-1] - loop.clock.now) < 30
+    loop.bus.failure = DOWN
+    loop.log.push("a", "b")
+    loop.step()
+    assert (counts["REDIS_UP"].told[-1], counts["HELD_UPDATES"].told[-1]) == (0, 2)
+    loop.bus.failure, loop.bus.cost = None, lambda commit: 0.5
+    loop.step()
+    assert (counts["REDIS_UP"].told[-1], counts["HELD_UPDATES"].told[-1]) == (1, 0)
+    assert counts["COMMIT_SECONDS"].told[-1] == pytest.approx(0.5)
+
+
 # Two faults at once: what is in memory is never lost
 
 
