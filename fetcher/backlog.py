@@ -30,14 +30,14 @@ A commit is one script, all or nothing (commit.lua). It answers the checkpoint a
 
 When the bus answers that something is missing before what is pending, the hole is filled in this order: from what was
 committed lately (a failover took it away); from VK, polled at the checkpoint (`hole`); with a gap that ends where what
-is pending begins, never further. If VK itself is not that far, it has begun anew, and what is pending is late. So it is,
-without asking VK, if what is pending after it has lower ts: then this fetcher has seen VK begin anew.
+is pending begins, never further. If VK itself is not that far, it has begun anew, and what is pending is late. So it
+is, without asking VK, if what is pending after it has lower ts: then this fetcher has seen VK begin anew.
 
 Commits are pieces of a bounded number of events and bytes. A time-out halves the piece, down to a single event, and a
 quick answer doubles it. A batch larger than a piece goes out in parts that do not move the checkpoint, and the last one
 does; if the fetcher dies in between, `seen` passes over the parts when VK answers the batch again. Each further part
-begins with the last entry of the part before, without its text: the bus must have it, or else it refuses the part, for a
-failover has taken the others away, and they go out again.
+begins with the last entry of the part before, without its text: the bus must have it, or else it refuses the part, for
+a failover has taken the others away, and they go out again.
 """
 
 from collections import deque
@@ -63,7 +63,7 @@ LOST_CHECKPOINT = "Redis had lost the checkpoint"
 class Pending:
     """What is not on the bus yet: a batch, before or after its events are built, or a dead letter about VK's history.
 
-    `held_since` is when it came, in seconds of the caller's clock; `committed` counts the entries that are out in parts.
+    `held_since` is when it came, in seconds of the caller's clock; `committed` counts the entries that went out.
     """
 
     kind: Literal["batch", "repeat", "late", "gap", "restore"]
@@ -205,6 +205,9 @@ class Backlog:
         backwards = is_after(first.since, first.until)
         if is_after(first.since, checkpoint) if backwards else not is_after(first.until, checkpoint):
             self.pending.popleft()  # recorded, by this fetcher or another
+            if backwards:  # committed again, what is of the time before must not move the checkpoint back there
+                for one in self.recent:
+                    one.kind = "late"
         elif is_after(first.since, checkpoint):
             self._find_hole(first, checkpoint)
         else:  # another fetcher had a part of it, or is further than where VK began anew

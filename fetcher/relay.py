@@ -83,21 +83,26 @@ class Relay:
     def commit(self) -> None:
         """Commit what is pending, oldest first and in pieces."""
         deadline = time.monotonic() + DRAIN_TIME
-        if self.bus.reconnected:
-            new = self.backlog.checkpoint is None
-            self.backlog.connected(self.bus.checkpoint(self.backlog.start_ts if new else ""))
         if self.polled and time.monotonic() >= self.beat_at:
             self.bus.beat()
             self.polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
-        while self.backlog.pending:
-            if self.backlog.hole is not None:
-                self.fill(self.backlog.hole)
-            elif self.backlog.pending[0].entries is None:
-                self.build(use_cache=True)
-            if commit := self.backlog.next_commit():
-                self.commit_piece(commit)
+        while self.backlog.pending or self.bus.reconnected:
+            if self.bus.reconnected:  # maybe just now: the client replaces a closed connection without an error
+                new = self.backlog.checkpoint is None
+                self.backlog.connected(self.bus.checkpoint(self.backlog.start_ts if new else ""))
+            else:
+                self.commit_oldest()
             if time.monotonic() >= deadline:
                 break
+
+    def commit_oldest(self) -> None:
+        """Commit one piece of what is pending, once it is built and nothing before it is missing."""
+        if self.backlog.hole is not None:
+            self.fill(self.backlog.hole)  # perhaps nothing is pending any more
+        elif self.backlog.pending[0].entries is None:
+            self.build(use_cache=True)
+        if commit := self.backlog.next_commit():
+            self.commit_piece(commit)
 
     def commit_piece(self, commit: Commit) -> None:
         """Commit one piece, and let the backlog know what the bus answered."""

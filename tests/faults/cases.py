@@ -1,364 +1,469 @@
-"""The faults, each a function that makes it happen on a stage under traffic, and mends what does not mend itself."""
+"""The single faults, each a function that makes it happen in an environment, and fixes what does not pass by itself."""
 
-import signal
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tests.faults.scene import PASSWORD, Scene
-from tests.servers import wait_until
-from tests.vk import error
+from tests.faults.environment import PASSWORD, Environment, restore_stream
+from tests.faults.recording import Process
+from tests.vk import Fault, error
 
-Act = Callable[[Scene], Any]
+Inject = Callable[[Environment], Any]
 
 
 class Case(NamedTuple):
-    """A fault: its name, what makes it happen, and what it needs: the proxy, a server of its own, quiet before it."""
+    """A fault: its name, what makes it happen, where it can happen, and what may come of it."""
 
     name: str
-    act: Act
-    proxied: bool = False
-    single: bool = False  # it needs to be the only fetcher
-    alone: bool = False  # it bears no other fault beside it
-    quiet: bool = False  # traffic begins only afterwards: what is lost then must be known
-    repeats: bool = False  # the channels may repeat what the surviving stream holds once
+    inject: Inject
+    linked: bool = False  # it breaks the link to Redis: a cluster's client finds the nodes without one
+    clustered: bool = False  # it needs a cluster
+    fetchers: int = 1  # that it needs at least
+    quiet: bool = False  # alone, it happens without traffic: what is lost then must be known
+    forgets: bool = False  # VK forgets what nobody has had
+    fatal: bool = False  # fetchers with nothing pending end with code 1
+
+    @property
+    def side(self) -> str:
+        """What fails: poll, API, Redis, fetcher, ..."""
+        return self.name.partition(":")[0]
+
+    @property
+    def concerns_redis(self) -> bool:
+        """Whether it may come out differently in a cluster."""
+        return self.side not in ("poll", "API", "VK")
 
 
 CASES: dict[str, Case] = {}
 
 
-def case(name: str, **more: Any) -> Callable[[Act], Act]:
-    def keep(act: Act) -> Act:
-        CASES[name] = Case(name, act, **more)
-        return act
+def case(name: str, **more: Any) -> Callable[[Inject], Inject]:
+    """Add the decorated function to the cases."""
 
-    return keep
+    def add(inject: Inject) -> Inject:
+        assert name not in CASES, name
+        CASES[name] = Case(name, inject, **more)
+        return inject
 
-
-def _spent(scene: Scene) -> None:
-    wait_until(lambda: not scene.vk.faults_left, 30, "all injected answers")
+    return add
 
 
 # VK's long poll
 
 
-def _poll(fault: Any, times: int = 3) -> Act:
-    def act(scene: Scene) -> None:
-        scene.vk.fail_poll(fault, times)
-        _spent(scene)
+def failing_polls(fault: Fault, times: int = 3) -> Inject:
+    """Return what answers so many polls with the fault."""
 
-    return act
+    def inject(env: Environment) -> None:
+        env.vk.fail_poll(fault, times)
+        env.expect(lambda: not env.vk.faults_left, 30, "all injected answers")
+
+    return inject
 
 
-for name, fault in {
-    "poll: HTTP 502": 502,
-    "poll: HTML with 200": "html",
-    "poll: JSON cut in the middle": "cut",
-    "poll: body shorter than announced": "short",
-    "poll: connection reset": "reset",
-    "poll: no ts": {"updates": []},
-    "poll: failed 4": {"failed": 4, "min_version": 0, "max_version": 3},
-    "poll: failed 2 again and again": {"failed": 2},
-}.items():
-    case(name)(_poll(fault))
-case("poll: accepted and never answered")(_poll("hang", 1))
+POLL_FAULTS: dict[str, tuple[Fault, int]] = {
+    "HTTP 502": (502, 3),
+    "HTML with 200": ("html", 3),
+    "JSON cut in the middle": ("cut", 3),
+    "body shorter than announced": ("short", 3),
+    "connection reset": ("reset", 3),
+    "no ts": ({"updates": []}, 3),
+    "failed 4": ({"failed": 4, "min_version": 0, "max_version": 3}, 3),
+    "failed 2 again and again": ({"failed": 2}, 3),
+    "accepted and never answered": ("hang", 1),
+    "answered by drops": ("slow", 1),
+}
+for name, fault in POLL_FAULTS.items():
+    case(f"poll: {name}")(failing_polls(*fault))
 
 
 @case("poll: keys expired (failed 2)")
-def _(scene: Scene) -> None:
-    scene.vk.expire_keys()
+def expire_keys(env: Environment) -> None:
+    env.vk.expire_keys()
 
 
-@case("poll: silent until a new key", alone=True)
-def _(scene: Scene) -> None:
-    keys = len(scene.vk.keys)
-    scene.vk.silence()
-    wait_until(lambda: len(scene.vk.keys) > keys, 20, "a new key")
+@case("poll: silent until a new key")
+def silence(env: Environment) -> None:
+    keys = len(env.vk.keys)
+    env.vk.silence()
+    env.expect(lambda: len(env.vk.keys) >= keys + len(env.fetchers), 20, "new keys")
 
 
-@case("poll: history lost (failed 3)", quiet=True)
-def _(scene: Scene) -> None:
-    _lose(scene, 7, scene.vk.lose)
+def miss(env: Environment, count: int, lose: Callable[[], Any]) -> None:
+    """Let all fetchers miss so many updates for good, and wait until the gap is on record."""
+    for fetcher in env.fetchers:
+        fetcher.pause()
+    env.vk.cut()  # the polls under way would bring them
+    with env.pushing:
+        since = env.vk.ts
+        env.forget(env.push(count))
+        lose()
+    for fetcher in env.fetchers:
+        fetcher.resume()
+    env.expect(lambda: env.has_gap(since), 20, "the gap's dead letter")
 
 
-@case("poll: history outdated (failed 1)", quiet=True)
-def _(scene: Scene) -> None:
-    _lose(scene, 7, scene.vk.forget)
+@case("poll: history lost (failed 3)", quiet=True, forgets=True)
+def lose_history(env: Environment) -> None:
+    miss(env, 7, env.vk.lose)
 
 
-def _lose(scene: Scene, count: int, lose: Callable[[], Any]) -> None:
-    """Let the fetcher miss so many updates for good, and wait until the gap is on record."""
-    for fetcher in scene.fetchers:
-        fetcher.signal(signal.SIGSTOP)
-    scene.vk.cut()  # the polls under way would bring them
-    since, begun = scene.vk.ts, len(scene.sent)
-    scene.say(count)
-    until = scene.vk.ts
-    lose()
-    scene.forgiven.update(scene.sent[begun:])
-    scene.gaps += 1
-    for fetcher in scene.fetchers:
-        fetcher.signal(signal.SIGCONT)
-
-    def recorded() -> bool:
-        gaps = [entry for entry in scene.dead_letters() if entry.get("since") == str(since)]
-        return any(int(entry["until"]) >= until and entry["error"] for entry in gaps)
-
-    wait_until(recorded, 20, "the gap's dead letter")
+@case("poll: history outdated (failed 1)", quiet=True, forgets=True)
+def forget_history(env: Environment) -> None:
+    miss(env, 7, env.vk.forget)
 
 
-@case("poll: longer absence than VK's history", quiet=True, single=True)
-def _(scene: Scene) -> None:
-    begun = len(scene.sent)
-    scene.fetcher.kill()
-    scene.say(300)
-    scene.forgiven.update(scene.sent[begun : len(scene.sent) - scene.vk.history])
-    scene.gaps += 1
-    scene.fetcher.start()
-    wait_until(scene.arrived, 20, "the rest")  # before traffic makes VK forget more
+@case("poll: VK begins anew, with a lower ts", quiet=True, forgets=True)
+def begin_anew(env: Environment) -> None:
+    miss(env, 7, lambda: env.begin_anew(500 if env.is_strict else 10**6))
+
+
+@case("poll: longer absence than VK's history", quiet=True, forgets=True)
+def stay_away(env: Environment) -> None:
+    for fetcher in env.fetchers:
+        fetcher.kill()
+    pushed = env.push(env.vk.history + 44)
+    env.forget(pushed[:44])
+    for fetcher in env.fetchers:
+        fetcher.start()
+    env.expect(env.has_arrived, 20, "the rest")  # before traffic makes VK forget more
 
 
 @case("poll: VK replays old updates")
-def _(scene: Scene) -> None:
-    with scene.pushing:
-        scene.vk.replay(40)
+def replay(env: Environment) -> None:
+    env.replay(40)
 
 
-@case("poll: unreadable for too long, then a fresh ts", quiet=True, single=True)
-def _(scene: Scene) -> None:
-    begun, since = len(scene.sent), scene.vk.ts
-    scene.fetcher.kill()
-    scene.say(3)
-    scene.forgiven.update(scene.sent[begun:])
-    scene.gaps += 1
-    scene.vk.unreadable.add(str(since))
-    scene.fetcher.start()
-    wait_until(
-        lambda: any(entry.get("since") == str(since) for entry in scene.dead_letters()), 20, "the gap's dead letter"
-    )
-    scene.vk.unreadable.clear()
+@case("poll: unreadable for too long, then a fresh ts", quiet=True, forgets=True)
+def stay_unreadable(env: Environment) -> None:
+    for fetcher in env.fetchers:
+        fetcher.kill()
+    with env.pushing:
+        since = env.vk.ts
+        env.vk.unreadable.add(str(since))
+        env.forget(env.push(3))
+    for fetcher in env.fetchers:
+        fetcher.start()
+    env.expect(lambda: env.has_gap(since), 20, "the gap's dead letter")
+    env.vk.unreadable.clear()
 
 
 @case("VK: down")
-def _(scene: Scene) -> None:
-    scene.vk.down()
+def vk_down(env: Environment) -> None:
+    env.vk.down()
     time.sleep(1)
-    scene.vk.up()
+    env.vk.up()
 
 
 @case("VK: all connections dropped")
-def _(scene: Scene) -> None:
+def vk_cut(env: Environment) -> None:
     for _ in range(3):
-        scene.vk.cut()
+        env.vk.cut()
         time.sleep(0.1)
 
 
-# VK's API: traffic brings new people all the time, so names are wanted
+# VK's API: traffic brings new people all the time, so names are asked for
 
 
-def _api(fault: Any, times: int = 2, method: str | None = None) -> Act:
-    def act(scene: Scene) -> None:
-        scene.vk.fail_api(fault, times, method)
-        _spent(scene)
+def failing_requests(fault: Fault, times: int = 2, method: str | None = None) -> Inject:
+    """Return what answers so many requests with the fault."""
 
-    return act
+    def inject(env: Environment) -> None:
+        env.vk.fail_api(fault, times, method)
+        env.expect(lambda: not env.vk.faults_left, 30, "all injected answers")
+
+    return inject
 
 
 for code in (1, 6, 9, 10, 13, 14, 29, 36, 43, 995):
-    case(f"API: error {code}")(_api("captcha" if code == 14 else error(code)))
-for name, fault in {
-    "API: HTTP 503": 503,
-    "API: HTML with 200": "html",
-    "API: JSON cut in the middle": "cut",
-    "API: connection reset": "reset",
-    "API: an answer of another form": {"response": None},
-    "API: fewer answers than questions": {"response": []},
-}.items():
-    case(name)(_api(fault))
-case("API: accepted and never answered")(_api("hang", 1))
-case("API: error 10 of one call inside execute")(_api(error(10), 2, "messages.getConversationsById"))
+    case(f"API: error {code}")(failing_requests("captcha" if code == 14 else error(code)))
+API_FAULTS: dict[str, tuple[Fault, int]] = {
+    "HTTP 503": (503, 2),
+    "HTML with 200": ("html", 2),
+    "JSON cut in the middle": ("cut", 2),
+    "connection reset": ("reset", 2),
+    "an answer of another form": ({"response": None}, 2),
+    "fewer answers than questions": ({"response": []}, 2),
+    "accepted and never answered": ("hang", 1),
+}
+for name, fault in API_FAULTS.items():
+    case(f"API: {name}")(failing_requests(*fault))
+case("API: error 10 of one call inside execute")(failing_requests(error(10), 2, "messages.getConversationsById"))
 
 
 @case("API: one chat refused inside execute (917)")
-def _(scene: Scene) -> None:
-    scene.vk.refused.update({2_000_000_001 + scene.people + ahead: 917 for ahead in range(1, 4)})
+def refuse_chat(env: Environment) -> None:
+    env.vk.refused.update(dict.fromkeys(env.next_chats(3), 917))
     time.sleep(0.3)
 
 
 # Redis
 
 
-@case("Redis: refuses connections", proxied=True)
-def _(scene: Scene) -> None:
-    scene.proxy.down()
+@case("Redis: refuses connections", linked=True)
+def refuse_connections(env: Environment) -> None:
+    links = env.any_links()
+    for link in links:
+        link.down()
     time.sleep(1)
-    scene.proxy.up()
+    for link in links:
+        link.up()
 
 
-@case("Redis: all clients cut", proxied=True)
-def _(scene: Scene) -> None:
+@case("Redis: all clients cut")
+def cut_clients(env: Environment) -> None:
     for _ in range(5):
-        scene.proxy.cut()
+        env.command(lambda client: client.client_kill_filter(user="default"))
         time.sleep(0.1)
 
 
-@case("Redis: replies lost after the commit", proxied=True)
-def _(scene: Scene) -> None:
-    scene.proxy.drop_replies(3)
-    wait_until(lambda: not scene.proxy._to_drop, 20, "the lost replies")
+@case("Redis: replies lost after the commit", linked=True)
+def lose_replies(env: Environment) -> None:
+    link = env.random.choice(env.links)
+    dropped = link.dropped
+    link.drop_replies(3)
+    env.expect(lambda: link.dropped >= dropped + 3, 20, "the lost replies")
 
 
-@case("Redis: replies lost while many batches are held", proxied=True)
-def _(scene: Scene) -> None:
-    scene.proxy.down()
+@case("Redis: replies lost while many batches are held", linked=True)
+def lose_replies_of_many(env: Environment) -> None:
+    link = env.random.choice(env.links)
+    dropped = link.dropped
+    env.down()
     time.sleep(1)
-    scene.proxy.drop_replies(4)
-    scene.proxy.up()
-    wait_until(lambda: not scene.proxy._to_drop, 20, "the lost replies")
+    link.drop_replies(4)
+    env.up()
+    env.expect(lambda: link.dropped >= dropped + 4, 20, "the lost replies")
 
 
 @case("Redis: paused")
-def _(scene: Scene) -> None:
-    scene.server.pause()
+def pause(env: Environment) -> None:
+    server = env.server
+    server.pause()
     time.sleep(1.5)
-    scene.server.resume()
+    server.resume()
 
 
 @case("Redis: killed and started (AOF)")
-def _(scene: Scene) -> None:
-    scene.server.kill()
-    time.sleep(0.3)
-    scene.server.start()
+def kill_server(env: Environment) -> None:
+    with env.server_lock:
+        env.server.kill()
+        time.sleep(0.3)
+        env.server.start()
 
 
 @case("Redis: stopped and started, loading for a while")
-def _(scene: Scene) -> None:
-    scene.config(key_load_delay=500, loading_process_events_interval_bytes=1024)
-    scene.server.load()
-    scene.config(key_load_delay=0)
+def load(env: Environment) -> None:
+    with env.server_lock:
+        env.command(lambda client: client.bgrewriteaof())
+        env.expect(lambda: not env.command(lambda client: client.info("persistence"))["aof_rewrite_in_progress"])
+        delay = 700_000 // (200 + env.command(lambda client: client.dbsize()))  # microseconds for each key
+        settings = env.server.directory / "server.conf"
+        usual = settings.read_text()
+        settings.write_text(f"{usual}key-load-delay {delay}\nloading-process-events-interval-bytes 1024\n")
+        try:
+            env.server.load()
+        finally:
+            settings.write_text(usual)
+            env.command(lambda client: client.config_set("key-load-delay", 0))
 
 
-@case("Redis: a read-only replica", proxied=True)
-def _(scene: Scene) -> None:
-    with scene.server.client() as client:
-        client.replicaof("127.0.0.1", "1")
-        time.sleep(0.7)
-        client.replicaof("NO", "ONE")
+@case("Redis: a read-only replica", linked=True)
+def make_read_only(env: Environment) -> None:
+    env.command(lambda client: client.replicaof("127.0.0.1", "1"))
+    time.sleep(0.7)
+    env.command(lambda client: client.replicaof("NO", "ONE"))
 
 
-def _refusing(seconds: float, refusing: dict[str, Any], usual: dict[str, Any]) -> Act:
-    def act(scene: Scene) -> None:
-        scene.server.config(**refusing)
+def refusing(seconds: float, name: str, value: int) -> Inject:
+    """Return what lets Redis refuse writes because of a setting, whose usual value is 0."""
+
+    def inject(env: Environment) -> None:
+        env.command(lambda client: client.config_set(name, value))
         time.sleep(seconds)
-        scene.server.config(**usual)
+        env.command(lambda client: client.config_set(name, 0))
 
-    return act
+    return inject
 
 
-case("Redis: out of memory")(_refusing(0.7, {"maxmemory": 1}, {"maxmemory": 0}))
-case("Redis: too few replicas")(_refusing(0.7, {"min_replicas_to_write": 1}, {"min_replicas_to_write": 0}))
+case("Redis: out of memory")(refusing(0.7, "maxmemory", 1))
+case("Redis: too few replicas")(refusing(0.7, "min-replicas-to-write", 1))
 
 
 @case("Redis: busy with another script")
-def _(scene: Scene) -> None:
-    with scene.server.client(socket_timeout=10) as client:
-        client.config_set("busy-reply-threshold", 50)
-        client.eval(
-            "local t = redis.call('TIME') repeat local n = redis.call('TIME') until n[1] - t[1] > 1 return 1", 0
-        )
-        client.config_set("busy-reply-threshold", 5000)
+def keep_busy(env: Environment) -> None:
+    script = "local t = redis.call('TIME') repeat local n = redis.call('TIME') until n[1] - t[1] > 1 return 1"
+    env.command(
+        lambda client: client.config_set("busy-reply-threshold", 50),
+        lambda client: client.eval(script, 0),
+        lambda client: client.config_set("busy-reply-threshold", 5000),
+    )
 
 
-def _fatal(refuse: Callable[[Any], Any], mend: Callable[[Any], Any], said: str) -> Act:
-    """Something that only an operator mends: the fetcher says it in one sentence and ends with code 1."""
+def set_password(password: str) -> Callable[[Any], Any]:
+    """Return what sets the password of the fetchers' user, and drops the clients that know the former one."""
 
-    def act(scene: Scene) -> None:
-        with scene.server.client() as client:
-            refuse(client)
-            for fetcher in scene.fetchers:
-                assert fetcher.wait(20) == 1, fetcher.output
-                assert said in fetcher.lines[-1], fetcher.output
-            mend(client)
-        for fetcher in scene.fetchers:
-            fetcher.start()
+    def run(client: Any) -> None:
+        client.execute_command("ACL", "SETUSER", "default", "resetpass", f">{password}")
+        client.client_kill_filter(user="default")
 
-    return act
+    return run
 
 
-@case("Redis: password changed, and back", alone=True)
-def _(scene: Scene) -> None:
-    def reset(client: Any, password: str) -> None:
-        client.execute_command("ACL", "SETUSER", "default", "resetpass", ">" + password)
-        if password != PASSWORD:
-            client.client_kill_filter(_type="normal", skipme=True)
+@case("Redis: password changed, and back, with nothing pending", quiet=True, fatal=True)
+def lock_out(env: Environment) -> None:
+    """What only an operator can fix: the fetcher says it in one sentence and ends with code 1."""
+    env.command(set_password("other"))
+    for fetcher in env.fetchers:
+        env.expect(lambda fetcher=fetcher: not fetcher.running, 20, "the end")
+        if env.is_strict:
+            assert fetcher.wait() == 1, fetcher.output
+            assert "password" in fetcher.lines[-1], fetcher.output
+    env.command(set_password(PASSWORD))
+    for fetcher in env.fetchers:
+        fetcher.start()
 
-    _fatal(lambda client: reset(client, "other"), lambda client: reset(client, PASSWORD), "password")(scene)
+
+def fatal_while_pending(refuse: Callable[[Any], Any], fix: Callable[[Any], Any], sentence: str) -> Inject:
+    """Return what Redis refuses until the operator fixes it: the fetcher says so, holds what it has, and tries again."""
+
+    def inject(env: Environment) -> None:
+        said = env.wait_for_line(sentence)
+        env.command(refuse)
+        env.push(3)
+        said()
+        env.command(fix)
+        if env.is_strict:
+            assert all(fetcher.running for fetcher in env.fetchers), env.output
+
+    return inject
 
 
-case("Redis: no permission for a channel, and back", alone=True)(
-    _fatal(
-        lambda client: client.execute_command("ACL", "SETUSER", "default", "resetchannels", "&events:message"),
+def take_the_stream(client: Any) -> None:
+    """Put something else in the stream's place; nothing may come between."""
+    if client.type("events") == "stream":
+        with client.pipeline(transaction=True) as both:
+            both.rename("events", "{events}:aside").set("events", "not a stream").execute()
+
+
+case("Redis: no permission for a channel, and back")(
+    fatal_while_pending(
+        lambda client: client.execute_command("ACL", "SETUSER", "default", "resetchannels", "&none"),
         lambda client: client.execute_command("ACL", "SETUSER", "default", "allchannels"),
         "permission",
     )
 )
-
-
-def _take_the_stream(client: Any) -> None:
-    with client.pipeline(transaction=True) as both:  # nothing may come between
-        both.rename("events", "{events}:aside").set("events", "not a stream").execute()
-
-
-case("Redis: the stream's key of another type, and back", alone=True)(
-    _fatal(_take_the_stream, lambda client: client.rename("{events}:aside", "events"), "type")
+case("Redis: the stream's key of another type, and back")(
+    fatal_while_pending(take_the_stream, restore_stream, "type")
 )
 
 
-@case("Redis: checkpoint lost", quiet=True)
-def _(scene: Scene) -> None:
-    def recorded() -> int:
-        return sum("lost the checkpoint" in entry["error"] for entry in scene.dead_letters())
-
-    before = recorded()
-    with scene.server.client() as client:
-        client.delete(f"{{events}}:ts:{scene.vk.group_id}")
-    scene.gaps += 1
-    scene.say()
-    wait_until(lambda: recorded() > before, 20, "the record")
+@case("Redis: checkpoint lost", quiet=True, forgets=True)
+def lose_checkpoint(env: Environment) -> None:
+    said = env.letters("lost the checkpoint")
+    env.is_emptied = True
+    env.command(lambda client: client.delete(f"{{events}}:ts:{env.vk.group_id}"))
+    env.push()
+    env.expect(lambda: env.letters("lost the checkpoint") > said, 20, "the record")
 
 
-@case("Redis: failover to a replica that lacks acknowledged writes", proxied=True, alone=True, repeats=True)
-def _(scene: Scene) -> None:
-    replica = scene.replica
-    replica.replica_of(scene.server)
-    time.sleep(0.3)
-    replica.replica_of(None)  # from here on it lacks what is written
+@case("Redis: failover to a replica that lacks acknowledged writes", linked=True)
+def fail_over(env: Environment) -> None:
+    replica = env.detached_replica()
     time.sleep(0.6)
-    scene.fail_over()
+    env.fail_over(replica)
+
+
+@case("link: delay", linked=True)
+def delay(env: Environment) -> None:
+    links = env.any_links()
+    for link in links:
+        link.delay = env.random.uniform(0.05, 0.3)
+    time.sleep(1)
+    for link in links:
+        link.delay = 0
+
+
+@case("link: narrow", linked=True)
+def narrow(env: Environment) -> None:
+    links = env.any_links()
+    for link in links:
+        link.bandwidth = env.random.uniform(150_000, 1_000_000)
+    time.sleep(1)
+    for link in links:
+        link.bandwidth = 0
+
+
+@case("link: silent", linked=True)
+def swallow(env: Environment) -> None:
+    links = env.any_links()
+    for link in links:
+        link.swallow()
+    time.sleep(1.3)
+    for link in links:
+        link.release()
 
 
 # The fetcher
 
 
 @case("fetcher: kill -9")
-def _(scene: Scene) -> None:
+def kill_fetcher(env: Environment) -> None:
     for _ in range(3):
-        time.sleep(scene.random.uniform(0.3, 0.7))
-        scene.random.choice(scene.fetchers).restart()
+        time.sleep(env.random.uniform(0.3, 0.7))
+        env.any_fetcher().restart()
 
 
 @case("fetcher: stopped and started")
-def _(scene: Scene) -> None:
-    fetcher = scene.random.choice(scene.fetchers)
-    assert fetcher.terminate() == 0
+def stop_fetcher(env: Environment) -> None:
+    fetcher = env.any_fetcher()
+    stop(env, fetcher)
     time.sleep(0.3)
     fetcher.start()
 
 
-@case("fetcher: kill -9 while Redis is away", proxied=True)
-def _(scene: Scene) -> None:
-    scene.proxy.down()
+def stop(env: Environment, fetcher: Process) -> None:
+    """Ask the fetcher to end."""
+    with fetcher.changing:
+        if fetcher.running:
+            fetcher.resume()
+            code = fetcher.terminate()
+            assert code == 0 or not env.is_strict
+
+
+@case("fetcher: kill -9 while Redis is away", linked=True)
+def kill_fetcher_without_redis(env: Environment) -> None:
+    env.down()
     time.sleep(0.5)
-    scene.random.choice(scene.fetchers).restart()
+    env.any_fetcher().restart()
     time.sleep(0.5)
-    scene.proxy.up()
+    env.up()
+
+
+@case("fetcher: frozen for a while")
+def freeze(env: Environment) -> None:
+    fetcher = env.any_fetcher()
+    fetcher.pause()
+    time.sleep(env.random.uniform(0.5, 2))
+    fetcher.resume()
+
+
+@case("everything killed at once")
+def power_cut(env: Environment) -> None:
+    with env.server_lock:
+        env.server.kill()
+        for fetcher in env.fetchers:
+            fetcher.kill()
+        env.vk.cut()
+        for fetcher in env.fetchers:
+            fetcher.start()
+        env.server.start()
+
+
+@case("cluster: another node killed and started", clustered=True)
+def kill_node(env: Environment) -> None:
+    with env.server_lock:
+        node = env.random.choice([node for node in env.nodes if node is not env.server])
+        node.kill()
+        time.sleep(env.random.uniform(0.3, 3))  # the others find out after two seconds
+        node.start()

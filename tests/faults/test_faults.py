@@ -1,39 +1,50 @@
-"""Every fault once, under traffic: each update reaches the bus once and in VK's order."""
+"""Every fault once: each update reaches the bus once and in VK's order."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+import tests.faults.pairs  # they are cases, too
+from tests.faults.environment import Environment
 from tests.faults.cases import CASES
-from tests.faults.play import play
-from tests.faults.scene import Scene
+from tests.faults.run import run
 
 
-@pytest.fixture(scope="module")
-def scene() -> Iterator[Scene]:
-    with Scene() as scene:
-        yield scene
+def environment(**options: bool | int) -> Callable[..., Iterator[Environment]]:
+    """Return a fixture: one environment for all the tests that a process of pytest runs in it."""
+
+    @pytest.fixture(scope="module")
+    def start() -> Iterator[Environment]:
+        with Environment(**options) as env:
+            yield env
+
+    return start
 
 
-@pytest.fixture(scope="module")
-def clustered() -> Iterator[Scene]:
-    with Scene(clustered=True) as scene:
-        yield scene
+alone, pair, clustered = environment(), environment(fetchers=2), environment(clustered=True)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_fault(name: str, scene: Scene) -> None:
+def check(name: str, env: Environment) -> None:
+    """Run the case, and check the account."""
+    count = run(CASES[name], env)
+    assert count.events
+    assert count.is_clean, f"{count}\n{env.output}"
+    assert not env.leaks()
+
+
+@pytest.mark.parametrize("name", [case.name for case in CASES.values() if case.fetchers == 1 and not case.clustered])
+def test_fault(name: str, alone: Environment) -> None:
     """No fault loses, repeats or reorders anything."""
-    count = play(CASES[name], scene)
-    assert count.events
-    assert count.clean, f"{count}\n{scene.fetcher.output}"
-    assert not scene.leaks()
+    check(name, alone)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.proxied])
-def test_fault_in_a_cluster(name: str, clustered: Scene) -> None:
+@pytest.mark.parametrize("name", [case.name for case in CASES.values() if case.fetchers == 2])
+def test_fault_of_two_fetchers(name: str, pair: Environment) -> None:
+    """What one of two fetchers holds, the other one does not take away."""
+    check(name, pair)
+
+
+@pytest.mark.parametrize("name", [case.name for case in CASES.values() if case.concerns_redis and not case.linked])
+def test_fault_in_a_cluster(name: str, clustered: Environment) -> None:
     """The same holds in a Redis Cluster of which REDIS_URL names one node."""
-    count = play(CASES[name], clustered)
-    assert count.events
-    assert count.clean, f"{count}\n{clustered.fetcher.output}"
-    assert not clustered.leaks()
+    check(name, clustered)

@@ -1,0 +1,502 @@
+"""Where faults happen: VK, Redis, fetchers with a link each, traffic, and the account of what came through."""
+
+import contextlib
+import random
+import re
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
+from urllib.parse import quote
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tests.faults.recording import Process, RecordingVK, number_of
+from tests.servers import Proxy, Server, cluster, wait_until
+from tests.vk import CHAT, PERSON, button, message, reaction
+
+PASSWORD = "s3cret/of Redis@home"  # of the fetchers' user
+OWNER = "owner"  # the environment's own user, whose password nobody changes
+KEY_HEAD = "eyJhbGciOiJFZERTQSIs"  # so begins every key of VK's
+EVENT_ID = re.compile(r'"event_id": "([0-9a-f]{40})"')  # the first one in an event's JSON is its own
+MOST_TIMES = 255  # what a byte counts
+REMEMBERED, REMEMBERED_BYTES = 500, 8 * 2**20  # of what is on the bus; twice as much, less what goes in one piece
+USUAL_SIZE = 700  # bytes of an update
+
+
+class Count(NamedTuple):
+    """What came of the events of one fault: on the stream that survives, and on the channels.
+
+    `lost` had a fetcher that lives; `gone` had none, VK forgot them, and the bus tells it; `silent` are told by nobody.
+    """
+
+    events: int = 0
+    gone: int = 0
+    lost: int = 0
+    silent: int = 0
+    repeated: int = 0
+    disordered: int = 0
+    channel_repeated: int = 0
+    channel_disordered: int = 0
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether every promise was kept."""
+        return not any(self[2:])
+
+    def plus(self, other: "Count") -> "Count":
+        """Add another account to this one."""
+        return Count(*map(sum, zip(self, other, strict=True)))
+
+
+class Listener(threading.Thread):
+    """Keeps what the channels bring; what is published while it is not connected it cannot know."""
+
+    def __init__(self, server: Server, heard: list[int]) -> None:
+        super().__init__(daemon=True)
+        self.client = server.client(username=OWNER, socket_timeout=5, retry=Retry(NoBackoff(), 0))  # ends as soon as the server does
+        self.heard = heard
+        self.connections = 0
+        self.ended = False
+        self.start()
+
+    def run(self) -> None:
+        """Listen until the end, again after every broken connection."""
+        while not self.ended:
+            with contextlib.suppress(redis.RedisError, OSError), self.client.pubsub() as live:
+                live.psubscribe("events:*")
+                self.connections += 1
+                while not self.ended:
+                    if (got := live.get_message(timeout=0.2)) and got["type"] == "pmessage":
+                        self.heard.append(event_number(got["data"]))
+            time.sleep(0.02)
+
+    def end(self) -> None:
+        """Listen no longer."""
+        self.ended = True
+        self.join()
+
+
+def event_number(text: str) -> int:
+    """Return the number of the update that became this JSON."""
+    match = EVENT_ID.search(text)
+    assert match, text[:200]
+    return number_of(match[1])
+
+
+class Environment:
+    """One VK, one Redis or a cluster, fetchers with a link each to it, and traffic when it is wanted.
+
+    Cases call its methods at the same time; each method may be called while another fault lasts.
+    """
+
+    def __init__(
+        self, seed: int = 0, *, fetchers: int = 1, clustered: bool = False, history: int = 256
+    ) -> None:
+        self.random = random.Random(seed)
+        self.stack = contextlib.ExitStack()
+        self.vk = self.stack.enter_context(RecordingVK(ts=10**9, history=history))
+        self.options: dict[str, Any] = {"password": PASSWORD, "aof": True, "acl": [f"user {OWNER} on nopass ~* &* +@all"]}
+        self.nodes: list[Server] = []
+        if clustered:
+            self.nodes = self.stack.enter_context(cluster(**self.options))
+            slot = self.nodes[0].client().execute_command("CLUSTER KEYSLOT", "events")
+            self.server = self.nodes[slot * len(self.nodes) // 16384]
+        else:
+            self.server = self.stack.enter_context(Server(**self.options))
+        self.server_lock = threading.RLock()  # held by who ends the server, until it is there again
+        self.is_strict = True  # nothing but this fault happens: what a case waits for must come
+
+        # The account. An update's number is its place in VK's order, and its event_id.
+        self.ts = array("q")  # by number: the ts behind it
+        self.on_stream, self.on_channels = bytearray(), bytearray()  # by number: how often
+        self.sizes = array("l")  # by number, in bytes
+        self.unpromised: set[int] = set()  # lost by the bus, and too old for a fetcher to remember
+        self.found: list[int] = []  # what came to the stream since the last account, in its order
+        self.gaps: list[tuple[int, int]] = []  # recorded since the last account
+        self.last_entry = self.last_letter = ""  # the newest that have been read
+        self.first = 0  # number of the first update that is not accounted for
+        self.forgotten: set[int] | None = set()  # what VK forgot before anybody had it; None: whatever is told
+        self.replayed: set[int] = set()
+        self.anew_from = 0  # number of the first update since VK began anew
+        self.is_rewound = False  # acknowledged writes were lost: the channels may repeat
+        self.is_emptied = False  # so was the checkpoint: a fetcher that starts begins at VK's latest ts
+        self.people = 0
+        self.reading, self.pushing, self.stop = threading.RLock(), threading.RLock(), threading.Event()
+
+        self.links: list[Proxy] = []
+        self.fetchers: list[Process] = []
+        self.listener = Listener(self.server, [])
+        for _ in range(fetchers):
+            self.add_fetcher()
+        checkpoint = f"{{events}}:ts:{self.vk.group_id}"
+        wait_until(lambda: self.server.client().exists(checkpoint), what="the first start")
+        self.push(5)
+        self.account()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self.stop.set()
+        self.listener.end()
+        self.stack.close()
+
+    # Fetchers
+
+    def add_fetcher(self) -> Process:
+        """Start one more fetcher of the community, with a link of its own to Redis."""
+        url = self.server.url if self.nodes else self.add_link().url
+        settings = {"REDIS_URL": url, "LOG_LEVEL": "DEBUG", "POLL_WAIT": 2, "RENEW_AFTER": 3, "STREAM_MAXLEN": 20_000}
+        self.fetchers.append(self.stack.enter_context(Process(self.vk, **settings)))
+        return self.fetchers[-1]
+
+    def add_link(self) -> Proxy:
+        """Return a new link to Redis."""
+        self.links.append(self.stack.enter_context(Proxy(self.server.port, PASSWORD)))
+        return self.links[-1]
+
+    def any_fetcher(self) -> Process:
+        """Return one of the fetchers, any."""
+        return self.random.choice(self.fetchers)
+
+    def any_links(self) -> list[Proxy]:
+        """Return all links, or one of several."""
+        return self.random.choice([self.links, [self.random.choice(self.links)]])
+
+    @property
+    def output(self) -> str:
+        """The last lines of every fetcher."""
+        return "\n\n".join("\n".join(fetcher.lines[-80:]) for fetcher in self.fetchers)
+
+    def leaks(self) -> list[str]:
+        """Return the secrets that a fetcher has printed."""
+        printed = "\n".join(fetcher.output for fetcher in self.fetchers)
+        secrets = [self.vk.token, KEY_HEAD, PASSWORD, quote(PASSWORD, safe=""), quote(PASSWORD)]
+        return [secret for secret in secrets if secret in printed]
+
+    # Waiting
+
+    def expect(self, condition: Callable[[], Any], timeout: float = 20, what: str = "it") -> None:
+        """Wait until the condition holds; when another fault may prevent it, not for long."""
+        try:
+            wait_until(condition, timeout if self.is_strict else min(timeout, 5), what)
+        except AssertionError:
+            if self.is_strict:
+                raise
+
+    def wait_for_polls(self, *fetchers: Process) -> None:
+        """Wait until these fetchers, or all, hold everything that has been pushed."""
+        ts = self.vk.ts
+        for fetcher in fetchers or self.fetchers:
+            self.expect(lambda token=fetcher.token: self.vk.polled_at.get(token, 0) >= ts, what=f"a poll at {ts}")
+
+    def wait_for_line(self, text: str, *fetchers: Process) -> Callable[[], None]:
+        """Return what waits until these fetchers, or all, print a line from now on that holds the text."""
+        positions = [(fetcher, len(fetcher.lines)) for fetcher in fetchers or self.fetchers]
+
+        def wait() -> None:
+            for fetcher, position in positions:
+                self.expect(
+                    lambda lines=fetcher.lines, begin=position: any(text in line for line in lines[begin:]), what=text
+                )
+
+        return wait
+
+    # Redis
+
+    def client(self, **options: Any) -> redis.Redis:
+        """Return a client of the server that is the primary now."""
+        return self.server.client(**{"socket_timeout": 5, "username": OWNER, **options})
+
+    def command(self, *commands: Callable[[Any], Any]) -> Any:
+        """Run commands on the server, each as often as it takes, and return the last answer."""
+        answer: Any = None
+
+        def run(command: Callable[[Any], Any]) -> bool:
+            nonlocal answer
+            with self.client() as client:
+                answer = command(client)
+            return True
+
+        for command in commands:
+            wait_until(lambda command=command: run(command), 20, "the server's answer")
+        return answer
+
+    def down(self) -> None:
+        """Refuse connections to Redis, on all links."""
+        for link in self.links:
+            link.down()
+
+    def up(self) -> None:
+        """Accept connections to Redis again, on all links."""
+        for link in self.links:
+            link.up()
+
+    def detached_replica(self) -> Server:
+        """Return a replica that has all that the server has, and lacks what is written from now on."""
+        replica = self.stack.enter_context(Server(**self.options))
+        with self.server_lock, contextlib.suppress(AssertionError):
+            replica.replica_of(self.server)
+            time.sleep(0.1)  # what was written while it copied
+        replica.replica_of(None)
+        return replica
+
+    def fail_over(self, replica: Server) -> None:
+        """End the primary and put the replica in its place."""
+        with self.server_lock, self.reading:
+            self.note_lost_writes()
+            self.server.close()
+            self.server = replica
+            for link in self.links:
+                link.target_port = replica.port
+                link.cut()
+            self.listener.end()
+            self.listener = Listener(self.server, self.listener.heard)
+            self.read_anew()
+
+    def note_lost_writes(self) -> None:
+        """Note that the bus loses writes now: of what was on it, fetchers promise only the latest that they remember."""
+        with contextlib.suppress(redis.RedisError, OSError):
+            self.read()
+        begin, size = len(self.ts), 0
+        while begin > self.first and len(self.ts) - begin < REMEMBERED and size < REMEMBERED_BYTES:
+            begin -= 1
+            size += self.sizes[begin]
+        self.unpromised.update(number for number in range(self.first, begin) if self.on_stream[number])
+
+    def empty(self) -> None:
+        """Let Redis forget everything."""
+        self.note_lost_writes()
+        self.command(lambda client: client.flushall())
+        with self.reading:
+            self.read_anew()
+            self.is_emptied = True
+
+    def read_anew(self) -> None:
+        """Count all that the stream has from its beginning: it is not the one that it was, and may be filled again."""
+        with self.reading:
+            self.on_stream, self.on_channels = bytearray(len(self.on_stream)), bytearray(len(self.on_channels))
+            self.found, self.gaps, self.last_entry, self.last_letter = [], [], "", ""
+            self.listener.heard = []
+            self.is_rewound = True
+
+    # Traffic
+
+    def push(self, count: int = 1, make: Callable[[], dict[str, Any]] | None = None) -> range:
+        """Push so many updates and return their numbers; about one in four comes from somebody new.
+
+        Whoever is new has no name yet, so that names are asked for.
+        """
+        with self.pushing:
+            begin = len(self.ts)
+            updates = [(make or self.any_update)() for _ in range(count)]
+            for number, update in enumerate(updates, begin):
+                update["event_id"] = f"{number:040x}"
+            self.on_stream.extend(bytes(count))
+            self.on_channels.extend(bytes(count))
+            self.sizes.extend(len(str(update)) if make else USUAL_SIZE for update in updates)
+            self.ts.extend(range(self.vk.ts + 1, self.vk.ts + 1 + count))
+            self.vk.push(*updates)
+            return range(begin, begin + count)
+
+    def any_update(self) -> dict[str, Any]:
+        """Return an update of any kind."""
+        new = self.random.random() < 0.25
+        self.people += new
+        user = PERSON + (self.people if new else self.random.randrange(20))
+        peer = CHAT + 1 + (self.people if new else self.random.randrange(5))
+        return self.random.choice((message, message, button, reaction))(user=user, peer=peer)
+
+    @contextlib.contextmanager
+    def traffic(self, rate: float = 40, burst: int = 0) -> Iterator[None]:
+        """Push about so many updates a second, one to three at a time; beside them up to `burst` at once each second."""
+        self.stop.clear()
+
+        def push() -> None:
+            next_burst = time.monotonic() + self.random.random()
+            while not self.stop.is_set():
+                self.push(self.random.choice((1, 1, 1, 3)))
+                if burst and time.monotonic() >= next_burst:
+                    self.push(self.random.randint(burst // 4, burst))
+                    next_burst = time.monotonic() + 1
+                time.sleep(self.random.expovariate(rate / 1.5))
+
+        thread = threading.Thread(target=push)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.stop.set()
+            thread.join()
+
+    def replay(self, count: int) -> None:
+        """Let VK send its latest updates once more."""
+        with self.pushing:
+            self.replayed.update(range(max(0, len(self.ts) - count - 1), len(self.ts)))
+            self.vk.replay(count)
+
+    def next_chats(self, count: int) -> range:
+        """Return the chats that are heard of next."""
+        return range(CHAT + 2 + self.people, CHAT + 2 + self.people + count)
+
+    def forget(self, numbers: range) -> None:
+        """Note that VK forgets these updates before anybody has them."""
+        if self.forgotten is not None:
+            self.forgotten.update(numbers)
+
+    def begin_anew(self, back: int = 10**6) -> None:
+        """Let VK begin anew, with a ts that is so much lower: nobody can know it who is away until VK is there again."""
+        with self.pushing:
+            self.anew_from = len(self.ts)
+            self.vk.restart(self.vk.ts - back)
+
+    # What came through
+
+    def read(self) -> None:
+        """Read what has come to the stream and to the dead letters."""
+        with self.reading, self.client(socket_timeout=10) as client:
+            entries: Any = client.xrange("events", f"({self.last_entry}" if self.last_entry else "-")
+            for self.last_entry, fields in entries:
+                number = event_number(fields["event"])
+                self.on_stream[number] = min(MOST_TIMES, self.on_stream[number] + 1)
+                self.found.append(number)
+            letters: Any = client.xrange("{events}:dead-letter", f"({self.last_letter}" if self.last_letter else "-")
+            for self.last_letter, fields in letters:
+                if "since" in fields:
+                    self.gaps.append((int(fields["since"]), int(fields["until"])))
+
+    def missing(self) -> list[int]:
+        """Return what the stream lacks of what was pushed since the last account."""
+        self.read()
+        with self.reading:
+            return [number for number in range(self.first, len(self.ts)) if not self.on_stream[number]]
+
+    def is_told(self, number: int) -> bool:
+        """Whether the bus records that this update is gone."""
+        ts, is_new = self.ts[number], number >= self.anew_from
+        for since, until in self.gaps:
+            is_behind, is_before = ts > since, ts <= until
+            if (is_before if is_new else is_behind) if until < since else (is_behind and is_before):
+                return True
+        return False
+
+    def has_gap(self, ts: int) -> bool:
+        """Whether a gap is recorded that tells of the update behind this ts."""
+        self.read()
+        return any(since <= ts and (ts < until or until < since) for since, until in self.gaps)
+
+    def letters(self, text: str) -> int:
+        """Return how many dead letters have an error with this text."""
+        with self.client() as client:
+            return sum(text in fields["error"] for _, fields in client.xrange("{events}:dead-letter"))
+
+    def had(self) -> set[int]:
+        """Return the updates that a fetcher which lives has had since the last account."""
+        living = {fetcher.token for fetcher in self.fetchers if fetcher.running}
+        return self.vk.had_by(living) - self.unpromised
+
+    def has_arrived(self) -> bool:
+        """Whether all is on the bus that can be expected there."""
+        missing = set(self.missing())
+        if any(self.vk.polled_at.get(fetcher.token, 0) < self.vk.ts for fetcher in self.fetchers):
+            return False
+        return not missing or ((self.is_emptied or all(map(self.is_told, missing))) and not missing & self.had())
+
+    def account(self, timeout: float = 30) -> Count:
+        """Wait until what was pushed has arrived, and count what came of it since the last account."""
+        with contextlib.suppress(AssertionError):
+            wait_until(self.has_arrived, timeout)
+        time.sleep(0.1)  # for what comes a second time
+        missing, had = self.missing(), self.had()
+        heard, self.listener.heard = self.listener.heard, []
+        again = sum(self.on_channels[number] > 0 for number in heard) + len(heard) - len(set(heard))
+        for number in heard:
+            self.on_channels[number] = 1
+        gone = {number for number in missing if number not in had and (self.is_emptied or self.is_told(number))}
+        if self.forgotten is not None:
+            gone &= self.forgotten  # a gap without a cause is a loss
+        lost = [number for number in missing if number not in gone and (number in had or self.is_told(number))]
+        count = Count(
+            events=len(self.ts) - self.first,
+            gone=len(gone),
+            lost=len(lost),
+            silent=len(missing) - len(gone) - len(lost),
+            repeated=sum(self.on_stream[number] > 1 for number in set(self.found)),
+            disordered=self.disorder(self.found),
+            channel_repeated=0 if self.is_rewound else again,
+            channel_disordered=0 if self.is_rewound else self.disorder(heard),
+        )
+        if not count.is_clean:
+            print(self.explain(missing, had), flush=True)
+        self.first, self.found, self.gaps = len(self.ts), [], []
+        self.forgotten, self.unpromised, self.is_rewound, self.is_emptied = set(), set(), False, False
+        self.vk.forget_records()
+        return count
+
+    def disorder(self, found: list[int]) -> int:
+        """Count the events that come after one which VK sent later; several fetchers promise no order."""
+        if len(self.fetchers) > 1:
+            return 0
+        numbers = [n for n in dict.fromkeys(found) if n >= self.first and n not in self.replayed]
+        return sum(later < earlier for earlier, later in pairwise(numbers))
+
+    def explain(self, missing: list[int], had: set[int]) -> str:
+        """Return where the missing updates were, for who looks for a bug."""
+        twice = [number for number in dict.fromkeys(self.found) if self.on_stream[number] > 1]
+        lines = [f"pushed {self.first}..{len(self.ts) - 1}, VK's ts {self.vk.ts}, gaps {self.gaps}"]
+        for state, numbers in {
+            "missing, held": [n for n in missing if n in had],
+            "missing, told": [n for n in missing if n not in had and self.is_told(n)],
+            "missing, nothing known": [n for n in missing if n not in had and not self.is_told(n)],
+        }.items():
+            lines.append(f"{state}: {len(numbers)}, ts {[self.ts[n] for n in [*numbers[:10], *numbers[-10:]]]}")
+        lines += [f"twice {n}: ts {self.ts[n]}" for n in twice[:10]]
+        lines += [f"{later} after {earlier}" for earlier, later in pairwise(self.found) if later < earlier][:10]
+        lines += [f"{fetcher.token[-4:]} polls at {self.vk.polled_at.get(fetcher.token)}" for fetcher in self.fetchers]
+        return "\n".join(lines)
+
+    # Afterwards
+
+    def heal(self) -> list[int]:
+        """Undo all that a fault may have left, and return the exit codes of the fetchers that had ended."""
+        self.vk.heal()
+        self.vk.up()
+        for at_vk in (self.vk.unreadable, self.vk.refused, self.vk.failing):
+            at_vk.clear()
+        for link in self.links:
+            link.delay, link.bandwidth = 0, 0
+            link.drop_replies(0)
+            link.release()
+            link.up()
+        with self.server_lock:
+            for server in self.nodes or [self.server]:
+                server.resume()
+                with contextlib.suppress(AssertionError):
+                    server.start()
+        self.command(
+            lambda client: client.replicaof("NO", "ONE") if not self.nodes else None,
+            lambda client: client.config_set("maxmemory", 0),
+            lambda client: client.config_set("min-replicas-to-write", 0),
+            lambda client: client.config_set("busy-reply-threshold", 5000),
+            restore_stream,
+        )
+        for fetcher in self.fetchers:
+            fetcher.resume()
+        return [code for fetcher in self.fetchers if (code := fetcher.revive()) is not None]
+
+
+def restore_stream(client: Any) -> None:
+    """Put the stream in its place again, where a fault has put something else."""
+    if client.exists("{events}:aside"):
+        client.rename("{events}:aside", "events")
+    elif client.type("events") == "string":
+        client.delete("events")

@@ -1,0 +1,247 @@
+"""The pairs of faults that once lost what a fetcher held in memory, each as short as it can be."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.faults.cases import begin_anew, case, cut_clients, set_password
+from tests.faults.environment import PASSWORD, Environment
+from tests.servers import wait_until
+from tests.vk import CHAT, PERSON, message
+
+
+def push_more_than_vk_keeps(env: Environment, ahead: int = 0) -> range:
+    """Push what VK keeps and so many more, and no faster than the fetchers take it."""
+    pushed = env.push(0)
+    while len(pushed) < env.vk.history + ahead:
+        pushed = range(pushed.start, env.push(env.vk.history // 2).stop)
+        env.wait_for_polls()
+    return pushed
+
+
+@contextmanager
+def newest_on_failed_1(env: Environment, newest: bool) -> Iterator[None]:
+    """Let `failed: 1` tell VK's newest ts, or the oldest that VK keeps: its documentation can be read both ways."""
+    usual, env.vk.newest_on_failed_1 = env.vk.newest_on_failed_1, newest
+    try:
+        yield
+    finally:
+        env.vk.newest_on_failed_1 = usual
+
+
+def outage_then_failover(env: Environment, newest: bool) -> None:
+    """Let Redis be away for longer than VK remembers, and come back without 40 acknowledged writes."""
+    with newest_on_failed_1(env, newest):
+        replica = env.detached_replica()
+        env.push(40)
+        env.expect(lambda: not env.missing(), what="the acknowledged writes")
+        env.down()
+        push_more_than_vk_keeps(env, 40)
+        env.fail_over(replica)
+        env.up()
+        env.expect(env.has_arrived, 30, "everything")
+
+
+def outage_and_restart(env: Environment, newest: bool) -> None:
+    """Kill the fetcher while Redis is away, with one update that is on no bus, and let VK forget that one."""
+    with newest_on_failed_1(env, newest):
+        env.down()
+        env.forget(env.push())
+        env.wait_for_polls()
+        for fetcher in env.fetchers:
+            fetcher.restart()
+        env.wait_for_polls()
+        push_more_than_vk_keeps(env, 40)
+        env.up()
+        env.expect(env.has_arrived, 30, "everything")
+
+
+def restart_of_one(env: Environment, newest: bool) -> None:
+    """Kill one of two fetchers while Redis is away, and let it come back first: the other holds what it lacks."""
+    with newest_on_failed_1(env, newest):
+        stays, killed = env.random.sample(range(2), 2)
+        env.down()
+        env.push(60)
+        env.wait_for_polls()
+        env.fetchers[killed].restart()
+        env.wait_for_polls()
+        pushed = push_more_than_vk_keeps(env, 40)
+        env.links[killed].up()
+        env.expect(lambda: not set(pushed) & set(env.missing()), what="what both had")
+        env.links[stays].up()
+        env.expect(env.has_arrived, 30, "everything")
+
+
+for outcome, newest in {"": False, ", and VK tells its newest ts": True}.items():
+    case(f"pair: Redis away, then a failover that lacks acknowledged writes{outcome}", linked=True, quiet=True)(
+        lambda env, newest=newest: outage_then_failover(env, newest)
+    )
+    case(f"pair: Redis away, fetchers killed with one update{outcome}", linked=True, quiet=True, forgets=True)(
+        lambda env, newest=newest: outage_and_restart(env, newest)
+    )
+    case(f"pair: Redis away, one of two fetchers killed and back first{outcome}", linked=True, quiet=True, fetchers=2)(
+        lambda env, newest=newest: restart_of_one(env, newest)
+    )
+
+
+@case("pair: Redis comes back empty, one of two fetchers started meanwhile", linked=True, quiet=True, fetchers=2)
+def come_back_empty(env: Environment) -> None:
+    """What the fetcher that stayed holds must not be taken for what the bus once had."""
+    stays, started = env.random.sample(range(2), 2)
+    said = env.letters("lost the checkpoint")
+    env.down()
+    env.fetchers[started].kill()
+    env.push(60)
+    env.wait_for_polls(env.fetchers[stays])
+    env.fetchers[started].start()
+    env.wait_for_polls()
+    env.push(40)
+    env.wait_for_polls()
+    env.empty()
+    env.links[started].up()
+    time.sleep(0.5)
+    env.links[stays].up()
+    env.expect(env.has_arrived, what="everything")
+    assert env.letters("lost the checkpoint") or said or not env.is_strict
+
+
+@case("pair: Redis comes back empty, the fetchers have stayed", linked=True, quiet=True)
+def come_back_empty_to_all(env: Environment) -> None:
+    env.push(40)
+    env.expect(lambda: not env.missing(), what="the acknowledged writes")
+    env.down()
+    env.push(40)
+    env.wait_for_polls()
+    env.empty()
+    env.up()
+    env.expect(lambda: env.letters("lost the checkpoint"), what="the record")
+    env.expect(env.has_arrived, what="everything")
+
+
+@case("pair: Redis is emptied and drops its clients while nobody asks it", quiet=True)
+def come_back_empty_unnoticed(env: Environment) -> None:
+    """What the fetchers remember goes out before what comes next: VK's order holds."""
+    env.push(40)
+    env.expect(lambda: not env.missing(), what="the acknowledged writes")
+    env.empty()
+    env.command(lambda client: client.client_kill_filter(user="default"))
+    env.push(3)
+    env.expect(lambda: not env.missing(), what="everything")
+
+
+@case("pair: Redis back but slow, under traffic", linked=True)
+def come_back_slow(env: Environment) -> None:
+    """While the backlog drains, VK must be polled before it forgets."""
+    env.down()
+    for _ in range(6):
+        env.push(100)
+        env.wait_for_polls()
+    history, env.vk.history = env.vk.history, env.vk.history // 2  # what 3 s of traffic bring
+    for link in env.links:
+        link.delay = 0.1
+    env.up()
+    time.sleep(3)
+    for link in env.links:
+        link.delay = 0
+    env.vk.history = history
+
+
+def failing_lookup(env: Environment, code: int) -> None:
+    """Let VK fail for one chat for longer than a batch waits: all events go out while it still fails."""
+    (chat,) = env.next_chats(1)
+    env.vk.failing[chat] = code
+    env.push(3, lambda: message(peer=chat, user=PERSON + env.random.randrange(20)))
+    env.push(5)
+    env.expect(lambda: not env.missing(), 8, "all events")
+    env.vk.failing.clear()
+
+
+for code in (10, 29):
+    case(f"pair: one look-up answered with error {code} for long", quiet=True)(
+        lambda env, code=code: failing_lookup(env, code)
+    )
+
+
+@case("pair: hundreds of long messages held, and a narrow link", linked=True, quiet=True)
+def narrow_link(env: Environment) -> None:
+    """Every commit gets through, however long it takes: a time-out makes the next one smaller."""
+    long = "я" * 4096
+    env.down()
+    for _ in range(5):
+        env.push(80, lambda: message(long, user=PERSON, peer=CHAT + 1))
+        env.wait_for_polls()
+    for link in env.links:
+        link.bandwidth = 1_500_000
+    env.up()
+    env.expect(lambda: not env.missing(), 30, "all events")
+    for link in env.links:
+        link.bandwidth = 0
+
+
+@case("pair: sixty messages that forward a hundred long ones each", quiet=True)
+def long_forwards(env: Environment) -> None:
+    """A live subscriber hears all of them: Redis drops one for whom 32 MB wait."""
+    connections = env.listener.connections
+    words = "long words of somebody else " * 120
+
+    def forward() -> dict[str, Any]:
+        forwarded = [
+            {"from_id": PERSON, "date": 1764500000, "text": words, "conversation_message_id": number, "attachments": []}
+            for number in range(100)
+        ]
+        return message("look", user=PERSON, peer=CHAT + 1, fwd_messages=forwarded)
+
+    pushed = env.push(60, forward)
+    env.expect(lambda: not env.missing(), 40, "all events")
+    if env.is_strict:
+        wait_until(lambda: set(pushed) <= set(env.listener.heard), 10, "the subscriber's events")
+        assert env.listener.connections == connections
+
+
+@case("pair: password changed for a moment while updates are held", linked=True, quiet=True)
+def lock_out_for_a_moment(env: Environment) -> None:
+    """What is in memory is worth more than a quick end: the fetchers say it, try again, and lose nothing."""
+    env.down()
+    env.push(100)
+    env.wait_for_polls()
+    said = env.wait_for_line("password")
+    env.command(set_password("other"))
+    env.up()
+    said()
+    env.command(set_password(PASSWORD))
+    env.expect(lambda: not env.missing(), what="all events")
+    assert not env.is_strict or all(fetcher.running for fetcher in env.fetchers), env.output
+
+
+@case("pair: VK unreadable until the new key", quiet=True, forgets=True)
+def unreadable_until_new_key(env: Environment) -> None:
+    """A new key may heal the very ts that it was taken to leave: that ts is asked for once more before it is given up."""
+    with env.pushing:
+        since = env.vk.ts
+        env.vk.unreadable.add(str(since))
+        env.push(30)
+    env.expect(lambda: any(ts > since for ts in env.vk.polled_at.values()), 30, "a poll elsewhere")
+    env.vk.unreadable.clear()
+    env.expect(lambda: not env.missing(), 30, "all events")
+
+
+@case("pair: VK begins anew, then Redis drops its clients", quiet=True, forgets=True)
+def begin_anew_and_cut(env: Environment) -> None:
+    """What is committed once more is of the time before, and must not move the checkpoint back there."""
+    begin_anew(env)
+    for _ in range(2):
+        cut_clients(env)
+        env.push(20)
+        env.expect(env.has_arrived, what="everything")
+
+
+@case("pair: VK begins anew, then a failover", linked=True, quiet=True, forgets=True)
+def begin_anew_and_fail_over(env: Environment) -> None:
+    replica = env.detached_replica()
+    begin_anew(env)
+    env.push(20)
+    env.expect(env.has_arrived, what="everything")
+    env.fail_over(replica)
+    env.push(20)
+    env.expect(env.has_arrived, what="everything")

@@ -1,0 +1,138 @@
+"""A VK that remembers what it gave to whom, so that a loss can be told from what nobody ever had."""
+
+import itertools
+import signal
+import threading
+from collections import defaultdict
+from typing import Any
+
+from tests.processes import Fetcher
+from tests.vk import VK, Fault
+from tests.vk.updates import Json
+
+SHORT = {  # seconds; the product's own are too long to wait for in a test
+    "fetcher.relay:MAX_BACKOFF": 0.5,
+    "fetcher.relay:NAMES_TIMEOUT": 2.0,
+    "fetcher.api:Session.timeout": 1.0,
+    "fetcher.api:MIN_PAUSE": 0.5,
+    "fetcher.api:MAX_PAUSE": 1.0,
+    "fetcher.longpoll:API_TIMEOUT": 1.0,
+    "fetcher.longpoll:POLL_MARGIN": 1.0,
+    "fetcher.longpoll:UNREADABLE_TIMEOUT": 3.0,
+    "fetcher.longpoll:RETRY_INTERVAL": 1.0,
+}
+
+
+def number_of(event_id: str) -> int:
+    """Return the number of an update, which is its event_id."""
+    return int(event_id, 16)
+
+
+class RecordingVK(VK):
+    """A VK whose every client has a token of its own, and that knows which updates a client certainly has.
+
+    A client has what an answer held when it polls at the end of that answer: one that was lost on its way does not count.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.recording = threading.Lock()
+        self.numbers = itertools.count(1)
+        self.owners: dict[str, str] = {}  # the token with which each key was taken
+        self.given: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)  # by token: the ts behind an answer, updates
+        self.had: defaultdict[str, set[int]] = defaultdict(set)  # by token
+        self.polled_at: dict[str, int] = {}  # by token: the ts of the latest poll
+        super().__init__(**options)
+
+    def new_token(self) -> str:
+        """Return a token that nobody else has."""
+        return f"{self.token}-{next(self.numbers)}"
+
+    def ask(self, name: str, params: Json) -> tuple[Fault | None, Any]:
+        """Answer a request of the API, and remember who took a key."""
+        token = params.get("access_token", "")
+        if token.startswith(f"{self.token}-"):
+            params = params | {"access_token": self.token}
+        fault, answer = super().ask(name, params)
+        if name == "groups.getLongPollServer" and isinstance(answer, dict):
+            response = answer.get("response")
+            if isinstance(response, dict):
+                self.owners[response["key"]] = token
+        return fault, answer
+
+    def poll(self, params: Json) -> tuple[Fault | None, Any]:
+        """Answer a request of the long poll, and remember what was given."""
+        owner, ts = self.owners.get(params.get("key", ""), ""), params.get("ts", "")
+        with self.recording:
+            self.had[owner].update(self.given[owner].pop(ts, ()))
+            self.polled_at[owner] = int(ts)
+        fault, answer = super().poll(params)
+        if fault is None and isinstance(answer, dict) and answer.get("updates"):
+            numbers = [number_of(update["event_id"]) for update in answer["updates"]]
+            with self.recording:
+                self.given[owner][str(answer["ts"])] = numbers
+        return fault, answer
+
+    def had_by(self, tokens: set[str]) -> set[int]:
+        """Return the numbers of the updates that any of these clients has had since the last forget_records()."""
+        with self.recording:
+            return set().union(*(self.had[token] for token in tokens))
+
+    def forget_records(self) -> None:
+        """Begin a new record."""
+        with self.recording:
+            self.given.clear()
+            self.had.clear()
+
+
+class Process(Fetcher):
+    """A fetcher that VK knows by a token of its own since its last start; two faults may end and start it at once."""
+
+    def __init__(self, vk: RecordingVK, **settings: Any) -> None:
+        self.vk = vk
+        self.changing = threading.RLock()
+        super().__init__(constants=SHORT, VK_URL=vk.url, TOKEN=None, GROUPID=vk.group_id, **settings)
+
+    @property
+    def token(self) -> str:
+        """The token of the present process."""
+        return str(self.settings["TOKEN"])
+
+    def start(self) -> None:
+        """Start it, unless it runs already."""
+        with self.changing:
+            if not self.running:
+                self.settings["TOKEN"] = self.vk.new_token()
+                super().start()
+
+    def kill(self) -> None:
+        """End it as kill -9 does, if it runs."""
+        with self.changing:
+            if self.running:
+                super().kill()
+
+    def restart(self) -> None:
+        """Kill it, if it runs, and start it anew."""
+        with self.changing:
+            self.kill()
+            self.start()
+
+    def pause(self) -> None:
+        """Let it hold its connections and do nothing, if it runs."""
+        with self.changing:
+            if self.running:
+                self.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on, if it runs."""
+        with self.changing:
+            if self.running:
+                self.signal(signal.SIGCONT)
+
+    def revive(self) -> int | None:
+        """Start it if it has ended by itself, as a supervisor would, and return its exit code."""
+        with self.changing:
+            if self.running:
+                return None
+            code = self.wait()
+            self.start()
+            return code

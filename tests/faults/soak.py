@@ -1,0 +1,96 @@
+"""Faults in one environment after the other, two at once, mixed at random, and what came of them."""
+
+import random
+import sys
+import time
+import traceback
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import tests.faults.pairs  # noqa: F401: they are cases, too
+from tests.faults.cases import CASES, Case
+from tests.faults.environment import Count, Environment
+from tests.faults.run import run
+
+KINDS: dict[str, dict[str, Any]] = {
+    "one fetcher": {},
+    "two fetchers": {"fetchers": 2},
+    "a cluster": {"clustered": True},
+    "a cluster, two fetchers": {"clustered": True, "fetchers": 2},
+}
+HISTORY = 2000  # updates that VK keeps: bursts fit
+BURST = 200  # updates at once
+MIXED = 0.75  # of all rounds have two faults
+
+
+@dataclass
+class Report:
+    """What came of the soak in one environment, or in all."""
+
+    table: dict[str, Count] = field(default_factory=dict)
+    injections: Counter[str] = field(default_factory=Counter)
+    total: Count = Count()
+    answers: Counter[str] = field(default_factory=Counter)  # faulty ones of VK's
+    broken: list[str] = field(default_factory=list)
+
+    def add(self, names: list[str], count: Count) -> None:
+        """Add a round; what came of two faults at the same time stands in both rows."""
+        self.total = self.total.plus(count)
+        self.injections.update(names)
+        for name in names:
+            self.table[name] = self.table.get(name, Count()).plus(count)
+
+    def merge(self, other: "Report") -> None:
+        """Add what came of another environment."""
+        for name, count in other.table.items():
+            self.table[name] = self.table.get(name, Count()).plus(count)
+        self.total = self.total.plus(other.total)
+        self.injections += other.injections
+        self.answers += other.answers
+        self.broken += other.broken
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether every promise was kept, and nothing else went wrong."""
+        return bool(self.table) and self.total.is_clean and not self.broken
+
+
+def fits(case: Case, env: Environment) -> bool:
+    """Whether the fault can happen here."""
+    return (
+        not (case.linked and env.nodes)
+        and not (case.clustered and not env.nodes)
+        and case.fetchers <= len(env.fetchers)
+    )
+
+
+def soak(kind: str, seed: int, seconds: float) -> Report:
+    """Inject faults in one environment until the time is over, and in a new one whenever something is broken."""
+    report, rng, until = Report(), random.Random(f"{seed} {kind}"), time.monotonic() + seconds
+    deck: list[Case] = []
+    rounds: deque[str] = deque(maxlen=10)
+    while time.monotonic() < until:
+        names: list[str] = []
+        try:
+            with Environment(rng.randrange(10**6), history=HISTORY, **KINDS[kind]) as env:
+                cases = [case for case in CASES.values() if fits(case, env)]
+                while time.monotonic() < until:
+                    deck = deck or rng.sample(cases, len(cases))  # every fault comes, in an order of its own each time
+                    case = deck.pop()
+                    beside = rng.choice([other for other in cases if other is not case])
+                    pair = [case, beside] if rng.random() < MIXED else [case]
+                    names = [one.name for one in pair]
+                    env.vk.newest_on_failed_1 = rng.random() < 0.5
+                    count = run(*pair[:1], env, *pair[1:], burst=BURST)
+                    report.add(names, count)
+                    rounds.append(f"{' + '.join(names)}: {count}")
+                    if not count.is_clean:
+                        print(f"{kind}:", *rounds, env.output, sep="\n", file=sys.stderr, flush=True)
+                if env.leaks():
+                    report.broken.append(f"{kind}: a secret was printed")
+                report.answers += env.vk.injected
+        except Exception:
+            report.broken.append(f"{kind}: {' + '.join(names)}\n{traceback.format_exc()}")
+            print(report.broken[-1], file=sys.stderr, flush=True)
+    return report
