@@ -19,7 +19,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=["fetcher"],
-    package_data={"fetcher": ["commit.lua", "event.schema.json", "py.typed"]},
+    package_data={"fetcher": ["commit.lua", "demo.json", "event.schema.json", "py.typed"]},
     entry_points={"console_scripts": ["event-fetcher = fetcher.__main__:main"]},
     install_requires=["vk_api>=11.10.1,<12", "redis[hiredis]>=5.1,<9", "python-dotenv>=1.0"],
     extras_require={
