@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -9,17 +10,17 @@ SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 def end_on_signals() -> None:
     """End the process at SIGTERM or SIGINT, at once and with code 0: whatever it waits for, nothing needs flushing."""
-    if not hasattr(signal, "sigwait"):  # Windows
+    if sys.platform == "win32":
         for number in SIGNALS:
             signal.signal(number, lambda *of_signal: os._exit(0))
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    else:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-    def wait() -> None:
-        signal.sigwait(SIGNALS)
-        os._exit(0)
+        def wait() -> None:
+            signal.sigwait(SIGNALS)
+            os._exit(0)
 
-    threading.Thread(target=wait, daemon=True).start()
+        threading.Thread(target=wait, daemon=True).start()
 
 
 end_on_signals()  # before the imports that take time: the kernel keeps no signal from process 1 that it does not expect
@@ -27,7 +28,6 @@ end_on_signals()  # before the imports that take time: the kernel keeps no signa
 import argparse  # noqa: E402
 import gc  # noqa: E402
 import logging  # noqa: E402
-import sys  # noqa: E402
 
 from requests.adapters import BaseAdapter  # noqa: E402
 
