@@ -577,6 +577,25 @@ def test_redis_came_back_empty(loop: Loop, client: Any, caplog: pytest.LogCaptur
     assert "Redis had lost the checkpoint" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("stored", "published", "goes_out"),
+    [(14, "", "abcd"), (12, "ab", "cd"), (13, "abc", "d"), (14, "abcd", ""), (99, "abcd", ""), (99, "ab", "cd")],
+)
+def test_another_fetcher_is_further(loop: Loop, client: Any, stored: int, published: str, goes_out: str) -> None:
+    """Its checkpoint takes nothing away: what is held and is not on the bus goes out, and nothing twice."""
+    loop.step()
+    held(loop, *"abcd")
+    for id in published:
+        client.zadd(f"{{events}}:seen:{GROUP}", {id: 1})
+    client.set(TS, stored)
+    loop.log.ts = max(stored, 14)
+    loop.step()
+    assert "".join(sent(client)) == goes_out
+    assert client.get(TS) == str(max(stored, 14))
+    assert not dead_letters(client)
+    assert loop.backlog.next_ts == str(max(stored, 14))
+
+
 def test_the_checkpoint_was_deleted(loop: Loop, client: Any, caplog: pytest.LogCaptureFixture) -> None:
     """No connection broke; another fetcher restores it first: then there is one record only."""
     other = Loop(loop.log)
