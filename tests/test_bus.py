@@ -246,6 +246,15 @@ def test_dead_letters_that_hold_the_same(bus: Bus, client: Any) -> None:
     assert len(dead_letters(client)) == 3
 
 
+def test_a_nameless_dead_letter_in_a_part_of_a_fetcher_that_was_killed(bus: Bus, client: Any) -> None:
+    """The next fetcher commits the whole batch, at the same checkpoint: it was offered before, and goes out once."""
+    letter = DeadLetter("sha256:5", {"error": "why"})
+    bus.commit(commit(10, 14, "a", letters=[letter], keep=0))
+    bus.commit(commit(10, 14, "a", "b", "c", letters=[letter]))
+    assert len(dead_letters(client)) == 1
+    assert stream(client) == "abc"
+
+
 @pytest.mark.parametrize(
     ("since", "until", "answer", "stored"),
     [
