@@ -463,8 +463,9 @@ def blocks(process: subprocess.Popen[str], number: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's word is needed")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("program", [["main.py"], ["-m", "fetcher"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("program", "number"), [(["main.py"], signal.SIGTERM), (["-m", "fetcher"], signal.SIGINT)], ids=["main.py", "-m"]
+)
 @pytest.mark.parametrize("delay", [0, 0.05, 0.2, 0.4])
 def test_signals_end_it_from_its_first_line_on(program: list[str], number: int, delay: float) -> None:
     """While it still imports, reads its settings or connects: within a second, code 0, and not a word more."""
