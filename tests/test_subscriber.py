@@ -44,7 +44,8 @@ def event(id: Any, event_type: str = "message") -> Event:
 class Asynchronous:
     """Ask an asynchronous generator as if it was one of the other kind; all run in one loop in a thread."""
 
-    loop: ClassVar[asyncio.AbstractEventLoop | None] = None
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
 
     def __init__(self, events: AsyncGenerator[Event, None]) -> None:
         self.events = events
@@ -61,9 +62,6 @@ class Asynchronous:
 
     @classmethod
     def _run(cls, step: Callable[[], Awaitable[Any]]) -> Any:
-        if not cls.loop:
-            cls.loop = asyncio.new_event_loop()
-            threading.Thread(target=cls.loop.run_forever, daemon=True).start()
 
         async def wait() -> Any:
             return await step()  # begun in the loop: then the loop closes what nobody needs any more
