@@ -1,15 +1,19 @@
+# The tag moves with Python's security releases. To pin the very image, put its digest behind the tag
+# (`docker image inspect -f '{{index .RepoDigests 0}}' python:3.13-slim`) and renew it yourself.
 FROM python:3.13-slim
 
 LABEL org.opencontainers.image.title="event-fetcher" \
       org.opencontainers.image.description="VK community events on a Redis bus: each once, typed, in VK's order" \
+      org.opencontainers.image.version="1.1.0" \
       org.opencontainers.image.licenses="MIT"
 
 WORKDIR /app
 
-COPY requirements.txt ./
-RUN pip install --no-cache-dir --root-user-action=ignore -c requirements.txt vk_api redis python-dotenv
+# Wheels only: there is no compiler here, and no build of a package may want one. pip checks the hashes in the file.
+COPY requirements-run.txt ./
+RUN pip install --no-cache-dir --root-user-action=ignore --only-binary=:all: -r requirements-run.txt
 
-COPY main.py ./
+COPY main.py LICENSE ./
 COPY fetcher ./fetcher
 
 # A build argument stays in the image's history; `docker run -e TOKEN` does not, and wins. They stand before a RUN because
@@ -18,7 +22,7 @@ ARG TOKEN=""
 ARG GROUPID=""
 # The base image has no compiled modules and the user below may write none: importing everything once, here, spares
 # each start and each health check the work. And an image that does not start is not built.
-RUN python main.py --version
+RUN python main.py --version && python -c "import prometheus_client, hiredis"
 
 ENV TOKEN=$TOKEN GROUPID=$GROUPID REDIS_URL=redis://redis:6379/0
 USER 10001:10001

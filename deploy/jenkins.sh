@@ -1,6 +1,7 @@
 #!/bin/bash
-# Builds the image and replaces the container, for a Jenkins job whose credentials are in TOKEN and GROUPID.
-# A build that fails leaves the running container as it is.
+# Builds the image and replaces two fetchers one after the other, for a Jenkins job whose credentials are in TOKEN and
+# GROUPID. Each new one must be healthy before the next old one is stopped, so there is always one that polls. A failure
+# leaves what runs as it is. Other settings that the job has, as METRICS_PORT, go into the containers, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,6 +9,7 @@ imageName="service.event-fetcher"
 containerName="service.event-fetcher"
 localIP="172.18.0.5"
 networkName="TOASTER"
+settings=(TOKEN GROUPID REDIS_URL BUS COMMAND_PREFIXES STREAM_MAXLEN NAMES_TTL POLL_WAIT RENEW_AFTER LOG_LEVEL RAW METRICS_PORT)
 
 for name in TOKEN GROUPID; do
   if [[ -z ${!name:-} ]]; then
@@ -15,7 +17,32 @@ for name in TOKEN GROUPID; do
     exit 2
   fi
 done
-export TOKEN GROUPID
+
+options=()
+for name in "${settings[@]}"; do
+  if [[ -n ${!name:-} ]]; then
+    export "${name?}"
+    options+=(-e "$name")
+  fi
+done
+
+replace() { # container, options of its own
+  local container=$1
+  shift
+  if docker container inspect "$container" >/dev/null 2>&1; then
+    docker stop "$container"
+    docker rm -f "$container"
+  fi
+  # The token goes in when the container starts: it is in no layer and no history of the image.
+  docker run -d --name "$container" --restart always --network "$networkName" "$@" "${options[@]}" "$imageName"
+  for _ in {1..60}; do
+    docker exec "$container" python main.py --health && return
+    sleep 2
+  done
+  docker logs --tail 20 "$container" || true
+  echo "jenkins.sh: $container is not healthy after two minutes: the other one is left as it is" >&2
+  return 1
+}
 
 docker build . -t "$imageName"
 
@@ -24,13 +51,8 @@ if ! docker network inspect "$networkName" >/dev/null 2>&1; then
   docker network create --subnet 172.18.0.0/24 --gateway 172.18.0.1 --ip-range 172.18.0.128/25 "$networkName"
 fi
 
-if docker container inspect "$containerName" >/dev/null 2>&1; then
-  docker stop "$containerName"
-  docker rm -f "$containerName"
-fi
-# The token goes in when the container starts: it is in no layer and no history of the image.
-docker run -d --name "$containerName" --restart always --network "$networkName" --ip "$localIP" \
-  -e TOKEN -e GROUPID "$imageName"
+replace "$containerName-2"
+replace "$containerName" --ip "$localIP"
 
 # Only what this job left behind: `system prune` would also take other services' stopped containers and networks.
 docker image prune -f --filter "label=org.opencontainers.image.title=event-fetcher"

@@ -1,10 +1,12 @@
 """Answer commands in the chat they come from. Live: what is sent while nobody listens stays unanswered.
 
-TOKEN, the community's token, may write messages; REDIS_URL is the bus. python examples/answer_commands.py
+TOKEN, the community's token, may write messages; REDIS_URL is the bus. Run it in the directory of the repository:
+python -m examples.answer_commands
 """
 
 import os
 import zlib
+from contextlib import suppress
 
 from redis import Redis
 from requests import RequestException
@@ -40,4 +42,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with suppress(KeyboardInterrupt):  # Ctrl-C ends it
+        main()

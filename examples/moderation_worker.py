@@ -1,11 +1,14 @@
 """Report who posts links in a chat for the third time. Durable: nothing is missed while this does not run.
 
-Several may share the work, each under a name of its own: python examples/moderation_worker.py moderation-1
-An event may come again after a crash: so the links of a person are a set of event_ids, not a counter.
+Several may share the work, each under a name of its own; in the directory of the repository:
+python -m examples.moderation_worker moderation-1
+An event may come again after a crash: so the links of a person are a set of event_ids, not a counter. An event that
+makes this crash three times becomes a dead letter in the stream {events}:dead-letter:moderation, and the next comes.
 """
 
 import os
 import sys
+from contextlib import suppress
 
 from redis import Redis
 
@@ -23,7 +26,7 @@ def has_link(event: Event) -> bool:
 def main() -> None:
     """Moderate for ever."""
     redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
-    for event in consume(redis, group="moderation", consumer=sys.argv[1]):
+    for event in consume(redis, group="moderation", consumer=sys.argv[1], attempts=3):
         if has_link(event):
             links = f"moderation:links:{event.peer.bpid}:{event.user.uuid}"
             redis.sadd(links, event.event_id)
@@ -32,4 +35,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with suppress(KeyboardInterrupt):  # Ctrl-C ends it
+        main()

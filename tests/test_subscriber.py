@@ -1,6 +1,8 @@
-"""What consumers may rely on, on a real server: live events in order, durable ones at least once."""
+"""What consumers may rely on, on real servers, with both drivers: live events in order, durable ones at least once."""
 
+import asyncio
 import contextlib
+import inspect
 import json
 import queue
 import signal
@@ -9,29 +11,101 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from typing import Any, ClassVar, Self
 
 import pytest
 import redis
-from redis.backoff import EqualJitterBackoff, NoBackoff
+import redis.asyncio.sentinel
+import redis.sentinel
+from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from fetcher import Event, Message, Peer, User, consume, subscribe, subscriber
-from tests import HOST
+import fetcher.asyncio
+from fetcher import Event, Message, Peer, User, subscriber
+from tests import HOST, free_port
 from tests.processes import ROOT
-from tests.servers import Proxy, Server, cluster, wait_until
+from tests.servers import Proxy, Server, cluster, program, wait_until
 
 GROUP = "moderation"
 PATIENCE = 10  # seconds; more than anything here takes
 ONCE = Retry(NoBackoff(), 0)  # a client that leaves all retries to the subscriber
-KINDS = [{"decode_responses": decode, "protocol": protocol} for decode in (True, False) for protocol in (2, 3)]
-KINDS += [{}, {"legacy_responses": False}]
+KINDS: list[dict[str, Any]] = [
+    {"decode_responses": decode, "protocol": protocol} for decode in (True, False) for protocol in (2, 3)
+]
+KINDS += [{}, *({name: False} for name in inspect.signature(redis.Redis).parameters if name == "legacy_responses")]
 
 
 def event(id: Any, event_type: str = "message") -> Event:
     message = Message(1, f"текст {id}", None, [], [])
     return Event(event_type, str(id), User(1, "Ян Ли", "Ян", "Ли", "yan"), Peer(1, 0, "Ян Ли"), message)
+
+
+class Asynchronous:
+    """Ask an asynchronous generator as if it was one of the other kind; all run in one loop in a thread."""
+
+    loop: ClassVar[asyncio.AbstractEventLoop | None] = None
+
+    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
+        self.events = events
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        given: Event = self._run(lambda: anext(self.events))
+        return given
+
+    def close(self) -> None:
+        self._run(self.events.aclose)
+
+    @classmethod
+    def _run(cls, step: Callable[[], Awaitable[Any]]) -> Any:
+        if not cls.loop:
+            cls.loop = asyncio.new_event_loop()
+            threading.Thread(target=cls.loop.run_forever, daemon=True).start()
+
+        async def wait() -> Any:
+            return await step()  # begun in the loop: then the loop closes what nobody needs any more
+
+        return asyncio.run_coroutine_threadsafe(wait(), cls.loop).result()
+
+    @staticmethod
+    def client(client: Any) -> Any:
+        """Make the client of redis.asyncio with the same settings, unless it is one."""
+        if isinstance(client, redis.asyncio.Redis):
+            return client
+        if isinstance(client, redis.RedisCluster):
+            node: Any = client.get_default_node()  # type: ignore[no-untyped-call]
+            return redis.asyncio.RedisCluster(host=node.host, port=node.port)
+        known = client.connection_pool.connection_kwargs
+        names = ["host", "port", "username", "password", "decode_responses", "protocol", "socket_timeout"]
+        names += ["legacy_responses"]
+        return redis.asyncio.Redis(**{name: known[name] for name in names if name in known})
+
+
+DRIVERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "sync": (fetcher.subscribe, fetcher.consume),
+    "async": (
+        lambda client, *types, **more: Asynchronous(
+            fetcher.asyncio.subscribe(Asynchronous.client(client), *types, **more)
+        ),
+        lambda client, *names, **more: Asynchronous(
+            fetcher.asyncio.consume(Asynchronous.client(client), *names, **more)
+        ),
+    ),
+}
+
+
+@pytest.fixture(autouse=True, params=DRIVERS)
+def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run each test with either pair of functions."""
+    global subscribe, consume
+    subscribe, consume = DRIVERS[request.param]
+    return str(request.param)
+
+
+subscribe, consume = DRIVERS["sync"]
 
 
 def text(event: Event) -> str:
@@ -41,6 +115,14 @@ def text(event: Event) -> str:
 def add(client: Any, bus: str, *ids: Any) -> list[str]:
     """Put events into the stream; tell the ids of the entries."""
     return [client.xadd(bus, {"event": text(event(id))}) for id in ids]
+
+
+def fill(client: Any, count: int) -> None:
+    """Put many events into the stream."""
+    pipe = client.pipeline(transaction=False)
+    for id in range(count):
+        pipe.xadd("events", {"event": text(event(id))})
+    pipe.execute()
 
 
 def pending(client: Any, bus: str) -> dict[str, str]:
@@ -109,6 +191,7 @@ def take(events: Iterator[Event], count: int = 1) -> list[str]:
         raise AssertionError(f"{count} events did not come within {PATIENCE} s") from None
     if isinstance(answer, BaseException):
         raise answer
+    assert isinstance(answer, list)
     return answer
 
 
@@ -127,26 +210,26 @@ def own_server(**options: Any) -> Iterator[Server]:
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[redis.Redis]:
+def client(server: Server) -> Iterator[Any]:
     with server.client() as client:
         client.flushall()
         yield client
         end(server)  # no reading of one test takes the next one's events
 
 
-def listeners(client: redis.Redis, bus: str = "events", event_type: str = "message") -> int:
-    return client.pubsub_numsub(f"{bus}:{event_type}")[0][1]
+def listeners(client: Any, bus: str = "events", event_type: str = "message") -> int:
+    return int(client.pubsub_numsub(f"{bus}:{event_type}")[0][1])
 
 
-def consumers(client: redis.Redis) -> int:
-    return sum(group["consumers"] for group in client.xinfo_groups("events"))
+def consumers(client: Any) -> int:
+    return sum(int(group["consumers"]) for group in client.xinfo_groups("events"))
 
 
 # --- Live ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_live_subscribers_get_exactly_their_types_in_order(server: Server, client: redis.Redis, kind: Any) -> None:
+def test_live_subscribers_get_exactly_their_types_in_order(server: Server, client: Any, kind: Any) -> None:
     own = server.client(**kind)
     two = Reading(subscribe(own, "command", "button"))
     one = Reading(subscribe(own, "message"))
@@ -165,7 +248,7 @@ def test_live_subscribers_get_exactly_their_types_in_order(server: Server, clien
     other.wait_for(*(f"other {id}" for id in range(100)))
 
 
-def test_an_event_is_as_it_was_published(server: Server, client: redis.Redis) -> None:
+def test_an_event_is_as_it_was_published(server: Server, client: Any) -> None:
     client.xgroup_create("events", GROUP, "$", mkstream=True)
     client.xadd("events", {"event": text(event("ид", "command"))})
     for given in consume(client, GROUP, "a"):
@@ -195,7 +278,7 @@ def test_a_subscriber_subscribes_again_when_redis_was_away(caplog: pytest.LogCap
 
 def test_a_subscriber_never_gives_up(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """redis-py's own back-off breaks at the 1,024th failure."""
-    monkeypatch.setattr(subscriber, "BACKOFF", EqualJitterBackoff(cap=1e-6, base=1e-9))
+    monkeypatch.setattr(subscriber, "BACKOFF_CAP", 1e-6)
     with own_server() as server:
         own = server.client(retry=ONCE)
         server.stop()
@@ -208,7 +291,7 @@ def test_a_subscriber_never_gives_up(caplog: pytest.LogCaptureFixture, monkeypat
         reading.wait_for(1)
 
 
-def test_silence_is_no_failure(server: Server, client: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
+def test_silence_is_no_failure(server: Server, client: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Even where the client's time-out is shorter than the silence."""
     own = server.client(socket_timeout=0.5, retry=ONCE)
     live, durable = Reading(subscribe(own, "message")), Reading(consume(own, GROUP, "a"))
@@ -226,7 +309,7 @@ def test_silence_is_no_failure(server: Server, client: redis.Redis, caplog: pyte
     "data", [b"garbage", b"", b"null", b'{"event_type": "message"}', b"[" * 100_000, b"\xff\xfe\x00"]
 )  # fmt: skip
 def test_what_is_no_event_is_logged_and_passed_over(
-    server: Server, client: redis.Redis, caplog: pytest.LogCaptureFixture, decode: bool, data: bytes
+    server: Server, client: Any, caplog: pytest.LogCaptureFixture, decode: bool, data: bytes
 ) -> None:
     own = server.client(decode_responses=decode, retry=ONCE)
     live = Reading(subscribe(own, "message"))
@@ -245,7 +328,7 @@ def test_what_is_no_event_is_logged_and_passed_over(
     assert len(pending(client, "events")) == 1  # the event in hand
 
 
-def test_an_entry_without_the_field_is_no_event(client: redis.Redis) -> None:
+def test_an_entry_without_the_field_is_no_event(client: Any) -> None:
     client.xadd("events", {"other": "field"})
     add(client, "events", 1)
     assert take(consume(client, GROUP, "a", start="0")) == ["1"]
@@ -271,13 +354,13 @@ def test_what_the_caller_has_to_mend_is_raised(read: Callable[[Any], Iterator[Ev
             take(read(own))
 
 
-def test_a_key_of_another_type_is_raised(client: redis.Redis) -> None:
+def test_a_key_of_another_type_is_raised(client: Any) -> None:
     client.set("events", "text")
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         take(consume(client, GROUP, "a"))
 
 
-def test_a_closed_subscriber_listens_no_longer(server: Server, client: redis.Redis) -> None:
+def test_a_closed_subscriber_listens_no_longer(server: Server, client: Any) -> None:
     events = subscribe(client, "message")
     publishing = threading.Event()
 
@@ -290,15 +373,79 @@ def test_a_closed_subscriber_listens_no_longer(server: Server, client: redis.Red
     assert take(events) == ["1"]
     publishing.set()
     assert listeners(client) == 1
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     wait_until(lambda: not listeners(client))
+
+
+LOAD = """
+import sys
+for name in ("fcntl", "grp", "pwd", "resource", "termios", "readline"):
+    sys.modules[name] = None
+import fetcher.subscriber, fetcher.asyncio
+print(*sorted(name for name in sys.modules if name.startswith(("fetcher", "vk_api"))))
+"""
+
+
+def test_a_consumer_loads_nothing_of_the_fetcher_itself() -> None:
+    """Neither VK's library nor Lua, nor what only Unix has."""
+    run = subprocess.run([sys.executable, "-c", LOAD], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) == {"fetcher", *(f"fetcher.{name}" for name in LOADED)}
+
+
+LOADED = ("asyncio", "backoff", "events", "subscriber")
+
+
+# --- Redis's host is gone without a word ------------------------------------------------------------------------
+
+
+def test_a_silent_host_is_noticed_within_a_minute() -> None:
+    """One silence, then one without an answer, and a pause before it connects again."""
+    assert 2 * subscriber.SILENCE + subscriber.BACKOFF_CAP + subscriber.SILENCE < 60
+
+
+def test_a_connection_that_swallows_everything_is_given_up(
+    server: Server, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By who listens and by who consumes, though nothing ever ends or resets it."""
+    monkeypatch.setattr(subscriber, "SILENCE", 1.5)
+    with Proxy(server.port) as proxy:
+        own = redis.Redis(HOST, proxy.port, retry=ONCE)
+        readings = [Reading(subscribe(own, "message")), Reading(subscribe(own)), Reading(consume(own, GROUP, "a"))]
+        wait_until(lambda: listeners(client) and client.pubsub_numpat() and client.exists("events"))
+        proxy.swallow()
+        wait_until(lambda: len(caplog.messages) >= len(readings), what="the notice of each")
+        assert set(caplog.messages) == {"Redis is away (TimeoutError), trying again"}
+        proxy.cut()
+        proxy.release()
+        wait_until(lambda: listeners(client) and client.pubsub_numpat())
+        add(client, "events", 1)
+        client.publish("events:message", text(event(1)))
+        for reading in readings:
+            reading.wait_for(1)
+        end(server)
+
+
+def test_who_listens_to_a_silent_channel_keeps_its_connection(
+    server: Server, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(subscriber, "SILENCE", 0.3)
+    reading = Reading(subscribe(client, "message"))
+    wait_until(lambda: listeners(client))
+    (before,) = client.client_list(_type="pubsub")
+    wait_until(lambda: client.client_list(_type="pubsub")[0]["tot-cmds"] != before["tot-cmds"])
+    time.sleep(1)
+    (after,) = client.client_list(_type="pubsub")
+    assert after["id"] == before["id"]
+    client.publish("events:message", text(event(1)))
+    reading.wait_for(1)
+    assert caplog.messages == []
 
 
 # --- Durable: what is given, and when it is acknowledged ---------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_event_is_acknowledged_when_the_next_is_asked_for(server: Server, client: redis.Redis, kind: Any) -> None:
+def test_an_event_is_acknowledged_when_the_next_is_asked_for(server: Server, client: Any, kind: Any) -> None:
     entries = add(client, "events", 1, 2)
     own = server.client(**kind)
     events = consume(own, GROUP, "a", start="0")
@@ -310,7 +457,7 @@ def test_an_event_is_acknowledged_when_the_next_is_asked_for(server: Server, cli
     assert take(events) == ["3"]
 
 
-def test_break_and_exception_leave_the_event_unacknowledged(client: redis.Redis) -> None:
+def test_break_and_exception_leave_the_event_unacknowledged(client: Any) -> None:
     entries = add(client, "events", 1, 2, 3)
     for given in consume(client, GROUP, "a", start="0"):
         assert given.event_id == "1"
@@ -329,7 +476,7 @@ def test_break_and_exception_leave_the_event_unacknowledged(client: redis.Redis)
 
 
 @pytest.mark.parametrize(("start", "first"), [("$", "new"), ("0", "old")])
-def test_a_new_group_begins_where_start_says(client: redis.Redis, start: str, first: str) -> None:
+def test_a_new_group_begins_where_start_says(client: Any, start: str, first: str) -> None:
     add(client, "events", "old")
     reading = Reading(consume(client, GROUP, "a", start=start))
     wait_until(lambda: client.xinfo_groups("events"))
@@ -338,23 +485,26 @@ def test_a_new_group_begins_where_start_says(client: redis.Redis, start: str, fi
     assert reading.got[0] == first
 
 
-def test_consumers_share_a_group_and_groups_share_nothing(client: redis.Redis) -> None:
+def test_consumers_share_a_group_and_groups_share_nothing(client: Any) -> None:
     add(client, "events", *range(10))
     one, two = consume(client, GROUP, "a", start="0"), consume(client, GROUP, "b", start="0")
     other = consume(client, "other", "a", start="0")
-    shared = [take(events)[0] for _ in range(5) for events in (one, two)]
+    shared = []
+    for events in [one, two] * 5:
+        shared += take(events)
+        time.sleep(subscriber.READ_AHEAD_TIME / 2)  # so each is too slow to read ahead
     assert shared == [str(id) for id in range(10)]
     assert take(other, 10) == shared
 
 
-def test_one_event_is_in_hand_at_a_time(client: redis.Redis) -> None:
+def test_one_event_is_in_hand_at_a_time(client: Any) -> None:
     """A slow consumer does not sit on what others could do."""
     add(client, "events", *range(10))
     assert take(consume(client, GROUP, "slow", start="0")) == ["0"]
     assert take(consume(client, GROUP, "quick"), 9) == [str(id) for id in range(1, 10)]
 
 
-def test_a_left_event_is_taken_over_when_it_was_idle_for_long(client: redis.Redis) -> None:
+def test_a_left_event_is_taken_over_when_it_was_idle_for_long(client: Any) -> None:
     entries = add(client, "events", 1, 2)
     client.xgroup_create("events", GROUP, "0")
     client.xreadgroup(GROUP, "dead", {"events": ">"}, count=1)
@@ -366,7 +516,7 @@ def test_a_left_event_is_taken_over_when_it_was_idle_for_long(client: redis.Redi
     assert time.monotonic() - begun >= 1
 
 
-def test_a_left_event_is_found_behind_those_in_others_hands(client: redis.Redis) -> None:
+def test_a_left_event_is_found_behind_those_in_others_hands(client: Any) -> None:
     """XAUTOCLAIM looks at ten entries at a time, and `idle` is a minute unless another is told."""
     *_, last = add(client, "events", *range(25))
     client.xgroup_create("events", GROUP, "0")
@@ -375,7 +525,7 @@ def test_a_left_event_is_found_behind_those_in_others_hands(client: redis.Redis)
     assert take(consume(client, GROUP, "a")) == ["24"]
 
 
-def test_left_events_are_taken_over_from_a_busy_stream_too(client: redis.Redis) -> None:
+def test_left_events_are_taken_over_from_a_busy_stream_too(client: Any) -> None:
     client.xgroup_create("events", GROUP, "0", mkstream=True)
     (left,) = add(client, "events", "left")
     client.xreadgroup(GROUP, "dead", {"events": ">"})
@@ -386,7 +536,7 @@ def test_left_events_are_taken_over_from_a_busy_stream_too(client: redis.Redis) 
     wait_until(lambda: "left" in reading.got)
 
 
-def test_a_slow_consumer_does_not_take_over_from_itself(client: redis.Redis) -> None:
+def test_a_slow_consumer_does_not_take_over_from_itself(client: Any) -> None:
     add(client, "events", 1, 2, 3)
     reading = Reading(consume(client, GROUP, "a", start="0", idle=0.01), lambda event: time.sleep(0.2))
     reading.wait_for(1, 2, 3)
@@ -395,7 +545,7 @@ def test_a_slow_consumer_does_not_take_over_from_itself(client: redis.Redis) -> 
     reading.wait_for(1, 2, 3)
 
 
-def test_what_was_trimmed_is_logged_and_passed_over(client: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_trimmed_is_logged_and_passed_over(client: Any, caplog: pytest.LogCaptureFixture) -> None:
     entries = add(client, "events", *range(6))
     client.xgroup_create("events", GROUP, "0")
     client.xreadgroup(GROUP, "a", {"events": ">"}, count=2)
@@ -408,13 +558,201 @@ def test_what_was_trimmed_is_logged_and_passed_over(client: redis.Redis, caplog:
         assert any("rimmed" in message and entry in message for message in caplog.messages)
 
 
+# --- Durable: reading ahead -------------------------------------------------------------------------------------
+
+
+def test_a_fast_consumer_reads_many_at_once(client: Any) -> None:
+    """A hundred at most; each is acknowledged by itself all the same."""
+    fill(client, 3000)
+    client.config_resetstat()
+    assert take(consume(client, GROUP, "a", start="0"), 3000) == [str(id) for id in range(3000)]
+
+    def calls(command: str) -> int:
+        return int(client.info("commandstats")[f"cmdstat_{command}"]["calls"])
+
+    assert 30 <= calls("xreadgroup") < 300
+    wait_until(lambda: calls("xack") == 2999)
+
+
+def test_slow_consumers_share_the_work_fairly(client: Any) -> None:
+    fill(client, 30)
+    readings = [Reading(consume(client, GROUP, name, start="0"), lambda event: time.sleep(0.12)) for name in "abc"]
+    wait_until(lambda: sum(len(reading.got) for reading in readings) == 30)
+    assert min(len(reading.got) for reading in readings) >= 7
+    assert sorted(int(id) for reading in readings for id in reading.got) == list(range(30))
+
+
+def test_what_was_read_ahead_is_given_back_when_the_handler_becomes_slow(client: Any) -> None:
+    """Others have it at once, long before it would count as left; nothing is handled twice."""
+    fill(client, 400)
+    turned = threading.Event()
+
+    def handle(event: Event) -> None:
+        if int(event.event_id) == 250:  # by then it reads a hundred at once
+            turned.set()
+            time.sleep(0.5)
+
+    slow = Reading(consume(client, GROUP, "slow", start="0"), handle)
+    assert turned.wait(PATIENCE)
+    slow.handle = lambda event: time.sleep(0.5)
+    quick = Reading(consume(client, GROUP, "quick"))
+    wait_until(lambda: len(slow.got) + len(quick.got) >= 400)
+    wait_until(lambda: len(pending(client, "events")) <= 1)
+    assert sorted(map(int, slow.got + quick.got)) == list(range(400))
+
+
+def test_a_consumer_alone_keeps_the_order_when_its_handler_becomes_slow(client: Any) -> None:
+    fill(client, 400)
+    slow = {200, 201, 333}
+    reading = Reading(
+        consume(client, GROUP, "a", start="0"), lambda event: time.sleep(0.3 * (int(event.event_id) in slow))
+    )
+    reading.wait_for(*range(400))
+
+
+def test_what_waited_for_too_long_is_handled_by_one_only(client: Any) -> None:
+    """One consumer's handler takes longer than `idle`: what it has read ahead is taken over, and it lets it go."""
+    fill(client, 400)
+    turned = threading.Event()
+
+    def handle(event: Event) -> None:
+        if int(event.event_id) == 250:
+            turned.set()
+            time.sleep(3)
+
+    slow = Reading(consume(client, GROUP, "slow", start="0", idle=1), handle)
+    assert turned.wait(PATIENCE)
+    quick = Reading(consume(client, GROUP, "quick", idle=1))
+    wait_until(lambda: len(slow.got) > 251 or len(slow.got) + len(quick.got) >= 401)
+    wait_until(lambda: not pending(client, "events"))
+    times = Counter(slow.got + quick.got)
+    assert times.keys() == {str(id) for id in range(400)}
+    assert [id for id, count in times.items() if count > 1] == ["250"]  # it was in hand for too long
+
+
+def test_who_leaves_gives_back_what_was_read_ahead(client: Any) -> None:
+    """But keeps the one in hand, which is unacknowledged."""
+    fill(client, 400)
+    events = consume(client, GROUP, "leaving", start="0")
+    assert take(events, 251)[-1] == "250"
+    assert len(pending(client, "events")) > 1
+    events.close()
+    assert take(consume(client, GROUP, "other"), 149) == [str(id) for id in range(251, 400)]
+    assert take(consume(client, GROUP, "leaving")) == ["250"]
+
+
+def test_no_connection_of_the_clients_pool_is_kept(server: Server, client: Any) -> None:
+    """A handler that uses the same client does not wait for ever; and who leaves leaves no connection behind."""
+    add(client, "events", 1)
+    before = len(client.client_list())
+    pool_of_one: Any = redis.BlockingConnectionPool
+    pool = pool_of_one(host=HOST, port=server.port, max_connections=1, timeout=1)
+    own = redis.Redis(connection_pool=pool)
+    durable, live = consume(own, GROUP, "a", start="0"), subscribe(own)
+    assert take(durable) == ["1"]
+    listening = threading.Thread(target=take, args=(live,))
+    listening.start()
+    wait_until(client.pubsub_numpat)
+    assert own.get("nothing") is None
+    client.publish("events:message", text(event(1)))
+    listening.join()
+    durable.close()
+    live.close()
+    pool.disconnect()
+    wait_until(lambda: len(client.client_list()) == before)
+
+
+# --- Durable: what fails again and again ----------------------------------------------------------------------
+
+
+class Poison(Exception):
+    """What a handler raises."""
+
+
+def handle_until_it_fails(events: Iterator[Event], poison: str, last: str) -> list[str]:
+    """Take events until one raises, as a worker does that is then started again, or until the last one."""
+    got: list[str] = []
+    with contextlib.suppress(Poison):
+        for given in events:
+            got.append(given.event_id)
+            if given.event_id == poison:
+                raise Poison
+            if given.event_id == last:
+                break
+    return got
+
+
+def dead_letters(client: Any) -> list[dict[str, str]]:
+    return [fields for _, fields in client.xrange(f"{{events}}:dead-letter:{GROUP}")]
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.parametrize("poison", ["0", "2", "60"])
+def test_what_fails_too_often_becomes_a_dead_letter(
+    client: Any, caplog: pytest.LogCaptureFixture, attempts: int, poison: str
+) -> None:
+    """Exactly so often, also if it was read ahead; its neighbours are handled once."""
+    fill(client, 100)
+    lives = [
+        handle_until_it_fails(consume(client, GROUP, "a", start="0", attempts=attempts), poison, "99")
+        for _ in range(attempts + 1)
+    ]
+    assert [life[-1] for life in lives] == [poison] * attempts + ["99"]
+    assert Counter(id for life in lives for id in life) == Counter(map(str, range(100))) + Counter(
+        [poison] * (attempts - 1)
+    )
+    (letter,) = dead_letters(client)
+    (entry,) = [entry for entry, fields in client.xrange("events") if fields["event"] == letter["event"]]
+    assert letter == {"event": text(event(poison)), "id": entry, "attempts": str(attempts)}
+    assert any("Dead letter" in message and entry in message for message in caplog.messages)
+    assert len(pending(client, "events")) == 1  # the last one, in hand
+
+
+def test_without_attempts_it_is_given_for_ever(client: Any) -> None:
+    add(client, "events", 1, 2)
+    for _ in range(10):
+        assert handle_until_it_fails(consume(client, GROUP, "a", start="0"), "1", "2") == ["1"]
+    assert dead_letters(client) == []
+
+
+def test_what_failed_in_others_hands_counts_too(client: Any) -> None:
+    add(client, "events", 1, 2)
+    for name in "ab":
+        own = consume(client, GROUP, name, start="0", idle=0.3, attempts=2)
+        assert handle_until_it_fails(own, "1", "2") == ["1"]
+        time.sleep(0.4)
+    assert take(consume(client, GROUP, "c", idle=0.3, attempts=2)) == ["2"]
+    assert [letter["attempts"] for letter in dead_letters(client)] == ["2"]
+
+
+def test_a_lost_connection_is_no_failed_attempt(server: Server, client: Any) -> None:
+    add(client, "events", 1, 2)
+    with Proxy(server.port) as proxy:
+        own = redis.Redis(HOST, proxy.port, retry=ONCE)
+        proxy.drop_replies(5, matching=b"XREADGROUP")
+        assert take(consume(own, GROUP, "a", start="0", attempts=1), 2) == ["1", "2"]
+    assert dead_letters(client) == []
+
+
+def test_a_dead_letter_whose_reply_is_lost_is_not_given_once_more(server: Server, client: Any) -> None:
+    """It may be there twice then."""
+    entry, _ = add(client, "events", 1, 2)
+    assert handle_until_it_fails(consume(client, GROUP, "a", start="0", attempts=1), "1", "2") == ["1"]
+    with Proxy(server.port) as proxy:
+        own = redis.Redis(HOST, proxy.port, retry=ONCE)
+        proxy.drop_replies(matching=b"dead-letter")
+        assert take(consume(own, GROUP, "a", attempts=1)) == ["2"]
+        assert proxy.dropped
+    assert {letter["id"] for letter in dead_letters(client)} == {entry}
+
+
 # --- Durable: a group or a Redis that is lost --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("lose", ["group", "stream", "everything"])
 def test_a_group_that_is_lost_begins_anew_with_all_that_there_is(
-    client: redis.Redis, caplog: pytest.LogCaptureFixture, lose: str, known: bool
+    client: Any, caplog: pytest.LogCaptureFixture, lose: str, known: bool
 ) -> None:
     """Also one that was there before this consumer, which was therefore never created by it."""
     add(client, "events", "old")
@@ -433,7 +771,7 @@ def test_a_group_that_is_lost_begins_anew_with_all_that_there_is(
     assert any("was lost" in message for message in caplog.messages)
 
 
-def test_consumers_that_begin_together_agree_on_one_group(client: redis.Redis) -> None:
+def test_consumers_that_begin_together_agree_on_one_group(client: Any) -> None:
     readings = [Reading(consume(client, GROUP, f"c{number}")) for number in range(8)]
     wait_until(lambda: consumers(client) == 8)
     add(client, "events", *range(20))
@@ -462,9 +800,7 @@ def test_a_handled_event_is_not_given_again_after_a_restart_of_redis(restart: Ca
 
 @pytest.mark.parametrize("retry", [ONCE, Retry(NoBackoff(), 3)])
 @pytest.mark.parametrize("lost", [b"BLOCK", b"XACK", b"XAUTOCLAIM", b"XGROUP"])
-def test_a_lost_reply_loses_no_event_and_repeats_none(
-    server: Server, client: redis.Redis, lost: bytes, retry: Retry
-) -> None:
+def test_a_lost_reply_loses_no_event_and_repeats_none(server: Server, client: Any, lost: bytes, retry: Retry) -> None:
     """Also where redis-py asks again by itself, unseen: the entry of the lost reply is this consumer's already."""
     add(client, "events", 1, 2, 3)
     with Proxy(server.port) as proxy:
@@ -477,7 +813,7 @@ def test_a_lost_reply_loses_no_event_and_repeats_none(
         end(server)
 
 
-def test_a_redis_that_takes_no_writes_is_waited_for(server: Server, client: redis.Redis) -> None:
+def test_a_redis_that_takes_no_writes_is_waited_for(server: Server, client: Any) -> None:
     with own_server() as primary:
         own = primary.client()
         add(own, "events", 1, 2)
@@ -499,30 +835,43 @@ def test_a_redis_that_takes_no_writes_is_waited_for(server: Server, client: redi
 # --- Durable: processes -----------------------------------------------------------------------------------
 
 WORKER = """
-import os, sys, time
-import redis
-from fetcher import consume
-port, consumer, stop_at, idle = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-events = consume(redis.Redis("127.0.0.1", port), "moderation", consumer, start="0", idle=idle)
-for number, event in enumerate(events, 1):
+import asyncio, os, sys, time
+import redis, fetcher.asyncio
+driver, port, consumer, stop_at, idle = sys.argv[1], *map(int, sys.argv[2:3]), sys.argv[3], *map(float, sys.argv[4:])
+
+def handle(number, event):
     os.write(1, f"{event.event_id}\\n".encode())
     if number == stop_at:
         time.sleep(1000)  # in the middle of this event
+
+async def consume():
+    client = redis.asyncio.Redis(host="127.0.0.1", port=port)
+    number = 0
+    async for event in fetcher.asyncio.consume(client, "moderation", consumer, start="0", idle=idle):
+        handle(number := number + 1, event)
+
+if driver == "async":
+    asyncio.run(consume())
+client = redis.Redis("127.0.0.1", port)
+for number, event in enumerate(fetcher.consume(client, "moderation", consumer, start="0", idle=idle), 1):
+    handle(number, event)
 """
 
 
 class Worker:
     """Run a consumer in a process of its own; the ids of what it was given are the lines of a file."""
 
-    def __init__(self, directory: Any, server: Server, consumer: str, stop_at: int = 0, idle: float = 60) -> None:
+    def __init__(
+        self, driver: str, directory: Any, server: Server, consumer: str, stop_at: int = 0, idle: float = 60
+    ) -> None:
         self.path = directory / f"{consumer}-{time.monotonic_ns()}"
         with self.path.open("w") as out:
-            arguments = [sys.executable, "-c", WORKER, str(server.port), consumer, str(stop_at), str(idle)]
+            arguments = [sys.executable, "-c", WORKER, driver, str(server.port), consumer, str(stop_at), str(idle)]
             self.process = subprocess.Popen(arguments, cwd=ROOT, stdout=out)
 
     @property
     def got(self) -> list[str]:
-        return self.path.read_text().splitlines()
+        return str(self.path.read_text()).splitlines()
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
@@ -530,15 +879,15 @@ class Worker:
 
 
 def test_a_consumer_killed_in_the_middle_of_an_event_gets_it_again(
-    server: Server, client: redis.Redis, tmp_path: Any
+    driver: str, server: Server, client: Any, tmp_path: Any
 ) -> None:
     add(client, "events", *range(6))
-    first = Worker(tmp_path, server, "a", stop_at=3)
+    first = Worker(driver, tmp_path, server, "a", stop_at=3)
     try:
         wait_until(lambda: len(first.got) == 3)
     finally:
         first.kill()
-    second = Worker(tmp_path, server, "a")
+    second = Worker(driver, tmp_path, server, "a")
     try:
         wait_until(lambda: len(second.got) >= 4)
         assert (first.got, second.got) == (["0", "1", "2"], ["2", "3", "4", "5"])
@@ -546,16 +895,31 @@ def test_a_consumer_killed_in_the_middle_of_an_event_gets_it_again(
         second.kill()
 
 
+def test_a_consumer_killed_at_any_moment_repeats_one_event_at_most(
+    driver: str, server: Server, client: Any, tmp_path: Any
+) -> None:
+    """However many it has read ahead: each acknowledgement is on its way before the next event is handed over."""
+    fill(client, 60_000)
+    seen: list[str] = []
+    for life in range(5):
+        worker = Worker(driver, tmp_path, server, "a")
+        try:
+            wait_until(lambda: len(worker.got) > 500 + 37 * life)  # noqa: B023
+        finally:
+            worker.kill()
+        repeated = set(seen) & set(worker.got)
+        assert repeated <= set(seen[-1:])
+        assert sorted(map(int, {*seen, *worker.got})) == list(range(len({*seen, *worker.got})))  # none is left out
+        seen += worker.got
+
+
 def test_three_consumers_of_which_one_is_killed_handle_10_000_events(
-    server: Server, client: redis.Redis, tmp_path: Any
+    driver: str, server: Server, client: Any, tmp_path: Any
 ) -> None:
     """Each at least once, and none twice but the one in the killed one's hands."""
-    pipe = client.pipeline(transaction=False)
-    for id in range(10_000):
-        pipe.xadd("events", {"event": text(event(id))})
-    pipe.execute()
-    victim = Worker(tmp_path, server, "victim", stop_at=500, idle=3)
-    others = [Worker(tmp_path, server, name, idle=3) for name in ("a", "b")]
+    fill(client, 10_000)
+    victim = Worker(driver, tmp_path, server, "victim", stop_at=500, idle=3)
+    others = [Worker(driver, tmp_path, server, name, idle=3) for name in ("a", "b")]
     try:
         wait_until(lambda: len(victim.got) == 500)
         victim.kill()
@@ -570,13 +934,56 @@ def test_three_consumers_of_which_one_is_killed_handle_10_000_events(
             worker.kill()
 
 
+# --- Sentinels ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def sentinel(primary: Server, directory: Any) -> Iterator[int]:
+    """Run a sentinel of this primary; yields its port."""
+    port, path = free_port(), directory / "sentinel.conf"
+    monitor = f"sentinel monitor mymaster {HOST} {primary.port} 1"
+    path.write_text(f"port {port}\nbind {HOST}\ndir {directory}\n{monitor}\n")
+    process = subprocess.Popen([program(), str(path), "--sentinel"], stdout=subprocess.DEVNULL)
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_sentinels_master_serves_both_and_may_change(driver: str, tmp_path: Any) -> None:
+    with Server() as one, Server() as two:
+        two.replica_of(one)
+        with sentinel(one, tmp_path) as port, redis.Redis(HOST, port, decode_responses=True) as asked:
+            wait_until(lambda: len(asked.execute_command("SENTINEL REPLICAS", "mymaster")) == 1, 20)
+            kind = redis.sentinel if driver == "sync" else redis.asyncio.sentinel
+            own = kind.Sentinel([(HOST, port)]).master_for("mymaster")
+            durable, live = Reading(consume(own, GROUP, "a")), Reading(subscribe(own, "message"))
+            with one.client() as client:
+                wait_until(lambda: client.exists("events") and listeners(client))
+                add(client, "events", 1)
+                client.publish("events:message", text(event(1)))
+            durable.wait_for(1)
+            live.wait_for(1)
+            wait_until(lambda: asked.execute_command("SENTINEL FAILOVER", "mymaster"))
+            with two.client() as client:
+                wait_until(lambda: client.info("replication")["role"] == "master")
+                one.kill()
+                add(client, "events", 2)
+                wait_until(lambda: listeners(client))
+                client.publish("events:message", text(event(2)))
+            durable.wait_for(1, 2)
+            live.wait_for(1, 2)
+            end(two)
+
+
 # --- A cluster --------------------------------------------------------------------------------------------
 
 
 def test_a_cluster_serves_both_and_may_lose_a_node(caplog: pytest.LogCaptureFixture) -> None:
     """Only not the one that has the stream: here it has no replica."""
     with cluster(cluster_require_full_coverage="no") as nodes:
-        own = redis.RedisCluster(HOST, nodes[0].port, retry=ONCE)
+        own: Any = redis.RedisCluster(HOST, nodes[0].port, retry=ONCE)
         writer = redis.RedisCluster(HOST, nodes[0].port, retry=ONCE)
         holder = next(node for node in nodes if node.port == own.get_node_from_key("events").port)
         with holder.client() as client:
@@ -606,4 +1013,4 @@ def test_a_cluster_serves_both_and_may_lose_a_node(caplog: pytest.LogCaptureFixt
 
 def _subscribers(node: Server) -> int:
     with node.client() as client:
-        return listeners(client) + client.pubsub_numpat()
+        return listeners(client) + int(client.pubsub_numpat())

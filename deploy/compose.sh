@@ -1,0 +1,9 @@
+#!/bin/sh
+# Builds the image and replaces two fetchers one after the other: `up` alone would replace both at once. Each new one must
+# be healthy before the next old one is stopped, so there is always one that polls. A failure leaves what runs as it is.
+set -eu
+cd "$(dirname "$0")/.."
+
+docker compose --profile second build
+docker compose --profile second up -d --wait second
+docker compose --profile second up -d --wait fetcher

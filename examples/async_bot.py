@@ -1,0 +1,53 @@
+"""Answer commands with vkbottle: asynchronous, and durable: what is sent while this does not run is answered later.
+
+Several may share the work, each under a name of its own. TOKEN, the community's token, may write messages; REDIS_URL is
+the bus. pip install vkbottle, and in the directory of the repository: python -m examples.async_bot bot-1
+"""
+
+import asyncio
+import os
+import sys
+import zlib
+from contextlib import suppress
+
+from aiohttp import ClientError
+from redis.asyncio import Redis
+from vkbottle import API, VKAPIError
+
+from fetcher import Event
+from fetcher.asyncio import consume
+
+
+async def ping(event: Event) -> str:
+    """Tell that the bot is there."""
+    return f"{event.user.firstname}, I am here."
+
+
+async def where(event: Event) -> str:
+    """Tell what this chat is called."""
+    return f"This is «{event.peer.name}», {event.peer.bpid}."
+
+
+COMMANDS = {"ping": ping, "where": where}
+
+
+async def main() -> None:
+    """Answer for ever."""
+    redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
+    api = API(os.environ["TOKEN"])
+    async for event in consume(redis, group="bot", consumer=sys.argv[1]):
+        if event.event_type != "command" or not event.message:
+            continue
+        if command := COMMANDS.get(event.message.text[1:].split()[0].lower()):
+            # VK sends a message with the same random_id once: an event that comes again is not answered again.
+            random_id = zlib.crc32(event.event_id.encode()) >> 1
+            try:
+                # https://dev.vk.com/ru/method/messages.send
+                await api.messages.send(peer_id=event.peer.bpid, message=await command(event), random_id=random_id)
+            except (VKAPIError, ClientError) as error:
+                print(f"{event.event_id} stays unanswered: {type(error).__name__}", flush=True)
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):  # Ctrl-C ends it
+        asyncio.run(main())

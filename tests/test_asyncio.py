@@ -1,0 +1,172 @@
+"""What only asynchronous consumers must heed: cancelled tasks, a loop that others share, generators that are left.
+
+What both kinds promise is tested in test_subscriber.py.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from redis.asyncio import Redis
+
+from fetcher import Event
+from fetcher.asyncio import consume, subscribe
+from tests import HOST
+from tests.servers import Server, wait_until
+from tests.test_subscriber import GROUP, add, fill, listeners, pending, text
+from tests.test_subscriber import event as new_event
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[redis.Redis]:
+    with server.client() as client:
+        client.flushall()
+        yield client
+
+
+async def until(true: Callable[[], Any]) -> None:
+    """Wait until something holds, and let the loop run."""
+    await asyncio.to_thread(wait_until, true)
+
+
+def connections(client: redis.Redis) -> int:
+    return len(client.client_list())
+
+
+@pytest.mark.parametrize("read", [lambda own: consume(own, GROUP, "a"), lambda own: subscribe(own, "message")])
+def test_a_cancelled_task_gives_its_connection_back(
+    server: Server, client: redis.Redis, read: Callable[[Redis], AsyncGenerator[Event, None]]
+) -> None:
+    """While it waits for an event; at once."""
+    before = connections(client)
+
+    async def run() -> None:
+        async with Redis(host=HOST, port=server.port) as own:
+            waiting = asyncio.create_task(anext(read(own)))
+            await until(lambda: client.exists("events") or listeners(client))
+            waiting.cancel()
+            async with asyncio.timeout(0.5):
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+            await until(lambda: connections(client) == before)
+
+    asyncio.run(run())
+
+
+def test_a_task_cancelled_in_its_handler_leaves_the_event_unacknowledged(server: Server, client: redis.Redis) -> None:
+    """What it has read ahead is given back when the generator is closed, which the loop does by itself."""
+    fill(client, 400)
+    before = connections(client)
+    got: list[str] = []
+
+    async def work(own: Redis) -> None:
+        async for event in consume(own, GROUP, "a", start="0"):
+            got.append(event.event_id)
+            if len(got) == 251:
+                await asyncio.sleep(60)
+
+    async def run() -> None:
+        async with Redis(host=HOST, port=server.port) as own:
+            task = asyncio.create_task(work(own))
+            await until(lambda: len(got) == 251)
+            assert len(pending(client, "events")) > 1
+            task.cancel()
+            await asyncio.wait([task])
+            await until(lambda: connections(client) == before)
+            other = consume(own, GROUP, "b")
+            assert [(await anext(other)).event_id for _ in range(149)] == [str(id) for id in range(251, 400)]
+            await other.aclose()
+            again = consume(own, GROUP, "a")
+            assert (await anext(again)).event_id == "250"
+            await again.aclose()
+
+    asyncio.run(run())
+
+
+def test_break_leaves_the_event_unacknowledged_and_no_connection_behind(server: Server, client: redis.Redis) -> None:
+    first, _ = add(client, "events", 1, 2)
+    before = connections(client)
+
+    async def run() -> None:
+        async with Redis(host=HOST, port=server.port) as own:
+            async for event in consume(own, GROUP, "a", start="0"):
+                assert event.event_id == "1"
+                break
+            await until(lambda: connections(client) == before)
+
+    asyncio.run(run())
+    assert pending(client, "events") == {first: "a"}
+
+
+def test_other_tasks_have_their_turn_during_a_storm(server: Server, client: redis.Redis) -> None:
+    """Even if the handler waits for nothing: at each event."""
+    fill(client, 1000)
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        other = asyncio.create_task(count_turns())
+        async with Redis(host=HOST, port=server.port) as own:
+            events = consume(own, GROUP, "a", start="0")
+            for id in range(1000):
+                assert (await anext(events)).event_id == str(id)
+            await events.aclose()
+        other.cancel()
+
+    asyncio.run(run())
+    assert turns >= 1000
+
+
+def test_one_client_serves_several_tasks(server: Server, client: redis.Redis) -> None:
+    """Listeners and workers beside each other, and commands of the handlers."""
+    fill(client, 100)
+    heard: list[str] = []
+
+    async def listen(own: Redis) -> None:
+        async for event in subscribe(own, "message"):
+            heard.append(event.event_id)
+
+    async def work(own: Redis, name: str) -> None:
+        async for event in consume(own, GROUP, name, start="0"):
+            await own.publish("events:message", text(new_event(event.event_id)))
+            await own.sadd("handled", event.event_id)
+
+    async def run() -> None:
+        async with Redis(host=HOST, port=server.port) as own:
+            listening = asyncio.create_task(listen(own))
+            await until(lambda: listeners(client))
+            tasks = [listening, *(asyncio.create_task(work(own, name)) for name in "abc")]
+            await until(lambda: client.scard("handled") == 100 and len(heard) >= 100)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    asyncio.run(run())
+    assert sorted(map(int, heard)) == list(range(100))
+
+
+def test_an_event_is_of_the_same_kind(server: Server, client: redis.Redis) -> None:
+    add(client, "events", "ид")
+
+    async def run() -> Event:
+        async with Redis(host=HOST, port=server.port) as own:
+            async for event in consume(own, GROUP, "a", start="0"):
+                return event
+        raise AssertionError
+
+    given = asyncio.run(run())
+    assert type(given) is Event
+    assert given.as_dict() == new_event("ид").as_dict()

@@ -1,0 +1,236 @@
+"""docs/consumers.md says what consumers do: what can be run there is run, in both languages it is the same."""
+
+import asyncio
+import functools
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, aclosing, closing
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+import fetcher.asyncio
+from fetcher import Event, consume, subscribe, subscriber
+from tests import HOST
+from tests.processes import ROOT
+from tests.servers import Server, cluster, wait_until
+from tests.test_subscriber import add, event, fill, text
+
+PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("consumers.md", "consumers.ru.md")}
+ENGLISH, RUSSIAN = PAGES.values()
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+PYTHON = blocks(ENGLISH, "python")
+RUN = """
+import functools, redis, redis.asyncio
+redis.Redis = functools.partial(redis.Redis, port={port})
+redis.asyncio.Redis = functools.partial(redis.asyncio.Redis, port={port})
+{block}
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Any]:
+    with server.client() as client:
+        client.flushall()
+        yield client
+
+
+def block(part: str) -> str:
+    """Return the one block of Python that has this in it."""
+    (found,) = [block for block in PYTHON if part in block]
+    return found
+
+
+def run_until(server: Server, block: str, *printed: str) -> None:
+    """Run the block while events are published, until it has printed all of this; it must not end before."""
+    code = RUN.format(port=server.port, block=block.replace(":6379", f":{server.port}"))
+    arguments = [sys.executable, "-u", "-c", code]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, server.client() as client, ExitStack() as stack:
+        environment = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "PATH": os.environ["PATH"]}
+        process = subprocess.Popen(arguments, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+
+        def shown() -> str:
+            out.seek(0)
+            return out.read()
+
+        def has_printed() -> bool:
+            for event_type in ("message", "command"):
+                client.publish(f"events:{event_type}", text(event(event_type, event_type)))
+                client.xadd("events", {"event": text(event(event_type, event_type))})
+            assert process.poll() is None, shown()
+            return all(part in shown() for part in printed)
+
+        wait_until(has_printed, 20, "what the block prints")
+
+
+@pytest.mark.parametrize(
+    ("part", "printed"),
+    [
+        ('"command", "button"', ["Ян Ли Ян Ли Message(cmid=1, text='текст command'"]),
+        ("from fetcher import consume\n", ["message message Ян Ли", "command command Ян Ли"]),
+        ("from fetcher.asyncio", ["message message Ян Ли", "command command Ян Ли"]),
+        ("faststream", ["live: Ян Ли текст command", "durable: message", "durable: command"]),
+    ],
+)
+def test_consumers(server: Server, client: Any, part: str, printed: list[str]) -> None:
+    run_until(server, block(part), *printed)
+
+
+def test_pydantic(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also that it takes the NamedTuples as they are."""
+    from pydantic import TypeAdapter
+
+    exec(block("validate_json"), {})
+    assert capsys.readouterr().out == "Ян Ли 4\n"
+    given = TypeAdapter(Event).validate_python(event(1).as_dict())
+    assert type(given) is Event
+    assert given == event(1)
+
+
+def test_dead_letters_are_given_back(
+    server: Server, client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To their group alone, as new; what is no longer in the stream stays a dead letter."""
+    entries = add(client, "events", 1, 2, 3)
+    client.xgroup_create("events", "other", "$")
+    for id in "123":
+        with closing(consume(client, "moderation", "moderation-1", start="0", attempts=1)) as events:
+            assert next(events).event_id == id
+            if id == "3":
+                client.xadd("events", {"event": text(event(4))})
+                assert next(events).event_id == "4"
+    letters = "{events}:dead-letter:moderation"
+    assert client.xlen(letters) == 2
+    client.xdel("events", entries[1])
+    monkeypatch.setattr("redis.Redis", functools.partial(redis.Redis, port=server.port))
+    exec(block("xclaim"), {})
+    assert [fields["id"] for _, fields in client.xrange(letters)] == [entries[1]]
+    assert entries[1] in capsys.readouterr().out
+    with closing(consume(client, "moderation", "moderation-1", attempts=1)) as events:
+        assert next(events).event_id == "1"
+    with closing(consume(client, "other", "other-1")) as events:
+        assert next(events).event_id == "4"
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_every_parameter_of_consume(page: str) -> None:
+    """With its default."""
+    told = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.MULTILINE))
+    parameters = list(inspect.signature(consume).parameters.values())[1:]
+    assert list(told) == [parameter.name for parameter in parameters]
+    for parameter in parameters:
+        if parameter.default not in (inspect.Parameter.empty, None):
+            assert told[parameter.name] == f"`{json.dumps(parameter.default)}`"
+    assert inspect.signature(fetcher.asyncio.consume).parameters.keys() == inspect.signature(consume).parameters.keys()
+
+
+def permissions(attempts: bool) -> str:
+    """The documented line, for a user with a known password."""
+    line, more = (block.strip() for block in blocks(ENGLISH, "text"))
+    return line.replace("SECRET", "secret") + f" {more}" * attempts
+
+
+SYNC, ASYNC = redis.Redis, redis.asyncio.Redis
+READERS: dict[str, tuple[Any, Callable[[Any], Any], bool]] = {
+    "all": (SYNC, lambda own: subscribe(own), False),
+    "some": (SYNC, lambda own: subscribe(own, "message"), False),
+    "some, async": (ASYNC, lambda own: fetcher.asyncio.subscribe(own, "message"), False),
+    "group": (SYNC, lambda own: consume(own, "new", "a", start="0", idle=0.5), False),
+    "attempts": (SYNC, lambda own: consume(own, "moderation", "a", idle=0.5, attempts=3), True),
+    "attempts, async": (ASYNC, lambda own: fetcher.asyncio.consume(own, "moderation", "a", attempts=3), True),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_permissions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are enough for all that a consumer ever does: a silence, a group to create, entries to take or give back."""
+    make, read, attempts = READERS[name]
+    monkeypatch.setattr(subscriber, "SILENCE", 1.2)
+    with Server(acl=[permissions(attempts)]) as server, server.client() as owner:
+        fill(owner, 100)
+        owner.xgroup_create("events", "moderation", "0")
+        owner.xreadgroup("moderation", "a", {"events": ">"}, count=3)  # one attempt
+        owner.xclaim("events", "moderation", "a", 0, [owner.xrange("events")[0][0]], retrycount=9)
+        listening = ExitStack()
+
+        def publish() -> None:
+            wait_until(lambda: owner.pubsub_numsub("events:message")[0][1] + owner.pubsub_numpat())
+            time.sleep(1.5)
+            for id in range(60):
+                owner.publish("events:message", text(event(id)))
+
+        def pause(number: int) -> None:
+            time.sleep(0.3 * (number == 50))  # what is read ahead is given back
+
+        async def take_asynchronously(own: Any) -> None:
+            async with own, aclosing(read(own)) as events:
+                for number in range(60):
+                    await anext(events)
+                    pause(number)
+
+        own = make(host=HOST, port=server.port, username="consumer", password="secret")
+        with listening:
+            if name in ("all", "some", "some, async"):
+                publishing = threading.Thread(target=publish)
+                publishing.start()
+                listening.callback(publishing.join)
+            if make is ASYNC:
+                asyncio.run(take_asynchronously(own))
+            else:
+                with own, closing(read(own)) as events:
+                    for number in range(60):
+                        next(events)
+                        pause(number)
+        assert owner.xlen("{events}:dead-letter:moderation") == attempts
+        refused = {entry["object"] for entry in owner.acl_log()}
+        assert refused <= {"client|setinfo"}
+
+
+def test_permissions_on_a_cluster() -> None:
+    """With what the page adds for it."""
+    (more,) = re.findall(r"`(\+cluster\S+ \+command)`", ENGLISH)
+    line = permissions(attempts=True).replace(" (", f" {more} (")
+    with cluster(1, acl=[line]) as (node,), node.client() as owner:
+        add(owner, "events", 1)
+        own = redis.RedisCluster(HOST, node.port, username="consumer", password="secret")
+        with closing(consume(own, "moderation", "a", start="0", attempts=1)) as events:
+            assert next(events).event_id == "1"
+
+
+# --- Both languages ---------------------------------------------------------------------------------------------
+
+
+def test_both_pages_are_built_alike() -> None:
+    """The same headings, tables, code and links."""
+    for pattern in (r"^(#+) ", r"^\|", r"^```(\w+)"):
+        assert re.findall(pattern, ENGLISH, re.MULTILINE) == re.findall(pattern, RUSSIAN, re.MULTILINE)
+    assert re.findall(r"^```(?!$).*?^```$", ENGLISH, re.MULTILINE | re.DOTALL) == re.findall(
+        r"^```(?!$).*?^```$", RUSSIAN, re.MULTILINE | re.DOTALL
+    )
+    links = [set(re.findall(r"\]\(([^)#]+)", page)) for page in PAGES.values()]
+    assert {link.replace(".ru.md", ".md") for link in links[0]} == {link.replace(".ru.md", ".md") for link in links[1]}
+    for page in PAGES.values():
+        for link in re.findall(r"\]\(([^)#]+)", page):
+            assert (ROOT / "docs" / link).exists(), link
