@@ -123,7 +123,7 @@ def stay_away(env: Environment) -> None:
     for fetcher in env.fetchers:
         fetcher.kill()
     pushed = env.push(env.vk.history + 44)
-    env.forget(pushed[:44])
+    env.forget(pushed if env.vk.newest_on_failed_1 else pushed[:44])
     for fetcher in env.fetchers:
         fetcher.start()
     env.expect(env.has_arrived, 20, "the rest")  # before traffic makes VK forget more

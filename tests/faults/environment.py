@@ -122,7 +122,7 @@ class Environment:
         self.first = 0  # number of the first update that is not accounted for
         self.forgotten: set[int] | None = set()  # what VK forgot before anybody had it; None: whatever is told
         self.replayed: set[int] = set()
-        self.anew_from = 0  # number of the first update since VK began anew
+        self.anew: list[int] = []  # numbers of the first updates each time that VK began anew since the last account
         self.is_rewound = False  # acknowledged writes were lost: the channels may repeat
         self.is_emptied = False  # so was the checkpoint: a fetcher that starts begins at VK's latest ts
         self.people = 0
@@ -356,7 +356,7 @@ class Environment:
     def begin_anew(self, back: int = 10**6) -> None:
         """Let VK begin anew, with a ts that is so much lower: nobody can know it who is away until VK is there again."""
         with self.pushing:
-            self.anew_from = len(self.ts)
+            self.anew.append(len(self.ts))
             self.vk.restart(self.vk.ts - back)
 
     # What came through
@@ -382,10 +382,15 @@ class Environment:
 
     def is_told(self, number: int) -> bool:
         """Whether the bus records that this update is gone."""
-        ts, is_new = self.ts[number], number >= self.anew_from
+        ts, times = self.ts[number], sum(number >= begin for begin in self.anew)
         for since, until in self.gaps:
-            is_behind, is_before = ts > since, ts <= until
-            if (is_before if is_new else is_behind) if until < since else (is_behind and is_before):
+            if since <= until:
+                is_inside = since < ts <= until
+            elif times == len(self.anew):  # VK has begun anew before this one, and not after
+                is_inside = ts <= until
+            else:
+                is_inside = times > 0 or ts > since
+            if is_inside:
                 return True
         return False
 
@@ -437,7 +442,7 @@ class Environment:
         )
         if not count.is_clean:
             print(self.explain(missing, had), flush=True)
-        self.first, self.found, self.gaps = len(self.ts), [], []
+        self.first, self.found, self.gaps, self.anew = len(self.ts), [], [], []
         self.forgotten, self.unpromised, self.is_rewound, self.is_emptied = set(), set(), False, False
         self.vk.forget_records()
         return count

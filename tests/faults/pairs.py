@@ -130,6 +130,16 @@ def come_back_empty_unnoticed(env: Environment) -> None:
     env.expect(lambda: not env.missing(), what="everything")
 
 
+@case("pair: Redis is emptied, and its clients stay", quiet=True)
+def empty_under_clients(env: Environment) -> None:
+    """No connection breaks: that the checkpoint is gone says it."""
+    env.push(40)
+    env.expect(lambda: not env.missing(), what="the acknowledged writes")
+    env.empty()
+    env.push(3)
+    env.expect(lambda: not env.missing(), what="everything")
+
+
 @case("pair: Redis back but slow, under traffic", linked=True)
 def come_back_slow(env: Environment) -> None:
     """While the backlog drains, VK must be polled before it forgets."""
