@@ -3,12 +3,15 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from tests.faults.cases import begin_anew, case, cut_clients, set_password
+from tests.faults.cases import CASES, begin_anew, case, cut_clients, set_password
 from tests.faults.environment import PASSWORD, Environment
 from tests.servers import wait_until
 from tests.vk import CHAT, PERSON, message
+
+__all__ = ["CASES"]  # with those of cases.py
 
 
 def push_more_than_vk_keeps(env: Environment, ahead: int = 0) -> range:
@@ -75,13 +78,13 @@ def restart_of_one(env: Environment, newest: bool) -> None:
 
 for outcome, newest in {"": False, ", and VK tells its newest ts": True}.items():
     case(f"pair: Redis away, then a failover that lacks acknowledged writes{outcome}", linked=True, quiet=True)(
-        lambda env, newest=newest: outage_then_failover(env, newest)
+        partial(outage_then_failover, newest=newest)
     )
     case(f"pair: Redis away, fetchers killed with one update{outcome}", linked=True, quiet=True, forgets=True)(
-        lambda env, newest=newest: outage_and_restart(env, newest)
+        partial(outage_and_restart, newest=newest)
     )
     case(f"pair: Redis away, one of two fetchers killed and back first{outcome}", linked=True, quiet=True, fetchers=2)(
-        lambda env, newest=newest: restart_of_one(env, newest)
+        partial(restart_of_one, newest=newest)
     )
 
 
@@ -168,9 +171,7 @@ def failing_lookup(env: Environment, code: int) -> None:
 
 
 for code in (10, 29):
-    case(f"pair: one look-up answered with error {code} for long", quiet=True)(
-        lambda env, code=code: failing_lookup(env, code)
-    )
+    case(f"pair: one look-up answered with error {code} for long", quiet=True)(partial(failing_lookup, code=code))
 
 
 @case("pair: hundreds of long messages held, and a narrow link", linked=True, quiet=True)
@@ -226,7 +227,7 @@ def lock_out_for_a_moment(env: Environment) -> None:
 
 @case("pair: VK unreadable until the new key", quiet=True, forgets=True)
 def unreadable_until_new_key(env: Environment) -> None:
-    """A new key may heal the very ts that it was taken to leave: that ts is asked for once more before it is given up."""
+    """A new key may heal the very ts that it was taken to leave: it is asked for once more before it is given up."""
     with env.pushing:
         since = env.vk.ts
         env.vk.unreadable.add(str(since))
