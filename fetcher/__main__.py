@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -9,17 +10,17 @@ SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 def end_on_signals() -> None:
     """End the process at SIGTERM or SIGINT, at once and with code 0: whatever it waits for, nothing needs flushing."""
-    if not hasattr(signal, "sigwait"):  # Windows
+    if sys.platform == "win32":
         for number in SIGNALS:
             signal.signal(number, lambda *of_signal: os._exit(0))
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    else:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-    def wait() -> None:
-        signal.sigwait(SIGNALS)
-        os._exit(0)
+        def wait() -> None:
+            signal.sigwait(SIGNALS)
+            os._exit(0)
 
-    threading.Thread(target=wait, daemon=True).start()
+        threading.Thread(target=wait, daemon=True).start()
 
 
 end_on_signals()  # before the imports that take time: the kernel keeps no signal from process 1 that it does not expect
@@ -27,14 +28,13 @@ end_on_signals()  # before the imports that take time: the kernel keeps no signa
 import argparse  # noqa: E402
 import gc  # noqa: E402
 import logging  # noqa: E402
-import sys  # noqa: E402
 
 from requests.adapters import BaseAdapter  # noqa: E402
 
 from . import __version__, config, logs, metrics  # noqa: E402
 from .api import Api  # noqa: E402
 from .builders import BUILDERS, command_pattern  # noqa: E402
-from .bus import Bus  # noqa: E402
+from .bus import Bus, translate_errors  # noqa: E402
 from .entries import EntryBuilder  # noqa: E402
 from .errors import FatalError, TransientError  # noqa: E402
 from .longpoll import LongPoll  # noqa: E402
@@ -62,15 +62,14 @@ def main() -> int:
 
         return demo(run)
     try:
-        settings = config.read(os.environ, token_needed=not (options.health or options.watch))
+        needed = () if options.watch else ("GROUPID",) if options.health else config.REQUIRED
+        settings = config.read(os.environ, needed)
     except ValueError as error:
         return fail(str(error), EXIT_FATAL if options.health else EXIT_SETTINGS)
     if options.health:
         return health(settings)
     if options.watch:
-        from .watch import watch
-
-        return watch(settings)
+        return watch_bus(settings)
     return run(settings)
 
 
@@ -80,8 +79,7 @@ def run(settings: config.Config, simulated: BaseAdapter | None = None) -> int:
     logs.to_stderr(settings.log_level, settings.secrets())
     log.info("Event fetcher %s: community %s to bus %r", __version__, settings.group, settings.bus)
     try:
-        if settings.metrics_port:
-            metrics.serve(settings.metrics_port, __version__)
+        serve_metrics(settings.metrics_port)
         api = Api(settings.token)
         if simulated:
             api.http.mount("https://", simulated)
@@ -96,6 +94,29 @@ def run(settings: config.Config, simulated: BaseAdapter | None = None) -> int:
     except Exception:
         log.critical("A bug of the fetcher; please report it", exc_info=True)
         return EXIT_BUG
+
+
+def serve_metrics(port: int | None) -> None:
+    """Answer on this port, if there is one; raise FatalError if that cannot be."""
+    try:
+        if port:
+            metrics.serve(port, __version__)
+    except OSError as error:
+        raise FatalError(f"METRICS_PORT {port} cannot be used ({type(error).__name__}): choose another one") from None
+    except ImportError:
+        raise FatalError("METRICS_PORT needs prometheus-client: pip install 'event-fetcher[metrics]'") from None
+
+
+def watch_bus(settings: config.Config) -> int:
+    """Print what flows on the bus until Ctrl-C; return 0, or 1 if only the operator can let it go on."""
+    from .watch import watch
+
+    logs.to_stderr(settings.log_level, settings.secrets())
+    try:
+        with translate_errors():
+            return watch(settings.redis_url, settings.bus, settings.group or None, sys.stdout)
+    except FatalError as error:
+        return fail(str(error))
 
 
 def health(settings: config.Config) -> int:

@@ -176,7 +176,8 @@ class Backlog:
 
     def _part(self, first: Pending) -> tuple[list[Entry | DeadLetter], int]:
         """Return as many of its entries as fit, one at least, and their size."""
-        entries, size = [], 0
+        entries: list[Entry | DeadLetter] = []
+        size = 0
         for entry in islice(first.entries or (), first.committed, first.committed + self.piece):
             size += size_of(entry)
             if entries and size > self.piece_bytes:
@@ -319,5 +320,4 @@ def restore(ts: str) -> Pending:
 
 def error_of(pending: Pending) -> str:
     """Return why the gap is there."""
-    (letter,) = pending.entries or ()
-    return letter.fields["error"] if isinstance(letter, DeadLetter) else ""
+    return next((one.fields["error"] for one in pending.entries or () if isinstance(one, DeadLetter)), "")

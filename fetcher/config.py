@@ -1,7 +1,7 @@
 """The settings, read once: from the environment, or from a `.env` file where the environment says nothing."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from dotenv import dotenv_values
 from . import connection
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+REQUIRED = ("TOKEN", "GROUPID")
 MAX_NUMBER = 10**9  # what Redis takes everywhere as a count or as seconds
 
 
@@ -35,17 +36,20 @@ class Config:
         return [secret for secret in (self.token, *connection.passwords(self.redis_url)) if secret]
 
 
-def read(environment: Mapping[str, str], token_needed: bool = True) -> Config:
+def read(environment: Mapping[str, str], needed: Collection[str] = REQUIRED) -> Config:
     """Return the settings of the environment and `.env`, as `parse` does."""
     try:
         given = {name: value for name, value in dotenv_values(".env", interpolate=False).items() if value}
     except (OSError, ValueError) as error:
-        return parse(environment, token_needed, [f".env cannot be read ({type(error).__name__})"])
-    return parse(given | {name: value for name, value in environment.items() if value}, token_needed)
+        return parse(environment, needed, [f".env cannot be read ({type(error).__name__})"])
+    return parse(given | {name: value for name, value in environment.items() if value}, needed)
 
 
-def parse(given: Mapping[str, str], token_needed: bool = True, wrong: list[str] | None = None) -> Config:
-    """Return these settings; raise ValueError with one sentence that names every wrong one, with those in `wrong`."""
+def parse(given: Mapping[str, str], needed: Collection[str] = REQUIRED, wrong: list[str] | None = None) -> Config:
+    """Return these settings; raise ValueError with one sentence that names every wrong one, with those in `wrong`.
+
+    Required settings that are not `needed` may be absent: the token is "" then, and the community 0.
+    """
     given = {name: value for name, value in given.items() if value}
     wrong = wrong or []
 
@@ -68,8 +72,8 @@ def parse(given: Mapping[str, str], token_needed: bool = True, wrong: list[str] 
             token = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             wrong.append(f"TOKEN_FILE cannot be read ({type(error).__name__})")
-            token_needed = False
-    if token_needed and not re.fullmatch("[!-~]+", token):
+            needed = [name for name in needed if name != "TOKEN"]
+    if "TOKEN" in needed and not re.fullmatch("[!-~]+", token):
         wrong.append(("TOKEN_FILE" if path else "TOKEN") + " must hold the community's access token")
 
     url = given.get("REDIS_URL", "redis://localhost:6379/0")
@@ -78,9 +82,12 @@ def parse(given: Mapping[str, str], token_needed: bool = True, wrong: list[str] 
     except ValueError as error:
         wrong.append(f"REDIS_URL must be an address like redis://user:password@host:6379/0 ({error})")
 
+    group = 0
+    if "GROUPID" in needed or "GROUPID" in given:
+        group = number("GROUPID", None, 1, 2**63 - 1, "the community's id, a positive number")
     config = Config(
         token=token,
-        group=number("GROUPID", None, 1, 2**63 - 1, "the community's id, a positive number"),
+        group=group,
         redis_url=url,
         bus=matching("BUS", "events", "[A-Za-z0-9._:-]+", "made of letters, digits, '.', '_', '-' and ':'"),
         prefixes=given.get("COMMAND_PREFIXES", "/!"),

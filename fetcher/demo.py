@@ -46,7 +46,7 @@ SERVER = '"$@" & read -r _; kill -9 $!; wait; rm -rf "$0"'
 
 HELLO = """\
 The bus listens at redis://{host}:{port}/0, a server of the demo's own. To watch it from a second terminal:
-  redis-cli --raw -p {port} SUBSCRIBE events:message events:command events:button events:reaction
+  redis-cli --raw -p {port} PSUBSCRIBE 'events:*'
 or in Python:
   from fetcher import subscribe
   from redis import Redis

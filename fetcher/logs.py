@@ -15,7 +15,7 @@ class Redacted(logging.Formatter):
         address = r"(?<=://)[^\s/@]+(?=@)|(?<=\bkey=)[^\s&'\"]+|(?<=access_token=)[^\s&'\"]+"
         self.secrets = re.compile("|".join([*map(re.escape, secrets), address]))
 
-    def formatException(self, *of_record: Any) -> str:
+    def formatException(self, *of_record: Any) -> str:  # noqa: N802
         """Return the traceback without secrets."""
         return self.secrets.sub("***", super().formatException(*of_record))
 

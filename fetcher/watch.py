@@ -57,7 +57,7 @@ def describe(event: Event) -> str:
     elif event.reaction:
         what = f"took back the reaction to message {event.reaction.cmid}"
     else:
-        what = _json((event.raw or {}).get("object"))[:MAX_UPDATE]
+        what = _json(event.raw.get("object"))[:MAX_UPDATE] if event.raw else ""
     return f"{event.event_type:8} {event.user.name} (@{event.user.nick}) {where}: {what}".translate(PRINTABLE)
 
 

@@ -170,14 +170,14 @@ def test_secrets() -> None:
     assert settings.secrets() == ["vk1.a.secret", "p@ss/", "p%40ss%2F"]
     hidden = config.read(NEEDED | {"REDIS_URL": "unix:///a?password=hidden"}).secrets()
     assert set(hidden) == {"vk1.a.secret", "hidden"}
-    assert config.read({"GROUPID": "1"}, token_needed=False).secrets() == []
+    assert config.read({"GROUPID": "1"}, needed=("GROUPID",)).secrets() == []
 
 
 def test_health_needs_no_token() -> None:
     """The token is for VK only; a file of it that cannot be read is wrong all the same."""
-    assert config.read({"GROUPID": "1"}, token_needed=False).token == ""
+    assert config.read({"GROUPID": "1"}, needed=("GROUPID",)).token == ""
     with pytest.raises(ValueError, match="TOKEN_FILE cannot be read"):
-        config.read({"GROUPID": "1", "TOKEN_FILE": "missing"}, token_needed=False)
+        config.read({"GROUPID": "1", "TOKEN_FILE": "missing"}, needed=("GROUPID",))
 
 
 def test_settings_without_an_environment() -> None:

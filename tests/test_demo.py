@@ -112,7 +112,7 @@ def test_second_terminal(shown: Fetcher) -> None:
         assert watcher.stdout.readline().startswith("{'event_type': ")
         watcher.kill()
     line = shown.lines[shown.wait_for("redis-cli")]
-    assert f" -p {port(shown)} SUBSCRIBE {' '.join(f'events:{kind}' for kind in TYPES)}" in line
+    assert f" -p {port(shown)} PSUBSCRIBE 'events:*'" in line
 
 
 def test_usual_port_or_another() -> None:
@@ -341,7 +341,7 @@ def test_each_round_is_new() -> None:
     texts: dict[tuple[int, int], str] = {}
     for update in replayed:
         fields = update["object"].get("message", update["object"])
-        peer = fields["peer_id"]
+        peer = fields.get("peer_id")
         assert fields.get("date", 0) == 0 or abs(fields["date"] - time.time()) < 60
         action = fields.get("action", {})
         if "conversation_message_id" in action:
