@@ -20,7 +20,7 @@ class Case(NamedTuple):
     clustered: bool = False  # it needs a cluster
     fetchers: int = 1  # that it needs at least
     quiet: bool = False  # alone, it happens without traffic: what is lost then must be known
-    forgets: bool = False  # VK forgets what nobody has had
+    forgets: bool = False  # what nobody alive has had may be gone
     fatal: bool = False  # fetchers with nothing pending end with code 1
 
     @property

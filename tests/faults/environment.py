@@ -433,7 +433,7 @@ class Environment:
             self.on_channels[number] = 1
         gone = {number for number in missing if number not in had and (self.is_emptied or self.is_told(number))}
         if self.forgotten is not None:
-            gone &= self.forgotten  # a gap without a cause is a loss
+            gone &= self.forgotten | self.unpromised  # a gap without a cause is a loss
         lost = [number for number in missing if number not in gone and (number in had or self.is_told(number))]
         count = Count(
             events=len(self.ts) - self.first,
