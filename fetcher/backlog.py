@@ -189,7 +189,7 @@ class Backlog:
         """Take the bus's answer to `next_commit`: the checkpoint as it is now, "" if there is none."""
         first = self.pending[0]
         if not checkpoint:
-            self.pending.appendleft(restore(self.checkpoint or self.start_ts))
+            self.connected("")  # the bus may have lost more than that
             return
         self.checkpoint = checkpoint
         if commit.kind == "gap":
