@@ -417,13 +417,15 @@ def test_a_gap_says_why_also_when_it_is_cut() -> None:
 
 
 def test_the_checkpoint_is_restored() -> None:
-    """What the bus said last goes there, with a dead letter, and then what is pending."""
+    """What the bus said last goes there, with a dead letter, then what was committed lately, then what is pending."""
     backlog = committed(started(A))
     backlog.add(B, 100)
     built(backlog)
     answer(backlog, "")
     assert errors(backlog.pending[0]) == [LOST_CHECKPOINT]
     assert answer(backlog, "11").kind == "restore"
+    assert shown(backlog.pending) == ["repeat 10-11 a", "batch 11-12 b"]
+    assert ids(answer(backlog, "11").entries) == "a"
     assert ids(answer(backlog, "12").entries) == "b"
     assert not backlog.pending
 
@@ -434,10 +436,10 @@ def test_another_fetcher_restored_an_older_checkpoint() -> None:
     backlog.add(batch(12, 13, "c"), 100)
     built(backlog)
     answer(backlog, "")
-    answer(backlog, "11")  # stored by the other
-    assert (backlog.checkpoint, shown(backlog.pending)) == ("11", ["batch 12-13 c"])
-    answer(backlog, "11")
-    assert shown(backlog.pending) == ["repeat 11-12 b", "batch 12-13 c"]
+    answer(backlog, "10")  # stored by the other
+    assert (backlog.checkpoint, shown(backlog.pending)[0]) == ("10", "repeat 10-11 a")
+    assert ids(answer(backlog, "12").entries) == "ab"
+    assert ids(answer(backlog, "13").entries) == "c"
 
 
 def test_gaps_and_checkpoints_are_not_remembered() -> None:
