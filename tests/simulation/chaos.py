@@ -4,14 +4,13 @@ import random
 from collections import Counter
 from typing import NamedTuple
 
-
-
 from .vk import KINDS, PEOPLE, Habits
 from .world import SETTLE, Plan, Process, Stop, World, clock
 
 FAST = 1e9  # bytes per second
 REDIS_FAULTS = ("lost request", "lost reply", "timeout", "refused")
-POLL_FAULTS = ("unavailable", "malformed", "failed 2", "failed 3", "failed 1")
+POLL_FAULTS = ("unavailable", "malformed", "failed 2", "silence")
+LOSING_FAULTS = ("failed 1", "failed 3")
 REFUSALS = (
     "LOADING Redis is loading the dataset in memory",
     "READONLY You can't write against a read only replica.",
@@ -64,6 +63,13 @@ class Chaos(Plan):
             self.spoil: pick([0, 0, 0, 0.003]) * rate,
             self.empty: pick([0, 0, 0, 0, 0.002]) * rate,
         }
+        theme = pick(["", "", "", "failovers", "times"])  # what happens often, with little besides
+        if theme:
+            self.request_faults, self.poll_faults, self.lookup_faults = pick([0.0, 0.05]), pick([0.0, 0.05]), 0.0
+            self.loud, self.troubles[self.fail_over] = pick([0.0, 1.0]), 0.02
+            self.troubles[self.forget] = pick([0, 0.01])
+        if theme == "times":
+            self.troubles[self.begin_anew] = self.troubles[self.cut] = 0.01
         # After VK has begun anew, ts do not tell how old an update is: `seen` has to reach back to all of them.
         self.most_updates = 150 if self.troubles[self.begin_anew] else 300
         self.any_trouble = sum(self.troubles.values())
@@ -106,7 +112,7 @@ class Chaos(Plan):
         if request != "poll":
             return self.count("refused" if self.rng.random() < 0.05 else "unavailable")
         losing = self.rng.random() < self.jumps
-        return self.count(self.rng.choice(POLL_FAULTS[3:] if losing else POLL_FAULTS[:3]))
+        return self.count(self.rng.choice(LOSING_FAULTS if losing else POLL_FAULTS))
 
     def refusal(self) -> str:
         return self.rng.choice(REFUSALS)
@@ -155,12 +161,11 @@ class Chaos(Plan):
         process = self.some()
         process.link_down_until = self.world.now + self.rng.choice([0.0, 0.5, 5, 20]) * self.rng.random()
         self.world.note(process, f"cut off until {process.link_down_until:.3f}")
-        if process.relay:
-            for client in process.relay.bus.clients.values():
-                client.server = 0  # type: ignore[union-attr]
+        for client in process.clients:
+            client.server = 0
 
     def fail_over(self) -> None:
-        if self.world.fail_over(self.rng.randrange(12)):
+        if self.world.fail_over(self.rng.randrange(12), behind_proxy=self.rng.random() < 0.2):
             self.count("failover")
 
     def empty(self) -> None:

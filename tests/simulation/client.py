@@ -1,4 +1,4 @@
-"""redis-py's client in memory: connections that break, answers that are late, and the few commands that the bus uses."""
+"""redis-py's client in memory: connections that break, answers that are late, the few commands that the bus uses."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -18,6 +18,8 @@ class Client:
     def __init__(self, process: "Process", on_connect: Callable[[], None], timeout: float) -> None:
         self.process, self.world, self.on_connect, self.timeout = process, process.world, on_connect, timeout
         self.server = 0  # which server it is connected to; 0: to none
+        self.refusals = 0  # requests that will be refused
+        process.clients.append(self)
         self.connect()
 
     def connect(self) -> None:
@@ -44,7 +46,9 @@ class Client:
         due = world.plan.latency(name) + size / process.bandwidth
         if fault == "timeout":
             due += self.timeout
+        process.request = name
         process.wait(min(due, self.timeout))
+        process.request = ""
         if self.server != world.server or world.now < process.link_down_until:
             self.server = 0
             raise ConnectionError
@@ -56,17 +60,18 @@ class Client:
             if world.plan.takes_effect_late():
                 world.later(due - self.timeout, effect)
             raise TimeoutError
-        if fault == "refused":
+        if fault == "refused" or self.refusals:
+            self.refusals = 0
             raise ResponseError(world.plan.refusal())
-        try:
-            answer = effect()
-        except ResponseError:
-            raise
+        answer = effect()
+        if fault == "kill after":
+            process.die()
         if fault == "lost reply":
             self.server = 0
             raise ConnectionError
         if delay := world.plan.delay():
             process.wait(delay)
+        process.answered_at = world.now
         return answer
 
     def register_script(self, text: str) -> Callable[..., str]:
@@ -111,5 +116,3 @@ class Pipeline:
     def execute(self) -> None:
         values = self.values[:]
         self.client.call("cache", lambda: self.client.world.cache(values))
-
-

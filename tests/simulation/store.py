@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
+PARTS = "parts"  # in `seen`: some batch was begun in parts
 TRIM_EVERY = 256  # event_ids: commit.lua trims `seen` when so many have been added
 
 
-class Refused(ResponseError):  # type: ignore[misc]
+class Refused(ResponseError):
     """What the script asks before its first write is refused."""
 
 
@@ -67,6 +68,7 @@ class Store:
         text = [one.decode() if isinstance(one, bytes) else str(one) for one in arguments]
         kind, since, until, keep, window = text[0], text[1], text[2], int(text[3]), int(text[4])
         stored = self.checkpoint
+        self.score = next(reversed(self.seen.values()), 0)
         if kind == "restore":
             if stored:
                 return stored
@@ -86,7 +88,7 @@ class Store:
             letters.append((text[at], Letters(tuple(text[at + 2 : last]))))
             at = last
         told = kind in ("gap", "restore")
-        forgotten = not told and self.is_forgotten(int(stored) - int(until), window)
+        forgotten = not told and self.is_forgotten(float(stored) - float(until), window)  # Lua's numbers
         ids = [event[0] for event in events] + [id for id, _ in letters]
         if forgotten and (kind == "repeat" or not ids):
             self.on_left_out(ids)
@@ -104,7 +106,11 @@ class Store:
             )
             self.on_left_out(ids)
             return stored
-        self.write(events, letters, fresh=kind == "batch" and since == stored and keep > 0)
+        if keep == 0:
+            self.seen.pop(PARTS, None)
+            self.is_new(PARTS)
+        fresh = kind == "batch" and since == stored and keep > 0 and PARTS not in self.seen
+        self.write(events, letters, fresh)
         if moves:
             self.checkpoint = until
             self.on_move(stored, until)
@@ -117,7 +123,7 @@ class Store:
         """Tell whether something between the checkpoint and the batch is missing."""
         return int(since) > int(stored)
 
-    def is_forgotten(self, behind: int, window: int) -> bool:
+    def is_forgotten(self, behind: float, window: int) -> bool:
         """Tell whether a batch so far behind the checkpoint may be on the bus without being in `seen`."""
         return behind >= window / 2 and len(self.seen) >= window
 

@@ -237,6 +237,9 @@ class Server:
                 return {"failed": 3}, 20
             if fault == "failed 1":
                 return {"failed": 1, "ts": str(world.vk.ts)}, 20
+            if fault == "silence":  # of a key that is too old
+                process.wait(wait)
+                return {"ts": ts, "updates": []}, 30
             deadline = world.now + wait
             while world.vk.ts == int(ts) and world.now < deadline - POLL_LIMIT:
                 process.wait_for_update(deadline)

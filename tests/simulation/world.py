@@ -6,11 +6,11 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Never
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from fetcher import backoff, backlog, bus, longpoll, names, relay
+from fetcher import backlog, backoff, bus, longpoll, names, relay
 from fetcher.batch import Batch, Gap
 from fetcher.builders import command_pattern
 from fetcher.bus import Bus
@@ -23,7 +23,7 @@ from tests.vk import GROUP
 
 from .client import Client
 from .store import Copy, Store
-from .vk import CHAT_PEERS, VK, Api, Habits, Lookups, Server, key_of, name_of, order_of
+from .vk import CHAT_PEERS, UNKNOWN, VK, Api, Habits, Lookups, Server, key_of, name_of, order_of
 
 POLL_WAIT = 5  # seconds
 LONG_REQUEST = 0.5  # seconds of one request that count as the fetcher's own time, not VK's or Redis's
@@ -43,6 +43,8 @@ LIMITS: dict[Any, dict[str, Any]] = {
     relay: {"MAX_UNBUILT": 15, "BURST": 5},
     longpoll: {"UNREADABLE_TIMEOUT": 20.0, "RETRY_INTERVAL": 5.0},
 }  # fmt: skip
+
+MOST_HELD = 60 + 30 + 2 * 30  # updates: the limit, those that were committed lately, and two answers of VK's
 
 
 class Plan:
@@ -97,6 +99,7 @@ class Process:
         self.number = world.lives = world.lives + 1
         self.wake = starts_at
         self.waits_for_update = False
+        self.request = ""  # to Redis, that is on its way
         self.link_down_until = self.vk_down_until = 0.0
         self.bandwidth = 1e9  # bytes per second
         self.had: set[str] = set()  # keys of updates that it has ever had in memory
@@ -105,6 +108,8 @@ class Process:
         self.offered = self.offered_bytes = 0  # what it has committed, in updates and bytes
         self.parts = self.parts_bytes = 0  # of a batch that is not complete
         self.relay: Relay | None = None
+        self.clients: list[Client] = []
+        self.answered_at = 0.0  # when Redis has answered last
         self.greenlet = greenlet(self.run, world.hub)
 
     def run(self) -> None:
@@ -145,11 +150,20 @@ class Process:
         self.sleep(deadline - self.world.now)
         self.waits_for_update = False
 
+    def die(self) -> Never:
+        """Be killed in the middle of a request; another life begins at once."""
+        self.world.note(self, "is killed")
+        self.world.processes.remove(self)
+        self.world.start()
+        raise GreenletExit
+
     def request_vk(self, request: str) -> None:
         """Ask VK's API; raise TransientError or FatalError if it does not answer."""
         fault = self.world.plan.vk_fault(self, request) if request != "names" else ""
         self.world.note(self, f"asks VK: {request}{fault and ', '}{fault}")
         self.wait(self.world.plan.latency(request))
+        if request == "key" and self.polled_at is not None:
+            self.polled()  # it is asked in place of a poll
         if fault == "refused":
             raise FatalError("VK refuses the token")
         if fault == "unavailable" or self.world.now < self.vk_down_until:
@@ -158,6 +172,8 @@ class Process:
     def polls(self) -> None:
         """A poll begins: the last one may not be too long ago."""
         self.world.note(self, "polls")
+        if self.relay and self.relay.backlog.count > MOST_HELD:
+            self.world.broken("more is held than there is room for")
         if self.polled_at is None:
             return
         silence = self.world.now - self.polled_at - self.excused
@@ -176,7 +192,8 @@ class Process:
     def is_idle(self) -> bool:
         """Whether everything that it has is on the bus, as far as it knows."""
         relay = self.relay
-        return bool(relay and not relay.backlog.pending and not relay.bus.reconnected and relay.backlog.start_ts)
+        idle = bool(relay and not relay.backlog.pending and not relay.bus.reconnected and relay.backlog.start_ts)
+        return idle and self.answered_at > self.world.calm_since
 
 
 class Poll(LongPoll):
@@ -209,7 +226,7 @@ class Entries(EntryBuilder):
         except RedisUnavailable:
             raise
         except (TransientError, FatalError):
-            held_since = min(one.held_since for one in self.process.relay.backlog.unbuilt())
+            held_since = min(one.held_since for one in batches)
             if self.process.world.now - held_since > MAX_NAMES_WAIT:
                 self.process.world.broken("a batch waits too long for names")
             raise
@@ -235,10 +252,13 @@ class World:
         self.cache_entries: dict[str, tuple[str, float]] = {}
         self.effects: list[tuple[float, int, Callable[[], Any]]] = []  # that come later
         self.acknowledged: set[str] = set()  # keys that were on a bus that was emptied
+        self.told_before: list[tuple[int, int]] = []  # gaps on such a bus
+        self.lost: set[str] = set()  # keys that were on the bus before a failover: not all of them are
         self.emptied = False
         self.start_order: int | None = None  # from here on nothing may be missing
         self.fetchers = fetchers
         self.processes: list[Process] = []
+        self.calm_since = 0.0  # from here on there are no faults
         self.copies: list[tuple[Copy, dict[Process, tuple[int, int]]]] = []
         self.current: Process | None = None
         self.turns = self.lives = 0
@@ -271,14 +291,17 @@ class World:
         """Run the script."""
         before = self.store.checkpoint
         answer = self.store.commit(arguments)
+        if arguments[0] == "gap" and before != answer == arguments[2]:
+            self.check_gap(process, arguments[1], arguments[2])
         process.parts += max(1, arguments[7] + arguments[8 + 3 * arguments[7]])
         process.parts_bytes += sum(len(one) for one in arguments if isinstance(one, bytes))
         if arguments[3]:  # not a part of a batch: what is remembered is whole batches
-            process.offered, process.offered_bytes = process.offered + process.parts, process.offered_bytes + process.parts_bytes
+            process.offered += process.parts
+            process.offered_bytes += process.parts_bytes
             process.parts = process.parts_bytes = 0
         self.remember()
         if self.trace is not None:
-            ids = [arguments[i].decode() for i in range(8, 8 + 3 * arguments[7], 3)]
+            ids = [str(one, "utf-8")[:20] for one in arguments[8:] if isinstance(one, bytes) and len(one) < 90]
             self.note(process, f"commits {arguments[:4]} {ids}: {before} -> {self.store.checkpoint}")
         return answer
 
@@ -288,22 +311,31 @@ class World:
         self.copies.append((self.store.copy(), offered))
         del self.copies[:-COPIES]
 
-    def fail_over(self, back: int) -> bool:
-        """Go back to an older copy; not further than fetchers remember."""
+    def fail_over(self, back: int, behind_proxy: bool) -> bool:
+        """Go back to an older copy; not further than fetchers remember.
+
+        Behind a proxy the connections hold: each has one request refused, and then another server.
+        """
         if not self.copies:
             return False
         limits = LIMITS[backlog]
         for copy, offered in self.copies[-1 - back :]:
-            lost = [(p.offered - offered[p][0], p.offered_bytes - offered[p][1]) for p in self.processes if p in offered]
-            fresh = [p for p in self.processes if p not in offered and (p.offered or p.had)]
+            old = [process for process in self.processes if process in offered]
+            lost = [(p.offered - offered[p][0], p.offered_bytes - offered[p][1]) for p in old]
+            fresh = [process for process in self.processes if process not in offered]
             fits = all(n <= limits["MAX_RECENT"] // 2 and size <= limits["MAX_RECENT_BYTES"] // 2 for n, size in lost)
             if fits and copy.checkpoint and all(p.offered <= limits["MAX_RECENT"] // 2 for p in fresh):
                 break
         else:
             return False
         self.note(None, f"failover: {self.store.checkpoint} -> {copy.checkpoint}")
+        self.lost |= self.on_the_bus()
         self.store.restore(copy)
         self.server += 1
+        for process in self.processes if behind_proxy else ():
+            for client in process.clients:
+                client.server = self.server if client.server == self.server - 1 else 0
+                client.refusals = 1
         self.copies = [(copy, {p: (p.offered, p.offered_bytes) for p in self.processes})]
         return True
 
@@ -311,6 +343,7 @@ class World:
         """Let Redis come back empty."""
         self.note(None, "Redis is emptied")
         self.acknowledged |= self.on_the_bus()
+        self.told_before += self.gaps()
         self.emptied = True
         self.store.empty()
         self.cache_entries.clear()
@@ -323,6 +356,8 @@ class World:
 
     def cache(self, values: list[tuple[str, str, int]]) -> None:
         for key, text, ttl in values:
+            if not any(json.loads(text)) and not key.endswith(f":{UNKNOWN}"):
+                self.broken(f"a name that VK has not told is cached: {key}")
             self.cache_entries[key] = text, self.now + ttl
 
     def push(self) -> None:
@@ -363,6 +398,7 @@ class World:
 
     def settle(self, until: float) -> None:
         """Go on without faults until nothing is left to do."""
+        self.calm_since = self.now
         while self.now < until:
             for _ in range(5):
                 self.turn()
@@ -378,8 +414,9 @@ class World:
         return all(process.is_idle for process in self.processes)
 
     def unsettled(self) -> str:
-        kinds = [[(one.kind, one.since, one.until) for one in p.relay.backlog.pending][:3] for p in self.processes if p.relay]
-        return f"never settles: checkpoint {self.store.checkpoint}, VK's ts {self.vk.ts}, pending {kinds}"
+        relays = [process.relay for process in self.processes if process.relay]
+        pending = [[(one.kind, one.since, one.until) for one in relay.backlog.pending][:3] for relay in relays]
+        return f"never settles: checkpoint {self.store.checkpoint}, VK's ts {self.vk.ts}, pending {pending}"
 
     def close(self) -> None:
         """End all fetchers."""
@@ -419,11 +456,21 @@ class World:
 
     def moved(self, old: str, new: str) -> None:
         """The checkpoint moves: everything up to it is on the bus, told as a gap, or passed over."""
-        if self.emptied or not old:
+        if not old and (not self.store.dead or self.store.dead[-1].get("until") != new):
+            self.broken("the checkpoint was restored without a record")
+        if not old:
             return
         after, until = order_of(old), order_of(new)
         if found := self.nowhere(after, until):
             self.broken(f"the checkpoint passed {found[:5]}")
+
+    def check_gap(self, process: Process, since: str, until: str) -> None:
+        """A fetcher that tells a gap holds nothing inside of it that it has not committed yet."""
+        after, last = order_of(since), order_of(until)
+        inside = [one.key for one in self.vk.history if after < one.order <= last and not one.passed_over]
+        known = self.on_the_bus() | self.excused | self.acknowledged | self.lost
+        if hidden := process.had.intersection(inside) - known:
+            self.broken(f"a gap hides what is held: {sorted(hidden)[:5]}")
 
     def nowhere(self, after: int, until: int) -> list[str]:
         """Return the updates in a part of VK's history that are neither on the bus, nor told, nor passed over."""
@@ -435,52 +482,58 @@ class World:
                 part.append(one)
         if not part:
             return []
-        events, gaps = self.on_the_bus() | self.excused, self.gaps()
-        return [
-            one.key for one in part if one.key not in events and not any(a < one.order <= b for a, b in gaps)
-        ]
+        events = self.on_the_bus() | self.excused | self.acknowledged
+        gaps = self.told_before + self.gaps()
+        return [one.key for one in part if one.key not in events and not any(a < one.order <= b for a, b in gaps)]
 
     def verify(self) -> None:
         """Check at the end of a history what must hold then."""
+        if wrong := self.wrong_at_the_end() or self.wrong_name():
+            self.broken(wrong)
+
+    def wrong_at_the_end(self) -> str:
+        """Return what is lost, repeated or out of order, if anything is."""
         store, events = self.store, self.on_the_bus()
         ids = [event_id for event_id, _ in store.stream]
         if len(set(ids)) < len(ids):
-            return self.broken(f"repeated: {[id for id, n in Counter(ids).items() if n > 1][:5]}")
+            return f"repeated: {[id for id, n in Counter(ids).items() if n > 1][:5]}"
+        # A copy from before VK began anew takes what is of the new time at once: its ts are lower.
+        out_of_time = self.faults["failover"] and self.faults["VK begins anew"]
         raws = [raw for letter in store.dead if (raw := letter.get("update")) is not None]
-        if len(set(raws)) < len(raws):
-            return self.broken(f"a dead letter repeated: {[id for id, n in Counter(raws).items() if n > 1][:5]}")
+        if len(set(raws)) < len(raws) and not out_of_time:
+            return f"a dead letter repeated: {[id for id, n in Counter(raws).items() if n > 1][:5]}"
         if [text for _, text in store.stream] != [text for _, text in store.published]:
-            return self.broken("channels and stream differ")
+            return "channels and stream differ"
         passed = {one.key for one in self.vk.history if one.passed_over}
         for process in self.processes:
             if lost := process.had - events - self.acknowledged - self.excused - passed:
-                return self.broken(f"in memory, and lost: {sorted(lost)[:5]}")
+                return f"in memory, and lost: {sorted(lost)[:5]}"
         if not self.emptied:
             if lost_in_silence := self.nowhere(self.start_order or 0, 10**12):
-                return self.broken(f"lost in silence: {lost_in_silence[:5]}")
+                return f"lost in silence: {lost_in_silence[:5]}"
             gaps = Counter(gap for gap in self.gaps() if gap[0] != gap[1])
             if twice := [gap for gap, n in gaps.items() if n > 1]:
-                return self.broken(f"a gap told twice: {twice[:3]}")
-            # A copy from before VK began anew takes what is of the new time at once: its ts are lower.
-            if self.fetchers == 1 and not (self.faults["failover"] and self.faults["VK begins anew"]):
+                return f"a gap told twice: {twice[:3]}"
+            if self.fetchers == 1 and not out_of_time:
                 orders = {one.key: one.order for one in self.vk.history}
                 places = [orders[id] for id in ids]
                 if places != sorted(places):
                     where = next(i for i in range(len(places)) if places[i] > places[i + 1])
-                    return self.broken(f"out of order: {ids[where : where + 2]}")
-        self.verify_names()
+                    return f"out of order: {ids[where : where + 2]}"
+        return ""
 
-    def verify_names(self) -> None:
-        """A name is right or empty."""
+    def wrong_name(self) -> str:
+        """Return a name that is neither right nor empty, if there is one."""
         titles = {chat: {"", *self.vk.titles[chat]} for chat in CHAT_PEERS}
         for event_id, text in self.store.stream:
             event = json.loads(text)
             user, peer = event["user"], event["peer"]
             names = ("", name_of(user["uuid"]).name)
             if user["name"] not in names:
-                return self.broken(f"{event_id}: wrong name {user['name']}")
+                return f"{event_id}: wrong name {user['name']}"
             if peer["name"] not in titles.get(peer["bpid"], ("", name_of(peer["bpid"]).name)):
-                return self.broken(f"{event_id}: wrong name {peer['name']}")
+                return f"{event_id}: wrong name {peer['name']}"
+        return ""
 
 
 def keys_of(answer: Batch | Gap) -> list[str] | str:

@@ -1,0 +1,116 @@
+"""Run the simulation: `python -m tests.simulation --help`."""
+
+import argparse
+import random
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+from . import chaos, exhaustive, sabotage
+from .world import simulated
+
+WORKERS = 2
+AT_ONCE = 50  # histories that a worker plays before it reports
+
+
+class Sum(NamedTuple):
+    """What some histories came to."""
+
+    histories: int
+    faults: Counter[str]
+    hours: float  # of simulated time
+    broken: list[tuple[int, str]]  # seed, what
+
+
+def play_some(first_seed: int) -> Sum:
+    """Play some histories."""
+    with simulated():
+        results = [chaos.play(first_seed + i) for i in range(AT_ONCE)]
+    faults = sum((result.faults for result in results), Counter[str]())
+    broken = [(result.seed, result.violation) for result in results if result.violation]
+    return Sum(len(results), faults, sum(result.seconds for result in results) / 3600, broken)
+
+
+def play_for(minutes: float, most_faults: int, first_seed: int) -> int:
+    """Play random histories for some time, or until there were so many faults; print what they came to."""
+    begun, faults, histories, hours = time.monotonic(), Counter[str](), 0, 0.0
+    broken: list[tuple[int, str]] = []
+    deadline = begun + 60 * minutes
+    print(f"Histories from seed {first_seed} on")
+    with ProcessPoolExecutor(WORKERS) as pool:
+        while time.monotonic() < deadline and faults.total() < (most_faults or sys.maxsize) and not broken:
+            seeds = range(first_seed + histories, first_seed + histories + 4 * WORKERS * AT_ONCE, AT_ONCE)
+            for one in pool.map(play_some, seeds):
+                histories, faults, hours = histories + one.histories, faults + one.faults, hours + one.hours
+                broken += one.broken
+    took = time.monotonic() - begun
+    for fault, count in faults.most_common():
+        print(f"{count:10,} {fault}")
+    print(f"{faults.total():10,} faults in {histories:,} histories of {hours:,.0f} hours together, in {took:.0f} s")
+    for seed, what in broken:
+        print(f"BROKEN, seed {seed}: {what}")
+    return len(broken)
+
+
+def play_one(seed: int) -> int:
+    """Play one history and print what happened in it."""
+    with simulated():
+        result = chaos.play(seed, trace=True)
+    print("\n".join(result.trace))
+    print(f"Seed {seed}: {result.violation or 'every invariant held'}; {result.faults.total()} faults")
+    return int(bool(result.violation))
+
+
+def play_all() -> int:
+    """Play every history of a small world and print what they came to."""
+    bounds = exhaustive.LARGE
+    count, took, broken = exhaustive.explore_all(bounds, WORKERS)
+    print(
+        f"{count:,} histories: 2 fetchers, {bounds.updates} updates, up to {bounds.faults} faults "
+        f"and {bounds.switches} switch, in {took:.0f} s"
+    )
+    for outcome in broken:
+        print(f"BROKEN, choices {outcome.choices}: {outcome.violation}")
+    return len(broken)
+
+
+def notice(way: str) -> tuple[str, int, str]:
+    """Return in how many histories a sabotage was noticed, and how."""
+    with simulated():
+        return way, *sabotage.histories_until_noticed(way, 0)
+
+
+def break_it(ways: list[str]) -> int:
+    """Break the core in each of these ways, and print when the simulation noticed."""
+    unnoticed = 0
+    with ProcessPoolExecutor(WORKERS) as pool:
+        for way, histories, violation in pool.map(notice, ways):
+            unnoticed += not histories
+            print(f"{way:45} {histories or 'NEVER':>5}  {violation[:60]}", flush=True)
+    print(f"{len(ways) - unnoticed} of {len(ways)} ways to break it were noticed, after so many histories")
+    return unnoticed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="Play histories of the fetcher.")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long (default: 1)")
+    parser.add_argument("--faults", type=int, default=0, help="end after so many faults")
+    parser.add_argument("--seed", type=int, help="play this one history and print it")
+    parser.add_argument("--exhaustive", action="store_true", help="play every history of a small world")
+    parser.add_argument("--sabotage", nargs="?", const="", metavar="NAME", help="break the core first")
+    options = parser.parse_args()
+    if options.seed is not None:
+        return play_one(options.seed)
+    if options.exhaustive:
+        return play_all()
+    if options.sabotage is not None:
+        if options.sabotage and options.sabotage not in sabotage.WAYS:
+            parser.error(f"no such sabotage; there are: {', '.join(sabotage.WAYS)}")
+        return break_it([options.sabotage] if options.sabotage else list(sabotage.WAYS))
+    return play_for(options.minutes, options.faults, random.SystemRandom().randrange(10**9))
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(), 1))

@@ -1,0 +1,128 @@
+"""The simulation in small, and whether it notices what it should."""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import ResponseError
+
+from tests.servers import Server
+
+from . import chaos, exhaustive, sabotage
+from .store import Store
+from .world import simulated
+
+COMMIT = (Path(__file__).parents[2] / "fetcher/commit.lua").read_text(encoding="utf-8")
+KEYS = ["ts", "seen", "stream", "dead"]
+
+
+@pytest.fixture(autouse=True)
+def _simulated() -> Iterator[None]:
+    with simulated():
+        yield
+
+
+@pytest.mark.parametrize("first_seed", range(0, 100, 10))
+def test_every_invariant_holds_in_random_histories(first_seed: int) -> None:
+    """Whatever goes wrong, nothing is lost in silence, repeated or out of order, and everything settles."""
+    for seed in range(first_seed, first_seed + 10):
+        result = chaos.play(seed)
+        assert not result.violation, f"python -m tests.simulation --seed {seed}"
+
+
+def test_a_history_has_faults_of_every_kind() -> None:
+    """What the chaos can do, it does."""
+    faults = set().union(*(chaos.play(seed, turns=200).faults for seed in range(150)))
+    assert faults >= {
+        "kill", "cut", "failover", "emptied", "lost request", "lost reply", "timeout", "refused", "slow link",
+        "refused in the script", "password refused", "unavailable", "malformed", "silence", "gap", "failed 1",
+        "failed 2", "failed 3", "partly", "look-ups fail", "VK is away", "VK forgets", "VK begins anew",
+        "unreadable place", "unreadable",
+    }  # fmt: skip
+
+
+def test_a_seed_replays_its_history() -> None:
+    """The same seed gives the same history, in another process, too."""
+    run = [sys.executable, "-m", "tests.simulation", "--seed", "7"]
+    printed = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert printed[:-1] == chaos.play(7, trace=True).trace
+    assert len(printed) > 100
+
+
+def test_every_invariant_holds_in_every_history_of_a_small_world() -> None:
+    """Two fetchers, every order of their requests up to a switch, and a fault at every place."""
+    count, _, broken = exhaustive.explore_all(exhaustive.SMALL)
+    assert not [(outcome.choices, outcome.violation) for outcome in broken]
+    assert count > 500
+
+
+@pytest.mark.parametrize("way", sabotage.WAYS)
+def test_a_broken_core_is_noticed(way: str) -> None:
+    """A simulation that catches nothing proves nothing; the seed is one that is known to notice it."""
+    with sabotage.sabotaged(way):
+        assert chaos.play(sabotage.SEEDS[way]).violation
+
+
+def test_what_is_in_memory_does_what_the_script_does() -> None:
+    """Random calls give the same answers and leave the same state in commit.lua on a server."""
+    rng = random.Random(1)
+    with Server() as server, server.client() as client, client.pubsub(ignore_subscribe_messages=True) as heard:
+        script = client.register_script(COMMIT)
+        heard.psubscribe("bus:*")
+        heard.get_message(timeout=1)
+        for _ in range(25):
+            client.flushall()
+            store, published = Store(), list[tuple[str, str]]()
+            for _ in range(100):
+                arguments = call(rng, store)
+                try:
+                    expected = store.commit(arguments)
+                except ResponseError as error:
+                    with pytest.raises(ResponseError, match=str(error).split()[0]):
+                        script(KEYS, arguments)
+                else:
+                    assert script(KEYS, arguments) == expected, arguments
+                if rng.random() < 0.1:
+                    assert state(client) == state_of(store)
+            assert state(client) == state_of(store)
+            while len(published) < len(store.published) and (message := heard.get_message(timeout=5)):
+                published.append((message["channel"], message["data"]))
+            assert published == store.published
+
+
+def call(rng: random.Random, store: Store) -> list[Any]:
+    """Return arguments of the script that are often close to where the checkpoint is."""
+    stored = int(store.checkpoint or rng.choice([5, 10**17]))
+    kind = rng.choice(["batch", "batch", "batch", "repeat", "late", "gap", "restore"])
+    since = stored + rng.choice([0, 0, 0, -1, -5, 1, 30]) if kind != "restore" else stored
+    until = since + rng.choice([0, 1, 5, 20, 100]) if kind != "gap" else since + rng.choice([-3, 1, 40])
+    window = rng.choice([10, 50])
+    keep = rng.choice([0, window, window + 20])
+    ids = [f"e{rng.randrange(400)}" for _ in range(rng.randrange(8))]
+    first = [rng.choice(ids or ["e1"]), "bus:a", ""] if rng.random() < 0.1 else []
+    events = first + [part for id in ids for part in (id, f"bus:{rng.choice('ab')}", json.dumps(id))]
+    letters: list[Any] = []
+    count = rng.randrange(3)
+    for _ in range(count):
+        id = rng.choice(["", f"e{rng.randrange(400)}", f"sha256:{rng.randrange(5)}"])
+        letters += [id, 4, "update", f"{rng.random()}", "error", "why"]
+    since, until = max(since, 0), max(until, 0)
+    return [kind, since, until, keep, window, 10**6, 10**6, len(events) // 3, *events, count, *letters]
+
+
+def state(client: Any) -> tuple[Any, ...]:
+    """Return what the server holds."""
+    dead = [tuple(part for field in fields.items() for part in field) for _, fields in client.xrange("dead")]
+    events = [fields["event"] for _, fields in client.xrange("stream")]
+    return client.get("ts") or "", client.zrange("seen", 0, -1, withscores=True), events, dead
+
+
+def state_of(store: Store) -> tuple[Any, ...]:
+    """Return the same of what is in memory."""
+    seen = [(id, float(score)) for id, score in store.seen.items()]
+    return store.checkpoint, seen, [text for _, text in store.stream], [letter.fields for letter in store.dead]
