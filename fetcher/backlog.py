@@ -239,13 +239,17 @@ class Backlog:
         lost = [one for one in repeats if is_after(one.until, checkpoint) and not is_after(one.until, first.until)]
         if lost:
             self._recall(lost)
-        elif any(is_after(first.since, one.until) for one in self.pending):
-            self._outlived(first)  # by what is pending after it, from after VK has begun anew
+        elif self._is_outlived(first):
+            self._outlive(first)
         else:
             self.hole = checkpoint
 
-    def _outlived(self, first: Pending) -> None:
-        """VK has begun anew since: nothing before this can be had, and nothing has to be."""
+    def _is_outlived(self, first: Pending) -> bool:
+        """Tell whether VK has begun anew since: what is pending after it has lower ts."""
+        return any(is_after(first.since, one.until) for one in self.pending)
+
+    def _outlive(self, first: Pending) -> None:
+        """Expect nothing before this: VK has begun anew since."""
         if first.kind == "gap":
             self.pending.popleft()
         else:
@@ -257,14 +261,15 @@ class Backlog:
         An empty answer, and a gap that leads nowhere or back, mean that VK is not that far: it has begun anew.
         """
         hole, self.hole, first = self.hole or "", None, self.pending[0]
-        if isinstance(answer, Gap) and is_after(answer.until, hole):  # it must not hide what is pending
+        if isinstance(answer, Gap) and is_after(answer.until, hole) and not self._is_outlived(first):
             inside = is_after(first.since, answer.until)
-            self.pending.appendleft(gap(hole, answer.until if inside else first.since, answer.error))
+            until = answer.until if inside else first.since  # it must not hide what is pending
+            self.pending.appendleft(gap(hole, until, answer.error))
         elif isinstance(answer, Batch) and (answer.updates or is_after(answer.until, hole)):
             until = answer.until if is_after(answer.until, hole) else hole
             self.pending.appendleft(batch(answer._replace(until=until), now))
         else:
-            self._outlived(first)
+            self._outlive(first)
 
     # The connection
 

@@ -65,7 +65,7 @@ class Relay:
         with collect_errors(errors):
             self.backlog.start_ts = self.backlog.start_ts or self.longpoll.latest_ts()
             self.commit()
-        if any(isinstance(error, RedisUnavailable) for error in errors):
+        if any(isinstance(error, RedisUnavailable | FatalError) for error in errors):
             self.bus.reconnected = True  # even where the connection holds: Redis may not be the one that it was
         if not self.backlog.start_ts or (errors and isinstance(errors[0], FatalError) and not self.backlog.pending):
             return errors
