@@ -1,4 +1,4 @@
-"""The pairs of faults that once lost what a fetcher held in memory, each as short as it can be."""
+"""What once lost updates that a fetcher held in memory, most of it pairs of faults, each as short as it can be."""
 
 import time
 from collections.abc import Iterator
@@ -178,7 +178,7 @@ def failing_lookup(env: Environment, code: int) -> None:
 
 
 for code in (10, 29):
-    case(f"pair: one look-up answered with error {code} for long", quiet=True)(partial(failing_lookup, code=code))
+    case(f"API: one look-up answered with error {code} for long", quiet=True)(partial(failing_lookup, code=code))
 
 
 @case("pair: hundreds of long messages held, and a narrow link", linked=True, quiet=True)
@@ -232,7 +232,7 @@ def lock_out_for_a_moment(env: Environment) -> None:
     assert not env.is_strict or all(fetcher.running for fetcher in env.fetchers), env.output
 
 
-@case("pair: VK unreadable until the new key", quiet=True, forgets=True)
+@case("poll: unreadable until the new key", quiet=True, forgets=True)
 def unreadable_until_new_key(env: Environment) -> None:
     """A new key may heal the very ts that it was taken to leave: it is asked for once more before it is given up."""
     with env.pushing:
