@@ -19,6 +19,7 @@ class Case(NamedTuple):
     linked: bool = False  # it breaks the link to Redis: a cluster's client finds the nodes without one
     clustered: bool = False  # it needs a cluster
     fetchers: int = 1  # that it needs at least
+    single: bool = False  # it needs to be the only fetcher
     quiet: bool = False  # alone, it happens without traffic: what is lost then must be known
     forgets: bool = False  # what nobody alive has had may be gone
     fatal: bool = False  # fetchers with nothing pending end with code 1

@@ -61,7 +61,7 @@ def fits(case: Case, env: Environment) -> bool:
     return (
         not (case.linked and env.nodes)
         and not (case.clustered and not env.nodes)
-        and case.fetchers <= len(env.fetchers)
+        and case.fetchers <= len(env.fetchers) <= (1 if case.single else 2)
     )
 
 
