@@ -324,12 +324,13 @@ def test_bytes_bound_a_piece() -> None:
     assert [ids for ids, *_ in parts(backlog)] == ["a", "(a)b", "(b)c"]
 
 
-def test_a_part_that_ends_with_a_dead_letter() -> None:
-    """The next one begins with its id all the same."""
-    backlog = started(batch(10, 13, *"abc"))
-    backlog.pending[0].built([*entries("a"), DeadLetter("x", {"error": "why"}), *entries("c")])
-    backlog.piece = 2
-    assert parts(backlog) == [("a!", 0, 0), ("(x)c", 1, limits.DEDUP_WINDOW + 3)]
+def test_dead_letters_go_out_with_the_last_part() -> None:
+    """All of them, however many: they are there if, and only if, the checkpoint has moved past them."""
+    backlog = started(batch(10, 15, *"abcde"))
+    letters = [DeadLetter(id, {"error": "why"}) for id in "xyz"]
+    backlog.pending[0].built([letters[0], *entries("a"), *letters[1:], *entries("b")])
+    backlog.piece = 1
+    assert parts(backlog) == [("a", 0, 0), ("(a)b!!!", 1, limits.DEDUP_WINDOW + 5)]
 
 
 def test_the_number_bounds_what_is_merged() -> None:
