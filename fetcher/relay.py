@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Never
 
 from . import metrics
-from .backlog import MAX_UNBUILT, Backlog, error_of, is_after
+from .backlog import MAX_PENDING, MAX_UNBUILT, Backlog, error_of, is_after
 from .backoff import backoff
 from .batch import Batch, Commit, DeadLetter, Gap
 from .bus import Bus
@@ -156,6 +156,7 @@ class Relay:
     def poll(self, failing: bool) -> None:
         """Hold what VK has after what is held; poll on for a second while VK has more, or while something fails."""
         until = time.monotonic() + DRAIN_TIME
+        enough = MAX_PENDING if self.backlog.pending else MAX_UNBUILT  # Redis is slow: VK must not forget meanwhile
         while not self.backlog.is_full:
             quick = failing or self.failures or self.backlog.pending
             answer = self.longpoll.poll(self.backlog.next_ts, 1 if quick else self.poll_wait)
@@ -164,7 +165,7 @@ class Relay:
             self.backlog.add(answer, time.monotonic())
             self.require_progress(answer)
             burst = isinstance(answer, Batch) and len(answer.updates) >= BURST
-            more = burst and self.backlog.count <= MAX_UNBUILT - BURST
+            more = burst and self.backlog.count <= enough - BURST
             if not (more or failing) or time.monotonic() >= until:
                 break
 
