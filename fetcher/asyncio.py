@@ -38,10 +38,12 @@ async def locate(redis: Any, key: str | None, failed: bool) -> Any:
 
 async def exchange(connection: Any, commands: Sequence[Command], replies: int) -> list[Any]:
     """Send the commands, and return so many replies."""
+    if commands:
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        await asyncio.sleep(0)  # other tasks have their turn, even if the handler waits for nothing
+    if not replies:
+        return []
     async with asyncio.timeout(subscriber.SILENCE):
-        if commands:
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            await asyncio.sleep(0)  # other tasks have their turn, even if the handler waits for nothing
         return [await connection.read_response(disconnect_on_error=False) for _ in range(replies)]
 
 

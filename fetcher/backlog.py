@@ -35,7 +35,8 @@ is, without asking VK, if what is pending after it has lower ts: then this fetch
 
 Commits are pieces of a bounded number of events and bytes. A time-out halves the piece, down to a single event, and a
 quick answer doubles it. A batch larger than a piece goes out in parts that do not move the checkpoint, and the last one
-does; if the fetcher dies in between, `seen` passes over the parts when VK answers the batch again. Each further part
+does, with all dead letters of it; if the fetcher dies in between, `seen` passes over the parts when VK answers the
+batch again. Each further part
 begins with the last entry of the part before, without its text: the bus must have it, or else it refuses the part, for
 a failover has taken the others away, and they go out again.
 """
@@ -76,8 +77,11 @@ class Pending:
     committed: int = 0
 
     def built(self, entries: list[Entry | DeadLetter]) -> None:
-        """Take what goes out for these updates; they themselves are needed no longer."""
-        self.entries, self.updates = entries, []
+        """Take what goes out for these updates; they themselves are needed no longer.
+
+        Dead letters go last: the part of a batch that moves the checkpoint has them all.
+        """
+        self.entries, self.updates = sorted(entries, key=lambda entry: isinstance(entry, DeadLetter)), []
         self.size = sum(map(size_of, entries))
 
     @property
@@ -175,12 +179,13 @@ class Backlog:
         return [Entry(entry.id, entry.event_type if isinstance(entry, Entry) else "", b"")]
 
     def _part(self, first: Pending) -> tuple[list[Entry | DeadLetter], int]:
-        """Return as many of its entries as fit, one at least, and their size."""
+        """Return as many of its entries as fit, one at least and no dead letter without all of them, and their size."""
         entries: list[Entry | DeadLetter] = []
         size = 0
-        for entry in islice(first.entries or (), first.committed, first.committed + self.piece):
+        for entry in islice(first.entries or (), first.committed, None):
             size += size_of(entry)
-            if entries and size > self.piece_bytes:
+            full = len(entries) >= self.piece or size > self.piece_bytes
+            if entries and full and isinstance(entry, Entry):
                 return entries, size - size_of(entry)
             entries.append(entry)
         return entries, size
@@ -189,7 +194,7 @@ class Backlog:
         """Take the bus's answer to `next_commit`: the checkpoint as it is now, "" if there is none."""
         first = self.pending[0]
         if not checkpoint:
-            self.pending.appendleft(restore(self.checkpoint or self.start_ts))
+            self.connected("")  # the bus may have lost more than that
             return
         self.checkpoint = checkpoint
         if commit.kind == "gap":

@@ -74,8 +74,8 @@ local function is_new(id)
   score = score + 1
   return redis.call('ZADD', seen, 'NX', score, id) == 1
 end
--- A part of a batch leaves 'parts' behind; without it nobody has offered what begins at the checkpoint before.
-local fresh = kind == 'batch' and since == stored and keep > 0 and not redis.call('ZADD', seen, 'XX', 'INCR', 0, 'parts')
+-- No dead letter of a batch was ever here while the checkpoint stands at its beginning: they come when it moves.
+local fresh = kind == 'batch' and since == stored
 local function add_letter(id, ...)
   local is_known = id ~= '' and not is_new(id)
   if not is_known or (fresh and id:sub(1, 7) == 'sha256:') then redis.call('XADD', dead, 'MAXLEN', '~', ARGV[7], '*', ...) end
@@ -85,10 +85,6 @@ if forgotten then
   local reason = events .. ' events and ' .. letters .. ' dead letters came so late that they may be on the bus already'
   add_letter('late:' .. since .. ':' .. till .. ':' .. events, 'since', since, 'until', till, 'error', reason)
   return stored
-end
-if keep == 0 then
-  score = score + 1
-  redis.call('ZADD', seen, score, 'parts')
 end
 local live = {}
 for i = 9, letters_at - 1, 3 do

@@ -44,7 +44,11 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
             key, server, ts = answer["key"], answer["server"], require_ts(answer["ts"])
             if not server.startswith("http"):
                 raise ValueError("no address")
+            # Prepared once: only the end of its address differs from poll to poll.
+            params = {"act": "a_check", "key": key}
+            request = requests.Request("GET", server, self.vk.http.headers, params=params).prepare()
         self.key, self.server, self.url = key, server, server
+        self.request, self.address = request, request.url
         if update_ts:
             self.ts = ts
         # Proxies and certificates of the environment: requests would look for them at each poll.
@@ -55,11 +59,10 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
 
         Raise MalformedResponse if it cannot be read, TransientError if there is none.
         """
-        params = {"act": "a_check", "key": self.key, "ts": ts, "wait": wait}
+        self.request.url = f"{self.address}&ts={ts}&wait={wait}"
         with translate_errors("long poll"):
-            request = requests.Request("GET", self.url, self.session.headers, params=params).prepare()
             times = (min(timeout, API_TIMEOUT), timeout)
-            response = self.session.get_adapter(self.url).send(request, timeout=times, **self.environment)
+            response = self.session.get_adapter(self.url).send(self.request, timeout=times, **self.environment)
         if response.status_code != 200:
             raise MalformedResponse(f"VK's long poll answers HTTP {response.status_code}")
         with translate_errors("long poll", MalformedResponse):

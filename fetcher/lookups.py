@@ -82,26 +82,33 @@ class Lookups:
         return {place: message for place, message in resolved.items() if message}, failure
 
     def resolve(self, lookups: list[Lookup]) -> tuple[dict[Any, Any], Failure]:
-        """Return what VK answers, None where it has nothing; what it refuses for several ids is asked in chunks."""
+        """Return what VK answers, None where it has nothing.
+
+        What it refuses for several ids is asked in chunks; so is what fails for them, as long as VK answers anything.
+        """
         resolved: dict[Any, Any] = {}
         failure: Failure = None
+        cause: Failure = None
+        answering = True
         while lookups:
             now, lookups = lookups[:MAX_CALLS], lookups[MAX_CALLS:]
             try:
                 answers = self.execute(now)
             except (TransientError, FatalError) as error:
-                return resolved, error
+                return resolved, cause or error
             for lookup, answer in zip(now, answers, strict=True):
-                if isinstance(answer, RequestRejected):
+                rejected = isinstance(answer, RequestRejected)
+                failed = isinstance(answer, TransientError) and not rejected
+                if rejected:
                     log.debug("%s of %s", answer, lookup.ids)
-                    if len(lookup.ids) > 1:
-                        lookups = lookups + lookup.chunks(-(-len(lookup.ids) // MAX_CALLS))
-                        continue
-                    answer = None
-                if isinstance(answer, TransientError):
+                cause = answer if failed else cause
+                if len(lookup.ids) > 1 and (rejected or (failed and answering)):
+                    lookups = lookups + lookup.chunks(-(-len(lookup.ids) // MAX_CALLS))
+                elif failed:
                     failure = answer
                 else:
-                    resolved |= dict.fromkeys(lookup.ids) | lookup.read(answer)
+                    resolved |= dict.fromkeys(lookup.ids) | lookup.read(None if rejected else answer)
+            answering = any(not isinstance(answer, TransientError) for answer in answers)
         return resolved, failure
 
     def execute(self, lookups: list[Lookup]) -> list[Any]:

@@ -23,6 +23,9 @@ class Name(NamedTuple):
     nick: str = ""
 
 
+UNKNOWN = Name()
+
+
 class Cache(Protocol):
     """What the directory needs of the bus; its methods raise RedisUnavailable."""
 
@@ -97,20 +100,20 @@ def ids_to_resolve(events: Iterable[Event]) -> set[int]:
 def fill(events: Iterable[Event], names: Mapping[int, Name]) -> Iterator[Event]:
     """Yield the events with the names of users and peer; a title that an event tells holds from that event on."""
     titles: dict[int, str] = {}
-    unknown = Name()
     for event in events:
         peer, action = event.peer, event.action
         if peer.name:
             titles[peer.bpid] = peer.name
-        title = titles.get(peer.bpid) or names.get(peer.bpid, unknown).name
+        title = titles.get(peer.bpid) or names.get(peer.bpid, UNKNOWN).name
         if action and action.user:
-            action = action._replace(user=with_name(action.user, names))
-        yield event._replace(user=with_name(event.user, names), peer=Peer(peer.bpid, peer.cid, title), action=action)
+            event = event._replace(action=action._replace(user=with_name(action.user, names)))
+        user = with_name(event.user, names)
+        yield Event(event.event_type, event.event_id, user, Peer(peer.bpid, peer.cid, title), *event[4:])
 
 
 def with_name(user: User, names: Mapping[int, Name]) -> User:
     """Return the user with a name, if there is one."""
-    return User(user.uuid, *names.get(person_or_zero(user.uuid), Name()))
+    return User(user.uuid, *names.get(person_or_zero(user.uuid), UNKNOWN))
 
 
 def person_or_zero(uuid: int) -> int:

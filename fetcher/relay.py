@@ -101,6 +101,8 @@ class Relay:
             self.fill(self.backlog.hole)  # perhaps nothing is pending any more
         elif self.backlog.pending[0].entries is None:
             self.build(use_cache=True)
+        if self.bus.reconnected:
+            return  # the cache was asked through a new connection: what this server lacks goes first
         if commit := self.backlog.next_commit():
             self.commit_piece(commit)
 

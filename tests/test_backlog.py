@@ -324,12 +324,13 @@ def test_bytes_bound_a_piece() -> None:
     assert [ids for ids, *_ in parts(backlog)] == ["a", "(a)b", "(b)c"]
 
 
-def test_a_part_that_ends_with_a_dead_letter() -> None:
-    """The next one begins with its id all the same."""
-    backlog = started(batch(10, 13, *"abc"))
-    backlog.pending[0].built([*entries("a"), DeadLetter("x", {"error": "why"}), *entries("c")])
-    backlog.piece = 2
-    assert parts(backlog) == [("a!", 0, 0), ("(x)c", 1, limits.DEDUP_WINDOW + 3)]
+def test_dead_letters_go_out_with_the_last_part() -> None:
+    """All of them, however many: they are there if, and only if, the checkpoint has moved past them."""
+    backlog = started(batch(10, 15, *"abcde"))
+    letters = [DeadLetter(id, {"error": "why"}) for id in "xyz"]
+    backlog.pending[0].built([letters[0], *entries("a"), *letters[1:], *entries("b")])
+    backlog.piece = 1
+    assert parts(backlog) == [("a", 0, 0), ("(a)b!!!", 1, limits.DEDUP_WINDOW + 5)]
 
 
 def test_the_number_bounds_what_is_merged() -> None:
@@ -417,13 +418,15 @@ def test_a_gap_says_why_also_when_it_is_cut() -> None:
 
 
 def test_the_checkpoint_is_restored() -> None:
-    """What the bus said last goes there, with a dead letter, and then what is pending."""
+    """What the bus said last goes there, with a dead letter, then what was committed lately, then what is pending."""
     backlog = committed(started(A))
     backlog.add(B, 100)
     built(backlog)
     answer(backlog, "")
     assert errors(backlog.pending[0]) == [LOST_CHECKPOINT]
     assert answer(backlog, "11").kind == "restore"
+    assert shown(backlog.pending) == ["repeat 10-11 a", "batch 11-12 b"]
+    assert ids(answer(backlog, "11").entries) == "a"
     assert ids(answer(backlog, "12").entries) == "b"
     assert not backlog.pending
 
@@ -434,10 +437,10 @@ def test_another_fetcher_restored_an_older_checkpoint() -> None:
     backlog.add(batch(12, 13, "c"), 100)
     built(backlog)
     answer(backlog, "")
-    answer(backlog, "11")  # stored by the other
-    assert (backlog.checkpoint, shown(backlog.pending)) == ("11", ["batch 12-13 c"])
-    answer(backlog, "11")
-    assert shown(backlog.pending) == ["repeat 11-12 b", "batch 12-13 c"]
+    answer(backlog, "10")  # stored by the other
+    assert (backlog.checkpoint, shown(backlog.pending)[0]) == ("10", "repeat 10-11 a")
+    assert ids(answer(backlog, "12").entries) == "ab"
+    assert ids(answer(backlog, "13").entries) == "c"
 
 
 def test_gaps_and_checkpoints_are_not_remembered() -> None:

@@ -180,6 +180,15 @@ def test_health_needs_no_token() -> None:
         config.read({"GROUPID": "1", "TOKEN_FILE": "missing"}, needed=("GROUPID",))
 
 
+def test_who_watches_needs_neither_token_nor_community() -> None:
+    """What is given must be right all the same."""
+    settings = config.read({}, needed=())
+    assert (settings.token, settings.group) == ("", 0)
+    assert config.read(NEEDED, needed=()) == config.read(NEEDED)
+    with pytest.raises(ValueError, match=r"^GROUPID must"):
+        config.read({"GROUPID": "0"}, needed=())
+
+
 def test_settings_without_an_environment() -> None:
     """The demo gives its own; what it does not give is the default, and no .env is read."""
     Path(".env").write_text("BUS=from-file\n")

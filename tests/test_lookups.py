@@ -320,12 +320,43 @@ def test_a_failure_among_refusals(lookups: Lookups, net: Net) -> None:
     assert "10" in str(failure)
 
 
-def test_one_who_fails(vk: VK) -> None:
-    """VK fails for one person: communities and chats have their names all the same."""
-    vk.failing[5] = 10
-    names, failure = Lookups(Api(TOKEN)).names([5, -3, CHAT + 7])
-    assert {id: name.name for id, name in names.items()} == {-3: "Сообщество 3", CHAT + 7: "Беседа 7"}
+@pytest.mark.parametrize("failing", [{5}, {5, 77, 150}, {-3}, {CHAT + 7}])
+def test_one_who_fails_among_many(vk: VK, failing: set[int]) -> None:
+    """All others have their names, for a few requests more."""
+    ids = {*range(1, 201), -3, -4, CHAT + 7, CHAT + 8}
+    vk.failing |= dict.fromkeys(failing, 10)
+    names, failure = Lookups(Api(TOKEN)).names(ids)
+    assert names.keys() == ids - failing
+    assert all(name.name for name in names.values())
     assert type(failure) is TransientError
+    assert "VK error 10" in str(failure)
+    assert len(vk.requests) <= 4
+
+
+def test_who_fails_only_in_company(lookups: Lookups, net: Net) -> None:
+    """If each is answered alone, nothing has failed."""
+    net.answers["execute"] = [inside(False, errors=[refusal(10)]), inside([person(1)], [person(2)])]
+    names, failure = lookups.names([1, 2])
+    assert names.keys() == {1, 2}
+    assert failure is None
+
+
+def test_all_fail(lookups: Lookups, net: Net) -> None:
+    """Then that is not about some of them: VK is not asked for each."""
+    net.answers["execute"] = [inside(*[False] * calls, errors=[refusal(10)] * calls) for calls in (1, 25)]
+    names, failure = lookups.names(range(1, 1001))
+    assert not names
+    assert type(failure) is TransientError
+    assert len(net.requests) == 2
+
+
+def test_a_limited_rate_among_many(lookups: Lookups, net: Net) -> None:
+    """VK wants a pause: nothing is asked in it, and what VK said is told."""
+    net.answers["execute"] = [inside(False, errors=[refusal(29)])]
+    names, failure = lookups.names([1, 2])
+    assert not names
+    assert "VK error 29" in str(failure)
+    assert len(net.requests) == 1
 
 
 def test_a_request_that_is_too_large(lookups: Lookups, net: Net) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from fetcher import __version__
+from tests import HOST, free_port
 from tests.processes import ROOT, Fetcher
 from tests.servers import Proxy, Server, wait_until
 from tests.vk import CHAT, GROUP, PERSON, VK, button, message, reaction, traffic, update
@@ -461,8 +463,9 @@ def blocks(process: subprocess.Popen[str], number: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's word is needed")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("program", [["main.py"], ["-m", "fetcher"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("program", "number"), [(["main.py"], signal.SIGTERM), (["-m", "fetcher"], signal.SIGINT)], ids=["main.py", "-m"]
+)
 @pytest.mark.parametrize("delay", [0, 0.05, 0.2, 0.4])
 def test_signals_end_it_from_its_first_line_on(program: list[str], number: int, delay: float) -> None:
     """While it still imports, reads its settings or connects: within a second, code 0, and not a word more."""
@@ -474,11 +477,30 @@ def test_signals_end_it_from_its_first_line_on(program: list[str], number: int, 
         assert "Traceback" not in process.communicate()[0]
 
 
-def test_signals_where_there_is_no_sigwait(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
-    """On Windows: handlers end it as well."""
-    (tmp_path / "sitecustomize.py").write_text("import signal\ndel signal.sigwait\n")
-    fetcher = fetch(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+WINDOWS = """
+import signal, sys, threading  # all that the program imports before it looks where it is
+
+class Finder:
+    before = sys.platform
+    def find_spec(name, path=None, target=None):
+        sys.platform = "win32" if name == "fetcher.__main__" else Finder.before
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
+def with_site(tmp_path: Path, code: str) -> dict[str, str]:
+    """Return the setting that lets the process run this code before anything else."""
+    (tmp_path / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+
+
+def test_signals_on_windows(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
+    """There no signal can be waited for: handlers end it as well."""
+    fetcher = fetch(**with_site(tmp_path, WINDOWS))
     started(server)
+    if Path("/proc/self/status").exists():
+        assert not blocks(fetcher.process, signal.SIGTERM)
     assert fetcher.terminate(1) == 0
 
 
@@ -533,6 +555,40 @@ def test_raw(fetch: Fetch, vk: VK, server: Server) -> None:
         assert (second["event_type"], second["message"]["text"], second["raw"]) == ("command", "/help", one)
         heard = [item["channel"] for item in iter(lambda: live.get_message(timeout=0.3), None)]
         assert heard[1:] == ["events:group_join", "events:command"]
+
+
+def test_watch(fetch: Fetch, vk: VK, server: Server) -> None:
+    """It needs neither token nor community, prints what flows, and sends nothing."""
+    watch = fetch("--watch", TOKEN=None, GROUPID=None)
+    fetch()
+    started(server)
+    with server.client() as client:
+        wait_until(lambda: client.pubsub_numpat(), what="who watches")
+    vk.push(message("Всем привет"))
+    watch.wait_for("Всем привет")
+    server.config(requirepass="right")
+    server.password = "right"
+    with server.client() as client:
+        client.client_kill_filter(_type="pubsub")
+    assert watch.wait() == EXIT_FATAL
+    assert watch.lines[-1] == "event-fetcher: Redis refuses the user or the password: fix REDIS_URL"
+
+
+def test_metrics(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
+    """They are served on the port; one that somebody has, or the missing extra, is a sentence."""
+    port = free_port()
+    fetch(METRICS_PORT=port)
+    started(server)
+    vk.push(message())
+    arrived(server, 1)
+    with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=5) as answer:
+        assert 'event_fetcher_events_total{type="message"} 1.0' in answer.read().decode()
+    second = fetch(METRICS_PORT=port)
+    assert second.wait() == EXIT_FATAL
+    assert second.lines[-1].endswith(f"CRITICAL METRICS_PORT {port} cannot be used (OSError): choose another one")
+    third = fetch(METRICS_PORT=port, **with_site(tmp_path, "import sys; sys.modules['prometheus_client'] = None"))
+    assert third.wait() == EXIT_FATAL
+    assert third.lines[-1].endswith("METRICS_PORT needs prometheus-client: pip install 'event-fetcher[metrics]'")
 
 
 # Two faults at once

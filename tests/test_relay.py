@@ -1,15 +1,14 @@
-"""The loop's decisions, with a VK in memory, a bus on fakeredis, and a clock of the test's own."""
+"""The loop's decisions, with a VK in memory, a bus on a real server, and a clock of the test's own."""
 
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 
 import pytest
-from fakeredis import FakeServer, FakeStrictRedis
 
 from fetcher import backlog as backlog_limits
 from fetcher import relay as limits
@@ -26,6 +25,7 @@ from fetcher.names import Directory, Name
 from fetcher.relay import Relay
 from tests import vk as stand_in
 from tests.net import Clock
+from tests.servers import Server
 from tests.vk import GROUP, PEER, PERSON, TOKEN
 
 TS = f"{{events}}:ts:{GROUP}"
@@ -215,16 +215,24 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Any:
-    one = FakeServer()
+def client(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of the server, which is empty; the buses have such ones, too: only the test's clock matters."""
 
     def connect(url: str, on_connect: Callable[[], None], **_: Any) -> Any:
         on_connect()
-        return FakeStrictRedis(server=one, decode_responses=True)
+        return server.client()
 
     monkeypatch.setattr("fetcher.bus.connect", connect)
-    return FakeStrictRedis(server=one, decode_responses=True)
+    with server.client() as client:
+        client.flushall()
+        yield client
 
 
 @pytest.fixture
@@ -261,16 +269,19 @@ def ids(count: int, first: int = 0) -> list[str]:
     return [str(number) for number in range(first, first + count)]
 
 
-def copy(client: Any) -> dict[str, bytes]:
-    """Copy all that the bus holds, as a replica does."""
-    return {key: client.dump(key) for key in client.keys("*")}
+def copy(client: Any) -> list[str]:
+    """Copy all that the bus holds, as a replica does; return the names of the copies."""
+    keys = [key for key in client.scan_iter() if not key.startswith("replica:")]
+    for key in keys:
+        client.copy(key, f"replica:{key}", replace=True)
+    return keys
 
 
-def fail_over(client: Any, replica: dict[str, bytes], *loops: Loop) -> None:
+def fail_over(client: Any, replica: list[str], *loops: Loop) -> None:
     """Make the replica the server; all connections break."""
-    client.flushall()
-    for key, value in replica.items():
-        client.restore(key, 0, value)
+    client.delete(*(key for key in client.scan_iter() if not key.startswith("replica:")))
+    for key in replica:
+        client.copy(f"replica:{key}", key)
     for loop in loops:
         loop.bus.reconnected = True
 
@@ -558,12 +569,31 @@ def test_redis_came_back_empty(loop: Loop, client: Any, caplog: pytest.LogCaptur
     loop.settle()
     loop.log.push("c")
     loop.step()
-    fail_over(client, {}, loop)
+    fail_over(client, [], loop)
     loop.settle()
     assert client.get(TS) == "13"
     assert sent(client) == ["a", "b", "c"]
     assert dead_letters(client) == [{"since": "12", "until": "12", "error": "Redis had lost the checkpoint"}]
     assert "Redis had lost the checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stored", "published", "goes_out"),
+    [(14, "", "abcd"), (12, "ab", "cd"), (13, "abc", "d"), (14, "abcd", ""), (99, "abcd", ""), (99, "ab", "cd")],
+)
+def test_another_fetcher_is_further(loop: Loop, client: Any, stored: int, published: str, goes_out: str) -> None:
+    """Its checkpoint takes nothing away: what is held and is not on the bus goes out, and nothing twice."""
+    loop.step()
+    held(loop, *"abcd")
+    for id in published:
+        client.zadd(f"{{events}}:seen:{GROUP}", {id: 1})
+    client.set(TS, stored)
+    loop.log.ts = max(stored, 14)
+    loop.step()
+    assert "".join(sent(client)) == goes_out
+    assert client.get(TS) == str(max(stored, 14))
+    assert not dead_letters(client)
+    assert loop.backlog.next_ts == str(max(stored, 14))
 
 
 def test_the_checkpoint_was_deleted(loop: Loop, client: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -1044,7 +1074,7 @@ def test_two_fetchers_and_an_empty_redis(loop: Loop, client: Any) -> None:
     loop.bus.failure = DOWN
     loop.log.push(*ids(60, 40))
     loop.step(3)
-    fail_over(client, {})
+    fail_over(client, [])
     newcomer = Loop(loop.log)
     newcomer.step()
     loop.bus.failure = None

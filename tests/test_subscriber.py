@@ -44,7 +44,8 @@ def event(id: Any, event_type: str = "message") -> Event:
 class Asynchronous:
     """Ask an asynchronous generator as if it was one of the other kind; all run in one loop in a thread."""
 
-    loop: ClassVar[asyncio.AbstractEventLoop | None] = None
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
 
     def __init__(self, events: AsyncGenerator[Event, None]) -> None:
         self.events = events
@@ -61,9 +62,6 @@ class Asynchronous:
 
     @classmethod
     def _run(cls, step: Callable[[], Awaitable[Any]]) -> Any:
-        if not cls.loop:
-            cls.loop = asyncio.new_event_loop()
-            threading.Thread(target=cls.loop.run_forever, daemon=True).start()
 
         async def wait() -> Any:
             return await step()  # begun in the loop: then the loop closes what nobody needs any more
@@ -981,7 +979,7 @@ def test_a_sentinels_master_serves_both_and_may_change(driver: str, tmp_path: An
 
 
 def test_a_cluster_serves_both_and_may_lose_a_node(caplog: pytest.LogCaptureFixture) -> None:
-    """Only not the one that has the stream: here it has no replica."""
+    """But not the one that has the stream, for it has no replica here; and all of them may be away for a while."""
     with cluster(cluster_require_full_coverage="no") as nodes:
         own: Any = redis.RedisCluster(HOST, nodes[0].port, retry=ONCE)
         writer = redis.RedisCluster(HOST, nodes[0].port, retry=ONCE)
@@ -1008,6 +1006,19 @@ def test_a_cluster_serves_both_and_may_lose_a_node(caplog: pytest.LogCaptureFixt
             client.publish("events:message", text(event(2)))
             for reading in [*live, every]:
                 reading.wait_for(1, 2)
+
+            for node in rest:
+                node.kill()
+            time.sleep(1)
+            for node in rest:
+                node.start()
+            wait_until(lambda: sum(_subscribers(node) for node in rest) == 5, 20)
+            client.publish("events:message", text(event(3)))
+            for reading in [*live, every]:
+                reading.wait_for(1, 2, 3)
+            wait_until(lambda: client.exists("events"))
+            client.xadd("events", {"event": text(event(3))})
+            durable.wait_for(1, 2, 3)
         end(*rest)
 
 

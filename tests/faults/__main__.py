@@ -7,7 +7,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from tests.faults.soak import CASES, KINDS, Report, soak
+from tests.faults.pairs import CASES
+from tests.faults.soak import KINDS, Report, soak
 
 
 def main() -> int:

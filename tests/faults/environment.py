@@ -7,6 +7,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
@@ -58,7 +59,9 @@ class Listener(threading.Thread):
 
     def __init__(self, server: Server, heard: list[int]) -> None:
         super().__init__(daemon=True)
-        self.client = server.client(username=OWNER, socket_timeout=5, retry=Retry(NoBackoff(), 0))  # ends as soon as the server does
+        self.client: Any = server.client(
+            username=OWNER, socket_timeout=5, retry=Retry(NoBackoff(), 0)
+        )  # no try too many
         self.heard = heard
         self.connections = 0
         self.ended = False
@@ -94,17 +97,17 @@ class Environment:
     Cases call its methods at the same time; each method may be called while another fault lasts.
     """
 
-    def __init__(
-        self, seed: int = 0, *, fetchers: int = 1, clustered: bool = False, history: int = 256
-    ) -> None:
+    def __init__(self, seed: int = 0, *, fetchers: int = 1, clustered: bool = False, history: int = 256) -> None:
         self.random = random.Random(seed)
         self.stack = contextlib.ExitStack()
         self.vk = self.stack.enter_context(RecordingVK(ts=10**9, history=history))
-        self.options: dict[str, Any] = {"password": PASSWORD, "aof": True, "acl": [f"user {OWNER} on nopass ~* &* +@all"]}
+        acl = [f"user {OWNER} on nopass ~* &* +@all"]
+        self.options: dict[str, Any] = {"password": PASSWORD, "aof": True, "acl": acl}
         self.nodes: list[Server] = []
         if clustered:
             self.nodes = self.stack.enter_context(cluster(**self.options))
-            slot = self.nodes[0].client().execute_command("CLUSTER KEYSLOT", "events")
+            first: Any = self.nodes[0].client()
+            slot = first.execute_command("CLUSTER KEYSLOT", "events")
             self.server = self.nodes[slot * len(self.nodes) // 16384]
         else:
             self.server = self.stack.enter_context(Server(**self.options))
@@ -122,7 +125,7 @@ class Environment:
         self.first = 0  # number of the first update that is not accounted for
         self.forgotten: set[int] | None = set()  # what VK forgot before anybody had it; None: whatever is told
         self.replayed: set[int] = set()
-        self.anew_from = 0  # number of the first update since VK began anew
+        self.anew: list[int] = []  # numbers of the first updates each time that VK began anew since the last account
         self.is_rewound = False  # acknowledged writes were lost: the channels may repeat
         self.is_emptied = False  # so was the checkpoint: a fetcher that starts begins at VK's latest ts
         self.people = 0
@@ -193,11 +196,15 @@ class Environment:
             if self.is_strict:
                 raise
 
+    def has_polled(self, fetcher: Process, ts: int) -> bool:
+        """Whether the fetcher has asked VK for what comes after this ts."""
+        return self.vk.polled_at.get(fetcher.token, 0) >= ts
+
     def wait_for_polls(self, *fetchers: Process) -> None:
         """Wait until these fetchers, or all, hold everything that has been pushed."""
         ts = self.vk.ts
         for fetcher in fetchers or self.fetchers:
-            self.expect(lambda token=fetcher.token: self.vk.polled_at.get(token, 0) >= ts, what=f"a poll at {ts}")
+            self.expect(partial(self.has_polled, fetcher, ts), what=f"a poll at {ts}")
 
     def wait_for_line(self, text: str, *fetchers: Process) -> Callable[[], None]:
         """Return what waits until these fetchers, or all, print a line from now on that holds the text."""
@@ -205,15 +212,13 @@ class Environment:
 
         def wait() -> None:
             for fetcher, position in positions:
-                self.expect(
-                    lambda lines=fetcher.lines, begin=position: any(text in line for line in lines[begin:]), what=text
-                )
+                self.expect(partial(has_line, fetcher, text, position), what=text)
 
         return wait
 
     # Redis
 
-    def client(self, **options: Any) -> redis.Redis:
+    def client(self, **options: Any) -> Any:
         """Return a client of the server that is the primary now."""
         return self.server.client(**{"socket_timeout": 5, "username": OWNER, **options})
 
@@ -228,7 +233,7 @@ class Environment:
             return True
 
         for command in commands:
-            wait_until(lambda command=command: run(command), 20, "the server's answer")
+            wait_until(partial(run, command), 20, "the server's answer")
         return answer
 
     def down(self) -> None:
@@ -264,7 +269,7 @@ class Environment:
             self.read_anew()
 
     def note_lost_writes(self) -> None:
-        """Note that the bus loses writes now: of what was on it, fetchers promise only the latest that they remember."""
+        """Note that the bus loses writes now: of what was on it, fetchers remember only the latest."""
         with contextlib.suppress(redis.RedisError, OSError):
             self.read()
         begin, size = len(self.ts), 0
@@ -318,7 +323,7 @@ class Environment:
 
     @contextlib.contextmanager
     def traffic(self, rate: float = 40, burst: int = 0) -> Iterator[None]:
-        """Push about so many updates a second, one to three at a time; beside them up to `burst` at once each second."""
+        """Push about so many updates a second, one to three at a time, and up to `burst` at once each second."""
         self.stop.clear()
 
         def push() -> None:
@@ -354,9 +359,9 @@ class Environment:
             self.forgotten.update(numbers)
 
     def begin_anew(self, back: int = 10**6) -> None:
-        """Let VK begin anew, with a ts that is so much lower: nobody can know it who is away until VK is there again."""
+        """Let VK begin anew, with a ts that is so much lower that it does not come to the old one again soon."""
         with self.pushing:
-            self.anew_from = len(self.ts)
+            self.anew.append(len(self.ts))
             self.vk.restart(self.vk.ts - back)
 
     # What came through
@@ -382,10 +387,15 @@ class Environment:
 
     def is_told(self, number: int) -> bool:
         """Whether the bus records that this update is gone."""
-        ts, is_new = self.ts[number], number >= self.anew_from
+        ts, times = self.ts[number], sum(number >= begin for begin in self.anew)
         for since, until in self.gaps:
-            is_behind, is_before = ts > since, ts <= until
-            if (is_before if is_new else is_behind) if until < since else (is_behind and is_before):
+            if since <= until:
+                is_inside = since < ts <= until
+            elif times == len(self.anew):  # VK has begun anew before this one, and not after
+                is_inside = ts <= until
+            else:
+                is_inside = times > 0 or ts > since
+            if is_inside:
                 return True
         return False
 
@@ -407,7 +417,7 @@ class Environment:
     def has_arrived(self) -> bool:
         """Whether all is on the bus that can be expected there."""
         missing = set(self.missing())
-        if any(self.vk.polled_at.get(fetcher.token, 0) < self.vk.ts for fetcher in self.fetchers):
+        if not all(self.has_polled(fetcher, self.vk.ts) for fetcher in self.fetchers):
             return False
         return not missing or ((self.is_emptied or all(map(self.is_told, missing))) and not missing & self.had())
 
@@ -423,7 +433,7 @@ class Environment:
             self.on_channels[number] = 1
         gone = {number for number in missing if number not in had and (self.is_emptied or self.is_told(number))}
         if self.forgotten is not None:
-            gone &= self.forgotten  # a gap without a cause is a loss
+            gone &= self.forgotten | self.unpromised  # a gap without a cause is a loss
         lost = [number for number in missing if number not in gone and (number in had or self.is_told(number))]
         count = Count(
             events=len(self.ts) - self.first,
@@ -437,7 +447,7 @@ class Environment:
         )
         if not count.is_clean:
             print(self.explain(missing, had), flush=True)
-        self.first, self.found, self.gaps = len(self.ts), [], []
+        self.first, self.found, self.gaps, self.anew = len(self.ts), [], [], []
         self.forgotten, self.unpromised, self.is_rewound, self.is_emptied = set(), set(), False, False
         self.vk.forget_records()
         return count
@@ -492,6 +502,11 @@ class Environment:
         for fetcher in self.fetchers:
             fetcher.resume()
         return [code for fetcher in self.fetchers if (code := fetcher.revive()) is not None]
+
+
+def has_line(fetcher: Process, text: str, position: int) -> bool:
+    """Whether the fetcher has printed a line with this text, from this position on."""
+    return any(text in line for line in fetcher.lines[position:])
 
 
 def restore_stream(client: Any) -> None:

@@ -31,14 +31,14 @@ def number_of(event_id: str) -> int:
 class RecordingVK(VK):
     """A VK whose every client has a token of its own, and that knows which updates a client certainly has.
 
-    A client has what an answer held when it polls at the end of that answer: one that was lost on its way does not count.
+    A client has what an answer held when it polls at the end of that answer; what was lost on its way does not count.
     """
 
     def __init__(self, **options: Any) -> None:
         self.recording = threading.Lock()
         self.numbers = itertools.count(1)
         self.owners: dict[str, str] = {}  # the token with which each key was taken
-        self.given: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)  # by token: the ts behind an answer, updates
+        self.given: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)  # by token: ts behind an answer, updates
         self.had: defaultdict[str, set[int]] = defaultdict(set)  # by token
         self.polled_at: dict[str, int] = {}  # by token: the ts of the latest poll
         super().__init__(**options)

@@ -8,9 +8,9 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-import tests.faults.pairs  # noqa: F401: they are cases, too
-from tests.faults.cases import CASES, Case
+from tests.faults.cases import Case
 from tests.faults.environment import Count, Environment
+from tests.faults.pairs import CASES
 from tests.faults.run import run
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -30,7 +30,7 @@ class Report:
 
     table: dict[str, Count] = field(default_factory=dict)
     injections: Counter[str] = field(default_factory=Counter)
-    total: Count = Count()
+    total: Count = field(default_factory=Count)
     answers: Counter[str] = field(default_factory=Counter)  # faulty ones of VK's
     broken: list[str] = field(default_factory=list)
 
@@ -61,7 +61,7 @@ def fits(case: Case, env: Environment) -> bool:
     return (
         not (case.linked and env.nodes)
         and not (case.clustered and not env.nodes)
-        and case.fetchers <= len(env.fetchers)
+        and case.fetchers <= len(env.fetchers) <= (1 if case.single else 2)
     )
 
 
@@ -78,11 +78,11 @@ def soak(kind: str, seed: int, seconds: float) -> Report:
                 while time.monotonic() < until:
                     deck = deck or rng.sample(cases, len(cases))  # every fault comes, in an order of its own each time
                     case = deck.pop()
-                    beside = rng.choice([other for other in cases if other is not case])
-                    pair = [case, beside] if rng.random() < MIXED else [case]
-                    names = [one.name for one in pair]
+                    others = [other for other in cases if other is not case]
+                    beside = rng.choice(others) if rng.random() < MIXED else None
+                    names = [one.name for one in (case, beside) if one]
                     env.vk.newest_on_failed_1 = rng.random() < 0.5
-                    count = run(*pair[:1], env, *pair[1:], burst=BURST)
+                    count = run(case, env, beside, BURST)
                     report.add(names, count)
                     rounds.append(f"{' + '.join(names)}: {count}")
                     if not count.is_clean:

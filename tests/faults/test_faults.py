@@ -1,16 +1,16 @@
 """Every fault once: each update reaches the bus once and in VK's order."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-import tests.faults.pairs  # they are cases, too
 from tests.faults.environment import Environment
-from tests.faults.cases import CASES
+from tests.faults.pairs import CASES
 from tests.faults.run import run
 
 
-def environment(**options: bool | int) -> Callable[..., Iterator[Environment]]:
+def environment(**options: Any) -> Callable[..., Iterator[Environment]]:
     """Return a fixture: one environment for all the tests that a process of pytest runs in it."""
 
     @pytest.fixture(scope="module")

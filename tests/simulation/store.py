@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
-PARTS = "parts"  # in `seen`: some batch was begun in parts
 TRIM_EVERY = 256  # event_ids: commit.lua trims `seen` when so many have been added
 
 
@@ -106,11 +105,7 @@ class Store:
             )
             self.on_left_out(ids)
             return stored
-        if keep == 0:
-            self.seen.pop(PARTS, None)
-            self.is_new(PARTS)
-        fresh = kind == "batch" and since == stored and keep > 0 and PARTS not in self.seen
-        self.write(events, letters, fresh)
+        self.write(events, letters, fresh=kind == "batch" and since == stored)
         if moves:
             self.checkpoint = until
             self.on_move(stored, until)
