@@ -217,7 +217,7 @@ def long_forwards(env: Environment) -> None:
         assert env.listener.connections == connections
 
 
-@case("pair: password changed for a moment while updates are held", linked=True, quiet=True)
+@case("pair: password changed for a moment while updates are held", linked=True, quiet=True, fatal=True)
 def lock_out_for_a_moment(env: Environment) -> None:
     """What is in memory is worth more than a quick end: the fetchers say it, try again, and lose nothing."""
     env.down()
