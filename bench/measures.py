@@ -1,16 +1,23 @@
 """What is measured of one contender, in its own process and on its own VK and Redis."""
 
 import gc
+import json
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from statistics import median
+from timeit import repeat
 from typing import Any
 
 from bench.stage import BATCH, LATENCY, RPS, Contender, Subscriber, VKProcess, apart
-from tests.servers import Server, wait_until
-from tests.vk import VK, traffic
+from fetcher.batch import Commit
+from fetcher.builders import build, command_pattern
+from fetcher.bus import Bus
+from fetcher.entries import entry_of
+from fetcher.names import Name, fill, ids_to_resolve
+from tests.servers import Proxy, Server, wait_until
+from tests.vk import GROUP, VK, traffic
 
 PEOPLE, CHATS = 1000, 50
 SETTLED = 1.5  # seconds after the first poll until a contender has asked whatever it asks at its start
@@ -22,6 +29,7 @@ Values = dict[str, float]
 def storm(module: str, count: int, seed: int) -> Values:
     """Push `count` updates of people whom nobody knows yet, then as many of people who are known."""
     with stage(module) as (vk, bus, it):
+        at_rest = it.memory()
         asked = vk.stats()["api"]
         vk.push(traffic(seed, PEOPLE, CHATS, count))
         begun = time.monotonic()
@@ -38,7 +46,8 @@ def storm(module: str, count: int, seed: int) -> Values:
         refused = vk.stats()["too_many"]
     return {
         "cold": count / cold, "asked": 1000 * asked / count, "refused": refused, "warm": count / warm,
-        "cpu": 1e6 * computed / count, "memory": memory / 2**20,
+        "cpu": 1e6 * computed / count, "memory": memory / 2**20, "at_rest": at_rest / 2**20,
+        "limit": 100 * asked / cold / RPS,
     }  # fmt: skip
 
 
@@ -106,6 +115,94 @@ def growth(module: str, sizes: list[int], seed: int) -> list[tuple[int, Values]]
             time.sleep(0.2)
             points.append((size, {"memory": it.memory() / 2**20, "cpu": 1e6 * (it.cpu() - computed) / count}))
     return points
+
+
+def drain(module: str, count: int, delay: float, seed: int) -> Values:
+    """Hold `count` updates while Redis is away; measure memory then, and later the time from first to last event.
+
+    `delay` is the link's, one way, in seconds. `count` is below MAX_PENDING: with more VK is polled no further.
+    """
+    with (
+        Server() as redis, Proxy(redis.port, delay=delay) as link,
+        VK(latency=LATENCY, rps=RPS, batch=BATCH, history=2 * count) as vk,
+        Subscriber(redis.port) as bus, Contender(module, vk.url, link.url) as it,
+    ):  # fmt: skip
+        first_poll(vk)
+        time.sleep(SETTLED)
+        link.down()
+        last = str(vk.push(*traffic(seed, PEOPLE, CHATS, count)))
+        wait_until(lambda: any(one.params.get("ts") == last for one in vk.requests[-10:]), 60, "the last poll")
+        memory = it.memory()
+        link.up()
+        done = bus.take(count, it)
+    return {"drain": done - bus.first_at, "held": memory / 2**20}
+
+
+def side_by_side(module: str, fetchers: int, count: int, seed: int) -> Values:
+    """Let several fetchers of one community work side by side: CPU per event of all together, and of Redis."""
+    with (
+        Server() as redis,
+        redis.client() as client,
+        VKProcess() as vk,
+        Subscriber(redis.port) as bus,
+        ExitStack() as on,
+    ):
+        all_of_them = [on.enter_context(Contender(module, vk.url, redis.url)) for _ in range(fetchers)]
+
+        def computed() -> tuple[float, float]:
+            info = client.info("cpu")
+            return sum(it.cpu() for it in all_of_them), info["used_cpu_user"] + info["used_cpu_sys"]
+
+        def settled() -> tuple[float, float]:
+            before, now = (-1.0, 0.0), computed()
+            while now[0] - before[0] > 0.01:  # the slower ones commit what is there already
+                time.sleep(0.5)
+                before, now = now, computed()
+            return now
+
+        wait_until(lambda: vk.stats()["polls"] >= fetchers, 60, "the first polls")
+        time.sleep(SETTLED)
+        vk.push(traffic(seed, PEOPLE, CHATS, count))
+        bus.take(count, all_of_them[0])
+        ours, of_redis = settled()
+        vk.push(traffic(seed + 1, PEOPLE, CHATS, count))
+        bus.take(count, all_of_them[0])
+        ours_after, of_redis_after = settled()
+    return {"cpu": 1e6 * (ours_after - ours) / count, "redis": 1e6 * (of_redis_after - of_redis) / count}
+
+
+def parts() -> Values:
+    """Measure what the fetcher does for each event, part by part, in microseconds; the least of many repetitions."""
+    updates = traffic(1, PEOPLE, CHATS, 500)
+    answer = json.dumps({"ts": "1", "updates": updates}, ensure_ascii=False)
+    command = command_pattern(GROUP, "/!")
+    events = [event for update in updates if (event := build(update, command))]
+    names = dict.fromkeys(ids_to_resolve(events), Name("Руслан Башинский", "Руслан", "Башинский", "oidaho"))
+    named = list(fill(events, names))
+    entries = [entry_of(event, update) for event, update in zip(named, updates, strict=True)]
+
+    def least(work: Callable[[], object], times: int, count: int) -> float:
+        return 1e6 * min(repeat(work, number=1, repeat=times)) / count
+
+    figures = {
+        "parse": least(lambda: json.loads(answer), 30, 500),
+        "build": least(lambda: [build(update, command) for update in updates], 30, 500),
+        "names": least(lambda: list(fill(events, names)), 30, 500),
+        "write": least(lambda: [entry_of(*pair) for pair in zip(named, updates, strict=True)], 30, 500),
+    }
+    with Server() as redis, redis.client() as client:
+        bus = Bus(redis.url, "events", GROUP, 100_000, 600, 55)
+        ts = int(bus.checkpoint("0"))
+        commits = iter([
+            Commit("batch", str(ts + number), str(ts + number + 1), [entry], 1, 30_000, 500)
+            for number, entry in enumerate(entries)
+        ])  # fmt: skip
+        publish = client.pipeline(transaction=False)
+        figures["commit"] = 1e6 * median(repeat(lambda: bus.commit(next(commits)), number=1, repeat=len(entries)))
+        figures["publish"] = 1e6 * median(
+            repeat(lambda: publish.publish("events:message", answer[:500]).execute(), number=1, repeat=len(entries))
+        )
+    return figures
 
 
 def first_poll(vk: VK) -> float:

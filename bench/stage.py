@@ -122,6 +122,7 @@ class Subscriber:
         self.socket.settimeout(1)
         self.socket.sendall(b"PSUBSCRIBE events:*\r\n")
         self.rest = b""
+        self.first_at = 0.0  # when the first of those that were taken last arrived
         self.socket.recv(1000)
         self.due = 0
 
@@ -133,11 +134,13 @@ class Subscriber:
 
     def take(self, count: int, contender: Process) -> float:
         """Wait for so many more events, and return when the last one arrived."""
-        self.due += count
+        due = self.due = self.due + count
         deadline = time.monotonic() + PATIENCE
         while self.due > 0:
             with contextlib.suppress(TimeoutError):
                 data = self.rest + self.socket.recv(262144)
+                if self.due == due:
+                    self.first_at = time.monotonic()
                 self.due -= data.count(self.MARK)
                 self.rest = data[1 - len(self.MARK) :]
             if time.monotonic() > deadline or contender.process.poll() is not None:

@@ -118,8 +118,11 @@ class LongPoll:
     def poll(self, ts: str, wait: int) -> Batch | Gap:
         """Return what VK has after `ts`, waiting for it up to `wait` seconds, or the gap that VK tells of."""
         if time.monotonic() >= self.renew_at:  # VK's polls are known to fall silent after hours; a new key helps
-            self.renew_at = time.monotonic() + RETRY_INTERVAL  # the old key serves if there is no new one
-            self.renew()
+            self.renew_at = time.monotonic() + RETRY_INTERVAL
+            try:
+                self.renew()
+            except TransientError as error:
+                log.debug("The old key serves on: %s", error)
         if self.phase is Phase.SETTINGS:
             self.check_settings()
             self.phase = Phase.POLLING

@@ -48,7 +48,9 @@ class Directory:
         """Know nobody yet."""
         self.cache, self.lookups = cache, lookups
         self.memory: dict[int, Name] = {}
-        self.uncached: dict[int, Name] = {}  # what the cache lacks, because Redis was unavailable
+        self.uncached: dict[
+            int, Name
+        ] = {}  # what the cache lacks, because Redis was unavailable: newer than what it has
         self.forget_at = 0.0
         self.given_up: set[int] = set()  # ids for which a batch has waited in vain: the next ones do not wait
 
@@ -67,6 +69,9 @@ class Directory:
             self.memory.clear()
             self.forget_at = now + min(NAMES_MEMORY_TTL, self.cache.names_ttl)
         missing = ids_to_resolve(events) - self.memory.keys()
+        if self.cache.names_ttl:
+            self.memory |= {id: self.uncached[id] for id in missing & self.uncached.keys()}
+            missing -= self.memory.keys()
         if missing and use_cache:
             self.memory |= self.cache.names(missing)
             missing -= self.memory.keys()

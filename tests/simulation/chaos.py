@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import NamedTuple
 
 from .vk import KINDS, PEOPLE, Habits
@@ -34,10 +35,11 @@ class Result(NamedTuple):
 class Chaos(Plan):
     """Faults at random; each history has its own mix of them."""
 
-    def __init__(self, rng: random.Random, world_of: "list[World]") -> None:
+    def __init__(self, rng: random.Random, worlds: list[World]) -> None:
         super().__init__(rng)
+        self.habits = habits(rng)
         self.calm = False
-        self.worlds = world_of
+        self.worlds = worlds
         pick = rng.choice
         self.request_faults = pick([0.0, 0.05, 0.15, 0.3])  # the part of requests to Redis that fail
         self.poll_faults = pick([0.0, 0.05, 0.15, 0.3])
@@ -63,11 +65,16 @@ class Chaos(Plan):
             self.spoil: pick([0, 0, 0, 0.003]) * rate,
             self.empty: pick([0, 0, 0, 0, 0.002]) * rate,
         }
-        theme = pick(["", "", "", "failovers", "times"])  # what happens often, with little besides
+        theme = pick(
+            ["", "", "", "", "failovers", "failovers", "parts", "times"]
+        )  # what happens often, with little besides
         if theme:
             self.request_faults, self.poll_faults, self.lookup_faults = pick([0.0, 0.05]), pick([0.0, 0.05]), 0.0
             self.loud, self.troubles[self.fail_over] = pick([0.0, 1.0]), 0.02
             self.troubles[self.forget] = pick([0, 0.01])
+        if theme == "parts":
+            self.loud, self.pace, self.troubles[self.kill] = 0.0, 0.05, 0.01
+            self.habits = replace(self.habits, batch=30, text=1500, memory=30)
         if theme == "times":
             self.troubles[self.begin_anew] = self.troubles[self.cut] = 0.01
         # After VK has begun anew, ts do not tell how old an update is: `seen` has to reach back to all of them.
@@ -243,7 +250,7 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
     worlds: list[World] = []
     plan = Chaos(rng, worlds)
     fetchers = rng.choice([1, 1, 2, 2, 3])
-    world = World(plan, habits(rng), fetchers, trace)
+    world = World(plan, plan.habits, fetchers, trace)
     worlds.append(world)
     clock.world = world
     world.store.refused = plan.refuses_script

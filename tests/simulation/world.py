@@ -526,6 +526,8 @@ class World:
         """Return a name that is neither right nor empty, if there is one."""
         titles = {chat: {"", *self.vk.titles[chat]} for chat in CHAT_PEERS}
         for event_id, text in self.store.stream:
+            if not text:
+                return f"{event_id}: an event without its text"
             event = json.loads(text)
             user, peer = event["user"], event["peer"]
             names = ("", name_of(user["uuid"]).name)
