@@ -160,8 +160,8 @@ def come_back_slow(env: Environment) -> None:
     for link in env.links:
         link.delay, link.bandwidth = 0.05, 130_000
     env.up()
-    with suppress(AssertionError):  # bursts may keep the link busy for longer
-        wait_until(lambda: len(env.missing()) < 50, 20)
+    with suppress(AssertionError):  # the traffic goes on, and may keep the link busy
+        wait_until(lambda: len(env.missing()) < 50, 7)
     for link in env.links:
         link.delay, link.bandwidth = 0, 0
     env.vk.history = history
