@@ -241,6 +241,8 @@ def text_or_empty(fields: Json, key: str) -> str:
 def number_or_zero(fields: Json, key: str) -> int:
     """Return the number, also if VK sent it as text, 0 if it is missing; raise ValueError if it is something else."""
     value = fields.get(key)
+    if type(value) is int:  # nearly always
+        return value
     if value is None:
         return 0
     if isinstance(value, str) and re.fullmatch("-?[0-9]{1,20}", value):

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from itertools import islice
-from types import NoneType
 from typing import Any
 
 from . import builders
 from .backlog import Pending
 from .batch import DeadLetter, Entry, utf8
-from .events import Action, Button, Event, Message, Peer, Reaction, Reply, User
+from .events import Event, User
 from .lookups import Lookups
 from .names import Directory
 
@@ -110,12 +109,21 @@ def dead_letter(update: Any, error: Exception) -> DeadLetter:
     return DeadLetter(id, {"update": raw, "error": reason})
 
 
-WRITERS: dict[type, Callable[[Any], str]] = {
-    **{kind: writer(kind) for kind in (Action, Button, Message, Peer, Reaction, Reply)},
-    User: lru_cache(MAX_USERS_WRITTEN)(writer(User)),
-    dict: json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode,
-    int: str,
-    list: lambda items: f"[{', '.join([WRITERS[type(item)](item) for item in items])}]",
-    NoneType: lambda none: "null",
-    str: json.encoder.encode_basestring,
-}
+class Writers(dict[type, Callable[[Any], str]]):
+    """The function that writes a value of each type as JSON; nouns and all others get theirs when one comes."""
+
+    def __missing__(self, kind: Any) -> Callable[[Any], str]:
+        """Make the function for one more type."""
+        self[kind] = writer(kind) if hasattr(kind, "_fields") else encode
+        return self[kind]
+
+
+encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # json.dumps would make one for each value
+WRITERS: Writers = Writers(
+    {
+        User: lru_cache(MAX_USERS_WRITTEN)(writer(User)),
+        int: str,
+        list: lambda items: f"[{', '.join([WRITERS[type(item)](item) for item in items])}]",
+        str: json.encoder.encode_basestring,
+    }
+)

@@ -26,6 +26,8 @@ NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages t
 BURST = 100  # updates in one answer mean that VK has more: these are polled before names are asked for
 QUICK_COMMIT = 0.25  # seconds: the next piece may be larger
 
+REDIS_FAILED = (RedisUnavailable, FatalError)
+
 log = logging.getLogger("fetcher")
 
 
@@ -65,12 +67,16 @@ class Relay:
         with collect_errors(errors):
             self.backlog.start_ts = self.backlog.start_ts or self.longpoll.latest_ts()
             self.commit()
-        if any(isinstance(error, RedisUnavailable | FatalError) for error in errors):
-            self.bus.reconnected = True  # even where the connection holds: Redis may not be the one that it was
-        if not self.backlog.start_ts or (errors and isinstance(errors[0], FatalError) and not self.backlog.pending):
-            return errors
-        redis_up = not any(isinstance(error, RedisUnavailable | FatalError) for error in errors)
+        if not any(isinstance(error, REDIS_FAILED) for error in errors):
+            with collect_errors(errors):
+                self.beat()
+        redis_up = not any(isinstance(error, REDIS_FAILED) for error in errors)
         metrics.REDIS_UP.set(int(redis_up))
+        if not redis_up:
+            self.bus.reconnected = True  # even where the connection holds: Redis may not be the one that it was
+        fatal = any(isinstance(error, FatalError) for error in errors)
+        if (fatal and not self.backlog.pending) or not self.backlog.start_ts:
+            return errors
         self.longpoll.shorten_timeouts(not redis_up)  # Redis may be back at any moment
         if not redis_up:
             with collect_errors(errors):
@@ -83,9 +89,6 @@ class Relay:
     def commit(self) -> None:
         """Commit what is pending, oldest first and in pieces."""
         deadline = time.monotonic() + DRAIN_TIME
-        if self.polled and time.monotonic() >= self.beat_at:
-            self.bus.beat()
-            self.polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
         while self.backlog.pending or self.bus.reconnected:
             if self.bus.reconnected:  # maybe just now: the client replaces a closed connection without an error
                 new = self.backlog.checkpoint is None
@@ -94,6 +97,12 @@ class Relay:
                 self.commit_oldest()
             if time.monotonic() >= deadline:
                 break
+
+    def beat(self) -> None:
+        """Set the heartbeat, now and then, if VK has answered a poll since the last one."""
+        if self.polled and time.monotonic() >= self.beat_at:
+            self.bus.beat()
+            self.polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
 
     def commit_oldest(self) -> None:
         """Commit one piece of what is pending, once it is built and nothing before it is missing."""
