@@ -22,7 +22,7 @@ SILENCE = 10.0  # seconds without a reply after which a connection is in doubt
 READ_AHEAD_TIME = 0.1  # seconds: so many entries are read at once as were handled in the last tenth of a second…
 MAX_READ_AHEAD = 100  # …but no more than these
 MAX_DEAD_LETTERS = 10_000  # about so many are kept for each group
-BACKOFF_BASE, BACKOFF_CAP = 0.1, 2.0  # seconds between two tries while Redis is away
+BACKOFF_BASE, BACKOFF_CAP = 0.1, 2.0  # seconds between two tries while Redis is unavailable
 
 # A connection is our own, with the client's address and credentials. So commands can be written without waiting for
 # their replies, a reply has one form whatever the client decodes, and the client's pool stays whole. We retry.
@@ -86,7 +86,7 @@ def consume(
 
     A missing group is created, from the entry id `start` on ("$": new events; "0": all that the stream keeps), but
     from "0" when it was lost under this consumer. What is trimmed or no event is logged, acknowledged and passed over.
-    It waits while Redis is away. Raise redis.AuthenticationError for a wrong password, redis.ResponseError for a
+    It waits while Redis is unavailable. Raise redis.AuthenticationError for a wrong password, redis.ResponseError for a
     missing permission or a key of another type. https://redis.io/docs/latest/commands/xreadgroup/
     """
     return drive(redis, Durable(bus, group, consumer, start, idle, attempts))
@@ -321,7 +321,7 @@ def retry(error: Exception, failures: int) -> Reconnect:
     if isinstance(error, exceptions.AuthenticationError) or not passes:
         raise error
     if failures % 30 == 0:  # about once a minute
-        log.warning("Redis is away (%s), trying again", code if code in TRANSIENT_CODES else type(error).__name__)
+        log.warning("Redis is unavailable (%s), trying again", code if code in TRANSIENT_CODES else type(error).__name__)
     return Reconnect(backoff(failures, BACKOFF_BASE, BACKOFF_CAP))
 
 

@@ -270,7 +270,7 @@ def test_a_subscriber_subscribes_again_when_redis_was_away(caplog: pytest.LogCap
                 client.publish("events:message", text(event(outage)))
             for reading in readings:
                 reading.wait_for(*range(outage + 1))
-        told = [message for message in caplog.messages if message == "Redis is away (ConnectionError), trying again"]
+        told = [message for message in caplog.messages if message == "Redis is unavailable (ConnectionError), trying again"]
         assert len(told) == 2 * len(readings)
 
 
@@ -412,7 +412,7 @@ def test_a_connection_that_swallows_everything_is_given_up(
         wait_until(lambda: listeners(client) and client.pubsub_numpat() and client.exists("events"))
         proxy.swallow()
         wait_until(lambda: len(caplog.messages) >= len(readings), what="the notice of each")
-        assert set(caplog.messages) == {"Redis is away (TimeoutError), trying again"}
+        assert set(caplog.messages) == {"Redis is unavailable (TimeoutError), trying again"}
         proxy.cut()
         proxy.release()
         wait_until(lambda: listeners(client) and client.pubsub_numpat())
