@@ -28,7 +28,7 @@ class Bounds(NamedTuple):
     switches: int = 1
 
 
-SMALL, LARGE = Bounds(updates=3, faults=1, switches=1), Bounds(updates=3, faults=2, switches=1)
+SMALL, LARGE = Bounds(updates=3, faults=1, switches=1), Bounds(updates=4, faults=2, switches=1)
 
 
 class Choices(Plan):
