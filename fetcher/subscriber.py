@@ -321,7 +321,9 @@ def retry(error: Exception, failures: int) -> Reconnect:
     if isinstance(error, exceptions.AuthenticationError) or not passes:
         raise error
     if failures % 30 == 0:  # about once a minute
-        log.warning("Redis is unavailable (%s), trying again", code if code in TRANSIENT_CODES else type(error).__name__)
+        log.warning(
+            "Redis is unavailable (%s), trying again", code if code in TRANSIENT_CODES else type(error).__name__
+        )
     return Reconnect(backoff(failures, BACKOFF_BASE, BACKOFF_CAP))
 
 

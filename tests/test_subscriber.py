@@ -270,7 +270,9 @@ def test_a_subscriber_subscribes_again_when_redis_was_away(caplog: pytest.LogCap
                 client.publish("events:message", text(event(outage)))
             for reading in readings:
                 reading.wait_for(*range(outage + 1))
-        told = [message for message in caplog.messages if message == "Redis is unavailable (ConnectionError), trying again"]
+        told = [
+            message for message in caplog.messages if message == "Redis is unavailable (ConnectionError), trying again"
+        ]
         assert len(told) == 2 * len(readings)
 
 

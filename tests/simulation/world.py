@@ -501,7 +501,7 @@ class World:
         # A copy from before VK began anew takes what is of the new time at once: its ts are lower.
         out_of_time = self.faults["failover"] and self.faults["VK begins anew"]
         raws = [raw for letter in store.dead if (raw := letter.get("update")) is not None]
-        # What several fetchers have of the time before is late, and says nothing of where a dead letter without an id was.
+        # What several fetchers have of the time before is late, and does not tell where a nameless dead letter was.
         late = self.faults["VK begins anew"] and self.fetchers > 1
         if len(set(raws)) < len(raws) and not out_of_time and not late:
             return f"a dead letter repeated: {[id for id, n in Counter(raws).items() if n > 1][:5]}"
