@@ -65,7 +65,11 @@ def run_until(server: Server, block: str, *printed: str) -> None:
     """Run the block while events are published, until it has printed all of this; it must not end before."""
     code = RUN.format(port=server.port, block=block.replace(":6379", f":{server.port}"))
     arguments = [sys.executable, "-u", "-c", code]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, server.client() as client, ExitStack() as stack:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as out,
+        server.client() as client,
+        ExitStack() as stack,
+    ):
         environment = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "PATH": os.environ["PATH"]}
         process = subprocess.Popen(arguments, stdout=out, stderr=subprocess.STDOUT, env=environment)
         stack.callback(process.wait)

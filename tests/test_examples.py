@@ -51,7 +51,7 @@ class Example:
     """Run an example as its docstring says, with another VK."""
 
     def __init__(self, name: str, *arguments: str, redis_url: str, vk: VK | None = None) -> None:
-        self.out = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.out = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         code = RUN.format(url=vk.url if vk else "http://127.0.0.1:1", name=name)
         settings = {"REDIS_URL": redis_url, "PYTHONPATH": str(ROOT)} | ({"TOKEN": vk.token} if vk else {})
         self.directory = tempfile.TemporaryDirectory()  # vk_api leaves a file there

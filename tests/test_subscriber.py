@@ -413,11 +413,11 @@ def test_a_connection_that_swallows_everything_is_given_up(
         readings = [Reading(subscribe(own, "message")), Reading(subscribe(own)), Reading(consume(own, GROUP, "a"))]
         wait_until(lambda: listeners(client) and client.pubsub_numpat() and client.exists("events"))
         proxy.swallow()
-        wait_until(lambda: len(caplog.messages) >= len(readings), what="the notice of each")
+        wait_until(lambda: len(caplog.messages) >= len(readings), 30, "the notice of each")
         assert set(caplog.messages) == {"Redis is unavailable (TimeoutError), trying again"}
         proxy.cut()
         proxy.release()
-        wait_until(lambda: listeners(client) and client.pubsub_numpat())
+        wait_until(lambda: listeners(client) and client.pubsub_numpat(), 30)
         add(client, "events", 1)
         client.publish("events:message", text(event(1)))
         for reading in readings:
