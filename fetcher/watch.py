@@ -124,7 +124,7 @@ def _listen(url: str, bus: str, events: "queue.SimpleQueue[str | Exception]") ->
     """Put a line for each event into the queue, for ever, or the exception that the operator must fix."""
     while True:
         try:
-            for event in subscribe(connect(url, **OPTIONS), bus=bus):
+            for event in subscribe(connect(url, **OPTIONS), bus=bus):  # pragma: no branch  # it never ends
                 events.put(describe(event))
         except Exception as error:
             if isinstance(error, FATAL) or not isinstance(error, ERRORS):

@@ -1,6 +1,7 @@
 """What flows on a real bus, shown to people: on a terminal, in a pipe, and whatever becomes of Redis."""
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import pytest
@@ -221,6 +222,44 @@ def test_a_restart_of_redis_is_survived(server: Server, owner: redis.Redis) -> N
             shown.output = ""
             server.stop()
         assert shown.process.poll() is None
+
+
+class Screen(io.StringIO):
+    """A terminal in this process; `react` is told all that it shows, after each change."""
+
+    def __init__(self, react: Callable[[str], None]) -> None:
+        super().__init__()
+        self.react = react
+
+    def isatty(self) -> bool:
+        return True
+
+    def reconfigure(self, **options: Any) -> None:
+        pass
+
+    def flush(self) -> None:
+        self.react(self.getvalue())
+
+
+def test_what_comes_after_an_outage_is_shown(
+    server: Server, owner: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is not there at the start, comes, and events are shown until Ctrl-C; the rate is that of late."""
+    monkeypatch.setattr("fetcher.watch.RATE_WINDOW", 1.0)
+    monkeypatch.setattr("fetcher.watch.LOOK_INTERVAL", 0.2)
+    server.stop()
+    started: list[bool] = []
+
+    def react(shown: str) -> None:
+        if shown.count("Redis is unavailable") > 1 and not started:
+            server.start()
+            started.append(True)
+        elif "none" in shown and "Привет" not in shown:
+            owner.publish("events:message", json.dumps(EVENT.as_dict()))
+        elif re.search(r"Привет.*K[1-9]\.\d events/s.*K0\.0 events/s", shown, re.DOTALL):
+            raise KeyboardInterrupt
+
+    assert watch(server.url, "events", None, Screen(react)) == 0
 
 
 def test_a_closed_pipe_is_the_end(server: Server, owner: redis.Redis) -> None:
