@@ -170,7 +170,8 @@ class Durable:
                     start = "0" if self.known else self.start
                     yield from self.ask("XGROUP", "CREATE", self.key, self.group, start, "MKSTREAM")
                     self.known = True
-                yield from self.send(*self.claim(0, "0-0"))  # a missing permission is told now, not in the first storm
+                yield from self.ask(*self.claim(0, "0-0"))  # a missing permission is told now, not in the first storm
+                self.known = True
                 yield from self.hand_over_pending(breaks)
                 failures, missing = 0, False
                 while True:
@@ -221,7 +222,6 @@ class Durable:
             )
         command = ("XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *options)
         reply = yield from self.ask(*command, "STREAMS", self.key, after)
-        self.known = True
         return reply[0][1] if reply else []
 
     def hand_over(self, entries: list[Any]) -> Steps:

@@ -166,10 +166,12 @@ def end(*servers: Server) -> None:
             with contextlib.suppress(redis.ResponseError):  # another node's key
                 client.delete("events")  # wakes who waits for a new entry
     readings, Reading.running = Reading.running, []
-    wait_until(lambda: not any(reading.is_alive() for reading in readings), what="the end of the readings")
-    for server in servers:
-        with server.client() as client:
-            client.execute_command("ACL SETUSER", "default", "allchannels", "+@stream")
+    try:
+        wait_until(lambda: not any(reading.is_alive() for reading in readings), PATIENCE, "the end of the readings")
+    finally:
+        for server in servers:
+            with server.client() as client:
+                client.execute_command("ACL SETUSER", "default", "allchannels", "+@stream")
 
 
 def take(events: Iterator[Event], count: int = 1) -> list[str]:
@@ -416,6 +418,7 @@ def test_a_connection_that_swallows_everything_is_given_up(
         wait_until(lambda: len(caplog.messages) >= len(readings), 30, "the notice of each")
         assert set(caplog.messages) == {"Redis is unavailable (TimeoutError), trying again"}
         proxy.cut()
+        wait_until(lambda: not listeners(client) and not client.pubsub_numpat())  # Redis has noticed, too
         proxy.release()
         wait_until(lambda: listeners(client) and client.pubsub_numpat(), 30)
         add(client, "events", 1)
