@@ -33,6 +33,10 @@ committed lately (a failover took it away); from VK, polled at the checkpoint (`
 is pending begins, never further. If VK itself is not that far, it has begun anew, and what is pending is late. So it
 is, without asking VK, if what is pending after it has lower ts: then this fetcher has seen VK begin anew.
 
+Redis may also come back as it was before VK began anew. Then the checkpoint is after all that is pending, as it is
+where another fetcher is ahead, and `seen` is no judge of the age of a lower ts. So VK is asked for its latest ts
+(`in_doubt`), and where even the checkpoint is after that, the gap back is recorded once more.
+
 Commits are pieces of a bounded number of events and bytes. A time-out halves the piece, down to a single event, and a
 quick answer doubles it. A batch larger than a piece goes out in parts that do not move the checkpoint, and the last one
 does, with all dead letters of it; if the fetcher dies in between, `seen` passes over the parts when VK answers the
@@ -58,6 +62,7 @@ MERGE_TIME = 1.0  # seconds: batches that come within it are one
 MAX_PIECE, MAX_PIECE_BYTES = 500, 2**20  # events and bytes of one commit
 FIRST_PIECE_BYTES = 2**17  # a link that needs more than a second for this is a slow one
 LOST_CHECKPOINT = "Redis had lost the checkpoint"
+WENT_BACK = "VK's ts went back"
 
 
 @dataclass(eq=False)
@@ -98,6 +103,8 @@ class Backlog:
         self.start_ts = ""  # VK's latest ts when this fetcher began
         self.checkpoint: str | None = None  # what the bus said last; None: it was never asked
         self.hole: str | None = None  # the ts at which VK has to be asked for what is missing before what is pending
+        self.reached = ""  # up to where this fetcher itself has committed
+        self.unsure = False  # whether the checkpoint may be of the time before VK began anew
         self.pending: deque[Pending] = deque()
         self.recent: deque[Pending] = deque()
         self.recent_count = self.recent_bytes = 0
@@ -108,7 +115,11 @@ class Backlog:
     @property
     def next_ts(self) -> str:
         """The ts to poll at: where what is pending ends, else the checkpoint."""
-        return self.pending[-1].until if self.pending else self.checkpoint or self.start_ts
+        last, checkpoint = self.pending[-1] if self.pending else None, self.checkpoint or self.start_ts
+        if not last or last.kind == "late":
+            return checkpoint
+        past = is_after(checkpoint, last.until) and all(one.kind in ("repeat", "late") for one in self.pending)
+        return checkpoint if past and not self.in_doubt else last.until
 
     @property
     def count(self) -> int:
@@ -128,7 +139,7 @@ class Backlog:
             return
         if is_after(answer.since, answer.until):  # VK has begun anew, and does not say so
             self.add(answer._replace(until=answer.since), now)
-            self.add(Gap(answer.since, answer.until, "VK's ts went back"), now)
+            self.add(Gap(answer.since, answer.until, WENT_BACK), now)
             return
         last = self.pending[-1] if self.pending else None
         young = last and last.kind == "batch" and last.entries is None and now - last.held_since < MERGE_TIME
@@ -204,6 +215,8 @@ class Backlog:
         elif commit.completes:
             for _ in range(commit.completes):
                 self._remember(self.pending.popleft())
+            if commit.kind == "batch":
+                self.reached = commit.until
         else:
             first.committed += len(commit.entries) - bool(first.committed)  # without that of the part before
 
@@ -211,7 +224,9 @@ class Backlog:
         backwards = is_after(first.since, first.until)
         if is_after(first.since, checkpoint) if backwards else not is_after(first.until, checkpoint):
             self.pending.popleft()  # recorded, by this fetcher or another
+            self.reached = first.until
             if backwards:  # committed again, what is of the time before must not move the checkpoint back there
+                self.unsure = self.unsure or checkpoint != first.until
                 for one in self.recent:
                     one.kind = "late"
         elif is_after(first.since, checkpoint):
@@ -276,11 +291,27 @@ class Backlog:
         else:
             self._outlive(first)
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether VK has to be asked how far it is: the checkpoint is after all that is pending."""
+        ends = [one.until for one in self.pending if one.kind in ("batch", "repeat")] if self.unsure else []
+        return bool(ends) and is_after(self.checkpoint or "0", ends[-1])
+
+    def vk_is_at(self, latest: str) -> None:
+        """Take VK's latest ts: where it is before the checkpoint, Redis is as it was before VK began anew."""
+        self.unsure, checkpoint = False, self.checkpoint or "0"
+        forward = [one for one in self.pending if not is_after(one.since, one.until)]
+        young = [one for one in forward if one.kind != "late" and not is_after(one.until, latest)]
+        if young and is_after(checkpoint, latest):
+            back = gap(checkpoint, young[0].since, WENT_BACK)
+            self.pending = deque([*(one for one in forward if one not in young), back, *young])
+
     # The connection
 
     def connected(self, checkpoint: str) -> None:
         """Begin again on a new connection, at which the bus told this checkpoint ("" for none)."""
         self.hole = None
+        self.unsure = self.unsure or bool(checkpoint and is_after(checkpoint, self.reached or self.start_ts))
         for one in self.pending:
             one.committed = 0
         self._recall(list(self.recent))

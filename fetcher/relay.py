@@ -106,7 +106,9 @@ class Relay:
 
     def commit_oldest(self) -> None:
         """Commit one piece of what is pending, once it is built and nothing before it is missing."""
-        if self.backlog.hole is not None:
+        if self.backlog.in_doubt:
+            self.backlog.vk_is_at(self.longpoll.renew())
+        elif self.backlog.hole is not None:
             self.fill(self.backlog.hole)  # perhaps nothing is pending any more
         elif self.backlog.pending[0].entries is None:
             self.build(use_cache=True)

@@ -622,6 +622,41 @@ def test_what_was_committed_lately_is_committed_again() -> None:
     assert shown(backlog.recent) == ["repeat 10-11 a", "repeat 11-12 b", "repeat 12-13 c"]
 
 
+@pytest.mark.parametrize(
+    ("held", "latest", "left"),
+    [
+        ([batch(3, 4, "a"), batch(4, 5, "b")], "5", ["gap 20-3 !", "batch 3-4 a", "batch 4-5 b"]),
+        ([batch(3, 4, "a"), batch(4, 5, "b")], "20", ["batch 3-4 a", "batch 4-5 b"]),  # another fetcher is ahead
+        ([batch(3, 4, "a"), gap(4, 5)], "6", ["gap 20-3 !", "batch 3-4 a", "gap 4-5 !"]),
+        ([batch(9, 11, "o"), gap(11, 3), batch(3, 4, "a")], "4", ["batch 9-11 o", "gap 20-3 !", "batch 3-4 a"]),
+        ([batch(9, 11, "o")], "4", ["batch 9-11 o"]),  # of the time before: the poll after it will tell
+    ],
+)
+def test_redis_is_as_it_was_before_vk_began_anew(held: list[Batch | Gap], latest: str, left: list[str]) -> None:
+    """The checkpoint is after what is pending: VK is asked, once, whether it is that far."""
+    backlog = started(*held, checkpoint="20")
+    assert backlog.in_doubt
+    backlog.vk_is_at(latest)
+    assert not backlog.in_doubt
+    assert shown(backlog.pending) == left
+
+
+def test_the_gap_back_is_recorded_once_more() -> None:
+    """What was committed after it comes after it again, and the poll goes on where it was."""
+    backlog = committed(started(batch(3, 4, "a"), checkpoint="3"))
+    backlog.connected("20")
+    backlog.vk_is_at("4")
+    assert backlog.next_ts == "4"
+    committed(backlog)
+    assert (backlog.checkpoint, shown(backlog.recent)) == ("4", ["repeat 3-4 a"])
+
+
+def test_vk_is_as_far_as_the_checkpoint() -> None:
+    """VK has told so by an answer: it need not be asked."""
+    assert not started(batch(10, 12, "a"), batch(12, 20, "b"), checkpoint="20").in_doubt
+    assert not started(checkpoint="20").in_doubt
+
+
 def test_a_hole_of_another_connection_is_none() -> None:
     """The bus will tell again what is missing."""
     backlog = started(A)

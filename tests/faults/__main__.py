@@ -17,12 +17,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--only", choices=KINDS, action="append", help="in this environment, not in all")
+    parser.add_argument("--each", type=int, default=1, help="so many environments of each kind (default: 1)")
     options = parser.parse_args()
     print(f"{options.minutes:g} minutes, seed {options.seed}", flush=True)
     begun, whole = time.monotonic(), Report()
-    with ProcessPoolExecutor(len(KINDS), mp_context=get_context("spawn")) as pool:
-        kinds = options.only or list(KINDS)
-        for report in [pool.submit(soak, kind, options.seed, 60 * options.minutes) for kind in kinds]:
+    kinds = options.each * (options.only or list(KINDS))
+    with ProcessPoolExecutor(len(kinds), mp_context=get_context("spawn")) as pool:
+        seeds = [f"{options.seed} {number} {kind}" for number, kind in enumerate(kinds)]
+        reports = [pool.submit(soak, kind, seed, 60 * options.minutes) for kind, seed in zip(kinds, seeds, strict=True)]
+        for report in reports:
             whole.merge(report.result())
     columns = "fault", "injected", "events", "forgotten by VK, and told", "lost", "silent", "repeated", "out of order"
     print(f"\n| {' | '.join(columns)} | on channels: repeated | out of order |")

@@ -65,9 +65,9 @@ def fits(case: Case, env: Environment) -> bool:
     )
 
 
-def soak(kind: str, seed: int, seconds: float) -> Report:
+def soak(kind: str, seed: str, seconds: float) -> Report:
     """Inject faults in one environment until the time is over, and in a new one whenever something is broken."""
-    report, rng, until = Report(), random.Random(f"{seed} {kind}"), time.monotonic() + seconds
+    report, rng, until = Report(), random.Random(seed), time.monotonic() + seconds
     deck: list[Case] = []
     rounds: deque[str] = deque(maxlen=10)
     while time.monotonic() < until:

@@ -76,9 +76,9 @@ class Chaos(Plan):
             self.loud, self.pace, self.troubles[self.kill] = 0.0, 0.05, 0.01
             self.habits = replace(self.habits, batch=30, text=1500, memory=30)
         if theme == "times":
-            self.troubles[self.begin_anew] = self.troubles[self.cut] = 0.01
-        # After VK has begun anew, ts do not tell how old an update is: `seen` has to reach back to all of them.
-        self.most_updates = 150 if self.troubles[self.begin_anew] else 300
+            self.troubles[self.begin_anew] = self.troubles[self.cut] = pick([0.003, 0.01])
+            self.pace = pick([0.02, self.pace])  # so that `seen` may forget
+        self.most_updates = 300
         self.any_trouble = sum(self.troubles.values())
         self.names_stay_lost = rng.random() < 0.1
         self.link_stays_slow = rng.random() < 0.3
@@ -250,6 +250,9 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
     worlds: list[World] = []
     plan = Chaos(rng, worlds)
     fetchers = rng.choice([1, 1, 2, 2, 3])
+    if fetchers > 1 and plan.troubles[plan.begin_anew]:
+        # The ts of what is late does not tell how old it is: `seen` has to reach back to all that others published.
+        plan.most_updates = 150
     world = World(plan, plan.habits, fetchers, trace)
     worlds.append(world)
     clock.world = world

@@ -448,7 +448,11 @@ class World:
 
     def leave_out(self, ids: list[str]) -> None:
         """Note what was left out as too late; a dead letter's id may end in the hash of its text."""
-        self.excused |= {self.vk.keys.get(id.rpartition(":")[2], id) for id in ids}
+        keys = {self.vk.keys.get(id.rpartition(":")[2], id) for id in ids}
+        # When VK has begun anew twice, ts no longer tell which of the times the checkpoint of a copy is of.
+        if self.fetchers == 1 and self.faults["VK begins anew"] < 2 and keys - self.on_the_bus():
+            self.broken("left out as too late, though no other fetcher can have committed it")
+        self.excused |= keys
 
     def gaps(self) -> list[tuple[int, int]]:
         """Return the gaps that are recorded, in the order of all eras."""
