@@ -54,8 +54,8 @@ from .batch import Batch, Commit, DeadLetter, Entry, Gap
 
 MAX_PENDING = 10_000  # updates in memory: no poll beyond…
 MAX_PENDING_BYTES = 256 * 2**20  # …and none beyond so many bytes
-MAX_RECENT = 1_000  # updates that are remembered after their commit, in case a failover loses them…
-MAX_RECENT_BYTES = 16 * 2**20  # …and bytes of them
+MAX_RECENT = 1_000  # updates that are remembered after their commit at least, in case a failover loses them…
+MAX_RECENT_BYTES = 16 * 2**20  # …or bytes of them, if these are fewer
 DEDUP_WINDOW = 3 * MAX_PENDING  # event_ids that the bus remembers
 MAX_UNBUILT = 500  # updates that are built at once, so that one request asks for all their names
 MERGE_TIME = 1.0  # seconds: batches that come within it are one
@@ -240,9 +240,15 @@ class Backlog:
         done.kind, done.committed = "late" if done.kind == "late" else "repeat", 0
         self.recent.append(done)
         self.recent_count, self.recent_bytes = self.recent_count + done.count, self.recent_bytes + done.size
-        while self.recent_count > MAX_RECENT or self.recent_bytes > MAX_RECENT_BYTES or len(self.recent) > MAX_RECENT:
-            oldest = self.recent.popleft()
+        while oldest := self._superfluous():
+            self.recent.popleft()
             self.recent_count, self.recent_bytes = self.recent_count - oldest.count, self.recent_bytes - oldest.size
+
+    def _superfluous(self) -> Pending | None:
+        """Return the oldest batch that is remembered, if there is enough without it: the latest may be a large one."""
+        oldest = self.recent[0]
+        too_many = self.recent_count - oldest.count >= MAX_RECENT or len(self.recent) > MAX_RECENT
+        return oldest if too_many or self.recent_bytes - oldest.size >= MAX_RECENT_BYTES else None
 
     def _recall(self, batches: list[Pending]) -> None:
         """Commit once more, and first, what was committed before."""

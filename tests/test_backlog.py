@@ -493,14 +493,23 @@ def test_what_was_committed_of_another_time_is_no_help() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "value", "kept"), [("MAX_RECENT", 3, "bcd"), ("MAX_RECENT_BYTES", 250, "cd"), ("MAX_RECENT", 0, "")]
+    ("limit", "value", "kept"), [("MAX_RECENT", 3, "bcd"), ("MAX_RECENT_BYTES", 250, "bcd"), ("MAX_RECENT", 1, "d")]
 )
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch, limit: str, value: int, kept: str) -> None:
-    """By number and by bytes: the oldest are forgotten."""
+    """By number and by bytes: the oldest are forgotten, and those that are left are not fewer."""
     monkeypatch.setattr(limits, limit, value)
     backlog = committed(started(*(batch(10 + i, 11 + i, id) for i, id in enumerate("abcd"))))
     assert ids(entry for one in backlog.recent for entry in one.entries or ()) == kept
     assert (backlog.recent_count, backlog.recent_bytes) == (len(kept), 101 * len(kept))
+
+
+def test_a_large_batch_is_remembered_with_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when small ones come after it."""
+    monkeypatch.setattr(limits, "MAX_RECENT_BYTES", 1000)
+    backlog = committed(started(A, batch(11, 12, "b"), size=5000))
+    backlog.add(batch(12, 13, "c"), 100)
+    committed(built(backlog))
+    assert shown(backlog.recent) == ["repeat 11-12 b", "repeat 12-13 c"]
 
 
 def test_batches_without_events_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -314,6 +314,7 @@ def set_password(password: str) -> Callable[[Any], Any]:
 @case("Redis: password changed, and back, with nothing pending", quiet=True, fatal=True)
 def lock_out(env: Environment) -> None:
     """What only an operator can fix: the fetcher says it in one sentence and ends with code 1."""
+    env.wait_for_commits()
     env.command(set_password("other"))
     env.expect(lambda: not any(fetcher.running for fetcher in env.fetchers), 20, "the end")
     for fetcher in env.fetchers if env.is_strict else ():

@@ -406,8 +406,21 @@ class Environment:
 
     def letters(self, text: str) -> int:
         """Return how many dead letters have an error with this text."""
-        with self.client() as client:
-            return sum(text in fields["error"] for _, fields in client.xrange("{events}:dead-letter"))
+        letters = self.command(lambda client: client.xrange("{events}:dead-letter"))
+        return sum(text in fields["error"] for _, fields in letters)
+
+    def wait_for_commits(self) -> None:
+        """Wait until no fetcher has anything left to commit, also of what it commits once more."""
+
+        def is_quiet() -> bool:
+            counts: list[int] = []
+            for pause in (0.5, 0):
+                stats = self.command(lambda client: client.info("commandstats"))
+                counts.append(stats.get("cmdstat_evalsha", {}).get("calls", 0))
+                time.sleep(pause)
+            return counts[0] == counts[1]
+
+        self.expect(is_quiet, what="the last commit")
 
     def had(self) -> set[int]:
         """Return the updates that a fetcher which lives has had since the last account."""

@@ -72,6 +72,7 @@ def soak(kind: str, seed: str, seconds: float) -> Report:
     rounds: deque[str] = deque(maxlen=10)
     while time.monotonic() < until:
         names: list[str] = []
+        env = None
         try:
             with Environment(rng.randrange(10**6), history=HISTORY, **KINDS[kind]) as env:
                 cases = [case for case in CASES.values() if fits(case, env)]
@@ -92,5 +93,5 @@ def soak(kind: str, seed: str, seconds: float) -> Report:
                 report.answers += env.vk.injected
         except Exception:
             report.broken.append(f"{kind}: {' + '.join(names)}\n{traceback.format_exc()}")
-            print(report.broken[-1], file=sys.stderr, flush=True)
+            print(report.broken[-1], env and env.output, file=sys.stderr, flush=True)
     return report

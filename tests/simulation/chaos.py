@@ -65,8 +65,9 @@ class Chaos(Plan):
             self.spoil: pick([0, 0, 0, 0.003]) * rate,
             self.empty: pick([0, 0, 0, 0, 0.002]) * rate,
         }
+        self.most_fetchers, self.last_era = 3, 6
         theme = pick(
-            ["", "", "", "", "failovers", "failovers", "parts", "times"]
+            ["", "", "", "", "failovers", "failovers", "parts", "times", "time"]
         )  # what happens often, with little besides
         if theme:
             self.request_faults, self.poll_faults, self.lookup_faults = pick([0.0, 0.05]), pick([0.0, 0.05]), 0.0
@@ -76,8 +77,11 @@ class Chaos(Plan):
             self.loud, self.pace, self.troubles[self.kill] = 0.0, 0.05, 0.01
             self.habits = replace(self.habits, batch=30, text=1500, memory=30)
         if theme == "times":
-            self.troubles[self.begin_anew] = self.troubles[self.cut] = pick([0.003, 0.01])
-            self.pace = pick([0.02, self.pace])  # so that `seen` may forget
+            self.troubles[self.begin_anew] = self.troubles[self.cut] = 0.01
+        if theme == "time":  # one fetcher, and `seen` has forgotten some when VK begins anew, once
+            self.most_fetchers, self.last_era, self.pace, self.bursts = 1, 8, 0.03, 1
+            self.troubles[self.begin_anew], self.troubles[self.cut] = 0.003, 0.01
+            self.habits = replace(self.habits, memory=10**6, answers_newest=False)
         self.most_updates = 300
         self.any_trouble = sum(self.troubles.values())
         self.names_stay_lost = rng.random() < 0.1
@@ -204,7 +208,7 @@ class Chaos(Plan):
         self.world.vk.forget()
 
     def begin_anew(self) -> None:
-        if self.world.vk.era > 6:
+        if self.world.vk.era > self.last_era:
             self.count("VK begins anew")
             self.world.note(None, "VK begins anew")
             self.world.vk.begin_anew()
@@ -249,7 +253,7 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
     rng = random.Random(seed)
     worlds: list[World] = []
     plan = Chaos(rng, worlds)
-    fetchers = rng.choice([1, 1, 2, 2, 3])
+    fetchers = min(rng.choice([1, 1, 2, 2, 3]), plan.most_fetchers)
     if fetchers > 1 and plan.troubles[plan.begin_anew]:
         # The ts of what is late does not tell how old it is: `seen` has to reach back to all that others published.
         plan.most_updates = 150
