@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 VK numbers its updates: every batch that it answers is a range (since, until] of `ts`. The bus remembers two things. The
-*checkpoint* is the ts up to which everything is on the bus, or told as a gap. *seen* holds the latest event_ids. Four
-invariants follow from one decision: `seen` decides what is published, the checkpoint only says where to ask VK.
+*checkpoint* is the ts up to which everything is on the bus, or recorded as a gap. *seen* holds the latest event_ids.
+Four invariants follow from one decision: `seen` decides what is published, the checkpoint only says where to ask VK.
 
 1. An update leaves memory only when the bus has answered that it has it. Nothing that another fetcher, a failover or VK
    does to the checkpoint makes this fetcher drop what it holds: it offers it, and the bus passes over what it has.
@@ -40,9 +40,8 @@ where another fetcher is ahead, and `seen` is no judge of the age of a lower ts.
 Commits are pieces of a bounded number of events and bytes. A time-out halves the piece, down to a single event, and a
 quick answer doubles it. A batch larger than a piece goes out in parts that do not move the checkpoint, and the last one
 does, with all dead letters of it; if the fetcher dies in between, `seen` passes over the parts when VK answers the
-batch again. Each further part
-begins with the last entry of the part before, without its text: the bus must have it, or else it refuses the part, for
-a failover has taken the others away, and they go out again.
+batch again. Each further part begins with the last entry of the part before, without its text: the bus must have it, or
+else it refuses the part, for a failover has taken the others away, and they go out again.
 """
 
 from collections import deque
@@ -110,7 +109,7 @@ class Backlog:
         self.recent_count = self.recent_bytes = 0
         self.piece, self.piece_bytes = MAX_PIECE, FIRST_PIECE_BYTES
 
-    # What VK has told
+    # What VK answers
 
     @property
     def next_ts(self) -> str:
@@ -163,7 +162,7 @@ class Backlog:
     def next_commit(self) -> Commit | None:
         """Return what goes to the bus next, or None if that is nothing, or not built yet.
 
-        That is as many whole batches as fit, one following the other without a hole, or a part of the first.
+        That is as many complete batches as fit, one following the other without a hole, or a part of the first.
         """
         if not self.pending or self.pending[0].entries is None:
             return None
@@ -315,7 +314,7 @@ class Backlog:
     # The connection
 
     def connected(self, checkpoint: str) -> None:
-        """Begin again on a new connection, at which the bus told this checkpoint ("" for none)."""
+        """Begin again on a new connection, at which the bus returned this checkpoint ("" for none)."""
         self.hole = None
         self.unsure = self.unsure or bool(checkpoint and is_after(checkpoint, self.reached or self.start_ts))
         for one in self.pending:

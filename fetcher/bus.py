@@ -26,7 +26,7 @@ from .names import Name
 TIMEOUT = 1  # seconds, to connect and for each answer: the loop alone retries
 SLOWEST_LINK = 2**17  # bytes per second: so much time more does a commit get for its size
 DEAD_LETTERS = 10_000  # about so many are kept
-UNKNOWN_TTL = 60  # seconds: whom VK does not tell today it may tell soon
+UNKNOWN_TTL = 60  # seconds: who has no name at VK today may have one soon
 DENIED = ("NOPERM", "ACL failure", "can't run this command")  # how a permission is refused inside a script
 COMMIT = Path(__file__).with_name("commit.lua").read_text(encoding="utf-8")
 

@@ -25,7 +25,7 @@ class EntryBuilder:
     """Builds the entries of batches, several at a time, so that VK is asked once for all of them."""
 
     def __init__(self, lookups: Lookups, directory: Directory, command: re.Pattern[str], raw: bool) -> None:
-        """`command` is the pattern of a command's text; with `raw` every update is published, and whole."""
+        """`command` is the pattern of a command's text; with `raw` every update is published as VK sent it."""
         self.lookups, self.directory, self.command, self.raw = lookups, directory, command, raw
 
     def build(self, batches: Sequence[Pending], give_up: bool, use_cache: bool) -> None:

@@ -48,14 +48,12 @@ class Directory:
         """Know nobody yet."""
         self.cache, self.lookups = cache, lookups
         self.memory: dict[int, Name] = {}
-        self.uncached: dict[
-            int, Name
-        ] = {}  # what the cache lacks, because Redis was unavailable: newer than what it has
+        self.uncached: dict[int, Name] = {}  # newer than what the cache has, because Redis was unavailable
         self.forget_at = 0.0
         self.given_up: set[int] = set()  # ids for which a batch has waited in vain: the next ones do not wait
 
     def forget(self) -> None:
-        """Drop the memory: another fetcher may have been told newer titles."""
+        """Drop the memory: another fetcher may know newer titles."""
         self.memory.clear()
 
     def with_names(self, events: list[Event], give_up: bool, use_cache: bool) -> list[Event]:
@@ -79,9 +77,10 @@ class Directory:
         self.memory |= resolved
         self.uncached |= resolved
         missing -= resolved.keys()
+        self.given_up -= resolved.keys()
         if failure and missing and not (give_up or missing <= self.given_up):
             raise failure
-        self.given_up = missing if len(self.given_up) > MAX_GIVEN_UP else (self.given_up - resolved.keys()) | missing
+        self.given_up = missing if len(self.given_up) > MAX_GIVEN_UP else self.given_up | missing
         named = list(fill(events, self.memory))
         titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
         self.memory |= titles

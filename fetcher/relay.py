@@ -41,7 +41,7 @@ class Relay:
         self.polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
         self.failures = 0  # steps that failed in a row
-        self.last_logged: dict[str, float] = {}  # failures, and when the log told of them last
+        self.last_logged: dict[str, float] = {}  # failures, and when they were logged last
 
     def run(self) -> Never:
         """Step for ever. Raise FatalError for what only the operator can fix, but not while updates are pending."""
@@ -131,7 +131,7 @@ class Relay:
         elif took < QUICK_COMMIT:
             self.backlog.grow_piece(commit)
         if checkpoint != commit.until:
-            self.entries.directory.forget()  # another fetcher may have been told newer titles
+            self.entries.directory.forget()  # another fetcher may know newer titles
         metrics.COMMIT_SECONDS.observe(took)
         if checkpoint and (commit.kind == "late" or not is_after(commit.since, checkpoint)):
             count(commit)

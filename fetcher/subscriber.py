@@ -25,7 +25,7 @@ MAX_DEAD_LETTERS = 10_000  # about so many are kept for each group
 BACKOFF_BASE, BACKOFF_CAP = 0.1, 2.0  # seconds between two tries while Redis is unavailable
 
 # A connection is our own, with the client's address and credentials. So commands can be written without waiting for
-# their replies, a reply has one form whatever the client decodes, and the client's pool stays whole. We retry.
+# their replies, a reply has one form whatever the client decodes, and the client's pool is not used. We retry.
 OWN_OPTIONS = {"protocol": 2, "decode_responses": False, "health_check_interval": 0}
 LEFT_OUT = ("retry", "maint_notifications")  # how the options begin that are not taken from the client
 
@@ -170,7 +170,7 @@ class Durable:
                     start = "0" if self.known else self.start
                     yield from self.ask("XGROUP", "CREATE", self.key, self.group, start, "MKSTREAM")
                     self.known = True
-                yield from self.ask(*self.claim(0, "0-0"))  # a missing permission is told now, not in the first storm
+                yield from self.ask(*self.claim(0, "0-0"))  # a missing permission is an error now, not later
                 self.known = True
                 yield from self.hand_over_pending(breaks)
                 failures, missing = 0, False
@@ -217,9 +217,7 @@ class Durable:
         self.asked = now = time.monotonic()
         count = sum(now - then < READ_AHEAD_TIME for then in self.handled) or 1
         if self.attempts and (after != ">" or self.attempts == 1):
-            count = (
-                1  # Redis counts what is read as delivered; a crash before hand_over corrects that may cost one attempt
-            )
+            count = 1  # Redis counts what is read as delivered: a crash before hand_over corrects that costs an attempt
         command = ("XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *options)
         reply = yield from self.ask(*command, "STREAMS", self.key, after)
         return reply[0][1] if reply else []
