@@ -230,8 +230,10 @@ class Backlog:
                     one.kind = "late"
         elif is_after(first.since, checkpoint):
             self._find_hole(first, checkpoint)
-        else:  # another fetcher had a part of it, or is further than where VK began anew
+        elif backwards:  # another fetcher was further than where VK began anew
             self.pending[0] = gap(checkpoint, first.until, error_of(first))
+        else:  # another fetcher has had a part of it: VK is asked for the rest once more
+            self.pending.popleft()
 
     def _remember(self, done: Pending) -> None:
         if done.kind not in ("batch", "repeat", "late"):

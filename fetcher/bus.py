@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,13 @@ class Bus:
         self.alive_key = f"{own}:alive:{group}:{socket.gethostname()}"
         self.reconnected = True
         self.clients: dict[int, Redis | RedisCluster] = {}
-        self.connected: set[int] = set()
 
     def client(self, timeout: int = TIMEOUT) -> Redis | RedisCluster:
         """Return the client whose answers may take so many seconds."""
         if timeout not in self.clients:
             self.clients[timeout] = connect(
                 self.url,
-                on_connect=partial(self._note_connection, timeout),
+                on_connect=self._note_connection,
                 decode_responses=True,
                 encoding_errors="replace",
                 protocol=2,
@@ -66,10 +65,9 @@ class Bus:
             )
         return self.clients[timeout]
 
-    def _note_connection(self, timeout: int) -> None:
-        """Note a new connection that replaces another; the first one of each further client does not."""
-        self.reconnected = self.reconnected or timeout == TIMEOUT or timeout in self.connected
-        self.connected.add(timeout)
+    def _note_connection(self) -> None:
+        """Note a new connection, also the first one of a further client: the others may be to another server."""
+        self.reconnected = True
 
     @cached_property
     def script(self) -> Script:

@@ -391,7 +391,7 @@ ANSWERED = {
     "no checkpoint": Answered([A], "", ["restore 10-10 !", "batch 10-11 a"], []),
     "a gap recorded": Answered([gap(10, 20), C], "20", ["batch 20-21 c"], []),
     "a gap that others recorded": Answered([gap(10, 20), C], "25", ["batch 20-21 c"], []),
-    "a part of a gap is filled by others": Answered([gap(10, 20), C], "15", ["gap 15-20 !", "batch 20-21 c"], []),
+    "a part of a gap is filled by others": Answered([gap(10, 20), C], "15", ["batch 20-21 c"], []),
     "a gap begins after the checkpoint": Answered([gap(10, 20)], "7", ["gap 10-20 !"], [], "7"),
     "a gap backwards recorded": Answered([gap(10, 3), batch(3, 4, "a")], "3", ["batch 3-4 a"], []),
     "a gap backwards that others recorded": Answered([gap(10, 3)], "5", [], []),
@@ -410,11 +410,20 @@ def test_what_the_bus_answers(case: Answered) -> None:
     assert backlog.checkpoint == (case.checkpoint or "10")
 
 
-def test_a_gap_says_why_also_when_it_is_cut() -> None:
-    """The reason stays, and the ends are those that are still missing."""
-    backlog = started(gap(10, 20, "VK has forgotten"))
+def test_a_gap_back_says_why_also_when_it_begins_later() -> None:
+    """Another fetcher was further when VK began anew: the reason stays."""
+    backlog = started(gap(10, 3, "VK has forgotten"))
     answer(backlog, "15")
-    assert backlog.pending[0].entries == [DeadLetter("", {"since": "15", "until": "20", "error": "VK has forgotten"})]
+    assert backlog.pending[0].entries == [DeadLetter("", {"since": "15", "until": "3", "error": "VK has forgotten"})]
+
+
+def test_the_rest_of_a_gap_is_asked_for_once_more() -> None:
+    """Another fetcher had a part of it, so VK has not forgotten all: what comes after it waits for the answer."""
+    backlog = started(gap(10, 20), batch(20, 21, "a"))
+    answer(backlog, "15")
+    assert shown(backlog.pending) == ["batch 20-21 a"]
+    answer(backlog, "15")
+    assert backlog.hole == "15"
 
 
 def test_the_checkpoint_is_restored() -> None:
