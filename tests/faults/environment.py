@@ -233,7 +233,7 @@ class Environment:
             return True
 
         for command in commands:
-            wait_until(partial(run, command), 20, "the server's answer")
+            wait_until(partial(run, command), 60, "the server's answer")
         return answer
 
     def down(self) -> None:
@@ -410,11 +410,11 @@ class Environment:
         return sum(text in fields["error"] for _, fields in letters)
 
     def wait_for_commits(self) -> None:
-        """Wait until no fetcher has anything left to commit, also of what it commits once more."""
+        """Wait until no fetcher has anything left to commit, also after a pause and of what it commits once more."""
 
         def is_quiet() -> bool:
             counts: list[int] = []
-            for pause in (0.5, 0):
+            for pause in (2.5, 0):
                 stats = self.command(lambda client: client.info("commandstats"))
                 counts.append(stats.get("cmdstat_evalsha", {}).get("calls", 0))
                 time.sleep(pause)
