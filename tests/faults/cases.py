@@ -22,6 +22,7 @@ class Case(NamedTuple):
     single: bool = False  # it needs to be the only fetcher
     quiet: bool = False  # alone, it happens without traffic: what is lost then must be known
     forgets: bool = False  # what nobody alive has had may be gone
+    kills: bool = False  # so it may be together with a second fault: what a dead fetcher held VK may have forgotten
     fatal: bool = False  # fetchers with nothing pending end with code 1
 
     @property
@@ -406,14 +407,14 @@ def swallow(env: Environment) -> None:
 # The fetcher
 
 
-@case("fetcher: kill -9")
+@case("fetcher: kill -9", kills=True)
 def kill_fetcher(env: Environment) -> None:
     for _ in range(3):
         time.sleep(env.random.uniform(0.3, 0.7))
         env.any_fetcher().restart()
 
 
-@case("fetcher: stopped and started")
+@case("fetcher: stopped and started", kills=True)
 def stop_fetcher(env: Environment) -> None:
     fetcher = env.any_fetcher()
     stop(env, fetcher)
@@ -430,7 +431,7 @@ def stop(env: Environment, fetcher: Process) -> None:
             assert code == 0 or not env.is_strict
 
 
-@case("fetcher: kill -9 while Redis is away", linked=True)
+@case("fetcher: kill -9 while Redis is away", linked=True, kills=True)
 def kill_fetcher_without_redis(env: Environment) -> None:
     env.down()
     time.sleep(0.5)
@@ -447,7 +448,7 @@ def freeze(env: Environment) -> None:
     fetcher.resume()
 
 
-@case("everything killed at once")
+@case("everything killed at once", kills=True)
 def power_cut(env: Environment) -> None:
     with env.server_lock:
         env.server.kill()

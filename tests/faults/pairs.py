@@ -83,9 +83,13 @@ for outcome, newest in {"": False, ", and VK tells its newest ts": True}.items()
     case(f"pair: Redis away, fetchers killed with one update{outcome}", linked=True, quiet=True, forgets=True)(
         partial(outage_and_restart, newest=newest)
     )
-    case(f"pair: Redis away, one of two fetchers killed and back first{outcome}", linked=True, quiet=True, fetchers=2)(
-        partial(restart_of_one, newest=newest)
-    )
+    case(
+        f"pair: Redis away, one of two fetchers killed and back first{outcome}",
+        linked=True,
+        quiet=True,
+        fetchers=2,
+        kills=True,
+    )(partial(restart_of_one, newest=newest))
 
 
 @case(

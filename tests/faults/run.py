@@ -18,7 +18,8 @@ def run(case: Case, env: Environment, beside: Case | None = None, burst: int = 0
             time.sleep(0.2)
     else:
         before = Count()
-        env.forgotten = None if any(one.forgets for one in cases) else set()
+        may_forget = any(one.forgets or (one.kills and beside) for one in cases)
+        env.forgotten = None if may_forget else set()
         with env.traffic(burst=burst):
             time.sleep(0.1)
             with ThreadPoolExecutor(2) as pool:
