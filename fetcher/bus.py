@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,14 @@ class Bus:
         self.alive_key = f"{own}:alive:{group}:{socket.gethostname()}"
         self.reconnected = True
         self.clients: dict[int, Redis | RedisCluster] = {}
+        self.connected = {TIMEOUT}  # the clients whose next connection replaces another
 
     def client(self, timeout: int = TIMEOUT) -> Redis | RedisCluster:
         """Return the client whose answers may take so many seconds."""
         if timeout not in self.clients:
             self.clients[timeout] = connect(
                 self.url,
-                on_connect=self._note_connection,
+                on_connect=partial(self._note_connection, timeout),
                 decode_responses=True,
                 encoding_errors="replace",
                 protocol=2,
@@ -65,9 +66,9 @@ class Bus:
             )
         return self.clients[timeout]
 
-    def _note_connection(self) -> None:
-        """Note a new connection, also the first one of a further client: the others may be to another server."""
-        self.reconnected = True
+    def _note_connection(self, timeout: int) -> None:
+        """Note a new connection that replaces another; `commit` sees to the first one of a further client."""
+        self.reconnected = self.reconnected or timeout in self.connected
 
     @cached_property
     def script(self) -> Script:
@@ -100,7 +101,11 @@ class Bus:
             arguments += [utf8(part) for field in letter.fields.items() for part in field]
         timeout = TIMEOUT << (commit.size // SLOWEST_LINK).bit_length()  # few different ones: each has its connection
         with translate_errors():
-            return self._checked(self.script(self.keys, arguments, client=self.client(timeout)))
+            stored = self.script(self.keys, arguments, client=self.client(timeout))
+            if timeout not in self.connected:  # its first connection: the other ones may be to a server of before
+                self.client().get(self.checkpoint_key)
+                self.connected.add(timeout)
+        return self._checked(stored)
 
     def _checked(self, stored: str) -> str:
         if stored and not (stored.isascii() and stored.isdigit()):
