@@ -18,8 +18,12 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["fetcher"],
-    package_data={"fetcher": ["commit.lua", "demo.json", "event.schema.json", "py.typed"]},
+    packages=["fetcher", "fetcher.bus", "fetcher.commands", "fetcher.core", "fetcher.vk"],
+    package_data={
+        "fetcher": ["event.schema.json", "py.typed"],
+        "fetcher.bus": ["commit.lua"],
+        "fetcher.commands": ["demo.json"],
+    },
     entry_points={"console_scripts": ["event-fetcher = fetcher.__main__:main"]},
     install_requires=["vk_api>=11.10.1,<12", "redis[hiredis]>=5.1,<9", "python-dotenv>=1.0"],
     extras_require={

@@ -11,11 +11,11 @@ from timeit import repeat
 from typing import Any
 
 from bench.stage import BATCH, LATENCY, RPS, Contender, Subscriber, VKProcess, apart
-from fetcher.batch import Commit
-from fetcher.builders import build, command_pattern
-from fetcher.bus import Bus
-from fetcher.entries import entry_of
-from fetcher.names import Name, fill, ids_to_resolve
+from fetcher.bus.bus import Bus
+from fetcher.core.batch import Commit
+from fetcher.core.entries import entry_of
+from fetcher.core.names import Name, fill, ids_to_resolve
+from fetcher.vk.builders import build, command_pattern
 from tests.servers import Proxy, Server, wait_until
 from tests.vk import GROUP, VK, traffic
 

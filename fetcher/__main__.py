@@ -32,15 +32,15 @@ import logging  # noqa: E402
 from requests.adapters import BaseAdapter  # noqa: E402
 
 from . import __version__, config, logs, metrics  # noqa: E402
-from .api import Api  # noqa: E402
-from .builders import BUILDERS, command_pattern  # noqa: E402
-from .bus import Bus, translate_errors  # noqa: E402
-from .entries import EntryBuilder  # noqa: E402
+from .bus.bus import Bus, translate_errors  # noqa: E402
+from .core.entries import EntryBuilder  # noqa: E402
+from .core.names import Directory  # noqa: E402
+from .core.relay import Relay  # noqa: E402
 from .errors import FatalError, TransientError  # noqa: E402
-from .longpoll import LongPoll  # noqa: E402
-from .lookups import Lookups  # noqa: E402
-from .names import Directory  # noqa: E402
-from .relay import Relay  # noqa: E402
+from .vk.api import Api  # noqa: E402
+from .vk.builders import BUILDERS, command_pattern  # noqa: E402
+from .vk.longpoll import LongPoll  # noqa: E402
+from .vk.lookups import Lookups  # noqa: E402
 
 EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
 
@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args()
     if options.demo:
-        from .demo import demo
+        from .commands.demo import demo
 
         return demo(run)
     try:
@@ -109,7 +109,7 @@ def serve_metrics(port: int | None) -> None:
 
 def watch_bus(settings: config.Config) -> int:
     """Print what flows on the bus until Ctrl-C; return 0, or 1 if only the operator can let it go on."""
-    from .watch import watch
+    from .commands.watch import watch
 
     logs.to_stderr(settings.log_level, settings.secrets())
     try:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from redis import Redis, RedisCluster, RedisError, exceptions
 
-from .backoff import backoff
+from .core.backoff import backoff
 from .events import Event, channel
 
 BLOCK = 1.0  # seconds to wait for something new before looking for what other consumers left

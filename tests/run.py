@@ -1,7 +1,7 @@
 """Run the program with VK's addresses led to the VK of the tests: `python -m tests.run [its arguments]`.
 
 VK_URL says where that VK is. CONSTANTS, a JSON object, gives other values to named constants of the product:
-{"fetcher.relay:NAME": 0.1}. With COVERAGE_PROCESS_START the coverage of the process is kept.
+{"fetcher.core.relay:NAME": 0.1}. With COVERAGE_PROCESS_START the coverage of the process is kept.
 """
 
 import importlib

@@ -9,8 +9,8 @@ import pytest
 import urllib3
 from vk_api import VkApi
 
-from fetcher.api import ERRORS, Api, Kind, VkError, translate_errors
 from fetcher.errors import FatalError, MalformedResponse, RequestRejected, TransientError
+from fetcher.vk.api import ERRORS, Api, Kind, VkError, translate_errors
 from tests.net import BROKEN, FATAL, FATAL_AT_START, NO_ANSWERS, OTHER, PASSING, START, Net, named
 from tests.vk import GROUP, TOKEN, error
 

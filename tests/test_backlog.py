@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fetcher import backlog as limits
-from fetcher.backlog import LOST_CHECKPOINT, Backlog, Pending, is_after
-from fetcher.batch import Batch, Commit, DeadLetter, Entry, Gap
+from fetcher.core import backlog as limits
+from fetcher.core.backlog import LOST_CHECKPOINT, Backlog, Pending, is_after
+from fetcher.core.batch import Batch, Commit, DeadLetter, Entry, Gap
 
 Entries = list[Entry | DeadLetter]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fetcher.builders import BUILDERS, build, command_pattern, cropped_message, sent_at, with_full_message
 from fetcher.events import Event
+from fetcher.vk.builders import BUILDERS, build, command_pattern, cropped_message, sent_at, with_full_message
 from tests.samples import SAMPLES
 from tests.samples.other_types import OTHER_TYPES
 from tests.vk import GROUP, PEER, PERSON, button, message, reaction, update

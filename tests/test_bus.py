@@ -11,11 +11,11 @@ import redis
 from fakeredis import FakeServer, FakeStrictRedis
 from redis import exceptions
 
-from fetcher.backlog import DEDUP_WINDOW
-from fetcher.batch import Commit, DeadLetter, Entry
-from fetcher.bus import Bus, translate_errors
+from fetcher.bus.bus import Bus, translate_errors
+from fetcher.core.backlog import DEDUP_WINDOW
+from fetcher.core.batch import Commit, DeadLetter, Entry
+from fetcher.core.names import Name
 from fetcher.errors import FatalError, RedisTimeout, RedisUnavailable
-from fetcher.names import Name
 from tests.servers import Proxy, Server, address, cluster, wait_until
 
 TS, SEEN, DEAD, STREAM = "{events}:ts:7", "{events}:seen:7", "{events}:dead-letter", "events"
@@ -41,7 +41,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
         on_connect()
         return FakeStrictRedis(server=one, decode_responses=True, encoding_errors="replace")
 
-    monkeypatch.setattr("fetcher.bus.connect", connect)
+    monkeypatch.setattr("fetcher.bus.bus.connect", connect)
     return FakeStrictRedis(server=one, decode_responses=True)
 
 
@@ -346,7 +346,7 @@ LATE = {
 @pytest.mark.parametrize("case", LATE.values(), ids=LATE)
 def test_what_may_be_a_repetition(case: Late, bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch so far behind that seen may have forgotten it is not published; a dead letter tells, once."""
-    monkeypatch.setattr("fetcher.bus.DEDUP_WINDOW", 8)
+    monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", 8)
     client.set(TS, "100")
     client.zadd(SEEN, {f"old {number}": number for number in range(case.held)})
     for _ in range(1 + case.letters):
@@ -492,7 +492,7 @@ def test_a_commits_time_out_allows_for_its_size(client: Any, monkeypatch: pytest
         timeouts.append(socket_timeout)
         return client
 
-    monkeypatch.setattr("fetcher.bus.connect", connect)
+    monkeypatch.setattr("fetcher.bus.bus.connect", connect)
     bus = bus_at("redis://nowhere")
     bus.checkpoint("10")
     sizes = [0, 1000, 2**17 - 1, 2**17, 2**18, 2**20, 5 * 2**20]

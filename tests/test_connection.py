@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.connection import SSLConnection
 from redis.retry import Retry
 
-from fetcher.connection import check, connect, passwords
+from fetcher.bus.connection import check, connect, passwords
 from tests import HOST, free_port
 from tests.sentinels import Watched, sentinels
 from tests.servers import Server, cluster, wait_until

@@ -21,7 +21,8 @@ import pytest
 import redis
 from vk_api.requests_pool import VkRequestsPool
 
-from fetcher import Event, demo
+from fetcher import Event
+from fetcher.commands import demo
 from fetcher.config import Config
 from tests import HOST, free_port
 from tests.processes import ROOT, Fetcher
@@ -34,7 +35,7 @@ RECORDED = json.loads(Path(demo.__file__).with_name("demo.json").read_text(encod
 @pytest.fixture
 def shown() -> Iterator[Fetcher]:
     """A demo that has said where it listens, on a port that no other test wants."""
-    with Fetcher("--demo", constants={"fetcher.demo:PORT": free_port()}, PYTHONUNBUFFERED="") as fetcher:
+    with Fetcher("--demo", constants={"fetcher.commands.demo:PORT": free_port()}, PYTHONUNBUFFERED="") as fetcher:
         fetcher.wait_for("Ctrl-C ends the demo")
         yield fetcher
 
@@ -97,7 +98,7 @@ def test_events_keep_coming(shown: Fetcher) -> None:
 
 def test_terminal_without_cyrillic() -> None:
     """A terminal that cannot show the names gets question marks."""
-    with Fetcher("--demo", constants={"fetcher.demo:PORT": free_port()}, PYTHONIOENCODING="ascii") as fetcher:
+    with Fetcher("--demo", constants={"fetcher.commands.demo:PORT": free_port()}, PYTHONIOENCODING="ascii") as fetcher:
         hello = fetcher.wait_for("Ctrl-C ends the demo")
         assert "????" in fetcher.lines[fetcher.wait_for("message ", after=hello)]
 
@@ -120,11 +121,11 @@ def test_usual_port_or_another() -> None:
     assert demo.PORT == 6379
     with socket.create_server((HOST, 0)) as taken:
         wanted = taken.getsockname()[1]
-        with Fetcher("--demo", constants={"fetcher.demo:PORT": wanted}) as fetcher:
+        with Fetcher("--demo", constants={"fetcher.commands.demo:PORT": wanted}) as fetcher:
             assert port(fetcher) != wanted
             assert events(fetcher, 1)
     wanted = free_port()
-    with Fetcher("--demo", constants={"fetcher.demo:PORT": wanted}) as fetcher:
+    with Fetcher("--demo", constants={"fetcher.commands.demo:PORT": wanted}) as fetcher:
         assert port(fetcher) == wanted
 
 
@@ -214,7 +215,7 @@ def test_no_setting_is_read(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"TOKEN": "vk1.a.real", "GROUPID": "nobody", "BUS": "production", "POLL_WAIT": "never"}
     with Server() as real, real.client() as client:
         used = client.info("stats")["total_connections_received"]
-        constants = {"fetcher.demo:PORT": real.port}
+        constants = {"fetcher.commands.demo:PORT": real.port}
         with Fetcher("--demo", constants=constants, cwd=tmp_path, REDIS_URL=real.url, **settings) as fetcher:
             assert [event.event_type for event in events(fetcher, 2)] == TYPES[:2]
         assert client.dbsize() == 0
@@ -262,7 +263,7 @@ def test_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 def test_directory_of_any_name() -> None:
     """The directory for temporary files may have any name."""
-    constants = {"fetcher.demo:PORT": free_port()}
+    constants = {"fetcher.commands.demo:PORT": free_port()}
     with (
         tempfile.TemporaryDirectory(suffix="a b%20c?#") as directory,
         Fetcher("--demo", constants=constants, TMPDIR=directory) as fetcher,
@@ -275,7 +276,7 @@ def test_directory_of_any_name() -> None:
 def test_server_that_does_not_start(tmp_path: Path) -> None:
     """A server that does not come up, here for a path longer than a socket's may be, is told in one sentence."""
     (long := tmp_path / ("x" * 120)).mkdir()
-    with Fetcher("--demo", constants={"fetcher.demo:START_TIMEOUT": 0.5}, TMPDIR=long) as fetcher:
+    with Fetcher("--demo", constants={"fetcher.commands.demo:START_TIMEOUT": 0.5}, TMPDIR=long) as fetcher:
         assert fetcher.wait() == 1
     assert len(fetcher.lines) == 1
     assert "did not start" in fetcher.output
@@ -285,9 +286,9 @@ def test_server_that_does_not_start(tmp_path: Path) -> None:
 def test_everything_happens() -> None:
     """Whatever the contract knows happens within one round of what is recorded, and with names."""
     constants = {
-        "fetcher.demo:PORT": free_port(),
-        "fetcher.demo:OPENING_INTERVAL": [0, 0],
-        "fetcher.demo:INTERVAL": [0, 0],
+        "fetcher.commands.demo:PORT": free_port(),
+        "fetcher.commands.demo:OPENING_INTERVAL": [0, 0],
+        "fetcher.commands.demo:INTERVAL": [0, 0],
     }
     with Fetcher("--demo", constants=constants) as fetcher:
         happened = events(fetcher, len(RECORDED))

@@ -16,7 +16,8 @@ import redis
 import yaml
 from redis.exceptions import NoPermissionError
 
-from fetcher import __version__, config, connection, consume, subscribe
+from fetcher import __version__, config, consume, subscribe
+from fetcher.bus import connection
 from tests import HOST
 from tests.processes import Fetcher
 from tests.sentinels import Sentinel
@@ -545,7 +546,7 @@ def test_kubernetes_never_kills_what_holds_events() -> None:
 
 def fatal_sentences() -> Iterator[str]:
     """Find every sentence of the code that begins as those for the operator do, at least its longest piece."""
-    for path in (ROOT / "fetcher").glob("*.py"):
+    for path in (ROOT / "fetcher").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if (
                 isinstance(node, ast.Call)

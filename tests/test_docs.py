@@ -16,12 +16,15 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import pytest
 
 import fetcher
-from fetcher import Event, Peer, User, __version__, backlog, bus, config, events, lookups, relay
-from fetcher.builders import BUILDERS, build, command_pattern
-from fetcher.bus import Bus
+from fetcher import Event, Peer, User, __version__, config, events
+from fetcher.bus import bus
+from fetcher.bus.bus import Bus
+from fetcher.commands.watch import describe
+from fetcher.core import backlog, relay
+from fetcher.core.names import Name, fill, ids_to_resolve
 from fetcher.events import CHATS, channel
-from fetcher.names import Name, fill, ids_to_resolve
-from fetcher.watch import describe
+from fetcher.vk import lookups
+from fetcher.vk.builders import BUILDERS, build, command_pattern
 from tests.processes import ROOT, Fetcher
 from tests.samples import SAMPLES
 from tests.servers import Server, entries, wait_until
@@ -34,7 +37,7 @@ TEXTS = {
 ENGLISH, RUSSIAN, GUIDE = TEXTS["README.md"], TEXTS["README.ru.md"], TEXTS["CONTRIBUTING.md"]
 TRANSLATED = ["README.md", "docs/operations.md", "docs/consumers.md"]
 SETTINGS = set(re.findall(r'(?:get|number|matching)\("([A-Z_]+)"', Path(config.__file__).read_text(encoding="utf-8")))
-RECORDED = json.loads((ROOT / "fetcher/demo.json").read_text(encoding="utf-8"))["updates"]
+RECORDED = json.loads((ROOT / "fetcher/commands/demo.json").read_text(encoding="utf-8"))["updates"]
 
 GROUP, PERSON, CHAT = 218730916, 206295116, 2000000002
 UPDATES = [  # what the events in the READMEs are made of
@@ -411,7 +414,9 @@ def test_versions() -> None:
 
 def test_the_map_is_whole() -> None:
     """Every file of the fetcher stands in the map of the code."""
-    files = {path.name for path in (ROOT / "fetcher").iterdir() if path.is_file()} - {"py.typed"}
+    paths = [path for path in (ROOT / "fetcher").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".typed")]
+    packages = {path for path in paths if path.name == "__init__.py" and path.parent != ROOT / "fetcher"}
+    files = {path.relative_to(ROOT / "fetcher").as_posix() for path in {*paths} - packages}
     told = [code(row[0]) for row in table(GUIDE, "`main.py`")]
     assert {name.removeprefix("fetcher/") for name in told if name.startswith("fetcher/")} == files
     assert all((ROOT / name).exists() for name in told)
@@ -509,7 +514,7 @@ def test_the_guide_to_the_letter(tmp_path: Path) -> None:
     left_out = shutil.ignore_patterns(".*", "__pycache__", "bench", "faults", "simulation", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=left_out)
     changed = follow(GUIDE, copy)
-    assert {"README.md", "README.ru.md", "fetcher/builders.py", "fetcher/names.py"} < set(changed)
+    assert {"README.md", "README.ru.md", "fetcher/vk/builders.py", "fetcher/core/names.py"} < set(changed)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     told = "types attributes both_languages_are_built_alike everybody_in_an_event_gets_a_name"
     told += " people_are_told_of_each_attribute nouns_are_public the_demo_shows_each_type"

@@ -7,15 +7,15 @@ from typing import Any, cast
 
 import pytest
 
-from fetcher import builders
-from fetcher.api import Api
-from fetcher.backlog import Pending
-from fetcher.batch import DeadLetter, Entry
-from fetcher.builders import command_pattern
-from fetcher.entries import EntryBuilder
+from fetcher.core.backlog import Pending
+from fetcher.core.batch import DeadLetter, Entry
+from fetcher.core.entries import EntryBuilder
+from fetcher.core.names import Directory, Name
 from fetcher.errors import FatalError, TransientError
-from fetcher.lookups import Lookups
-from fetcher.names import Directory, Name
+from fetcher.vk import builders
+from fetcher.vk.api import Api
+from fetcher.vk.builders import command_pattern
+from fetcher.vk.lookups import Lookups
 from tests.vk import GROUP, PERSON, TOKEN, message, update
 
 Failure = TransientError | FatalError | None

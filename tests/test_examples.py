@@ -91,7 +91,7 @@ def client(server: Server) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def demo() -> Iterator[str]:
     """The address of the demo's bus."""
-    with Fetcher("--demo", constants={"fetcher.demo:PORT": free_port()}) as fetcher:
+    with Fetcher("--demo", constants={"fetcher.commands.demo:PORT": free_port()}) as fetcher:
         yield re.findall(r"redis://[\w.:/]+", fetcher.lines[fetcher.wait_for("redis://")])[0]
 
 

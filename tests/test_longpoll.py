@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import requests
 
-from fetcher.api import Api
-from fetcher.batch import Batch, Gap
-from fetcher.builders import BUILDERS
+from fetcher.core.batch import Batch, Gap
 from fetcher.errors import FatalError, MalformedResponse, TransientError
-from fetcher.longpoll import LongPoll, LongPollServer
+from fetcher.vk.api import Api
+from fetcher.vk.builders import BUILDERS
+from fetcher.vk.longpoll import LongPoll, LongPollServer
 from tests.net import (
     BROKEN,
     FATAL,

@@ -9,10 +9,10 @@ from urllib.parse import parse_qsl
 import pytest
 import responses
 
-from fetcher.api import Api
+from fetcher.core.names import Name
 from fetcher.errors import FatalError, RequestRejected, TransientError
-from fetcher.lookups import Lookups
-from fetcher.names import Name
+from fetcher.vk.api import Api
+from fetcher.vk.lookups import Lookups
 from tests.net import (
     BROKEN,
     FATAL,
@@ -46,7 +46,7 @@ def lookups(net: Net) -> Lookups:
 @pytest.fixture
 def vk(monkeypatch: pytest.MonkeyPatch) -> Iterator[VK]:
     """A VK whose people, communities and chats a test may choose; asked through `responses`, not over the network."""
-    monkeypatch.setattr("fetcher.api.API_INTERVAL", 0)
+    monkeypatch.setattr("fetcher.vk.api.API_INTERVAL", 0)
 
     def answer(request: Any) -> tuple[int, dict[str, str], str]:
         _, told = one.ask(request.url.rpartition("/")[2], dict(parse_qsl(request.body, keep_blank_values=True)))

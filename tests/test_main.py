@@ -247,7 +247,7 @@ def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, serv
 
 def test_memory_is_bounded(fetch: Fetch, vk: VK, server: Server) -> None:
     """Past the limit it polls no more; what VK forgets then is a gap on record, and the rest goes out."""
-    fetcher = fetch(constants={"fetcher.backlog:MAX_PENDING": 300, "fetcher.api:MAX_PAUSE": 1}, POLL_WAIT=1)
+    fetcher = fetch(constants={"fetcher.core.backlog:MAX_PENDING": 300, "fetcher.vk.api:MAX_PAUSE": 1}, POLL_WAIT=1)
     started(server)
     server.stop()
     sent = []
@@ -421,7 +421,7 @@ def test_signals_end_it_at_once(fetch: Fetch, vk: VK, server: Server, number: in
 
 def test_a_bug_shows_a_traceback_without_secrets(fetch: Fetch, vk: VK, server: Server) -> None:
     """A bug of ours ends it with code 70."""
-    fetcher = fetch(constants={"fetcher.backlog:MAX_PENDING": f"{vk.token} {server.url}"})
+    fetcher = fetch(constants={"fetcher.core.backlog:MAX_PENDING": f"{vk.token} {server.url}"})
     assert fetcher.wait() == EXIT_BUG
     assert "Traceback" in fetcher.output
     assert vk.token not in fetcher.output
@@ -528,14 +528,17 @@ def test_it_runs_both_ways(program: list[str]) -> None:
 )
 def test_what_a_consumer_loads(code: str, loaded: list[str]) -> None:
     """The nouns alone need neither a Redis client nor VK's, nor anything that takes time."""
-    show = "import sys; print(*sorted({'redis', 'vk_api', 'requests', 'dotenv', 'fetcher.bus'} & sys.modules.keys()))"
+    show = (
+        "import sys; print(*sorted({'redis', 'vk_api', 'requests', 'dotenv', 'fetcher.bus.bus'} & sys.modules.keys()))"
+    )
     with python("-c", f"{code}; {show}") as process:
         assert process.communicate(timeout=20)[0].split() == loaded
 
 
 def test_an_import_leaves_signals_alone() -> None:
     """Only the program blocks them, never who imports the package or its modules."""
-    code = "import fetcher, fetcher.bus, fetcher.relay, fetcher.config, signal; print(signal.pthread_sigmask(0, []))"
+    modules = "fetcher, fetcher.bus.bus, fetcher.core.relay, fetcher.config"
+    code = f"import {modules}, signal; print(signal.pthread_sigmask(0, []))"
     with python("-c", code) as process:
         assert process.communicate(timeout=20)[0].strip() == "set()"
 
@@ -642,7 +645,7 @@ def polled(vk: VK) -> None:
 
 def test_the_token_is_revoked_while_updates_are_pending(fetch: Fetch, vk: VK, server: Server) -> None:
     """They go out, without names if need be; the fetcher ends when there is nothing to lose."""
-    fetcher = fetch(POLL_WAIT=1, constants={"fetcher.relay:NAMES_TIMEOUT": 2})
+    fetcher = fetch(POLL_WAIT=1, constants={"fetcher.core.relay:NAMES_TIMEOUT": 2})
     started(server)
     wait_until(lambda: asked(vk, "groups.getLongPollSettings"), what="the end of the start")
     vk.token = "another"
@@ -662,7 +665,7 @@ def test_the_token_is_revoked_while_updates_are_pending(fetch: Fetch, vk: VK, se
 
 def test_names_fail_for_long(fetch: Fetch, vk: VK, server: Server) -> None:
     """VK fails for one person: the event waits as long as it may, and goes out without the name; others have theirs."""
-    fetcher = fetch(POLL_WAIT=1, constants={"fetcher.relay:NAMES_TIMEOUT": 2})
+    fetcher = fetch(POLL_WAIT=1, constants={"fetcher.core.relay:NAMES_TIMEOUT": 2})
     started(server)
     vk.failing[PERSON] = 10
     begun = time.monotonic()
@@ -712,7 +715,7 @@ def test_updates_that_are_very_deep(fetch: Fetch, vk: VK, server: Server) -> Non
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(4000)  # for the VK of this test
     try:
-        fetcher = fetch(RAW=1, POLL_WAIT=1, constants={"fetcher.longpoll:UNREADABLE_TIMEOUT": 1})
+        fetcher = fetch(RAW=1, POLL_WAIT=1, constants={"fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 1})
         started(server)
         vk.batch = 1
         first = vk.ts

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from fetcher import names as limits
+from fetcher.core import names as limits
+from fetcher.core.names import Directory, Name, fill, ids_to_resolve
 from fetcher.errors import FatalError, RedisUnavailable, TransientError
 from fetcher.events import Action, Event, Message, Peer, User
-from fetcher.names import Directory, Name, fill, ids_to_resolve
 from tests.net import Clock
 
 CHAT = 2_000_000_000
@@ -165,7 +165,7 @@ def vk() -> VK:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("fetcher.names.time", clock)
+    monkeypatch.setattr("fetcher.core.names.time", clock)
     return clock
 
 

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from fetcher import backlog as backlog_limits
-from fetcher import relay as limits
-from fetcher.api import Api
-from fetcher.backlog import Backlog
-from fetcher.batch import Batch, Commit, Gap
-from fetcher.builders import BUILDERS, command_pattern
-from fetcher.bus import Bus
-from fetcher.entries import EntryBuilder
+from fetcher.bus.bus import Bus
+from fetcher.core import backlog as backlog_limits
+from fetcher.core import relay as limits
+from fetcher.core.backlog import Backlog
+from fetcher.core.batch import Batch, Commit, Gap
+from fetcher.core.entries import EntryBuilder
+from fetcher.core.names import Directory, Name
+from fetcher.core.relay import Relay
 from fetcher.errors import FatalError, RedisTimeout, RedisUnavailable, TransientError
-from fetcher.longpoll import LongPoll
-from fetcher.lookups import Lookups
-from fetcher.names import Directory, Name
-from fetcher.relay import Relay
+from fetcher.vk.api import Api
+from fetcher.vk.builders import BUILDERS, command_pattern
+from fetcher.vk.longpoll import LongPoll
+from fetcher.vk.lookups import Lookups
 from tests import vk as stand_in
 from tests.net import Clock
 from tests.servers import Server
@@ -210,7 +210,7 @@ class Loop:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("relay", "names", "bus"):
+    for module in ("core.relay", "core.names", "bus.bus"):
         monkeypatch.setattr(f"fetcher.{module}.time", clock)
     return clock
 
@@ -229,7 +229,7 @@ def client(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         on_connect()
         return server.client()
 
-    monkeypatch.setattr("fetcher.bus.connect", connect)
+    monkeypatch.setattr("fetcher.bus.bus.connect", connect)
     with server.client() as client:
         client.flushall()
         yield client

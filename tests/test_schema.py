@@ -10,8 +10,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 import fetcher
-from fetcher.builders import BUILDERS, build, command_pattern
 from fetcher.events import Event, User
+from fetcher.vk.builders import BUILDERS, build, command_pattern
 from tests.samples import SAMPLES
 from tests.samples.other_types import OTHER_TYPES
 from tests.vk import GROUP, update

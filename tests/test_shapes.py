@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fetcher.builders import BUILDERS
+from fetcher.vk.builders import BUILDERS
 from tests.processes import Fetcher
 from tests.samples import SAMPLES
 from tests.samples.other_types import OTHER_TYPES

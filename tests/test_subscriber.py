@@ -394,7 +394,7 @@ def test_a_consumer_loads_nothing_of_the_fetcher_itself() -> None:
     assert set(run.stdout.split()) == {"fetcher", *(f"fetcher.{name}" for name in LOADED)}
 
 
-LOADED = ("asyncio", "backoff", "events", "subscriber")
+LOADED = ("asyncio", "core", "core.backoff", "events", "subscriber")
 
 
 # --- Redis's host is gone without a word ------------------------------------------------------------------------

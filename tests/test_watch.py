@@ -17,8 +17,8 @@ from typing import Any, Self
 import pytest
 import redis
 
+from fetcher.commands.watch import describe, watch
 from fetcher.events import Action, Button, Event, Message, Peer, Reaction, Reply, User
-from fetcher.watch import describe, watch
 from tests.processes import ROOT
 from tests.servers import Server, cluster, wait_until
 
@@ -107,7 +107,7 @@ def test_a_text_of_many_lines_is_one_line() -> None:
 class Watch:
     """Run watch() in a process of its own, on a terminal or with its output in a pipe."""
 
-    RUN = "import sys; from fetcher.watch import watch; sys.exit(watch(sys.argv[1], 'events', {}, sys.stdout))"
+    RUN = "import sys; from fetcher.commands.watch import watch; sys.exit(watch(sys.argv[1], 'events', {}, sys.stdout))"
 
     def __init__(self, url: str, terminal: bool = False, group: int | None = None) -> None:
         reading, writing = pty.openpty() if terminal else os.pipe()
@@ -245,8 +245,8 @@ def test_what_comes_after_an_outage_is_shown(
     server: Server, owner: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis is not there at the start, comes, and events are shown until Ctrl-C; the rate is that of late."""
-    monkeypatch.setattr("fetcher.watch.RATE_WINDOW", 1.0)
-    monkeypatch.setattr("fetcher.watch.LOOK_INTERVAL", 0.2)
+    monkeypatch.setattr("fetcher.commands.watch.RATE_WINDOW", 1.0)
+    monkeypatch.setattr("fetcher.commands.watch.LOOK_INTERVAL", 0.2)
     server.stop()
     started: list[bool] = []
 

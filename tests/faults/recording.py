@@ -11,15 +11,15 @@ from tests.vk import VK, Fault
 from tests.vk.updates import Json
 
 SHORT = {  # seconds; the product's own are too long to wait for in a test
-    "fetcher.relay:MAX_BACKOFF": 0.5,
-    "fetcher.relay:NAMES_TIMEOUT": 2.0,
-    "fetcher.api:Session.timeout": 1.0,
-    "fetcher.api:MIN_PAUSE": 0.5,
-    "fetcher.api:MAX_PAUSE": 1.0,
-    "fetcher.longpoll:API_TIMEOUT": 1.0,
-    "fetcher.longpoll:POLL_MARGIN": 1.0,
-    "fetcher.longpoll:UNREADABLE_TIMEOUT": 3.0,
-    "fetcher.longpoll:RETRY_INTERVAL": 1.0,
+    "fetcher.core.relay:MAX_BACKOFF": 0.5,
+    "fetcher.core.relay:NAMES_TIMEOUT": 2.0,
+    "fetcher.vk.api:Session.timeout": 1.0,
+    "fetcher.vk.api:MIN_PAUSE": 0.5,
+    "fetcher.vk.api:MAX_PAUSE": 1.0,
+    "fetcher.vk.longpoll:API_TIMEOUT": 1.0,
+    "fetcher.vk.longpoll:POLL_MARGIN": 1.0,
+    "fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 3.0,
+    "fetcher.vk.longpoll:RETRY_INTERVAL": 1.0,
 }
 
 

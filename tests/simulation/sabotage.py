@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from fetcher import entries
-from fetcher.backlog import Backlog
-from fetcher.longpoll import LongPoll
-from fetcher.names import Directory
-from fetcher.relay import Relay
+from fetcher.core import entries
+from fetcher.core.backlog import Backlog
+from fetcher.core.names import Directory
+from fetcher.core.relay import Relay
+from fetcher.vk.longpoll import LongPoll
 
 from .chaos import play
 from .store import Store

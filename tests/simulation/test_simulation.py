@@ -17,7 +17,7 @@ from . import chaos, exhaustive, sabotage
 from .store import Store
 from .world import simulated
 
-COMMIT = (Path(__file__).parents[2] / "fetcher/commit.lua").read_text(encoding="utf-8")
+COMMIT = (Path(__file__).parents[2] / "fetcher/bus/commit.lua").read_text(encoding="utf-8")
 KEYS = ["ts", "seen", "stream", "dead"]
 
 

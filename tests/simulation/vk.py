@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fetcher.core.names import Name
 from fetcher.errors import FatalError, MalformedResponse, TransientError
 from fetcher.events import CHATS
-from fetcher.names import Name
 from tests.vk import GROUP
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class Api:
 
 
 class Server:
-    """VK's long poll server, as `fetcher.longpoll.LongPollServer`."""
+    """VK's long poll server, as `fetcher.vk.longpoll.LongPollServer`."""
 
     def __init__(self, api: Api, group: int) -> None:
         assert group == GROUP
@@ -257,7 +257,7 @@ class Server:
 
 
 class Lookups:
-    """VK's look-ups, as `fetcher.lookups.Lookups`."""
+    """VK's look-ups, as `fetcher.vk.lookups.Lookups`."""
 
     def __init__(self, process: "Process") -> None:
         self.process = process

@@ -11,15 +11,17 @@ from typing import Any, Never
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from fetcher import backlog, backoff, bus, longpoll, names, relay
-from fetcher.batch import Batch, Gap
-from fetcher.builders import command_pattern
-from fetcher.bus import Bus
-from fetcher.entries import EntryBuilder
+from fetcher.bus import bus
+from fetcher.bus.bus import Bus
+from fetcher.core import backlog, backoff, names, relay
+from fetcher.core.batch import Batch, Gap
+from fetcher.core.entries import EntryBuilder
+from fetcher.core.names import Directory
+from fetcher.core.relay import Relay
 from fetcher.errors import FatalError, RedisUnavailable, TransientError
-from fetcher.longpoll import LongPoll
-from fetcher.names import Directory
-from fetcher.relay import Relay
+from fetcher.vk import longpoll
+from fetcher.vk.builders import command_pattern
+from fetcher.vk.longpoll import LongPoll
 from tests.vk import GROUP
 
 from .client import Client
@@ -575,7 +577,7 @@ clock = Clock()
 
 
 def connect(url: str, on_connect: Callable[[], None], socket_timeout: float, **options: Any) -> Client:
-    """Stand in for `fetcher.connection.connect`."""
+    """Stand in for `fetcher.bus.connection.connect`."""
     assert clock.world.current
     return Client(clock.world.current, on_connect, socket_timeout)
 

@@ -3,7 +3,7 @@
 In a test `with VK() as vk:`; for a benchmark a process of its own, `python -m tests.vk --help`.
 """
 
-from fetcher.demo import inner_calls
+from fetcher.commands.demo import inner_calls
 from tests.vk.methods import FIRST, LAST, LATIN, METHODS, RequestRejected, community, conversation, numbers, person
 from tests.vk.server import TOKEN, VK, Fault, Request
 from tests.vk.updates import CHAT, GROUP, PEER, PERSON, button, error, message, reaction, traffic, update

@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from fetcher.demo import inner_calls
+from fetcher.commands.demo import inner_calls
 from tests import HOST, Loopback, free_port
 from tests.vk.methods import METHODS, RequestRejected, numbers
 from tests.vk.updates import GROUP, Json, error

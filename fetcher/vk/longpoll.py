@@ -15,9 +15,9 @@ from typing import Any
 import requests
 from vk_api.bot_longpoll import VkBotLongPoll
 
+from ..core.batch import Batch, Gap
+from ..errors import FatalError, MalformedResponse, TransientError
 from .api import API_TIMEOUT, API_VERSION, SHORT_TIMEOUT, Api, Json, translate_errors
-from .batch import Batch, Gap
-from .errors import FatalError, MalformedResponse, TransientError
 
 POLL_MARGIN, SHORT_POLL_MARGIN = 10.0, 0.5  # seconds past its `wait` that a poll may take
 UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it is skipped

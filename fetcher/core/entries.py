@@ -9,11 +9,11 @@ from hashlib import sha256
 from itertools import islice
 from typing import Any
 
-from . import builders
+from ..events import Event, User
+from ..vk import builders
+from ..vk.lookups import Lookups
 from .backlog import Pending
 from .batch import DeadLetter, Entry, utf8
-from .events import Event, User
-from .lookups import Lookups
 from .names import Directory
 
 MAX_USERS_WRITTEN = 1_000  # users whose JSON is remembered

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Never
 
-from . import metrics
+from .. import metrics
+from ..bus.bus import Bus
+from ..errors import FatalError, RedisTimeout, RedisUnavailable, TransientError
+from ..vk.longpoll import LongPoll
 from .backlog import MAX_PENDING, MAX_UNBUILT, Backlog, error_of, is_after
 from .backoff import backoff
 from .batch import Batch, Commit, DeadLetter, Gap
-from .bus import Bus
 from .entries import EntryBuilder
-from .errors import FatalError, RedisTimeout, RedisUnavailable, TransientError
-from .longpoll import LongPoll
 
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same failure

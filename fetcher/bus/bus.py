@@ -16,12 +16,12 @@ from redis.commands.core import Script
 from redis.exceptions import NoPermissionError, RedisClusterException
 from redis.retry import Retry
 
-from .backlog import DEDUP_WINDOW
-from .batch import Commit, Entry, utf8
+from ..core.backlog import DEDUP_WINDOW
+from ..core.batch import Commit, Entry, utf8
+from ..core.names import Name
+from ..errors import FatalError, RedisTimeout, RedisUnavailable
+from ..events import channel
 from .connection import connect
-from .errors import FatalError, RedisTimeout, RedisUnavailable
-from .events import channel
-from .names import Name
 
 TIMEOUT = 1  # seconds, to connect and for each answer: the loop alone retries
 SLOWEST_LINK = 2**17  # bytes per second: so much time more does a commit get for its size

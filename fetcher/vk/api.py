@@ -11,9 +11,9 @@ from jconfig.memory import MemoryConfig
 from urllib3.exceptions import HTTPError
 from vk_api import ApiError, ApiHttpError, VkApiGroup
 
-from . import metrics
-from .backoff import backoff
-from .errors import FatalError, RequestRejected, TransientError
+from .. import metrics
+from ..core.backoff import backoff
+from ..errors import FatalError, RequestRejected, TransientError
 
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .events import CHATS, Action, Button, Event, Message, Peer, Reaction, Reply, User
+from ..events import CHATS, Action, Button, Event, Message, Peer, Reaction, Reply, User
 
 Json = dict[str, Any]
 Builder = Callable[[Json, re.Pattern[str]], Event]

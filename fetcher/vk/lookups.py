@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Self
 
 from vk_api.requests_pool import VkRequestsPool
 
+from ..core.names import Name
+from ..errors import FatalError, RequestRejected, TransientError
+from ..events import CHATS
 from .api import ERRORS, Api, Json, Kind, translate_errors
-from .errors import FatalError, RequestRejected, TransientError
-from .events import CHATS
-from .names import Name
 
 MAX_CALLS = 25  # of one `execute`
 MAX_PEOPLE, MAX_COMMUNITIES, MAX_CHATS, MAX_MESSAGES = 1000, 500, 100, 100  # ids of one call

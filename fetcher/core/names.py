@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
-from .errors import FatalError, TransientError
-from .events import CHATS, Event, Peer, User
+from ..errors import FatalError, TransientError
+from ..events import CHATS, Event, Peer, User
 
 NAMES_MEMORY_TTL = 10.0  # seconds that names stay in memory, so that not every batch asks the cache
 MAX_GIVEN_UP = 10_000

@@ -28,9 +28,9 @@ from redis import Redis, RedisError
 from requests import PreparedRequest, Response
 from requests.adapters import BaseAdapter
 
-from . import config
-from .builders import BUILDERS
-from .subscriber import subscribe
+from .. import config
+from ..subscriber import subscribe
+from ..vk.builders import BUILDERS
 from .watch import describe
 
 HOST, PORT = "127.0.0.1", 6379  # another port if this one is taken

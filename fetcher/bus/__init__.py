@@ -1,0 +1,1 @@
+"""What knows Redis on the way in."""

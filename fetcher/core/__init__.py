@@ -1,0 +1,1 @@
+"""From updates to commits: no outside library, no I/O."""
