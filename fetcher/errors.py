@@ -28,3 +28,11 @@ class RedisTimeout(RedisUnavailable):
 
 class FatalError(Exception):
     """Only the operator can fix this; the message says how."""
+
+
+class VkFatalError(FatalError):
+    """VK refuses the token, the right or the community."""
+
+
+class RedisFatalError(FatalError):
+    """Redis refuses the user, a permission or a key."""

@@ -1,108 +1,88 @@
--- One commit in one atomic step; answers the checkpoint as it is afterwards. The theory stands in backlog.py.
+-- One commit in one atomic step. The theory stands in backlog.py.
 --
 -- KEYS: checkpoint, seen, stream, dead letters
--- ARGV: kind, since, until, event_ids to keep in seen (0: a part of a batch, after which the checkpoint stays),
---       event_ids that seen holds at least before it forgets any, entries to keep in the stream, in the dead letters,
---       number of events, for each: event_id, channel, JSON ('' for the last entry of the part before),
---       number of dead letters, for each: id or '', number of fields and values, these
+-- ARGV: kind, since, until, event_ids that seen remembers, entries to keep in the stream, in the dead letters, number of
+--       entries; for each: event_id or '', channel ('' for a dead letter), number of fields and values, these
 --       (an id that begins with 'sha256:' is made of the text, and several updates may have the same)
+-- Answers the checkpoint as it is afterwards ('' if there is none), the numbers of the entries that were recorded, and how
+-- many were left out, because they came so late that they may be repetitions.
 local checkpoint, seen, stream, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local kind, since, till, keep = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local kind, since, till, window = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local limits = {[stream] = ARGV[5], [dead] = ARGV[6]}
 local stored = redis.call('GET', checkpoint) or ''
 
-local function is_after(ts, other) -- they may outgrow a double
-  if #ts ~= #other then return #ts > #other end
-  return ts > other
+local function parts(position) -- '12345', '12345+500' or '1:30': epoch, ts and part
+  return ('0:' .. position .. '+0'):match('(%d+):(%d+)%+(%d+)')
+end
+local function sortable(position) -- as text of one length: ts may outgrow a double
+  local epoch, ts, part = parts(position)
+  return ('0'):rep(9 - #epoch) .. epoch .. ('0'):rep(30 - #ts) .. ts .. ('0'):rep(9 - #part) .. part
 end
 
-if kind == 'restore' then
-  if stored ~= '' then return stored end
-elseif stored == '' then
-  return ''
-elseif kind == 'gap' then
-  if stored ~= since then return stored end
-elseif kind ~= 'late' and is_after(since, stored) then
-  return stored
-end
+local stored_epoch, stored_ts = parts(stored)
+local applies = stored_epoch and (stored == since or kind == 'batch' and sortable(since) <= sortable(stored))
+if kind == 'restore' then applies = stored == '' end
+if not applies then return {stored, {}, 0} end
 
-local events, letters_at = tonumber(ARGV[8]), 9 + 3 * ARGV[8]
-local letters = tonumber(ARGV[letters_at])
-local forgotten = false
-if kind ~= 'gap' and kind ~= 'restore' and stored - till >= ARGV[5] / 2 then
-  forgotten = #redis.call('ZREVRANGE', seen, ARGV[5] - 1, ARGV[5] - 1) > 0
-  if forgotten and (kind == 'repeat' or events + letters == 0) then return stored end
+local epoch, ts = parts(till)
+local is_late = kind == 'batch' and epoch == stored_epoch and stored_ts - ts >= window / 2
+  and #redis.call('ZREVRANGE', seen, window - 1, window - 1) > 0
+local moves = kind ~= 'batch' or sortable(till) > sortable(stored)
+local entries, at = {}, 8 -- where each begins
+for i = 1, tonumber(ARGV[7]) do
+  entries[i], at = at, at + 3 + ARGV[at + 2]
 end
-if events > 0 and ARGV[11] == '' and not forgotten and not redis.call('ZADD', seen, 'XX', 'INCR', 0, ARGV[9]) then
-  return redis.error_reply('LOST the part before')
-end
-local moves = kind == 'gap' or kind == 'restore' or (kind ~= 'late' and keep > 0 and is_after(till, stored))
-local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0)
-local trims = keep > 0 and math.floor(score / 256) ~= math.floor((score + events + letters) / 256) -- now and then
 
 -- A script does not roll back: whatever may be refused is asked before the first write.
 local refused
-local function require_type(key, due)
-  local found = redis.call('TYPE', key).ok
-  if found ~= 'none' and found ~= due then
-    refused = redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', not a ' .. due)
-  end
-end
+local asked = {}
 local function require_permission(command, key, ...)
-  if not redis.acl_check_cmd(command, key, ...) then
+  if not asked[command .. key] and redis.acl_check_cmd and not redis.acl_check_cmd(command, key, ...) then
     refused = redis.error_reply('NOPERM no permission for ' .. command .. ' ' .. key)
   end
+  asked[command .. key] = true
 end
-if events > 0 then require_type(stream, 'stream') end
-if letters > 0 or forgotten then require_type(dead, 'stream') end
-if redis.acl_check_cmd then
-  require_permission('ZADD', seen, '0', '')
-  if moves then require_permission('SET', checkpoint, '') end
-  if trims then require_permission('ZREMRANGEBYRANK', seen, '0', '0') end
-  if events > 0 then require_permission('XADD', stream, '*', 'event', '') end
-  if letters > 0 or forgotten then require_permission('XADD', dead, '*', 'error', '') end
-  local asked = {}
-  for i = 10, letters_at - 1, 3 do
-    if ARGV[i + 1] ~= '' and not asked[ARGV[i]] then
-      require_permission('PUBLISH', ARGV[i], '')
-      asked[ARGV[i]] = true
-    end
+require_permission('ZADD', seen, '0', '')
+require_permission('ZREMRANGEBYRANK', seen, '0', '0')
+require_permission('SET', checkpoint, '')
+for _, i in ipairs(entries) do
+  local key = (ARGV[i + 1] == '' or is_late) and dead or stream
+  if key == stream then require_permission('PUBLISH', ARGV[i + 1], '') end
+  local found = asked['XADD' .. key] and 'stream' or redis.call('TYPE', key).ok
+  if found ~= 'stream' and found ~= 'none' then
+    refused = redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', not a stream')
   end
+  require_permission('XADD', key, '*', 'error', '')
 end
 if refused then return refused end
 
+local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0)
 local function is_new(id)
   score = score + 1
-  return redis.call('ZADD', seen, 'NX', score, id) == 1
+  return id == '' or redis.call('ZADD', seen, 'NX', score, id) == 1
 end
--- No dead letter of a batch was ever here while the checkpoint stands at its beginning: they come when it moves.
-local fresh = kind == 'batch' and since == stored
-local function add_letter(id, ...)
-  local is_known = id ~= '' and not is_new(id)
-  if not is_known or (fresh and id:sub(1, 7) == 'sha256:') then redis.call('XADD', dead, 'MAXLEN', '~', ARGV[7], '*', ...) end
-end
+local function add(key, ...) redis.call('XADD', key, 'MAXLEN', '~', limits[key], '*', ...) end
 
-if forgotten then
-  local reason = events .. ' events and ' .. letters .. ' dead letters came so late that they may be on the bus already'
-  add_letter('late:' .. since .. ':' .. till .. ':' .. events, 'since', since, 'until', till, 'error', reason)
-  return stored
-end
-local live = {}
-for i = 9, letters_at - 1, 3 do
-  if is_new(ARGV[i]) then
-    redis.call('XADD', stream, 'MAXLEN', '~', ARGV[6], '*', 'event', ARGV[i + 2])
-    live[#live + 1] = i
+-- No dead letter of a batch was recorded before while the checkpoint stands at its beginning.
+local is_first = kind == 'batch' and since == stored and moves
+local recorded, left_out = {}, 0
+for number, i in ipairs(entries) do
+  local id, key = ARGV[i], ARGV[i + 1] == '' and dead or stream
+  local wanted = is_new(id) or key == dead and is_first and id:sub(1, 7) == 'sha256:'
+  if wanted and is_late then
+    left_out = left_out + 1
+  elseif wanted then
+    add(key, unpack(ARGV, i + 3, i + 2 + ARGV[i + 2]))
+    recorded[#recorded + 1] = number
   end
 end
-local at = letters_at + 1
-for _ = 1, letters do
-  local last = at + 1 + ARGV[at + 1]
-  add_letter(ARGV[at], unpack(ARGV, at + 2, last))
-  at = last + 1
+if left_out > 0 then
+  add(dead, 'since', since, 'until', till, 'error', left_out .. ' updates came so late that they may be on the bus already')
 end
-if moves then
-  redis.call('SET', checkpoint, till)
-  stored = till
+redis.call('ZREMRANGEBYRANK', seen, 0, -1 - window)
+if moves then redis.call('SET', checkpoint, till) end
+for _, number in ipairs(recorded) do
+  local i = entries[number]
+  if ARGV[i + 1] ~= '' then redis.call('PUBLISH', ARGV[i + 1], ARGV[i + 4]) end
 end
-if trims then redis.call('ZREMRANGEBYRANK', seen, 0, -1 - keep) end
-for _, i in ipairs(live) do redis.call('PUBLISH', ARGV[i + 1], ARGV[i + 2]) end
-return stored
+return {moves and till or stored, recorded, left_out}

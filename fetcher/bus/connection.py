@@ -1,17 +1,21 @@
 """Clients of Redis for every kind of address: a server, a socket, a cluster's node, a master that sentinels watch."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from redis import ConnectionPool, Redis, RedisCluster
+from redis import AuthenticationError, ConnectionPool, Redis, RedisCluster, RedisError, ResponseError, TimeoutError
 from redis.connection import parse_url
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, RedisClusterException
 from redis.sentinel import Sentinel
+
+from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 SENTINEL_PORT = 26379
+DENIED = ("NOPERM", "ACL failure", "can't run this command")  # how a permission is refused inside a script
 ADDRESS = re.compile(r"(\w+)(\+sentinel)?://(?:([^/?]*)@)?([^/?]*)/?([^?]*)\??(.*)")
 
 
@@ -122,3 +126,28 @@ def _master(address: Address, options: dict[str, Any]) -> Redis:
 
 def _without_sentinels_user(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if not key.startswith("sentinel_")}
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Raise what redis-py raises as RedisUnavailable or FatalError, in words that hold neither address nor password."""
+    try:
+        yield
+    except (RedisError, RedisClusterException, OSError) as error:
+        text, kind = str(error), type(error).__name__
+        code = text.partition(" ")[0]
+        if isinstance(error, AuthenticationError) or code in ("WRONGPASS", "NOAUTH"):
+            raise RedisFatalError("Redis refuses the user or the password: fix REDIS_URL") from None
+        if isinstance(error, NoPermissionError) or any(mark in text for mark in DENIED):
+            raise RedisFatalError(
+                "Redis refuses a permission: give the user of REDIS_URL the ACL rules of docs/operations.md"
+            ) from None
+        if code == "WRONGTYPE":
+            raise RedisFatalError(
+                "Redis: a key of the bus is of another type; choose another BUS or delete the key"
+            ) from None
+        if "DB index is out of range" in text or "SELECT is not allowed" in text:
+            raise RedisFatalError("Redis does not have the database of REDIS_URL: choose another number") from None
+        said = code if isinstance(error, ResponseError) and re.fullmatch("[A-Z]+", code) else kind
+        unavailable = RedisTimeout if isinstance(error, TimeoutError) else RedisUnavailable
+        raise unavailable(f"Redis is unavailable ({said})") from None

@@ -1,0 +1,104 @@
+"""The nouns of the loop: places in VK's history, what VK answers, and what is committed for it. Imports nothing of ours."""
+
+import re
+from typing import Any, Literal, NamedTuple, Self
+
+
+class Position(NamedTuple):
+    """A place in VK's history; positions are compared as tuples.
+
+    `epoch` counts how often VK has restarted its numbering, `ts` is VK's, and `part` is how many updates of VK's answer
+    at `ts` are included. The text on the bus leaves out what is 0: "12345", "12345+500", "1:30", "1:30+500".
+    """
+
+    epoch: int
+    ts: int
+    part: int = 0
+
+    def __str__(self) -> str:
+        """Return the text on the bus."""
+        return f"{self.epoch}:" * bool(self.epoch) + str(self.ts) + f"+{self.part}" * bool(self.part)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the text on the bus; raise ValueError if it is none."""
+        found = re.fullmatch(r"(?:([0-9]{1,9}):)?([0-9]{1,30})(?:\+([0-9]{1,9}))?", text)
+        if not found:
+            raise ValueError("not a position")
+        return cls(*(int(number or 0) for number in found.groups()))
+
+
+class Batch(NamedTuple):
+    """VK's updates after the ts `since`, up to and including `until`; `size` is that of VK's answer in bytes.
+
+    An `until` before `since` means that VK has restarted its numbering; so it does in a gap.
+    """
+
+    since: int
+    until: int
+    updates: list[Any]
+    size: int = 0
+
+
+class Gap(NamedTuple):
+    """A part of VK's history, after `since` and up to `until`, that VK no longer has; `error` says why."""
+
+    since: int
+    until: int
+    error: str
+
+
+class Entry(NamedTuple):
+    """An event as it is published: `text` is its JSON in UTF-8, `date` when VK says it was sent (Unix time), or 0."""
+
+    id: str
+    event_type: str
+    text: bytes
+    date: int = 0
+
+
+class DeadLetter(NamedTuple):
+    """What cannot be published: `id` is remembered in `seen` ("" is not), `fields` are the entry of the stream."""
+
+    id: str
+    fields: dict[str, str]
+
+
+class Commit(NamedTuple):
+    """What goes to the bus in one atomic step; backlog.py explains the kinds.
+
+    It is for so many pending `items` with so many updates (`count`), and takes about so many bytes (`size`).
+    """
+
+    kind: Literal["batch", "gap", "restore"]
+    since: Position
+    until: Position
+    entries: list[Entry | DeadLetter]
+    items: int = 1
+    count: int = 0
+    size: int = 0
+
+
+class Outcome(NamedTuple):
+    """What the bus did with a commit: the checkpoint afterwards (None: there is none), and what it recorded."""
+
+    checkpoint: Position | None
+    events: list[Entry]
+    dead_letters: int = 0
+    left_out: int = 0
+
+
+class State(NamedTuple):
+    """What the bus has: its checkpoint (None: there is none), and which ids `seen` lacks; `is_full` if it forgets old ones."""
+
+    checkpoint: Position | None
+    missing: set[str]
+    is_full: bool = False
+
+
+def utf8(text: str) -> bytes:
+    """Encode; what UTF-8 cannot carry, such as half a surrogate pair, becomes U+FFFD."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()

@@ -1,0 +1,70 @@
+"""How much goes to the bus at once: as much as the link takes within Redis's time-out."""
+
+from .history import Commit, DeadLetter, Entry
+
+MAX_PIECE, MAX_PIECE_BYTES = 500, 2**20  # updates and bytes of one commit
+MIN_SHARE, UNKNOWN = 1 / MAX_PIECE, 4.0  # of a piece: a single update, and more than there ever is
+STEADY = 10  # commits in a row before a size that has timed out is tried again
+MAX_BREAKS = 3  # broken connections in a row after which a commit may be too large for what a connection lives
+
+
+class PieceSize:
+    """How much one commit may hold: a share of MAX_PIECE and MAX_PIECE_BYTES that follows the link.
+
+    A time-out halves it, a success doubles it; but a size that has timed out is tried again only after STEADY successes,
+    so that on a steady link at most one commit in ten times out.
+    """
+
+    def __init__(self) -> None:
+        """Begin with all of it."""
+        self.share = 1.0
+        self.too_large = UNKNOWN  # the share that timed out last after a success
+        self.failing = False  # the last commit timed out
+        self.steady = 0  # commits since
+        self.breaks = 0  # broken connections in a row
+
+    def has_room(self, count: int, size: int) -> bool:
+        """Return whether so many updates and bytes fit."""
+        return share_of(count, size) <= self.share
+
+    def how_many(self, entries: list[Entry | DeadLetter | None]) -> int:
+        """Return how many of these entries fit: at least one."""
+        size = 0
+        for count, entry in enumerate(entries):
+            size += size_of(entry)
+            if count and not self.has_room(count + 1, size):
+                return count
+        return len(entries)
+
+    def succeeded(self, commit: Commit) -> None:
+        """Let the next commit be larger, if this one was about as large as allowed."""
+        used = share_of(commit.count, commit.size)
+        self.failing, self.breaks, self.steady = False, 0, self.steady + 1
+        self.too_large = self.too_large if used < self.too_large else UNKNOWN
+        is_known_to_fit = 2 * self.share < self.too_large
+        if 2 * used > self.share and (is_known_to_fit or self.steady >= STEADY):
+            self.share, self.steady = min(1.0, 2 * self.share), 0
+
+    def timed_out(self, commit: Commit) -> None:
+        """Make the next commit smaller than this one."""
+        used = share_of(commit.count, commit.size)
+        self.too_large = self.too_large if self.failing else used
+        self.failing, self.steady, self.share = True, 0, max(MIN_SHARE, min(self.share, used) / 2)
+
+    def broke(self) -> None:
+        """Make the next commit smaller if no connection lives long enough for one of this size."""
+        self.breaks += 1
+        if self.breaks % MAX_BREAKS == 0:
+            self.share = max(MIN_SHARE, self.share / 2)
+
+
+def share_of(count: int, size: int) -> float:
+    """Return which share of a whole piece so many updates and bytes are."""
+    return max(count / MAX_PIECE, size / MAX_PIECE_BYTES)
+
+
+def size_of(entry: Entry | DeadLetter | None) -> int:
+    """Return about how many bytes it takes on the wire."""
+    if isinstance(entry, Entry):
+        return len(entry.text) + 100
+    return sum(map(len, entry.fields.values())) + 100 if entry else 0
