@@ -191,13 +191,13 @@ class Backlog:
         for one in done:
             self.replay.append(one)
             self.replay_count, self.replay_size = self.replay_count + one.count, self.replay_size + one.size
-        while (
-            len(self.replay) > MAX_REPLAY
-            or self.replay_count - self.replay[0].count >= MAX_REPLAY
-            or self.replay_size - self.replay[0].size >= MAX_REPLAY_BYTES
-        ):
-            oldest = self.replay.popleft()
-            self.replay_count, self.replay_size = self.replay_count - oldest.count, self.replay_size - oldest.size
+            while (
+                len(self.replay) > MAX_REPLAY
+                or self.replay_count - self.replay[0].count >= MAX_REPLAY
+                or self.replay_size - self.replay[0].size >= MAX_REPLAY_BYTES
+            ):
+                oldest = self.replay.popleft()
+                self.replay_count, self.replay_size = self.replay_count - oldest.count, self.replay_size - oldest.size
 
     # What is missing
 
