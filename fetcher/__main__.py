@@ -41,8 +41,9 @@ def main() -> int:
     command.add_argument("--setup", action="store_true", help="make the community ready and report what is missing")
     command.add_argument("--watch", action="store_true", help="print what flows on the bus; it only reads")
     command.add_argument("--health", action="store_true", help="check that this host's fetcher polls VK")
-    text = "publish the dead letters that are events now; with GROUP, give that consumer group's back to it"
-    command.add_argument("--redrive", nargs="?", const="", metavar="GROUP", help=text)
+    command.add_argument(
+        "--redrive", nargs="?", const="", metavar="GROUP", help="try dead letters again, GROUP's if given"
+    )
     options = parser.parse_args()
     logs.to_stderr()
     try:

@@ -21,6 +21,9 @@ class Off:
         return self
 
 
+OFF = Off()
+
+
 def serve(port: int | None, version: str) -> Any:
     """Return the metrics, and serve them on this port of all addresses; without a port, return those that are off.
 
@@ -28,7 +31,7 @@ def serve(port: int | None, version: str) -> Any:
     prometheus-client is not installed.
     """
     if not port:
-        return Off()
+        return OFF
     try:
         import prometheus_client as prometheus
         from prometheus_client import Counter, Gauge, Histogram
