@@ -36,15 +36,19 @@ def watch(bus: Bus, group: int) -> Never:
     the output.
     """
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal can show Cyrillic
-    reader = Reader(bus, group)
+    tails = [Tail(bus, stream) for stream in bus.keys[2:]]
     counts: deque[int] = deque(maxlen=round(RATE_WINDOW / READ_INTERVAL))  # events of the latest reads
-    problem, last_line = None, ""
+    alive, scan_at, problem, last_line = "", 0.0, None, ""
     while True:
+        entries, error = list[dict[str, str]](), ""
         try:
-            events, dead_letters = reader.read()
-            error = ""
+            with redis_errors():
+                for tail in tails:
+                    entries += tail.read()
+                if time.monotonic() >= scan_at:
+                    alive, scan_at = fetchers(bus, group), time.monotonic() + SCAN_INTERVAL
         except RedisUnavailable as unavailable:
-            events, dead_letters, error = [], [], str(unavailable)
+            error = str(unavailable)
         if last_line:
             print(ERASE_LAST_LINE, end="", flush=True)
         if error and error != problem:
@@ -52,58 +56,51 @@ def watch(bus: Bus, group: int) -> Never:
         elif error != problem:
             log.info("Watching the bus %r", bus.bus)
         problem = error
-        for line in (*events, *dead_letters):
-            print(line)
-        counts.append(len(events))
+        for entry in entries:
+            print(describe_entry(entry))
+        counts.append(sum("event" in entry for entry in entries))
         if sys.stdout.isatty():
-            status = error or f"{sum(counts) / RATE_WINDOW:.1f} events/s, fetchers alive: {reader.alive or 'none'}"
+            status = error or f"{sum(counts) / RATE_WINDOW:.1f} events/s, fetchers alive: {alive}"
             last_line = status[: shutil.get_terminal_size().columns - 1]
             print(last_line)
         sys.stdout.flush()
         time.sleep(READ_INTERVAL)
 
 
-class Reader:
-    """Reads what is new in the streams of events and dead letters, and which fetchers are alive."""
+class Tail:
+    """Reads a stream from its end on."""
 
-    def __init__(self, bus: Bus, group: int) -> None:
+    def __init__(self, bus: Bus, stream: str) -> None:
         """Read nothing yet."""
-        self.bus, self.streams = bus, bus.keys[2:]
-        self.heartbeats = f"{{{bus.bus}}}:alive:" + (f"{group}:" if group else "")
-        self.last_ids: list[str] = []
-        self.alive, self.scan_at = "", 0.0
+        self.bus, self.stream, self.last_id = bus, stream, ""
 
-    def read(self) -> tuple[list[str], list[str]]:
-        """Return the lines of new events and of new dead letters. What is there at the first read is not new."""
-        with redis_errors():
-            client: Any = self.bus.client
-            if not self.last_ids:
-                newest = [client.xrevrange(stream, count=1) for stream in self.streams]
-                self.last_ids = [entries[0][0] if entries else "0-0" for entries in newest]
-            after = zip(self.streams, self.last_ids, strict=True)
-            new = [client.xrange(stream, f"({last_id}", count=MAX_ENTRIES) for stream, last_id in after]
-            if time.monotonic() >= self.scan_at:
-                keys = client.scan_iter(f"{self.heartbeats}*", count=1000)
-                self.alive = ", ".join(sorted(key.removeprefix(self.heartbeats) for key in keys)).translate(PRINTABLE)
-                self.scan_at = time.monotonic() + SCAN_INTERVAL
-        self.last_ids = [entries[-1][0] if entries else id for entries, id in zip(new, self.last_ids, strict=True)]
-        events, dead_letters = new
-        return [describe_entry(entry) for _, entry in events], [
-            describe_dead_letter(entry) for _, entry in dead_letters
-        ]
+    def read(self) -> list[dict[str, str]]:
+        """Return the new entries, up to MAX_ENTRIES; those that are there at the first call are not new."""
+        client: Any = self.bus.client
+        if not self.last_id:
+            newest = client.xrevrange(self.stream, count=1)
+            self.last_id = newest[0][0] if newest else "0-0"
+        entries = client.xrange(self.stream, f"({self.last_id}", count=MAX_ENTRIES)
+        self.last_id = entries[-1][0] if entries else self.last_id
+        return [fields for _, fields in entries]
+
+
+def fetchers(bus: Bus, group: int) -> str:
+    """Return the fetchers whose heartbeat is there: their hosts, or community and host if the community is 0."""
+    client: Any = bus.client
+    prefix = f"{{{bus.bus}}}:alive:" + (f"{group}:" if group else "")
+    hosts = [key.removeprefix(prefix) for key in client.scan_iter(f"{prefix}*", count=1000)]
+    return (", ".join(sorted(hosts)) or "none").translate(PRINTABLE)
 
 
 def describe_entry(fields: dict[str, str]) -> str:
-    """Return the line of an entry of the stream."""
-    try:
-        return describe(Event.from_dict(json.loads(fields["event"])))
-    except (LookupError, ValueError, RecursionError):
-        return f"not an event: {to_json(fields)[:MAX_UPDATE]}".translate(PRINTABLE)
-
-
-def describe_dead_letter(fields: dict[str, str]) -> str:
-    """Return the line of a dead letter, or of a gap."""
-    if "since" in fields:
+    """Return the line of a stream's entry: an event, a gap or a dead letter."""
+    if "event" in fields:
+        try:
+            return describe(Event.from_dict(json.loads(fields["event"])))
+        except (ValueError, RecursionError) as error:
+            text = f"no event: {error}"
+    elif "since" in fields:
         text = f"gap      from ts {fields['since']} to ts {fields.get('until')}: {fields.get('error')}"
     else:
         text = f"dead     letter: {fields.get('error')}: {fields.get('update', '')[:MAX_UPDATE]}"
