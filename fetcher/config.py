@@ -101,7 +101,8 @@ def parse(given: Mapping[str, str | None], needed: Collection[str] = REQUIRED) -
         text, is_needed = given.get(name) or one.metadata["default"], name in needed
         try:
             if name == "TOKEN" and (path := given.get("TOKEN_FILE")):
-                name, text = "TOKEN_FILE", Path(path).read_text(encoding="utf-8")
+                name = "TOKEN_FILE"
+                text = Path(path).read_text(encoding="utf-8")
             if text or is_needed:
                 values[one.name] = one.metadata["read"](text)
         except (OSError, UnicodeError) as error:
