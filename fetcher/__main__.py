@@ -32,15 +32,18 @@ import logging  # noqa: E402
 from requests.adapters import BaseAdapter  # noqa: E402
 
 from . import __version__, config, logs, metrics  # noqa: E402
-from .bus.bus import Bus, translate_errors  # noqa: E402
+from .bus.bus import Bus  # noqa: E402
+from .bus.connection import redis_errors  # noqa: E402
 from .core.entries import EntryBuilder  # noqa: E402
 from .core.names import Directory  # noqa: E402
 from .core.relay import Relay  # noqa: E402
 from .errors import FatalError, TransientError  # noqa: E402
+from .fastjson import event_to_json  # noqa: E402
 from .vk.api import Api  # noqa: E402
 from .vk.builders import BUILDERS, command_pattern  # noqa: E402
 from .vk.longpoll import LongPoll  # noqa: E402
 from .vk.lookups import Lookups  # noqa: E402
+from .vk.updates import Updates  # noqa: E402
 
 EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
 
@@ -85,9 +88,9 @@ def run(settings: config.Config, simulated: BaseAdapter | None = None) -> int:
             api.http.mount("https://", simulated)
         longpoll = LongPoll(api, settings.group, settings.renew_after, BUILDERS)
         lookups, bus = Lookups(api), bus_of(settings)
-        command = command_pattern(settings.group, settings.prefixes)
-        entries = EntryBuilder(lookups, Directory(bus, lookups), command, settings.raw)
-        Relay(longpoll, entries, bus, settings.poll_wait).run()
+        updates = Updates(lookups, command_pattern(settings.group, settings.prefixes), settings.raw)
+        entries = EntryBuilder(updates, Directory(bus, lookups), event_to_json)
+        Relay(longpoll, entries, bus, settings.poll_wait, metrics.METRICS).run()
     except FatalError as error:
         log.critical("%s", error)
         return EXIT_FATAL
@@ -113,7 +116,7 @@ def watch_bus(settings: config.Config) -> int:
 
     logs.to_stderr(settings.log_level, settings.secrets())
     try:
-        with translate_errors():
+        with redis_errors():
             return watch(settings.redis_url, settings.bus, settings.group or None, sys.stdout)
     except FatalError as error:
         return fail(str(error))

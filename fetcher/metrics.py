@@ -36,6 +36,17 @@ VK_REQUESTS: Any = Unserved()
 VK_ERRORS: Any = Unserved()
 REDIS_UP: Any = Unserved()
 
+
+class Metrics:
+    """All metrics by name."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the metric."""
+        return globals()[name.upper()]
+
+
+METRICS = Metrics()
+
 COMMIT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
 AGE_BUCKETS = (1, 2, 3, 5, 10, 30, 60, 300, 1800, 3600, 21600)  # seconds; VK's dates are whole seconds
 

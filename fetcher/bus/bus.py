@@ -14,11 +14,11 @@ from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
 from ..core.backlog import DEDUP_WINDOW
-from ..core.history import Commit, Entry, Outcome, Position, State, utf8
-from ..core.names import Name
+from ..core.history import Commit, Entry, Outcome, Position, State
+from ..core.ports import Name
 from ..errors import RedisFatalError
 from ..events import channel
-from ..fastjson import dumps, loads
+from ..fastjson import dumps, loads, utf8
 from .connection import connect, redis_errors
 
 TIMEOUT = 5  # seconds, to connect and for each answer: the loop alone retries
@@ -75,12 +75,13 @@ class Bus:
         It takes one round trip. https://redis.io/docs/latest/commands/zmscore/
         """
         ids = list(ids)
+        members: Any = [utf8(id) for id in ids] or [b""]
         with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
             if start:
                 pipeline.set(self.checkpoint_key, str(start), nx=True)
             pipeline.get(self.checkpoint_key)
             pipeline.zrevrange(self.seen_key, DEDUP_WINDOW - 1, DEDUP_WINDOW - 1)
-            pipeline.zmscore(self.seen_key, [utf8(id) for id in ids] or [""])
+            pipeline.zmscore(self.seen_key, members)
             *replies, scores = pipeline.execute(raise_on_error=False)
             if isinstance(scores, NoPermissionError):  # the ACL of version 1.1: then all of it is committed again
                 scores = [None] * len(ids)
@@ -121,24 +122,26 @@ class Bus:
     def names(self, ids: Iterable[int]) -> dict[int, Name]:
         """Return the cached names of those ids that the cache has."""
         ids = list(ids)
-        if not ids or not self.names_ttl:
+        if not ids or not self.names_ttl or not self.is_connected:
             return {}
         with redis_errors():
             cached: Any = self.client.mget([f"{self.name_keys}{id}" for id in ids])
         try:
-            found = loads(f"[{','.join(text or 'null' for text in cached)}]")  # all at once: it is the faster way
+            found = loads(
+                f"[{','.join(text or 'null' for text in cached)}]".encode()
+            )  # all at once: it is the faster way
             return {id: Name(*map(str, name)) for id, name in zip(ids, found, strict=True) if name}
         except (ValueError, TypeError):
             return {}  # put there by somebody else: VK's answer will replace it
 
     def cache_names(self, names: Mapping[int, Name]) -> None:
-        """Put names into the cache, for `names_ttl` seconds; empty ones, of whom VK does not know, for a minute at most."""
-        if not names or not self.names_ttl:
+        """Put names into the cache for `names_ttl` seconds; those that VK does not know, for a minute at most."""
+        if not names or not self.names_ttl or not self.is_connected:
             return
         with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
             for id, name in names.items():
                 ttl = self.names_ttl if any(name) else min(UNKNOWN_TTL, self.names_ttl)
-                pipeline.set(f"{self.name_keys}{id}", dumps(name), ex=ttl)
+                pipeline.set(f"{self.name_keys}{id}", dumps([*name]), ex=ttl)
             pipeline.execute()
 
     def beat(self) -> None:

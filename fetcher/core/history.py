@@ -67,7 +67,7 @@ class DeadLetter(NamedTuple):
 class Commit(NamedTuple):
     """What goes to the bus in one atomic step; backlog.py explains the kinds.
 
-    It is for so many pending `items` with so many updates (`count`), and takes about so many bytes (`size`).
+    It is for so many pending `items` with so many `updates`, and takes about so many bytes (`size`).
     """
 
     kind: Literal["batch", "gap", "restore"]
@@ -75,7 +75,7 @@ class Commit(NamedTuple):
     until: Position
     entries: list[Entry | DeadLetter]
     items: int = 1
-    count: int = 0
+    updates: int = 0
     size: int = 0
 
 
@@ -94,11 +94,3 @@ class State(NamedTuple):
     checkpoint: Position | None
     missing: set[str]
     is_full: bool = False
-
-
-def utf8(text: str) -> bytes:
-    """Encode; what UTF-8 cannot carry, such as half a surrogate pair, becomes U+FFFD."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()

@@ -38,7 +38,7 @@ class PieceSize:
 
     def succeeded(self, commit: Commit) -> None:
         """Let the next commit be larger, if this one was about as large as allowed."""
-        used = share_of(commit.count, commit.size)
+        used = share_of(commit.updates, commit.size)
         self.failing, self.breaks, self.steady = False, 0, self.steady + 1
         self.too_large = self.too_large if used < self.too_large else UNKNOWN
         is_known_to_fit = 2 * self.share < self.too_large
@@ -47,7 +47,7 @@ class PieceSize:
 
     def timed_out(self, commit: Commit) -> None:
         """Make the next commit smaller than this one."""
-        used = share_of(commit.count, commit.size)
+        used = share_of(commit.updates, commit.size)
         self.too_large = self.too_large if self.failing else used
         self.failing, self.steady, self.share = True, 0, max(MIN_SHARE, min(self.share, used) / 2)
 

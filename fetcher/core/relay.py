@@ -11,8 +11,9 @@ from typing import Any, Never
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
 from .backlog import Backlog
 from .backoff import backoff
-from .history import Batch, Commit, Gap, Outcome, Position
-from .ports import Bus, EntryBuilder, LongPoll
+from .entries import EntryBuilder
+from .history import Batch, Commit, Gap, Position
+from .ports import Bus, LongPoll
 from .reports import Reports
 
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
@@ -120,7 +121,7 @@ class Relay:
 
     def commit_piece(self, commit: Commit) -> None:
         """Commit one piece, and let the backlog know what the bus answered."""
-        self.reports.doing = f"committing {commit.count} updates, {commit.size} bytes"
+        self.reports.doing = f"committing {commit.updates} updates, {commit.size} bytes"
         begun = time.monotonic()
         try:
             outcome = self.bus.commit(commit)
