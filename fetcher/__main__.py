@@ -33,6 +33,7 @@ from requests.adapters import BaseAdapter  # noqa: E402
 
 from . import __version__, config, logs, metrics  # noqa: E402
 from .bus.bus import Bus  # noqa: E402
+from .bus.cache import NameCache  # noqa: E402
 from .bus.connection import redis_errors  # noqa: E402
 from .core.entries import EntryBuilder  # noqa: E402
 from .core.names import Directory  # noqa: E402
@@ -89,7 +90,8 @@ def run(settings: config.Config, simulated: BaseAdapter | None = None) -> int:
         longpoll = LongPoll(api, settings.group, settings.renew_after, BUILDERS)
         lookups, bus = Lookups(api), bus_of(settings)
         updates = Updates(lookups, command_pattern(settings.group, settings.prefixes), settings.raw)
-        entries = EntryBuilder(updates, Directory(bus, lookups), event_to_json)
+        directory = Directory(NameCache(bus, settings.names_ttl), lookups)
+        entries = EntryBuilder(updates, directory, event_to_json)
         Relay(longpoll, entries, bus, settings.poll_wait, metrics.METRICS).run()
     except FatalError as error:
         log.critical("%s", error)
@@ -141,7 +143,7 @@ def fail(sentence: str, code: int = EXIT_FATAL) -> int:
 def bus_of(settings: config.Config) -> Bus:
     """Return the bus of these settings."""
     alive_ttl = settings.poll_wait + 30
-    return Bus(settings.redis_url, settings.bus, settings.group, settings.stream_maxlen, settings.names_ttl, alive_ttl)
+    return Bus(settings.redis_url, settings.bus, settings.group, settings.stream_maxlen, alive_ttl)
 
 
 if __name__ == "__main__":

@@ -72,5 +72,4 @@ def dead_letter(update: Any, error: Exception) -> DeadLetter:
     id = update.get("event_id") if isinstance(update, dict) else None
     if not isinstance(id, str) or not id:
         id = f"sha256:{sha256(raw.encode()).hexdigest()}"
-    log.warning("Dead letter: %s", reason)
     return DeadLetter(id, {"update": raw, "error": reason})

@@ -1,4 +1,4 @@
-"""The nouns of the loop: places in VK's history, what VK answers, and what is committed for it. Imports nothing of ours."""
+"""The nouns of the loop: places in VK's history, what VK answers, and what is committed for it."""
 
 import re
 from typing import Any, Literal, NamedTuple, Self
@@ -80,16 +80,21 @@ class Commit(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What the bus did with a commit: the checkpoint afterwards (None: there is none), and what it recorded."""
+    """What the bus did with a commit: the checkpoint afterwards (None: there is none), and the entries it recorded.
+
+    `left_out` updates came so late that `seen` may have forgotten them.
+    """
 
     checkpoint: Position | None
-    events: list[Entry]
-    dead_letters: int = 0
+    recorded: list[Entry | DeadLetter]
     left_out: int = 0
 
 
 class State(NamedTuple):
-    """What the bus has: its checkpoint (None: there is none), and which ids `seen` lacks; `is_full` if it forgets old ones."""
+    """What the bus has: its checkpoint (None: there is none), and which ids `seen` lacks.
+
+    `is_full` means that `seen` forgets old ids.
+    """
 
     checkpoint: Position | None
     missing: set[str]

@@ -34,7 +34,7 @@ class Directory:
         now = time.monotonic()
         if now >= self.forget_at:
             self.memory.clear()
-            self.forget_at = now + min(NAMES_MEMORY_TTL, self.cache.names_ttl)
+            self.forget_at = now + min(NAMES_MEMORY_TTL, self.cache.ttl)
         missing = ids_to_resolve(events) - self.memory.keys()
         if missing:
             self.memory |= self.cache.names(missing)

@@ -11,8 +11,8 @@ MAX_BREAKS = 3  # broken connections in a row after which a commit may be too la
 class PieceSize:
     """How much one commit may hold: a share of MAX_PIECE and MAX_PIECE_BYTES that follows the link.
 
-    A time-out halves it, a success doubles it; but a size that has timed out is tried again only after STEADY successes,
-    so that on a steady link at most one commit in ten times out.
+    A time-out halves it, a success doubles it. But a size that has timed out is tried again only after STEADY
+    successes, so that on a steady link at most one commit in ten times out.
     """
 
     def __init__(self) -> None:

@@ -56,7 +56,7 @@ class Bus(Protocol):
 class Cache(Protocol):
     """The names that all fetchers share; nothing is read or written while the bus is not connected."""
 
-    names_ttl: int
+    ttl: int
 
     def names(self, ids: Iterable[int]) -> dict[int, Name]: ...
     def cache_names(self, names: Mapping[int, Name]) -> None: ...

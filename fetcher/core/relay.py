@@ -4,8 +4,7 @@ It asks the backlog what to do, and does it. Whatever fails is caught here, and 
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Never
 
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
@@ -19,93 +18,96 @@ from .reports import Reports
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
+NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
 SLOW_COMMIT = 0.05  # seconds of commits after which VK may have more than one answer holds
-NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages that VK does not tell now
-
-REDIS_FAILED = (RedisUnavailable, RedisFatalError)
 
 
 class Relay:
     """Hand VK's updates over to the bus. Its state is the backlog; the rest can be had again."""
 
     def __init__(self, longpoll: LongPoll, entries: EntryBuilder, bus: Bus, poll_wait: int, metrics: Any) -> None:
-        """`poll_wait` is in seconds."""
+        """`poll_wait` is in seconds, `metrics` are those of fetcher.metrics."""
         self.longpoll, self.entries, self.bus, self.poll_wait = longpoll, entries, bus, poll_wait
         self.reports = Reports(metrics)
         self.backlog = Backlog()
-        self.polled = False  # VK has answered since the last heartbeat
+        self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
-        self.failures = 0  # steps that failed in a row
         self.commit_time = 0.0  # seconds that the commits of the last step took
+        self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
         """Step for ever. Raise what only the operator or a developer can fix, but not while updates are pending."""
         while True:
             begun = time.monotonic()
-            errors = self.step()
-            for error in errors:
-                if not isinstance(error, TransientError) and not self.backlog.pending:
-                    raise error
-                self.reports.failed(error, self.backlog.count)
-            self.reports.holds(self.backlog.count, bool(self.backlog.pending))
-            if errors:
+            if self.step():
+                if self.failures:
+                    self.reports.recovered()
+                self.failures = 0
+            else:
                 self.failures += 1
                 pause = backoff(self.failures, MIN_BACKOFF, MAX_BACKOFF)
                 time.sleep(max(0.0, begun + pause - time.monotonic()))
-            elif self.failures:
-                self.failures = 0
-                self.reports.recovered()
+            self.reports.holds(self.backlog.count, bool(self.backlog.pending))
 
-    def step(self) -> list[Exception]:
-        """Commit for a second at most, then poll in any case, for VK forgets; return what failed on the way."""
-        errors: list[Exception] = []
-        with collect_errors(errors):
-            if self.backlog.start_ts is None:
-                self.backlog.start_ts = self.longpoll.latest_ts()
-            self.beat()
-            self.commit()
-        redis_failed = any(isinstance(error, REDIS_FAILED) for error in errors)
+    def step(self) -> bool:
+        """Commit for a second at most, then poll in any case, for VK forgets; return whether nothing failed."""
+        if self.backlog.start_ts is None and self.attempt(self.start):
+            return False
+        failure = self.attempt(self.commit)
+        redis_failed = isinstance(failure, RedisUnavailable | RedisFatalError)
         self.reports.metrics.redis_up.set(int(not redis_failed))
-        if redis_failed:
-            self.bus.disconnected()  # even where the connection holds: Redis may not be the one that it was
-        passes = all(isinstance(error, TransientError) for error in errors)
-        if self.backlog.start_ts is None or not (passes or self.backlog.pending):
-            return errors
         self.longpoll.shorten_timeouts(redis_failed)  # Redis may be back at any moment
         if redis_failed:
-            with collect_errors(errors):
-                self.build()  # so that nothing is needed from VK when Redis is back
-        with collect_errors(errors):
-            self.poll(bool(errors))
-        return errors
+            self.bus.disconnected()  # even where the connection holds: Redis may not be the one that it was
+            self.attempt(self.build)  # so that nothing is needed from VK when Redis is back
+        return not self.attempt(lambda: self.poll(bool(failure))) and not failure
+
+    def attempt(self, action: Callable[[], None]) -> Exception | None:
+        """Do it, and return what failed, once it is logged.
+
+        Raise what only the operator or a developer can fix, but not while updates are pending.
+        """
+        try:
+            action()
+        except Exception as error:
+            if not isinstance(error, TransientError) and not self.backlog.pending:
+                raise
+            self.reports.failed(error, self.backlog.count)
+            return error
+        return None
+
+    def start(self) -> None:
+        """Take VK's latest ts, where a bus without a checkpoint begins."""
+        self.backlog.start_ts = self.longpoll.latest_ts()
 
     # Redis
 
-    def beat(self) -> None:
-        """Set the heartbeat, now and then, if VK has answered a poll since the last one."""
-        if self.polled and time.monotonic() >= self.beat_at:
-            self.reports.doing = "setting the heartbeat"
-            self.bus.beat()
-            self.polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
-
     def commit(self) -> None:
-        """Commit what is pending, oldest first and in pieces."""
+        """Set the heartbeat, then commit what is pending, oldest first and in pieces."""
+        self.beat()
         begun = time.monotonic()
         while self.backlog.pending or not self.bus.is_connected:
-            if not self.bus.is_connected:  # maybe just now: the client replaces a closed connection without an error
-                self.connect()
-            else:
+            if self.bus.is_connected:
                 self.commit_oldest()
+            else:  # maybe since just now: the client replaces a closed connection without an error
+                self.connect()
             if time.monotonic() >= begun + DRAIN_TIME:
                 break
         self.commit_time = time.monotonic() - begun
 
+    def beat(self) -> None:
+        """Set the heartbeat, now and then, if VK has answered a poll since the last one."""
+        if self.has_polled and time.monotonic() >= self.beat_at:
+            self.reports.doing = "setting the heartbeat"
+            self.bus.beat()
+            self.has_polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
+
     def connect(self) -> None:
-        """Ask the bus for the checkpoint, and for what it lacks of what was committed lately."""
+        """Read the checkpoint, and what the bus lacks of what was committed lately."""
         self.reports.doing = "asking Redis which of the latest updates it has"
         start = self.backlog.start if self.backlog.checkpoint is None else None
         state = self.bus.read(self.backlog.replay_ids(), start)
-        if start and self.backlog.pending and state.checkpoint and state.checkpoint != start:
+        if start and self.backlog.pending and state.checkpoint not in (None, start):
             self.backlog.rebase(state.checkpoint, self.longpoll.renew())
         self.backlog.connected(state)
         self.bus.is_connected, self.beat_at = True, 0.0
@@ -113,10 +115,11 @@ class Relay:
     def commit_oldest(self) -> None:
         """Commit one piece of what is pending, once it is built."""
         if self.backlog.pending[0].entries is None:
+            self.reports.doing = "looking up names"
             self.build()
-        if not self.bus.is_connected:
-            return  # the cache was asked through a new connection: what this server lacks goes first
-        if commit := self.backlog.next_commit():
+        commit = self.backlog.next_commit()
+        # Not through a new connection that reading the cache has made: what its server lacks goes first.
+        if commit and self.bus.is_connected:
             self.commit_piece(commit)
 
     def commit_piece(self, commit: Commit) -> None:
@@ -132,8 +135,7 @@ class Relay:
             self.backlog.piece.broke()
             raise
         self.backlog.piece.succeeded(commit)
-        error = self.backlog.pending[0].error
-        self.reports.committed(commit, outcome, error, time.monotonic() - begun)
+        self.reports.committed(commit, outcome, time.monotonic() - begun)
         if outcome.checkpoint is None:
             self.bus.disconnected()  # it may have lost more than the checkpoint
         elif self.backlog.answered(commit, outcome.checkpoint):
@@ -149,11 +151,8 @@ class Relay:
         answers: list[Batch | Gap] = []
         if checkpoint.epoch == self.backlog.pending[0].since.epoch:
             answers = self.longpoll.poll(checkpoint.ts, 1)
-            if (
-                not brings_updates(answers)
-                and answers[-1].until == checkpoint.ts
-                and self.longpoll.renew() > checkpoint.ts
-            ):
+            is_silent = answers[-1].until == checkpoint.ts and not brings_updates(answers)
+            if is_silent and self.longpoll.renew() > checkpoint.ts:
                 raise TransientError("VK's long poll is silent at a ts that its new key is past")
         self.backlog.fill(answers, time.monotonic())
         require_progress(answers)
@@ -161,10 +160,9 @@ class Relay:
     # VK
 
     def build(self) -> None:
-        """Build the events of the oldest pending batches, with the names that VK tells within NAMES_TIMEOUT."""
+        """Build the events of the oldest pending batches, with the names that VK answers within NAMES_TIMEOUT."""
         group, now = self.backlog.unbuilt(), time.monotonic()
         overdue = [one for one in group if now - one.held_since >= NAMES_TIMEOUT]
-        self.reports.doing = f"looking up the names of {sum(one.count for one in group)} updates"
         self.entries.build(overdue or group, bool(overdue))
 
     def poll(self, failing: bool) -> None:
@@ -174,27 +172,18 @@ class Relay:
         commits took, if they were slow: however few updates VK puts into an answer, it is read faster than it forgets.
         """
         hurried = bool(failing or self.failures or self.backlog.pending)
+        time_left = DRAIN_TIME if hurried else 2 * self.commit_time if self.commit_time >= SLOW_COMMIT else 0.0
         begun = time.monotonic()
-        time_left = DRAIN_TIME if hurried else self.commit_time if self.commit_time >= SLOW_COMMIT else 0.0
         while not self.backlog.is_full:
             wait = 1 if hurried or self.backlog.pending else self.poll_wait
             answers = self.longpoll.poll(self.backlog.next.ts, wait)
-            self.polled = True
+            self.has_polled = True
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answers, time.monotonic())
             require_progress(answers)
             if not brings_updates(answers) or time.monotonic() >= begun + time_left:
                 return
         self.reports.memory_is_full(self.backlog.count)
-
-
-@contextmanager
-def collect_errors(errors: list[Exception]) -> Iterator[None]:
-    """Keep what fails for later."""
-    try:
-        yield
-    except Exception as error:
-        errors.append(error)
 
 
 def brings_updates(answers: list[Batch | Gap]) -> bool:
