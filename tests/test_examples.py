@@ -282,6 +282,7 @@ def test_bot_of_another_library(
         assert answers(sent) == expected
         without = "of-before is skipped: it was published without `raw`, set RAW=1 for the fetcher"
         assert bot.printed.count(without) == 1
+        assert bot.printed.count(f"{PERSON}: пока") == 1
     vk.push(joined(5))
     wait_until(lambda: client.xlen("other") == 8, what="the event")
     assert answers(sent) == expected
