@@ -87,7 +87,7 @@ def run_until(server: Server, block: str, *printed: str) -> None:
             assert process.poll() is None, shown()
             return all(part in shown() for part in printed)
 
-        wait_until(has_printed, 20, "what the block prints")
+        wait_until(has_printed, 80, "what the block prints")
 
 
 @pytest.mark.parametrize(
