@@ -51,11 +51,11 @@ class PieceSize:
         self.too_large = self.too_large if self.failing else used
         self.failing, self.steady, self.share = True, 0, max(MIN_SHARE, min(self.share, used) / 2)
 
-    def broke(self) -> None:
+    def broke(self, commit: Commit) -> None:
         """Make the next commit smaller if no connection lives long enough for one of this size."""
         self.breaks += 1
         if self.breaks % MAX_BREAKS == 0:
-            self.share = max(MIN_SHARE, self.share / 2)
+            self.timed_out(commit)
 
 
 def share_of(count: int, size: int) -> float:
