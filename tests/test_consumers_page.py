@@ -19,7 +19,8 @@ import pytest
 import redis.asyncio
 
 import fetcher.asyncio
-from fetcher import Event, consume, subscribe, subscriber
+from fetcher import Event, consume, subscribe
+from fetcher.consumers import connection
 from tests import HOST
 from tests.processes import ROOT
 from tests.servers import Server, cluster, wait_until
@@ -171,7 +172,7 @@ READERS: dict[str, tuple[Any, Callable[[Any], Any], bool]] = {
 def test_permissions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are enough for all that a consumer ever does: a silence, a group to create, entries to take or give back."""
     make, read, attempts = READERS[name]
-    monkeypatch.setattr(subscriber, "SILENCE", 1.2)
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 1.2)
     with Server(acl=[permissions(attempts)]) as server, server.client() as owner:
         fill(owner, 100)
         owner.xgroup_create("events", "moderation", "0")

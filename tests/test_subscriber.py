@@ -22,7 +22,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 import fetcher.asyncio
-from fetcher import Event, Message, Peer, User, subscriber
+from fetcher import Event, Message, Peer, User
+from fetcher.consumers import connection, durable, steps
 from tests import HOST, free_port
 from tests.processes import ROOT
 from tests.servers import Proxy, Server, cluster, program, wait_until
@@ -280,7 +281,7 @@ def test_a_subscriber_subscribes_again_when_redis_was_away(caplog: pytest.LogCap
 
 def test_a_subscriber_never_gives_up(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """redis-py's own back-off breaks at the 1,024th failure."""
-    monkeypatch.setattr(subscriber, "BACKOFF_CAP", 1e-6)
+    monkeypatch.setattr(steps, "BACKOFF_CAP", 1e-6)
     with own_server() as server:
         own = server.client(retry=ONCE)
         server.stop()
@@ -383,7 +384,7 @@ LOAD = """
 import sys
 for name in ("fcntl", "grp", "pwd", "resource", "termios", "readline"):
     sys.modules[name] = None
-import fetcher.subscriber, fetcher.asyncio
+import fetcher.consumers.blocking, fetcher.asyncio
 print(*sorted(name for name in sys.modules if name.startswith(("fetcher", "vk_api"))))
 """
 
@@ -402,14 +403,14 @@ LOADED = ("asyncio", "core", "core.backoff", "events", "subscriber")
 
 def test_a_silent_host_is_noticed_within_a_minute() -> None:
     """One silence, then one without an answer, and a pause before it connects again."""
-    assert 2 * subscriber.SILENCE + subscriber.BACKOFF_CAP + subscriber.SILENCE < 60
+    assert 2 * connection.REPLY_TIMEOUT + steps.BACKOFF_CAP + connection.REPLY_TIMEOUT < 60
 
 
 def test_a_connection_that_swallows_everything_is_given_up(
     server: Server, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By who listens and by who consumes, though nothing ever ends or resets it."""
-    monkeypatch.setattr(subscriber, "SILENCE", 1.5)
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 1.5)
     with Proxy(server.port) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
         readings = [Reading(subscribe(own, "message")), Reading(subscribe(own)), Reading(consume(own, GROUP, "a"))]
@@ -431,7 +432,7 @@ def test_a_connection_that_swallows_everything_is_given_up(
 def test_who_listens_to_a_silent_channel_keeps_its_connection(
     server: Server, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(subscriber, "SILENCE", 0.3)
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.3)
     reading = Reading(subscribe(client, "message"))
     wait_until(lambda: listeners(client))
     (before,) = client.client_list(_type="pubsub")
@@ -495,7 +496,7 @@ def test_consumers_share_a_group_and_groups_share_nothing(client: Any) -> None:
     shared = []
     for events in [one, two] * 5:
         shared += take(events)
-        time.sleep(subscriber.READ_AHEAD_TIME / 2)  # so each is too slow to read ahead
+        time.sleep(durable.READ_AHEAD_INTERVAL / 2)  # so each is too slow to read ahead
     assert shared == [str(id) for id in range(10)]
     assert take(other, 10) == shared
 
@@ -544,7 +545,7 @@ def test_a_slow_consumer_does_not_take_over_from_itself(client: Any) -> None:
     reading = Reading(consume(client, GROUP, "a", start="0", idle=0.01), lambda event: time.sleep(0.2))
     reading.wait_for(1, 2, 3)
     wait_until(lambda: not pending(client, "events"))
-    time.sleep(subscriber.BLOCK + 0.3)
+    time.sleep(durable.BLOCK_TIMEOUT + 0.3)
     reading.wait_for(1, 2, 3)
 
 

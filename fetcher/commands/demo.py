@@ -28,8 +28,7 @@ from redis import Redis, RedisError
 from requests import PreparedRequest, Response
 from requests.adapters import BaseAdapter
 
-from .. import config
-from ..subscriber import subscribe
+from .. import config, subscribe
 from ..vk.builders import BUILDERS
 from .watch import describe
 

@@ -16,9 +16,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisClusterException
 from redis.retry import Retry
 
+from .. import subscribe
 from ..bus.connection import connect
 from ..events import Event, Message
-from ..subscriber import subscribe
 
 TIMEOUT = 2.0  # seconds, to connect and for each answer
 LOOK_INTERVAL = 1.0  # seconds between two looks for dead letters
