@@ -10,7 +10,7 @@ from redis.asyncio import Redis, RedisCluster
 from .consumers import connection as own
 from .consumers.durable import Durable
 from .consumers.live import Live
-from .consumers.steps import Connect, Core, next_step
+from .consumers.steps import Connect, Core
 from .events import Event
 
 
@@ -33,7 +33,7 @@ async def drive(redis: Any, core: Core) -> AsyncGenerator[Event, None]:
     result: Any = None
     async with AsyncExitStack() as opened:
         while True:
-            step = next_step(steps, result)
+            step = steps.throw(result) if isinstance(result, BaseException) else steps.send(result)
             result = None
             try:
                 if isinstance(step, Connect):

@@ -11,7 +11,7 @@ from ..events import Event
 from . import connection as own
 from .durable import Durable
 from .live import Live
-from .steps import Connect, Core, next_step
+from .steps import Connect, Core
 
 
 def subscribe(redis: "Redis | RedisCluster", *event_types: str, bus: str = "events") -> Generator[Event, None, None]:
@@ -57,7 +57,7 @@ def drive(redis: Any, core: Core) -> Generator[Event, None, None]:
     result: Any = None
     with ExitStack() as opened:
         while True:
-            step = next_step(steps, result)
+            step = steps.throw(result) if isinstance(result, BaseException) else steps.send(result)
             result = None
             try:
                 if isinstance(step, Connect):

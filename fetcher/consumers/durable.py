@@ -2,11 +2,9 @@
 
 import time
 from collections import deque
-from contextlib import suppress
 from typing import Any
 
-from ..events import Event
-from .steps import Command, Core, Exchange, LoopLeft, Steps, log, read_event
+from .steps import Core, Steps, log, read_event
 
 BLOCK_TIMEOUT = 1.0  # seconds to wait for new entries before looking for abandoned ones
 READ_AHEAD_INTERVAL = 0.1  # seconds: as many entries are read at once as were handled in this time…
@@ -34,12 +32,10 @@ class Durable(Core):
         self.read_at = 0.0  # when entries were requested last
         self.handled_at: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # the latest events
         self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost; it is written again after an error
-        self.commands: list[Command] = []  # to be written
-        self.due = 0  # replies to be read
 
     def session(self) -> Steps:
         """Hand over events until an error is raised."""
-        self.commands, self.due, self.has_pending = [], 0, True
+        self.has_pending = True
         if self.unconfirmed:
             self.acknowledge(*self.unconfirmed)
         if self.is_missing:
@@ -72,6 +68,7 @@ class Durable(Core):
         command = "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", self.read_ahead(), *options
         reply = yield from self.ask(*command, "STREAMS", self.key, after)
         self.is_known = True
+        self.unconfirmed.clear()  # their replies came before this one
         return reply[0][1] if reply else []
 
     def read_ahead(self) -> int:
@@ -88,8 +85,8 @@ class Durable(Core):
         if trimmed:
             log.warning("Trimmed from the stream before it was handled: %s", trimmed)
         if self.cursor == b"0-0" and not claimed:
-            self.next_look = time.monotonic() + BLOCK_TIMEOUT
             yield from self.forget_attempts()
+            self.next_look = time.monotonic() + BLOCK_TIMEOUT  # now, or a distant Redis would never be read from
         return []
 
     def hand_over(self, entries: list[Any]) -> Steps:
@@ -110,12 +107,8 @@ class Durable(Core):
                     self.handled_at.append(time.monotonic())
                 self.acknowledge(id)
                 yield self.exchange(0)
-        except LoopLeft:
+        finally:  # also if the loop is left
             self.release(ready)
-            with suppress(Exception):
-                yield self.exchange(self.due)  # whoever reads the stream next finds all of it done
-            raise
-        self.release(ready)
 
     def release(self, entries: deque[Any]) -> None:
         """Let any consumer claim what was read ahead, as if it had been idle for long, but not what one has claimed.
@@ -159,24 +152,6 @@ class Durable(Core):
         self.send("XACK", self.key, self.group, *ids)
         if self.attempts:
             self.send("HDEL", self.attempts_key, *ids)
-
-    def send(self, *command: Any) -> None:
-        """Write the command with the next exchange, and read its reply with the next that reads any."""
-        self.commands.append(command)
-        self.due += 1
-
-    def exchange(self, replies: int, event: Event | None = None) -> Exchange:
-        """Return the step that writes what is to be written."""
-        commands, self.commands = self.commands, []
-        return Exchange(commands, replies, event)
-
-    def ask(self, *command: Any) -> Steps:
-        """Return the reply to the command; the replies that are due come before it."""
-        self.send(*command)
-        replies = yield self.exchange(self.due)
-        self.due = 0
-        self.unconfirmed.clear()
-        return replies[-1]
 
 
 def event_field(fields: list[bytes] | None) -> bytes:

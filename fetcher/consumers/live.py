@@ -22,7 +22,7 @@ class Live(Core):
     def session(self) -> Steps:
         """Subscribe, and hand over what is published."""
         prefix = channel(self.bus, "").encode()
-        yield Exchange([self.subscription], 1)
+        yield from self.ask(*self.subscription)
         self.failures = 0
         while True:
             kind, *_, name, data = yield from self.next_reply()
@@ -30,12 +30,12 @@ class Live(Core):
             if kind not in (b"message", b"pmessage") or b":" in name.removeprefix(prefix):
                 continue
             if event := read_event(data, f"a message on {self.bus}"):
-                yield Exchange([], 0, event)
+                yield self.exchange(0, event)
 
     def next_reply(self) -> Steps:
         """Return what Redis sends next. After a time-out it must answer; a second time-out is raised."""
         try:
-            (reply,) = yield Exchange([], 1)
+            (reply,) = yield Exchange((), 1)
         except (exceptions.TimeoutError, TimeoutError):
-            (reply,) = yield Exchange([self.subscription], 1)  # as good as PING, which needs one more permission
+            reply = yield from self.ask(*self.subscription)  # as good as PING, which needs one more permission
         return reply

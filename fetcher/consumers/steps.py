@@ -1,7 +1,9 @@
 """What the core and a driver say to each other: a generator that does no I/O yields one step after the other."""
 
 import logging
-from collections.abc import Generator, Sequence
+from asyncio import CancelledError
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from redis import exceptions
@@ -35,7 +37,7 @@ class Exchange(NamedTuple):
     Nothing may come between the commands and the event.
     """
 
-    commands: Sequence[Command]
+    commands: tuple[Command, ...]
     replies: int
     event: Event | None = None
 
@@ -43,57 +45,67 @@ class Exchange(NamedTuple):
 Steps = Generator[Connect | Exchange, Any, Any]
 
 
-class LoopLeft(BaseException):
-    """The loop is left, or its task is cancelled: raised where the core hands over or acknowledges an event."""
-
-
 class Core:
-    """What live and durable consumers share: a session on one connection, and the next one after an error."""
+    """What live and durable consumers share: a session on one connection, and the next one after an error.
 
-    key: str | None = None  # the connection is to the node of a cluster that has this key; None: to any node
+    Not every command is worth a round trip: what is sent is written with the next exchange, and its reply is read with
+    that of the next command whose reply matters.
+    """
+
+    key: str | None = None  # in a cluster the connection is to the node that has this key; None: to any node
+    session: Callable[[], Steps]  # hands over events until an error is raised
     failures = 0  # in a row; a session sets it to 0
+    commands: tuple[Command, ...] = ()  # to be written
+    due = 0  # replies that are not read yet
 
     def steps(self) -> Steps:
-        """Connect and hand over events, for ever. What a driver cannot do is raised here, and ends the session.
+        """Connect and hand over events, for ever. An error that the driver meets is raised here, and ends the session.
 
-        Replies may be unread then, so the connection is of no more use.
+        If the loop is left or its task is cancelled, that is raised here, too, and the last step ends what was begun.
         """
         delay = 0.0
-        while True:
-            try:
-                yield Connect(delay)
-                yield from self.session()
-            except Exception as error:
-                delay = self.delay_after(error)
-
-    def session(self) -> Steps:
-        """Hand over events until an error is raised."""
-        raise NotImplementedError
+        try:
+            while True:
+                try:
+                    yield Connect(delay)
+                    yield from self.session()
+                except Exception as error:
+                    delay = self.delay_after(error)
+                    self.commands, self.due = (), 0
+        except (GeneratorExit, CancelledError):
+            if self.due:  # not while the driver connects or reads
+                with suppress(Exception):
+                    yield self.exchange(self.due)
+            raise
 
     def delay_after(self, error: Exception) -> float:
         """Return the seconds to wait before the next session; raise what the caller has to fix."""
-        code = str(error).partition(" ")[0]
-        is_transient = isinstance(error, TRANSIENT) and not isinstance(error, exceptions.AuthenticationError)
-        if not is_transient and code not in TRANSIENT_CODES:
-            raise error
+        name = str(error).partition(" ")[0]
+        if name not in TRANSIENT_CODES:
+            name = type(error).__name__
+            if not isinstance(error, TRANSIENT) or isinstance(error, exceptions.AuthenticationError):
+                raise error
         if self.failures % 30 == 0:  # about once a minute
-            said = code if code in TRANSIENT_CODES else type(error).__name__
-            log.warning("Redis is unavailable (%s), trying again", said)
+            log.warning("Redis is unavailable (%s), trying again", name)
         self.failures += 1
         return backoff(self.failures - 1, BACKOFF_BASE, BACKOFF_CAP)
 
+    def send(self, *command: Any) -> None:
+        """Write the command with the next exchange."""
+        self.commands += (command,)
+        self.due += 1
 
-def next_step(steps: Steps, result: Any) -> Connect | Exchange:
-    """Send the core the result of the step before, or raise it there if it is an exception, and return the next step.
+    def exchange(self, replies: int, event: Event | None = None) -> Exchange:
+        """Return the step that writes what was sent."""
+        commands, self.commands = self.commands, ()
+        self.due -= replies
+        return Exchange(commands, replies, event)
 
-    An exception that is no error is raised there as LoopLeft, for GeneratorExit would not get through `yield from`.
-    """
-    try:
-        if not isinstance(result, BaseException):
-            return steps.send(result)
-        return steps.throw(result if isinstance(result, Exception) else LoopLeft(result))
-    except LoopLeft as left:
-        raise left.args[0] from None
+    def ask(self, *command: Any) -> Steps:
+        """Return the reply to the command; the replies that are due come before it."""
+        self.send(*command)
+        replies = yield self.exchange(self.due)
+        return replies[-1]
 
 
 def read_event(data: bytes, where: str) -> Event | None:
