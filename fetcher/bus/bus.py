@@ -1,8 +1,8 @@
-"""The bus in Redis: its keys, the checkpoint, the commit, the cache of names and the heartbeat."""
+"""The bus in Redis: its keys, the checkpoint, the commit and the heartbeat."""
 
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,18 @@ from typing import Any
 from redis import Redis, RedisCluster
 from redis.backoff import NoBackoff
 from redis.commands.core import Script
-from redis.exceptions import NoPermissionError
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from ..core.backlog import DEDUP_WINDOW
-from ..core.history import Commit, Entry, Outcome, Position, State, utf8
-from ..core.names import Name
+from ..core.history import Commit, Entry, Outcome, Position, State
 from ..errors import RedisFatalError
 from ..events import channel
-from ..fastjson import dumps, loads
+from ..fastjson import utf8
 from .connection import connect, redis_errors
 
 TIMEOUT = 5  # seconds, to connect and for each answer: the loop alone retries
 DEAD_LETTERS = 10_000  # about so many are kept
-UNKNOWN_TTL = 60  # seconds: who has no name at VK today may have one soon
 COMMIT = Path(__file__).with_name("commit.lua").read_text(encoding="utf-8")
 
 
@@ -35,14 +33,13 @@ class Bus:
     from a failure or a new connection on, until the loop has read what the bus has: it may have lost something.
     """
 
-    def __init__(self, url: str, bus: str, group: int, stream_maxlen: int, names_ttl: int, alive_ttl: int) -> None:
-        """Connect to nothing yet; `names_ttl` and `alive_ttl` are in seconds."""
+    def __init__(self, url: str, bus: str, group: int, stream_maxlen: int, alive_ttl: int) -> None:
+        """Connect to nothing yet; `alive_ttl` is in seconds."""
         own = f"{{{bus}}}"  # the hash tag keeps all keys in the stream's slot of a cluster
         self.url, self.bus, self.stream_maxlen = url, bus, stream_maxlen
-        self.names_ttl, self.alive_ttl = names_ttl, alive_ttl
+        self.alive_ttl = alive_ttl
         self.checkpoint_key, self.seen_key = f"{own}:ts:{group}", f"{own}:seen:{group}"
         self.keys = [self.checkpoint_key, self.seen_key, bus, f"{own}:dead-letter"]
-        self.name_keys = f"{own}:name:"
         self.alive_key = f"{own}:alive:{group}:{socket.gethostname()}"
         self.is_connected = False
 
@@ -75,21 +72,20 @@ class Bus:
         It takes one round trip. https://redis.io/docs/latest/commands/zmscore/
         """
         ids = list(ids)
+        members: Any = [utf8(id) for id in ids] or [b""]
         with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
             if start:
                 pipeline.set(self.checkpoint_key, str(start), nx=True)
             pipeline.get(self.checkpoint_key)
-            pipeline.zrevrange(self.seen_key, DEDUP_WINDOW - 1, DEDUP_WINDOW - 1)
-            pipeline.zmscore(self.seen_key, [utf8(id) for id in ids] or [""])
+            pipeline.zmscore(self.seen_key, members)
             *replies, scores = pipeline.execute(raise_on_error=False)
-            if isinstance(scores, NoPermissionError):  # the ACL of version 1.1: then all of it is committed again
+            if isinstance(scores, ResponseError):  # not allowed by the ACL of 1.1, or Redis is older than 6.2
                 scores = [None] * len(ids)
             for reply in (*replies, scores):
                 if isinstance(reply, Exception):
                     raise reply
-        *_, stored, last = replies
         missing = {id for id, score in zip(ids, scores, strict=False) if score is None}
-        return State(self._position(stored), missing, is_full=bool(last))
+        return State(self._position(replies[-1]), missing)
 
     def commit(self, commit: Commit) -> Outcome:
         """Commit all or nothing, and return what the bus has recorded.
@@ -106,9 +102,7 @@ class Bus:
                 arguments += [utf8(entry.id), b"", len(fields), *fields]
         with redis_errors():
             stored, recorded, left_out = self.script(self.keys, arguments)
-        entries = [commit.entries[int(number) - 1] for number in recorded]
-        events = [entry for entry in entries if isinstance(entry, Entry)]
-        return Outcome(self._position(stored), events, len(entries) - len(events) + bool(left_out), int(left_out))
+        return Outcome(self._position(stored), [commit.entries[number - 1] for number in recorded], left_out)
 
     def _position(self, stored: str | None) -> Position | None:
         try:
@@ -117,29 +111,6 @@ class Bus:
             raise RedisFatalError(
                 f"Redis: {self.checkpoint_key} holds no ts of VK's; delete this key to begin with VK's newest events"
             ) from None
-
-    def names(self, ids: Iterable[int]) -> dict[int, Name]:
-        """Return the cached names of those ids that the cache has."""
-        ids = list(ids)
-        if not ids or not self.names_ttl:
-            return {}
-        with redis_errors():
-            cached: Any = self.client.mget([f"{self.name_keys}{id}" for id in ids])
-        try:
-            found = loads(f"[{','.join(text or 'null' for text in cached)}]")  # all at once: it is the faster way
-            return {id: Name(*map(str, name)) for id, name in zip(ids, found, strict=True) if name}
-        except (ValueError, TypeError):
-            return {}  # put there by somebody else: VK's answer will replace it
-
-    def cache_names(self, names: Mapping[int, Name]) -> None:
-        """Put names into the cache, for `names_ttl` seconds; empty ones, of whom VK does not know, for a minute at most."""
-        if not names or not self.names_ttl:
-            return
-        with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
-            for id, name in names.items():
-                ttl = self.names_ttl if any(name) else min(UNKNOWN_TTL, self.names_ttl)
-                pipeline.set(f"{self.name_keys}{id}", dumps(name), ex=ttl)
-            pipeline.execute()
 
     def beat(self) -> None:
         """Set the heartbeat of this host's fetcher."""

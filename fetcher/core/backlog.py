@@ -2,35 +2,35 @@
 
 Theory of operation
 -------------------
-One order: every place in VK's history is a Position (epoch, ts, part), compared as a tuple. A restart of VK's numbering is
-the next epoch, so every gap leads forward. A batch is VK's answer, or a piece of it, as a range (since, until].
-
-The bus remembers the *checkpoint*, up to which everything is on the bus or inside a recorded gap, and *seen*, the latest
-event_ids. `seen` decides what is published; the checkpoint only says where to ask VK. Four invariants follow:
+One order: every place in VK's history is a Position (epoch, ts, part), compared as a tuple. When VK restarts its
+numbering, the next epoch begins, so every gap leads forward. A batch is an answer of VK, or a piece of one, as a range
+(since, until]. The bus remembers the *checkpoint*, up to which everything is on the bus or inside a recorded gap, and
+*seen*, the latest event_ids. `seen` decides what is published; the checkpoint only says where to poll VK.
 
 1. An update leaves memory only when the bus has answered that it has it.
 2. The checkpoint never passes an update that is neither on the bus nor inside a recorded gap.
-3. The stream holds each event once; with one fetcher, in VK's order. With several, what only one of them had after another
-   had recorded a gap comes late rather than never.
-4. What was committed lately stays in the replay buffer. After every broken connection the bus is asked which of it is not
-   in `seen` (it may have failed over to a replica without the latest writes), and that goes out again, first.
+3. The stream holds each event once; with one fetcher, in VK's order. With several, an update that only one of them had,
+   after another had recorded a gap, comes late rather than never.
+4. What was committed lately stays in the replay buffer. After every broken connection the bus is asked which of it is
+   not in `seen` (Redis may have failed over to a replica without the latest writes), and only that goes out again.
 
-A commit is one script, all or nothing (commit.lua). It answers the checkpoint as it is afterwards:
+A commit is one atomic script (commit.lua). It answers the checkpoint as it is afterwards:
 
-    commit  | condition                                      | what the script does
-    any     | there is no checkpoint                         | nothing; the fetcher then restores its own, with a record
-    batch   | begins after the checkpoint                    | nothing: something in between is missing
-    batch   | begins at the checkpoint or before             | publishes what is not in seen; the checkpoint becomes the later
-    batch   | ends so far before it, in the same epoch, that | nothing is published (it might be a repetition): a record
-            | a full seen may have forgotten it              | says what was left out
-    gap     | the checkpoint stands at `since`               | a record; the checkpoint becomes `until`
-    gap     | it stands elsewhere                            | nothing
+    commit  | condition                            | what the script does
+    any     | there is no checkpoint               | nothing; the fetcher then restores its own, with a record
+    batch   | begins after the checkpoint          | nothing: something in between is missing
+    batch   | begins at the checkpoint or before   | publishes what is not in seen; the checkpoint becomes the later one
+    batch   | ends so far before it, in the same   | publishes nothing, for it might be a repetition; a record says how
+            | epoch, that seen may have forgotten  | many updates were left out
+    gap     | the checkpoint stands at `since`     | a record; the checkpoint becomes `until`
+    gap     | it stands elsewhere                  | nothing
 
-If the bus stands before what is pending, what is missing comes from the replay buffer, else from VK, polled at the
-checkpoint, else it is a gap that ends where what is pending begins: at once if it is of an earlier epoch, for VK has none
-of that any more. Example: Redis comes back 40 events younger. The connection broke, so the ids of the replay buffer are
-looked up, the 40 are not in `seen`, and their batches are committed again before anything new. Without the replay buffer
-(the fetcher was restarted, too) VK is polled at the older checkpoint, and answers the 40 once more.
+If the bus stands before what is pending, the part in between comes from the replay buffer; else from VK, polled at the
+checkpoint; else it is a gap. Updates of an earlier epoch are a gap at once: VK no longer has them.
+
+Example: Redis comes back 40 events younger. The connection broke, so the fetcher looks up the ids of its replay buffer,
+finds that 40 are not in `seen`, and commits their batches again before anything new. If it was restarted meanwhile, it
+has no replay buffer: it polls VK at the older checkpoint, and VK answers the 40 once more.
 
 A fetcher that starts while Redis is down polls from VK's latest ts and counts epochs from 0 (see `rebase`).
 """
@@ -155,8 +155,8 @@ class Backlog:
     def next_commit(self) -> Commit | None:
         """Return what goes to the bus next, or None if nothing is pending, or not built yet.
 
-        These are as many whole batches as fit into a piece, each beginning where the one before ends or earlier; the
-        first is split if it does not fit.
+        These are as many whole batches as fit into a piece, each beginning where the one before ends; the first is
+        split if it does not fit.
         """
         first = self.pending[0] if self.pending else None
         if not first or first.entries is None:
@@ -166,10 +166,10 @@ class Backlog:
             self.pending.insert(1, first.split(fits))
         entries, until, count, size, items = list(first.entries), first.until, first.count, first.size, 1
         for one in islice(self.pending, 1, None):
-            follows = one.kind == first.kind == "batch" and one.since <= until
+            follows = one.kind == first.kind == "batch" and one.since == until
             if not follows or one.entries is None or not self.piece.has_room(count + one.count, size + one.size):
                 break
-            entries, until, items = entries + one.entries, max(until, one.until), items + 1
+            entries, until, items = entries + one.entries, one.until, items + 1
             count, size = count + one.count, size + one.size
         return Commit(first.kind, first.since, until, [one for one in entries if one], items, count, size)
 
@@ -187,21 +187,22 @@ class Backlog:
         return False
 
     def _remember(self, done: list[Pending]) -> None:
-        """Add to the replay buffer; the latest item stays, however large it is."""
+        """Add to the replay buffer, and drop the oldest items that it does not need: the latest may be large."""
         for one in done:
             self.replay.append(one)
             self.replay_count, self.replay_size = self.replay_count + one.count, self.replay_size + one.size
-        while len(self.replay) > 1:
-            count, size = self.replay_count - self.replay[0].count, self.replay_size - self.replay[0].size
-            if max(count, len(self.replay) - 1) < MAX_REPLAY and size < MAX_REPLAY_BYTES:
-                break
-            self.replay.popleft()
-            self.replay_count, self.replay_size = count, size
+            while (
+                len(self.replay) > MAX_REPLAY
+                or self.replay_count - self.replay[0].count >= MAX_REPLAY
+                or self.replay_size - self.replay[0].size >= MAX_REPLAY_BYTES
+            ):
+                oldest = self.replay.popleft()
+                self.replay_count, self.replay_size = self.replay_count - oldest.count, self.replay_size - oldest.size
 
     # What is missing
 
     def recall(self) -> bool:
-        """Commit once more what the bus lacks before what is pending; return whether the replay buffer has any of it."""
+        """Commit again what the bus lacks before what is pending; return whether the replay buffer has any of it."""
         checkpoint, start = self.checkpoint or self.start, self.pending[0].since
         lacking = [one for one in self.replay if checkpoint < one.until <= start]
         self._commit_again(lacking)
@@ -211,12 +212,9 @@ class Backlog:
         """Put what VK answered at the checkpoint before what is pending; no answer means that VK was not asked."""
         checkpoint, start = self.checkpoint or self.start, self.pending[0].since
         found = located(checkpoint, answers, now)
-        if (
-            not found or found[-1].until.epoch > checkpoint.epoch
-        ):  # VK is not that far, or it has restarted its numbering
-            found = [
-                Pending.record("gap", checkpoint, start, NOT_ANSWERED if checkpoint.epoch == start.epoch else RESTARTED)
-            ]
+        if not found or found[-1].until.epoch > checkpoint.epoch:  # VK is not that far, or has restarted its numbering
+            error = NOT_ANSWERED if checkpoint.epoch == start.epoch else RESTARTED
+            found = [Pending.record("gap", checkpoint, start, error)]
         elif found[0].kind == "gap" and found[0].until >= start:  # it must not hide what is pending
             found = [Pending.record("gap", checkpoint, start, found[0].error)]
         self.pending.extendleft(reversed(found))
@@ -247,11 +245,9 @@ class Backlog:
     def connected(self, state: State) -> None:
         """Begin again on a new connection, with what the bus has now."""
         self._commit_again([one for one in self.replay if is_lacking(one, state)])
-        if state.checkpoint is None:
-            lost = self.checkpoint or self.start
-            self.pending.appendleft(Pending.record("restore", lost, lost, LOST_CHECKPOINT))
-        else:
-            self.checkpoint = state.checkpoint
+        self.checkpoint = state.checkpoint or self.checkpoint or self.start
+        if state.checkpoint is None and not (self.pending and self.pending[0].kind == "restore"):
+            self.pending.appendleft(Pending.record("restore", self.checkpoint, self.checkpoint, LOST_CHECKPOINT))
 
 
 def located(since: Position, answers: list[Batch | Gap], now: float) -> list[Pending]:
@@ -273,14 +269,7 @@ def located(since: Position, answers: list[Batch | Gap], now: float) -> list[Pen
 
 
 def is_lacking(one: Pending, state: State) -> bool:
-    """Return whether the bus lacks some of what was committed before; what it may have forgotten counts as there."""
+    """Return whether the bus lacks some of what was committed before."""
     if one.kind == "gap":
         return state.checkpoint is None or state.checkpoint < one.until
-    if state.is_full and state.checkpoint and is_too_old(one.until, state.checkpoint):
-        return False
     return any(entry and entry.id in state.missing for entry in one.entries or ())
-
-
-def is_too_old(until: Position, checkpoint: Position) -> bool:
-    """Return whether a full `seen` may have forgotten what ends there; of an earlier epoch nobody can tell."""
-    return until.epoch == checkpoint.epoch and checkpoint.ts - until.ts >= DEDUP_WINDOW // 2

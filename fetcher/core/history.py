@@ -1,4 +1,4 @@
-"""The nouns of the loop: places in VK's history, what VK answers, and what is committed for it. Imports nothing of ours."""
+"""The nouns of the loop: places in VK's history, what VK answers, and what is committed for it."""
 
 import re
 from typing import Any, Literal, NamedTuple, Self
@@ -67,7 +67,7 @@ class DeadLetter(NamedTuple):
 class Commit(NamedTuple):
     """What goes to the bus in one atomic step; backlog.py explains the kinds.
 
-    It is for so many pending `items` with so many updates (`count`), and takes about so many bytes (`size`).
+    It is for so many pending `items` with so many `updates`, and takes about so many bytes (`size`).
     """
 
     kind: Literal["batch", "gap", "restore"]
@@ -75,30 +75,23 @@ class Commit(NamedTuple):
     until: Position
     entries: list[Entry | DeadLetter]
     items: int = 1
-    count: int = 0
+    updates: int = 0
     size: int = 0
 
 
 class Outcome(NamedTuple):
-    """What the bus did with a commit: the checkpoint afterwards (None: there is none), and what it recorded."""
+    """What the bus did with a commit: the checkpoint afterwards (None: there is none), and the entries it recorded.
+
+    `left_out` updates came so late that `seen` may have forgotten them.
+    """
 
     checkpoint: Position | None
-    events: list[Entry]
-    dead_letters: int = 0
+    recorded: list[Entry | DeadLetter]
     left_out: int = 0
 
 
 class State(NamedTuple):
-    """What the bus has: its checkpoint (None: there is none), and which ids `seen` lacks; `is_full` if it forgets old ones."""
+    """What the bus has: its checkpoint (None: there is none), and which ids `seen` lacks."""
 
     checkpoint: Position | None
     missing: set[str]
-    is_full: bool = False
-
-
-def utf8(text: str) -> bytes:
-    """Encode; what UTF-8 cannot carry, such as half a surrogate pair, becomes U+FFFD."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()

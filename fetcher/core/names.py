@@ -5,40 +5,14 @@ A name is looked for in memory first, then in the cache that all fetchers share,
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, Protocol
 
-from ..errors import FatalError, TransientError
 from ..events import CHATS, Event, Peer, User
+from .ports import Cache, Lookups, Name
 
 NAMES_MEMORY_TTL = 10.0  # seconds that names stay in memory, so that not every batch asks the cache
-MAX_GIVEN_UP = 10_000
-
-
-class Name(NamedTuple):
-    """What VK calls someone; a chat has only `name`, and whom VK does not know has nothing."""
-
-    name: str = ""
-    firstname: str = ""
-    lastname: str = ""
-    nick: str = ""
 
 
 UNKNOWN = Name()
-
-
-class Cache(Protocol):
-    """What the directory needs of the bus; its methods raise RedisUnavailable."""
-
-    names_ttl: int
-
-    def names(self, ids: Iterable[int]) -> dict[int, Name]: ...
-    def cache_names(self, names: Mapping[int, Name]) -> None: ...
-
-
-class Lookups(Protocol):
-    """What the directory needs of VK."""
-
-    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], TransientError | FatalError | None]: ...
 
 
 class Directory:
@@ -50,44 +24,33 @@ class Directory:
         self.memory: dict[int, Name] = {}
         self.uncached: dict[int, Name] = {}  # newer than what the cache has, because Redis was unavailable
         self.forget_at = 0.0
-        self.given_up: set[int] = set()  # ids for which a batch has waited in vain: the next ones do not wait
 
-    def forget(self) -> None:
-        """Drop the memory: another fetcher may know newer titles."""
-        self.memory.clear()
-
-    def with_names(self, events: list[Event], give_up: bool, use_cache: bool) -> list[Event]:
+    def with_names(self, events: list[Event], give_up: bool) -> list[Event]:
         """Return the events with all names filled in.
 
-        Raise TransientError (or FatalError) if VK cannot be asked for some of them now; what it did tell is kept. With
-        `give_up` they go out with "" instead, which is not remembered. Without `use_cache` Redis is left alone.
+        Raise TransientError or FatalError if VK or Redis cannot be asked for some of them now; what is known is kept.
+        With `give_up` they go out with "" in place of what VK does not answer, which is not remembered.
         """
         now = time.monotonic()
         if now >= self.forget_at:
             self.memory.clear()
-            self.forget_at = now + min(NAMES_MEMORY_TTL, self.cache.names_ttl)
+            self.forget_at = now + min(NAMES_MEMORY_TTL, self.cache.ttl)
         missing = ids_to_resolve(events) - self.memory.keys()
-        if self.cache.names_ttl:
-            self.memory |= {id: self.uncached[id] for id in missing & self.uncached.keys()}
-            missing -= self.memory.keys()
-        if missing and use_cache:
+        if missing:
             self.memory |= self.cache.names(missing)
             missing -= self.memory.keys()
         resolved, failure = self.lookups.names(missing) if missing else ({}, None)
         self.memory |= resolved
         self.uncached |= resolved
         missing -= resolved.keys()
-        self.given_up -= resolved.keys()
-        if failure and missing and not (give_up or missing <= self.given_up):
+        if failure and missing and not give_up:
             raise failure
-        self.given_up = missing if len(self.given_up) > MAX_GIVEN_UP else self.given_up | missing
         named = list(fill(events, self.memory))
         titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
         self.memory |= titles
         self.uncached |= titles
-        if use_cache:
-            self.cache.cache_names(self.uncached)
-            self.uncached = {}
+        self.cache.cache_names(self.uncached)
+        self.uncached = {}
         return named
 
 

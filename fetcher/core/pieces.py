@@ -11,8 +11,8 @@ MAX_BREAKS = 3  # broken connections in a row after which a commit may be too la
 class PieceSize:
     """How much one commit may hold: a share of MAX_PIECE and MAX_PIECE_BYTES that follows the link.
 
-    A time-out halves it, a success doubles it; but a size that has timed out is tried again only after STEADY successes,
-    so that on a steady link at most one commit in ten times out.
+    A time-out halves it, a success doubles it. But a size that has timed out is tried again only after STEADY
+    successes, so that on a steady link at most one commit in ten times out.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class PieceSize:
 
     def succeeded(self, commit: Commit) -> None:
         """Let the next commit be larger, if this one was about as large as allowed."""
-        used = share_of(commit.count, commit.size)
+        used = share_of(commit.updates, commit.size)
         self.failing, self.breaks, self.steady = False, 0, self.steady + 1
         self.too_large = self.too_large if used < self.too_large else UNKNOWN
         is_known_to_fit = 2 * self.share < self.too_large
@@ -47,15 +47,15 @@ class PieceSize:
 
     def timed_out(self, commit: Commit) -> None:
         """Make the next commit smaller than this one."""
-        used = share_of(commit.count, commit.size)
+        used = share_of(commit.updates, commit.size)
         self.too_large = self.too_large if self.failing else used
         self.failing, self.steady, self.share = True, 0, max(MIN_SHARE, min(self.share, used) / 2)
 
-    def broke(self) -> None:
+    def broke(self, commit: Commit) -> None:
         """Make the next commit smaller if no connection lives long enough for one of this size."""
         self.breaks += 1
         if self.breaks % MAX_BREAKS == 0:
-            self.share = max(MIN_SHARE, self.share / 2)
+            self.timed_out(commit)
 
 
 def share_of(count: int, size: int) -> float:

@@ -1,13 +1,26 @@
-"""What the loop stands between: VK on one side, the bus on the other."""
+"""What the core needs of its two sides: VK and the bus."""
 
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
-from .backlog import Pending
+from ..errors import FatalError, TransientError
+from ..events import Event
 from .history import Batch, Commit, Gap, Outcome, Position, State
+
+Failure = TransientError | FatalError | None
+
+
+class Name(NamedTuple):
+    """What VK calls someone; a chat has only `name`; all are empty if VK does not know it."""
+
+    name: str = ""
+    firstname: str = ""
+    lastname: str = ""
+    nick: str = ""
 
 
 class LongPoll(Protocol):
-    """What the loop needs of VK."""
+    """VK's history."""
 
     def latest_ts(self) -> int: ...
     def renew(self) -> int: ...
@@ -15,8 +28,22 @@ class LongPoll(Protocol):
     def poll(self, ts: int, wait: int) -> list[Batch | Gap]: ...
 
 
+class Updates(Protocol):
+    """What VK's updates mean."""
+
+    def with_full_messages(self, updates: list[Any]) -> tuple[list[Any], Failure]: ...
+    def build(self, update: Any) -> Event | None: ...
+    def sent_at(self, update: Any) -> int: ...
+
+
+class Lookups(Protocol):
+    """VK's names."""
+
+    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]: ...
+
+
 class Bus(Protocol):
-    """What the loop needs of the bus."""
+    """The bus. Methods raise RedisUnavailable or RedisFatalError."""
 
     is_connected: bool
 
@@ -26,7 +53,10 @@ class Bus(Protocol):
     def beat(self) -> None: ...
 
 
-class EntryBuilder(Protocol):
-    """Builds the entries of batches."""
+class Cache(Protocol):
+    """The names that all fetchers share; nothing is read or written while the bus is not connected."""
 
-    def build(self, batches: list[Pending], give_up: bool) -> None: ...
+    ttl: int
+
+    def names(self, ids: Iterable[int]) -> dict[int, Name]: ...
+    def cache_names(self, names: Mapping[int, Name]) -> None: ...

@@ -4,107 +4,110 @@ It asks the backlog what to do, and does it. Whatever fails is caught here, and 
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Never
 
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
-from .backlog import Backlog
+from .backlog import MAX_UNBUILT, Backlog
 from .backoff import backoff
-from .history import Batch, Commit, Gap, Outcome, Position
-from .ports import Bus, EntryBuilder, LongPoll
+from .entries import EntryBuilder
+from .history import Batch, Commit, Gap, Position
+from .ports import Bus, LongPoll
 from .reports import Reports
 
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
-SLOW_COMMIT = 0.05  # seconds of commits after which VK may have more than one answer holds
-NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages that VK does not tell now
-
-REDIS_FAILED = (RedisUnavailable, RedisFatalError)
+NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
+POLL_JITTER = 0.05  # seconds by which one answer that VK has at once may take longer than another
 
 
 class Relay:
     """Hand VK's updates over to the bus. Its state is the backlog; the rest can be had again."""
 
     def __init__(self, longpoll: LongPoll, entries: EntryBuilder, bus: Bus, poll_wait: int, metrics: Any) -> None:
-        """`poll_wait` is in seconds."""
+        """`poll_wait` is in seconds, `metrics` are those of fetcher.metrics."""
         self.longpoll, self.entries, self.bus, self.poll_wait = longpoll, entries, bus, poll_wait
         self.reports = Reports(metrics)
         self.backlog = Backlog()
-        self.polled = False  # VK has answered since the last heartbeat
+        self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
+        self.largest, self.quickest = 0, MAX_BACKOFF  # of VK's answers: updates and seconds
+        self.commit_time = 0.0  # seconds that Redis took for the commits of the last step
         self.failures = 0  # steps that failed in a row
-        self.commit_time = 0.0  # seconds that the commits of the last step took
 
     def run(self) -> Never:
         """Step for ever. Raise what only the operator or a developer can fix, but not while updates are pending."""
         while True:
             begun = time.monotonic()
-            errors = self.step()
-            for error in errors:
-                if not isinstance(error, TransientError) and not self.backlog.pending:
-                    raise error
-                self.reports.failed(error, self.backlog.count)
-            self.reports.holds(self.backlog.count, bool(self.backlog.pending))
-            if errors:
+            if self.step():
+                if self.failures:
+                    self.reports.recovered()
+                self.failures = 0
+            else:
                 self.failures += 1
                 pause = backoff(self.failures, MIN_BACKOFF, MAX_BACKOFF)
                 time.sleep(max(0.0, begun + pause - time.monotonic()))
-            elif self.failures:
-                self.failures = 0
-                self.reports.recovered()
 
-    def step(self) -> list[Exception]:
-        """Commit for a second at most, then poll in any case, for VK forgets; return what failed on the way."""
-        errors: list[Exception] = []
-        with collect_errors(errors):
-            if self.backlog.start_ts is None:
-                self.backlog.start_ts = self.longpoll.latest_ts()
-            self.beat()
-            self.commit()
-        redis_failed = any(isinstance(error, REDIS_FAILED) for error in errors)
+    def step(self) -> bool:
+        """Commit for a second at most, then poll in any case, for VK forgets; return whether nothing failed."""
+        if self.backlog.start_ts is None and self.attempt(self.start):
+            return False
+        failure = self.attempt(self.commit)
+        self.reports.holds(self.backlog.count, bool(self.backlog.pending))
+        redis_failed = isinstance(failure, RedisUnavailable | RedisFatalError)
         self.reports.metrics.redis_up.set(int(not redis_failed))
-        if redis_failed:
-            self.bus.disconnected()  # even where the connection holds: Redis may not be the one that it was
-        passes = all(isinstance(error, TransientError) for error in errors)
-        if self.backlog.start_ts is None or not (passes or self.backlog.pending):
-            return errors
         self.longpoll.shorten_timeouts(redis_failed)  # Redis may be back at any moment
         if redis_failed:
-            with collect_errors(errors):
-                self.build()  # so that nothing is needed from VK when Redis is back
-        with collect_errors(errors):
-            self.poll(bool(errors))
-        return errors
+            self.bus.disconnected()  # even where the connection holds: Redis may not be the one that it was
+            self.attempt(self.build)  # so that nothing is needed from VK when Redis is back
+        return not self.attempt(lambda: self.poll(bool(failure))) and not failure
+
+    def attempt(self, action: Callable[[], None]) -> Exception | None:
+        """Do it, and return what failed, once it is logged.
+
+        Raise what only the operator or a developer can fix, but not while updates are pending.
+        """
+        try:
+            action()
+        except Exception as error:
+            if not isinstance(error, TransientError) and not self.backlog.pending:
+                raise
+            self.reports.failed(error, self.backlog.count)
+            return error
+        return None
+
+    def start(self) -> None:
+        """Take VK's latest ts, where a bus without a checkpoint begins."""
+        self.backlog.start_ts = self.longpoll.latest_ts()
 
     # Redis
 
-    def beat(self) -> None:
-        """Set the heartbeat, now and then, if VK has answered a poll since the last one."""
-        if self.polled and time.monotonic() >= self.beat_at:
-            self.reports.doing = "setting the heartbeat"
-            self.bus.beat()
-            self.polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
-
     def commit(self) -> None:
-        """Commit what is pending, oldest first and in pieces."""
-        begun = time.monotonic()
+        """Set the heartbeat, then commit what is pending, oldest first and in pieces."""
+        self.beat()
+        begun, self.commit_time = time.monotonic(), 0.0
         while self.backlog.pending or not self.bus.is_connected:
-            if not self.bus.is_connected:  # maybe just now: the client replaces a closed connection without an error
-                self.connect()
-            else:
+            if self.bus.is_connected:
                 self.commit_oldest()
+            else:  # maybe since just now: the client replaces a closed connection without an error
+                self.connect()
             if time.monotonic() >= begun + DRAIN_TIME:
                 break
-        self.commit_time = time.monotonic() - begun
+
+    def beat(self) -> None:
+        """Set the heartbeat, now and then, if VK has answered a poll since the last one."""
+        if self.has_polled and time.monotonic() >= self.beat_at:
+            self.reports.doing = "setting the heartbeat"
+            self.bus.beat()
+            self.has_polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
 
     def connect(self) -> None:
-        """Ask the bus for the checkpoint, and for what it lacks of what was committed lately."""
+        """Read the checkpoint, and what the bus lacks of what was committed lately."""
         self.reports.doing = "asking Redis which of the latest updates it has"
         start = self.backlog.start if self.backlog.checkpoint is None else None
         state = self.bus.read(self.backlog.replay_ids(), start)
-        if start and self.backlog.pending and state.checkpoint and state.checkpoint != start:
+        if start and self.backlog.pending and state.checkpoint not in (None, start):
             self.backlog.rebase(state.checkpoint, self.longpoll.renew())
         self.backlog.connected(state)
         self.bus.is_connected, self.beat_at = True, 0.0
@@ -112,15 +115,16 @@ class Relay:
     def commit_oldest(self) -> None:
         """Commit one piece of what is pending, once it is built."""
         if self.backlog.pending[0].entries is None:
+            self.reports.doing = "looking up names"
             self.build()
-        if not self.bus.is_connected:
-            return  # the cache was asked through a new connection: what this server lacks goes first
-        if commit := self.backlog.next_commit():
+        commit = self.backlog.next_commit()
+        # Not through a new connection that reading the cache has made: what its server lacks goes first.
+        if commit and self.bus.is_connected:
             self.commit_piece(commit)
 
     def commit_piece(self, commit: Commit) -> None:
         """Commit one piece, and let the backlog know what the bus answered."""
-        self.reports.doing = f"committing {commit.count} updates, {commit.size} bytes"
+        self.reports.doing = f"committing {commit.updates} updates, {commit.size} bytes"
         begun = time.monotonic()
         try:
             outcome = self.bus.commit(commit)
@@ -128,11 +132,12 @@ class Relay:
             self.backlog.piece.timed_out(commit)
             raise
         except RedisUnavailable:
-            self.backlog.piece.broke()
+            self.backlog.piece.broke(commit)
             raise
         self.backlog.piece.succeeded(commit)
-        error = self.backlog.pending[0].error
-        self.reports.committed(commit, outcome, error, time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        self.commit_time += seconds
+        self.reports.committed(commit, outcome, seconds)
         if outcome.checkpoint is None:
             self.bus.disconnected()  # it may have lost more than the checkpoint
         elif self.backlog.answered(commit, outcome.checkpoint):
@@ -148,11 +153,8 @@ class Relay:
         answers: list[Batch | Gap] = []
         if checkpoint.epoch == self.backlog.pending[0].since.epoch:
             answers = self.longpoll.poll(checkpoint.ts, 1)
-            if (
-                not brings_updates(answers)
-                and answers[-1].until == checkpoint.ts
-                and self.longpoll.renew() > checkpoint.ts
-            ):
+            is_silent = answers[-1].until == checkpoint.ts and not count_of(answers)
+            if is_silent and self.longpoll.renew() > checkpoint.ts:
                 raise TransientError("VK's long poll is silent at a ts that its new key is past")
         self.backlog.fill(answers, time.monotonic())
         require_progress(answers)
@@ -160,48 +162,49 @@ class Relay:
     # VK
 
     def build(self) -> None:
-        """Build the events of the oldest pending batches, with the names that VK tells within NAMES_TIMEOUT."""
+        """Build the events of the oldest pending batches, with the names that VK answers within NAMES_TIMEOUT."""
         group, now = self.backlog.unbuilt(), time.monotonic()
         overdue = [one for one in group if now - one.held_since >= NAMES_TIMEOUT]
-        self.reports.doing = f"looking up the names of {sum(one.count for one in group)} updates"
         self.entries.build(overdue or group, bool(overdue))
 
     def poll(self, failing: bool) -> None:
         """Hold what VK has after what is held.
 
-        While something fails or is held, poll on until VK has no more, for a second at most; and for as long as the
-        commits took, if they were slow: however few updates VK puts into an answer, it is read faster than it forgets.
+        While something fails or is held, poll on until VK has no more, for a second at most. The same holds while VK
+        may have more than one answer holds.
         """
         hurried = bool(failing or self.failures or self.backlog.pending)
-        begun = time.monotonic()
-        time_left = DRAIN_TIME if hurried else self.commit_time if self.commit_time >= SLOW_COMMIT else 0.0
+        begun = now = time.monotonic()
         while not self.backlog.is_full:
             wait = 1 if hurried or self.backlog.pending else self.poll_wait
             answers = self.longpoll.poll(self.backlog.next.ts, wait)
-            self.polled = True
+            begun_poll, now = now, time.monotonic()
+            self.has_polled = True
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
-            self.backlog.add(answers, time.monotonic())
+            self.backlog.add(answers, now)
             require_progress(answers)
-            if not brings_updates(answers) or time.monotonic() >= begun + time_left:
+            goes_on = hurried or self.may_have_more(count_of(answers), now - begun_poll, now - begun)
+            if not count_of(answers) or not goes_on or now >= begun + DRAIN_TIME:
                 return
         self.reports.memory_is_full(self.backlog.count)
 
+    def may_have_more(self, count: int, poll_time: float, total_time: float) -> bool:
+        """Return whether VK may have more than its answer of `count` updates holds; the times are in seconds.
 
-@contextmanager
-def collect_errors(errors: list[Exception]) -> Iterator[None]:
-    """Keep what fails for later."""
-    try:
-        yield
-    except Exception as error:
-        errors.append(error)
+        VK did not wait for an update, and the answer is as large as the largest so far. Or commits take longer than
+        polls, so that VK forgets before a small answer at a time is through.
+        """
+        self.largest, self.quickest = max(self.largest, count), min(self.quickest, poll_time)
+        is_large = count >= self.largest > 1 and self.backlog.count < MAX_UNBUILT
+        return poll_time < 2 * self.quickest + POLL_JITTER and (is_large or total_time < self.commit_time)
 
 
-def brings_updates(answers: list[Batch | Gap]) -> bool:
-    """Return whether there are updates in VK's answers."""
-    return any(isinstance(answer, Batch) and answer.updates for answer in answers)
+def count_of(answers: list[Batch | Gap]) -> int:
+    """Return how many updates are in VK's answers."""
+    return sum(len(answer.updates) for answer in answers if isinstance(answer, Batch))
 
 
 def require_progress(answers: list[Batch | Gap]) -> None:
     """Raise TransientError for an answer that leads nowhere."""
-    if brings_updates(answers) and answers[-1].until == answers[0].since:
+    if count_of(answers) and answers[-1].until == answers[0].since:
         raise TransientError("VK's long poll repeats itself without progress")

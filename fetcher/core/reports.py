@@ -5,10 +5,16 @@ import time
 from typing import Any
 
 from ..errors import FatalError, TransientError
-from .history import Commit, Outcome, Position
+from .history import Commit, DeadLetter, Outcome, Position
 
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same thing
 MAX_STALL = 30.0  # seconds that updates may be held without any reaching the bus before the log says so
+
+DEAD_LETTER = {
+    "batch": "Dead letter: %(error)s",
+    "gap": "A gap from ts %(since)s to %(until)s: %(error)s",
+    "restore": "%(error)s: ts %(until)s is stored again",
+}
 
 log = logging.getLogger("fetcher")
 
@@ -22,7 +28,7 @@ class Reports:
         self.doing = ""
         self.last_logged: dict[str, float] = {}  # what was logged, and when
         self.progress_at = time.monotonic()  # when an update reached the bus last, or none was held
-        self.is_stalled = self.is_polling = False
+        self.is_stalled = self.is_polling = self.is_pending = False
 
     def polled(self, checkpoint: Position | None) -> None:
         """VK has answered a poll; the first time that it has and the bus has, too, the log says that all is well."""
@@ -39,9 +45,7 @@ class Reports:
         elif isinstance(error, FatalError):
             self._remind(logging.CRITICAL, str(error), "%s: %s", error, again)
         else:
-            self._remind(
-                logging.CRITICAL, repr(error), "A bug of the fetcher; please report it: %s", again, cause=error
-            )
+            self._remind(logging.CRITICAL, repr(error), "A bug of the fetcher; please report it: %s", again, bug=error)
 
     def recovered(self) -> None:
         """Log that nothing fails any more."""
@@ -52,23 +56,24 @@ class Reports:
         """Log that VK is not polled."""
         self._remind(logging.WARNING, "full", "Memory is full with %d updates: VK is not polled", held)
 
-    def committed(self, commit: Commit, outcome: Outcome, error: str, seconds: float) -> None:
+    def committed(self, commit: Commit, outcome: Outcome, seconds: float) -> None:
         """Log and count what the bus has recorded: less than was offered, if another fetcher was faster."""
         now = time.time()
         self.metrics.commit_seconds.observe(seconds)
-        self.metrics.dead_letters.inc(outcome.dead_letters)
-        for entry in outcome.events:
-            self.metrics.events.labels(type=entry.event_type).inc()
-            if entry.date:
-                self.metrics.publish_age.observe(now - entry.date)
+        for entry in outcome.recorded:
+            if isinstance(entry, DeadLetter):
+                self.metrics.dead_letters.inc()
+                log.warning(DEAD_LETTER[commit.kind], entry.fields)
+            else:
+                self.metrics.events.labels(type=entry.event_type).inc()
+                if entry.date:
+                    self.metrics.publish_age.observe(now - entry.date)
         if outcome.left_out:
+            self.metrics.dead_letters.inc()
             late = "%d updates from ts %s to %s came so late that they may be on the bus already: they are left out"
             log.warning(late, outcome.left_out, commit.since, commit.until)
-        elif outcome.dead_letters and commit.kind == "gap":
-            self.metrics.gaps.inc()
-            log.warning("A gap from ts %s to %s: %s", commit.since, commit.until, error)
-        elif outcome.dead_letters and commit.kind == "restore":
-            log.warning("%s: ts %s is stored again", error, commit.until)
+        if commit.kind == "gap":
+            self.metrics.gaps.inc(len(outcome.recorded))
 
     def progressed(self) -> None:
         """What was committed is on the bus."""
@@ -78,9 +83,10 @@ class Reports:
     def holds(self, held: int, is_pending: bool) -> None:
         """Log that no update has reached the bus for long, and when this is over."""
         self.metrics.held_updates.set(held)
-        seconds = time.monotonic() - self.progress_at
-        if not is_pending:
+        if not self.is_pending:
             self.progress_at = time.monotonic()
+        self.is_pending = is_pending
+        seconds = time.monotonic() - self.progress_at
         if is_pending and seconds > MAX_STALL:
             self.is_stalled = True
             stalled = "%d updates are held, and none has reached the bus for %d s: %s"
@@ -89,8 +95,8 @@ class Reports:
             self.is_stalled = False
             log.warning("Updates reach the bus again")
 
-    def _remind(self, level: int, key: str, message: str, *values: object, cause: Exception | None = None) -> None:
+    def _remind(self, level: int, key: str, message: str, *values: object, bug: Exception | None = None) -> None:
         now = time.monotonic()
         if now - self.last_logged.get(key, -REMIND_INTERVAL) >= REMIND_INTERVAL:
             self.last_logged[key] = now
-            log.log(level, message, *values, exc_info=cause)
+            log.log(level, message, *values, exc_info=bug)

@@ -27,47 +27,6 @@ def command_pattern(group: int, prefixes: str) -> re.Pattern[str]:
     return re.compile(rf"(?:{mention})?([{re.escape(prefixes)}][^\W_].*)", re.DOTALL)
 
 
-def build(update: Any, command: re.Pattern[str], raw: bool = False) -> Event | None:
-    """Return the update's event; raise ValueError if the update is malformed.
-
-    A type that is not in BUILDERS gives None, but with `raw` an event: then every event has the update in it, the very
-    dict, and one that cannot be written as JSON is malformed.
-    """
-    if not isinstance(update, dict) or not isinstance(update.get("type"), str):
-        raise ValueError("the update has no type")
-    builder = BUILDERS.get(update["type"], other if raw else None)
-    if not builder:
-        return None
-    event = builder(update, command)
-    return event._replace(raw=require_json(update, "the update")) if raw else event
-
-
-def cropped_message(update: Any) -> tuple[int, int] | None:
-    """Return (peer_id, conversation_message_id) of a message_new that VK has cut short, else None."""
-    try:
-        message = require_message(update) if update["type"] == "message_new" else {}
-        if not message.get("is_cropped"):
-            return None
-        return require_id(message, "peer_id"), number_or_zero(message, "conversation_message_id")
-    except (KeyError, TypeError, ValueError):
-        return None  # malformed: building it tells why
-
-
-def with_full_message(update: Json, message: Json) -> Json:
-    """Return the update with the full message in place of the cropped one; what `message` does not tell stays."""
-    contents = update["object"]
-    full = {name: value for name, value in require_message(update).items() if name != "is_cropped"} | message
-    return {**update, "object": {**contents, "message": full} if "message" in contents else full}
-
-
-def sent_at(update: Any) -> int | None:
-    """Return when a message_new was sent, in Unix time, None if VK does not tell."""
-    try:
-        return number_or_zero(require_message(update), "date") or None if update["type"] == "message_new" else None
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return None
-
-
 def message_new(update: Json, command: re.Pattern[str]) -> Event:
     """https://dev.vk.com/ru/reference/objects/message"""
     message = require_message(update)

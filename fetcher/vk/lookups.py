@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 
 from vk_api.requests_pool import VkRequestsPool
 
-from ..core.names import Name
+from ..core.ports import Failure, Name
 from ..errors import FatalError, RequestRejected, TransientError
 from ..events import CHATS
 from .api import ERRORS, Api, Json, Kind, translate_errors
@@ -17,7 +17,6 @@ from .api import ERRORS, Api, Json, Kind, translate_errors
 MAX_CALLS = 25  # of one `execute`
 MAX_PEOPLE, MAX_COMMUNITIES, MAX_CHATS, MAX_MESSAGES = 1000, 500, 100, 100  # ids of one call
 
-Failure = TransientError | FatalError | None
 log = logging.getLogger("fetcher")
 
 
