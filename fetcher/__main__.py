@@ -84,7 +84,7 @@ def run(settings: config.Config, simulated: BaseAdapter | None = None) -> int:
     log.info("Event fetcher %s: community %s to bus %r", __version__, settings.group, settings.bus)
     try:
         serve_metrics(settings.metrics_port)
-        api = Api(settings.token)
+        api = Api(settings.token, metrics.METRICS)
         if simulated:
             api.http.mount("https://", simulated)
         longpoll = LongPoll(api, settings.group, settings.renew_after, BUILDERS)

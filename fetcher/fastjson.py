@@ -9,7 +9,7 @@ import orjson
 from .events import Event
 
 DIGITS = bytes.maketrans(b"123456789", b"000000000")
-LONG_NUMBER = b"0" * 20  # digits: orjson would make a float of it
+LONG_NUMBER = b"0" * 19  # digits: orjson would make a float of it
 
 
 class NotFinite(float):
@@ -17,7 +17,7 @@ class NotFinite(float):
 
 
 def loads(data: bytes) -> Any:
-    """Return the value; raise ValueError or RecursionError if it is no JSON.
+    """Return the value; raise ValueError if it is no JSON, or nested too deep.
 
     Bytes that are no UTF-8 become U+FFFD; a byte order mark is passed over. NaN and the like become NotFinite.
     """
@@ -26,7 +26,10 @@ def loads(data: bytes) -> Any:
             return orjson.loads(data)
         except ValueError:
             pass
-    return json.loads(data.decode("utf-8-sig", "replace"), parse_constant=NotFinite, parse_float=finite)
+    try:
+        return json.loads(data.decode("utf-8-sig", "replace"), parse_constant=NotFinite, parse_float=finite)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def dumps(value: Any) -> bytes:

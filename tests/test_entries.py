@@ -26,7 +26,7 @@ class VK(Lookups):
     """Answers look-ups from its dicts, or fails."""
 
     def __init__(self) -> None:
-        super().__init__(Api(TOKEN))
+        super().__init__(Api(TOKEN, Metrics()))
         self.full: dict[tuple[int, int], dict[str, Any]] = {}
         self.failure: Failure = None
         self.asked: list[set[Any]] = []

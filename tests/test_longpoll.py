@@ -44,7 +44,7 @@ def net() -> Iterator[Net]:
 
 @pytest.fixture
 def longpoll(net: Net) -> LongPoll:
-    return LongPoll(Api(TOKEN), GROUP, 3600, BUILDERS)
+    return LongPoll(Api(TOKEN, Metrics()), GROUP, 3600, BUILDERS)
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_what_is_inherited_works(net: Net) -> None:
     new_message |= {"object": {"message": {"peer_id": 5, "from_id": 5, "text": "hi"}, "client_info": {}}}
     net.answers["poll"] = [{"ts": "1001", "updates": [new_message]}, {"failed": 1, "ts": 1002}, {"failed": 2}]
     net.answers["poll"] += [{"failed": 3}, {"ts": "2001", "updates": [new_message]}]
-    server = LongPollServer(Api(TOKEN), GROUP)
+    server = LongPollServer(Api(TOKEN, Metrics()), GROUP)
     assert (server.key, server.server, server.ts) == (KEY, SERVER, "1000")
     (event,) = server.check()
     assert event.message.text == "hi"
