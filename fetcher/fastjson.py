@@ -33,14 +33,15 @@ def loads(data: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Return the JSON in UTF-8; half a surrogate pair becomes U+FFFD.
-
-    Raise ValueError or RecursionError for what JSON cannot hold.
-    """
+    """Return the JSON in UTF-8; half a surrogate pair becomes U+FFFD. Raise ValueError for what JSON cannot hold."""
     try:
         return orjson.dumps(value)
     except TypeError:
+        pass
+    try:
         return utf8(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except (ValueError, RecursionError):
+        raise ValueError("it cannot be written as JSON") from None
 
 
 def event_to_json(event: Event) -> bytes:

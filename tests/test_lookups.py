@@ -283,9 +283,7 @@ def test_a_token_that_vk_refuses(lookups: Lookups, net: Net, code: int) -> None:
     assert str(code) in str(failure)
 
 
-@pytest.mark.parametrize(
-    ("code", "within"), [(code, within) for code in PASSING for within in (False, True)]
-)
+@pytest.mark.parametrize(("code", "within"), [(code, within) for code in PASSING for within in (False, True)])
 def test_names_fail_and_pass(lookups: Lookups, net: Net, code: int, within: bool) -> None:
     """A passing error is of the whole request, or of one call inside; then the others are answered."""
     failing = inside([person(5)], False, errors=[refusal(code)]) if within else error(code)
@@ -448,7 +446,9 @@ def test_call_is_odd(lookups: Lookups, net: Net, answer: Any) -> None:
 
 
 @pytest.mark.parametrize("field", ["first_name", "last_name", "domain", "screen_name"])
-@pytest.mark.parametrize(("value", "text"), [(None, ""), ("", ""), (5, "5"), ([], None), ({"a": 1}, None), (True, None)])
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), ("", ""), (5, "5"), ([], None), ({"a": 1}, None), (True, None)]
+)
 def test_person_is_odd(lookups: Lookups, net: Net, field: str, value: Any, text: str | None) -> None:
     """What VK leaves out is empty, a number is text; who is malformed has no name, and the others have theirs."""
     net.answers["execute"] = [inside([5, person(6) | {"domain": None, field: value}, person(7)])]

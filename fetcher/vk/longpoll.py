@@ -69,7 +69,7 @@ class LongPoll:
     def __init__(self, api: Api, group: int, renew_after: float, types: Iterable[str]) -> None:
         """Send no request yet; `renew_after` is in seconds, `types` are the types of update that VK should send."""
         self.api, self.group, self.renew_after, self.types = api, group, renew_after, list(types)
-        self.server: LongPollServer | None = None  # there is none at the start, and when its key has expired
+        self.server: LongPollServer | None = None  # None at the start
         self.next_key_at = 0.0  # no new key before
         self.renew_at = 0.0  # a new key at this time, even if the old one serves
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
@@ -86,13 +86,11 @@ class LongPoll:
         return self.request_server().ts
 
     def request_server(self) -> LongPollServer:
-        """Take a new key and server, once a second at most: sooner, TransientError is raised."""
-        now = time.monotonic()
-        if now < self.next_key_at:
-            raise TransientError("VK's long poll requires new keys too fast")
-        self.next_key_at = now + KEY_INTERVAL
+        """Take a new key and server, at most once a second: it waits until then."""
+        time.sleep(max(0.0, self.next_key_at - time.monotonic()))
+        self.next_key_at = time.monotonic() + KEY_INTERVAL
         self.server = LongPollServer(self.api, self.group)
-        self.renew_at = now + self.renew_after
+        self.renew_at = time.monotonic() + self.renew_after
         return self.server
 
     def shorten_timeouts(self, short: bool) -> None:
@@ -164,14 +162,14 @@ class LongPoll:
         return Batch(ts, until, answer["updates"], size)
 
     def answer_at(self, ts: int, wait: int) -> tuple[Json, int]:
-        """Return VK's answer at this ts and its size; take a new key if VK requires one."""
-        for _ in range(2):
-            server = self.server or self.request_server()
-            answer, size = server.poll(ts, wait, wait + self.poll_margin)
-            if answer.get("failed") != 2:
-                return answer, size
-            self.server = None
-        raise TransientError("VK's long poll refuses a new key")
+        """Return VK's answer at this ts and its size, with a new key if VK requires one."""
+        timeout = wait + self.poll_margin
+        answer, size = (self.server or self.request_server()).poll(ts, wait, timeout)
+        if answer.get("failed") == 2:
+            answer, size = self.request_server().poll(ts, wait, timeout)
+        if answer.get("failed") == 2:
+            raise TransientError("VK's long poll refuses a new key")
+        return answer, size
 
     def check_settings(self) -> None:
         """Log what would leave the operator waiting in silence. https://dev.vk.com/ru/method/groups.getLongPollSettings
