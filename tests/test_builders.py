@@ -129,7 +129,7 @@ def test_payload_too_deep() -> None:
 @pytest.mark.parametrize("number", [10**400, 2**63, -(2**63), "9" * 20, 1e300, NotFinite("nan"), float("inf")])
 def test_numbers_that_make_no_sense(number: Any) -> None:
     """An event cannot do without ids of 64 bits: others make a dead letter, wherever they stand; a date is missing."""
-    for given in (
+    for odd in (
         message(from_id=number),
         message(peer_id=number),
         message(conversation_message_id=number),
@@ -138,7 +138,7 @@ def test_numbers_that_make_no_sense(number: Any) -> None:
         button(user=number),
         reaction(number),
     ):
-        assert outcome(given).keys() == {"dead_letter"}
+        assert outcome(odd).keys() == {"dead_letter"}
     assert outcome(message(date=number)).keys() == {"event"}
 
 
@@ -342,7 +342,7 @@ NO_DATES: list[Any] = [None, 0, -1, True, "noon", [], float("nan"), 10**400, 2**
     ],
 )
 def test_sent_at(given: Any, date: int) -> None:
-    """The date of a new message, also of one that is malformed otherwise; of anything else, or without sense, it is 0."""
+    """The date of a new message, also of one that is malformed otherwise; 0 for anything else, or if it has no sense."""
     assert updates_of().sent_at(given) == date
 
 

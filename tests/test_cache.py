@@ -36,7 +36,7 @@ def test_what_is_cached(bus: Bus, server: Server) -> None:
 
 
 def test_what_waits_for_redis(bus: Bus, server: Server) -> None:
-    """Names that come while the bus is not connected are cached by the next call for which it is, the latest of each."""
+    """Names that come while the bus is not connected go out with the next call for which it is: the latest of each."""
     cache, client = NameCache(bus, 600), server.client()
     bus.is_connected = False
     cache.cache_names({5: ANNA, 2_000_000_007: Name("Старая")})

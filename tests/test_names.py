@@ -300,7 +300,7 @@ def test_names_are_given_up(directory: Directory, cache: Cache, vk: VK) -> None:
 
 
 def test_an_outage_delays_one_batch(directory: Directory, vk: VK, caplog: pytest.LogCaptureFixture) -> None:
-    """VK is asked with each batch, but none waits until VK has answered: after that the next outage delays one again."""
+    """VK is asked with each batch, but only the first waits. When VK has answered, the next outage delays one again."""
     for _ in range(2):
         vk.failing = {6, 7}
         with pytest.raises(TransientError):

@@ -401,7 +401,7 @@ def test_raw_that_cannot_be_written(vk: VK, server: Server, fetch: Start) -> Non
     assert events[2]["raw"]["object"]["payload"] == {"а": "\ufffd"}
     assert [letter["error"] for letter in bus.letters()] == [
         "missing where an object is due",
-        "the update cannot be written as JSON",
+        "it cannot be written as JSON",
         "user_id is of type float, not a whole number",
     ]
 
