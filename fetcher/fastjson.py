@@ -46,9 +46,9 @@ def dumps(value: Any) -> bytes:
 
 def event_to_json(event: Event) -> bytes:
     """Return the JSON of event.as_dict(), as `dumps` does."""
-    fields = {name: value for name, value in zip(event._fields, event, strict=True) if value is not None}
+    fields = {name: value for name, value in zip(Event._fields, event, strict=False) if value is not None}
     try:
-        return orjson.dumps(fields, default=lambda noun: noun._asdict())
+        return orjson.dumps(fields, default=lambda noun: dict(zip(noun._fields, noun, strict=False)))
     except TypeError:
         return dumps(event.as_dict())
 

@@ -342,7 +342,7 @@ NO_DATES: list[Any] = [None, 0, -1, True, "noon", [], float("nan"), 10**400, 2**
     ],
 )
 def test_sent_at(given: Any, date: int) -> None:
-    """The date of a new message, also of one that is malformed otherwise; 0 for anything else, or if it has no sense."""
+    """The date of a new message, also of one that is malformed otherwise; else 0."""
     assert updates_of().sent_at(given) == date
 
 
