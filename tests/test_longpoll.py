@@ -312,7 +312,7 @@ def test_gaps_that_follow_each_other_are_one(polling: LongPoll, net: Net) -> Non
 def test_vk_has_forgotten_everything_that_it_names(polling: LongPoll, net: Net) -> None:
     """Where VK does not answer any of the places that it names, nothing is known of a gap yet: the loop waits."""
     net.answers["poll"] = [{"failed": 1, "ts": ts} for ts in range(1001, 2000)]
-    with pytest.raises(TransientError, match="no answer after ts 1000"):
+    with pytest.raises(TransientError, match="forgotten each place"):
         polling.poll(1000, 25)
     assert len(net.requests) < 10
 
@@ -401,7 +401,7 @@ def test_servers_that_are_a_few_updates_apart(polling: LongPoll, net: Net, apart
     net.answers["groups.getLongPollServer"] = [START]
     net.answers["poll"] = [behind, behind, {"ts": "1001", "updates": [5]}]
     for _ in range(2):
-        with pytest.raises(TransientError, match=f"ts {1000 - apart} at 1000, but its new key says 1000"):
+        with pytest.raises(TransientError, match="an earlier ts than it was polled at"):
             polling.poll(1000, 25)
     assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
 

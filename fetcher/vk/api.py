@@ -14,6 +14,7 @@ from vk_api import ApiError, ApiHttpError, VkApiGroup
 from ..core.backoff import backoff
 from ..errors import RequestRejected, TransientError, VkFatalError
 from ..fastjson import loads
+from ..metrics import OFF
 from .fields import Json, object_or_empty, require_number
 
 API_VERSION = "5.199"
@@ -58,8 +59,8 @@ class Api(VkApiGroup):  # type: ignore[misc]
 
     RPS_DELAY = 0  # ours is counted from the start of a request, and by a clock that nobody sets
 
-    def __init__(self, token: str, metrics: Any) -> None:
-        """Send no request yet; `metrics` has the counters `vk_requests` and `vk_errors`."""
+    def __init__(self, token: str, metrics: Any = OFF) -> None:
+        """Send no request yet; `metrics` are those of fetcher.metrics."""
         super().__init__(token=token, api_version=API_VERSION, session=Session(), config=MemoryConfig)
         self.error_handlers.clear()  # they wait for a person, or call themselves without end
         self.metrics = metrics
@@ -98,9 +99,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
         sentence = f"VK error {code} in {method}: {text}"
         self.metrics.vk_errors.labels(code=code).inc()
         hint = None if inside else FATAL.get(code)
-        if (
-            method == "groups.getLongPollServer"
-        ):  # that it is off stands in the text, with a code that is not documented
+        if method == "groups.getLongPollServer":  # VK says in words that Long Poll is off; the code is not documented
             hint = LONG_POLL_OFF if "not enabled" in text else FATAL_AT_START.get(code)
         if hint:
             return VkFatalError(f"{hint} ({sentence})")

@@ -130,7 +130,7 @@ class LongPoll:
             if isinstance(found, Batch):
                 return [*gaps, found]
             place, gaps, wait = found.until, [Gap(ts, found.until, found.error)], 1
-        raise TransientError(f"VK's long poll has no answer after ts {ts}, nor where it says to go on")
+        raise TransientError("VK's long poll has forgotten each place where it says to go on")
 
     def poll_at(self, ts: int, wait: int) -> Batch | Gap:
         """Return what VK has after `ts`, or the gap up to where VK says to go on.
@@ -153,8 +153,8 @@ class LongPoll:
         self.skip_at.pop(ts, None)
         failed = answer.get("failed")
         until: int = self.renew() if failed == 3 else answer["ts"]
-        if until < ts and failed != 3 and (latest := self.renew()) >= ts:  # VK's servers may be a few updates apart
-            raise TransientError(f"VK's long poll answers ts {until} at {ts}, but its new key says {latest}")
+        if until < ts and failed != 3 and self.renew() >= ts:  # VK's servers may be a few updates apart
+            raise TransientError("VK's long poll answers an earlier ts than it was polled at, its new key does not")
         if failed:
             return Gap(ts, until, f"{FORGOTTEN} (failed {failed})")
         if answer["updates"]:
