@@ -221,6 +221,20 @@ def test_dead_letters_without_an_id(vk: VK) -> None:
     assert [entry.id for entry in again if isinstance(entry, DeadLetter)] == ids[::-1]
 
 
+def test_updates_that_another_fetcher_had(vk: VK) -> None:
+    """Where some are left out, names are looked up again, for a title may have changed; where none are, they are not."""
+    entries = EntryBuilder(Updates(vk, command_pattern(GROUP, "/"), False), Directory(NoCache(), vk), event_to_json)
+
+    def build(since: int, until: int) -> int:
+        vk.asked.clear()
+        place = [Position(0, ts) for ts in (since, until)]
+        entries.build([Pending("batch", *place, [message("a")]), Pending("batch", place[1], place[1])], give_up=False)
+        return len(vk.asked)
+
+    assert [build(10, 20), build(20, 30), build(25, 30), build(12, 20), build(30, 40)] == [1, 0, 0, 0, 0]
+    assert [build(41, 50), build(50, 60)] == [1, 0]
+
+
 # Full messages
 
 

@@ -248,6 +248,15 @@ def test_memory_is_bounded(directory: Directory, cache: Cache, vk: VK) -> None:
     assert len(vk.asked) == 2
 
 
+def test_what_another_fetcher_has_cached(directory: Directory, cache: Cache) -> None:
+    """It counts once memory is emptied: that fetcher may have had a newer title."""
+    names(directory, event(5, CHAT + 7))
+    cache.known[CHAT + 7] = Name("Newer")
+    assert names(directory, event(5, CHAT + 7)) == [("name of 5", f"name of {CHAT + 7}")]
+    directory.forget()
+    assert names(directory, event(5, CHAT + 7)) == [("name of 5", "Newer")]
+
+
 def test_a_title_is_known_to_all(directory: Directory, cache: Cache, vk: VK) -> None:
     """The latest one of a batch holds in the next batches, and goes to the cache."""
     names(directory, event(5, CHAT + 7, "New"), event(5, CHAT + 8), event(5, CHAT + 7, "Newest"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..events import Event
 from .backlog import Pending
-from .history import DeadLetter, Entry
+from .history import DeadLetter, Entry, Position
 from .names import Directory
 from .ports import Updates
 
@@ -22,6 +22,7 @@ class EntryBuilder:
     def __init__(self, updates: Updates, directory: Directory, to_json: Callable[[Event], bytes]) -> None:
         """`to_json` writes an event; it raises ValueError or RecursionError if that cannot be."""
         self.updates, self.directory, self.to_json = updates, directory, to_json
+        self.seen_until = Position(0, 0)
 
     def build(self, batches: Sequence[Pending], give_up: bool) -> None:
         """Build the entries of these batches.
@@ -29,6 +30,10 @@ class EntryBuilder:
         Raise TransientError or FatalError if VK or Redis cannot be asked now for what they need; with `give_up` they
         go out without what VK does not answer.
         """
+        for batch in batches:
+            if batch.since > self.seen_until:  # what is between was another fetcher's, or is in a gap
+                self.directory.forget()
+            self.seen_until = max(self.seen_until, batch.until)
         updates, failure = self.updates.with_full_messages([update for batch in batches for update in batch.updates])
         if failure and not give_up:
             raise failure

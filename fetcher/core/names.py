@@ -1,7 +1,7 @@
 """The directory of names: whose names a batch needs, where they come from, and putting them into events.
 
 A name is looked for in memory first, then in the cache that all fetchers share, then at VK. Titles of chats also come
-with events, and hold from that event on: every fetcher sees each of them, so memory is as good as the cache.
+with events, and hold from that event on: a fetcher that sees all events knows as much as the cache.
 """
 
 import logging
@@ -24,7 +24,7 @@ class Directory:
     """Names of people, communities and chats, each looked up as rarely as possible."""
 
     def __init__(self, cache: Cache, lookups: Lookups) -> None:
-        """Know nobody yet."""
+        """Begin without any names."""
         self.cache, self.lookups = cache, lookups
         self.memory: dict[int, tuple[Name, float]] = {}  # names, and until when they hold
         self.has_given_up = False  # VK did not answer in time, and it has not answered since
@@ -53,6 +53,10 @@ class Directory:
         self.cache.cache_names(titles)  # first: if it fails, these events are built again with the titles before
         self.remember(titles)
         return list(apply_names(events, names))
+
+    def forget(self) -> None:
+        """Empty the memory: another fetcher may have had an event with a new title, and put it into the cache."""
+        self.memory.clear()
 
     def remember(self, names: dict[int, Name]) -> dict[int, Name]:
         """Keep names in memory for as long as in the cache, and return them."""

@@ -105,7 +105,7 @@ def user_of(uuid: int) -> User:
 
 
 def peer_of(bpid: int, name: str = "") -> Peer:
-    """Return the place; its name is looked up later unless the update tells it."""
+    """Return the place; its name is looked up later unless the update has it."""
     return Peer(bpid, max(bpid - CHATS, 0), name)
 
 

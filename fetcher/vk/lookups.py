@@ -147,7 +147,7 @@ def items_of(answer: Any) -> list[Any]:
 
 
 def read_person(person: Json) -> tuple[int, Name]:
-    """https://dev.vk.com/ru/method/users.get: people whom VK does not know are left out."""
+    """https://dev.vk.com/ru/method/users.get: people that VK does not know are left out."""
     id = require_number(person, "id")
     first, last = require_text(person, "first_name", ""), require_text(person, "last_name", "")
     nick = require_text(person, "domain", "") or require_text(person, "screen_name", "") or f"id{id}"

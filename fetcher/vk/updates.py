@@ -1,4 +1,4 @@
-"""VK's updates as the core needs them: made whole where VK has cropped them, and built into events."""
+"""VK's updates as the core needs them: full messages in place of cropped ones, and events."""
 
 import logging
 import re
@@ -48,7 +48,7 @@ class Updates:
         if not isinstance(update, dict) or not isinstance(update.get("type"), str):
             raise ValueError("the update has no type")
         contents = update.get("object")
-        if isinstance(contents, dict) and contents.keys() == {"warning"}:
+        if isinstance(contents, dict) and "warning" in contents and len(contents) == 1:
             if (now := time.monotonic()) >= self.warn_at:
                 self.warn_at = now + WARNING_INTERVAL
                 log.warning("VK sends a notice in place of an event: %s", REMEDY)
@@ -67,8 +67,9 @@ class Updates:
 
 def message_or_empty(update: Any) -> Json:
     """Return the message of a message_new, {} for anything else."""
-    fields = object_or_empty(update)
-    contents = object_or_empty(fields.get("object")) if fields.get("type") == "message_new" else {}
+    if not isinstance(update, dict) or update.get("type") != "message_new":
+        return {}
+    contents = object_or_empty(update.get("object"))
     return object_or_empty(contents.get("message", contents))
 
 
