@@ -222,7 +222,7 @@ def test_dead_letters_without_an_id(vk: VK) -> None:
 
 
 def test_updates_that_another_fetcher_had(vk: VK) -> None:
-    """Where some are left out, names are looked up again, for a title may have changed; where none are, they are not."""
+    """Where some are left out, names are looked up again, for a title may have changed; elsewhere they are not."""
     entries = EntryBuilder(Updates(vk, command_pattern(GROUP, "/"), False), Directory(NoCache(), vk), event_to_json)
 
     def build(since: int, until: int) -> int:

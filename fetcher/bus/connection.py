@@ -42,6 +42,7 @@ def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options
     """
 
     def connected(connection: Any) -> None:
+        connection.driver_info = connection.lib_name = connection.lib_version = None  # each is one more round trip
         connection.on_connect()  # redis-py leaves this to its caller if there is a redis_connect_func
         on_connect()
 
