@@ -57,7 +57,10 @@ def numbers(count: int, first: int = 0) -> list[str]:
 
 
 class History:
-    """VK's updates, of which it keeps the latest; `page` is how many it puts into an answer."""
+    """VK's updates, of which it keeps the latest; `page` is how many it puts into an answer.
+
+    A poll at a place that it does not have is answered from the oldest one that it has.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -95,8 +98,7 @@ class History:
         self.arrive()
         answers: list[Batch | Gap] = []
         if not self.oldest <= ts <= self.ts:
-            until = self.oldest if ts < self.oldest else self.ts
-            answers, ts = [Gap(ts, until, "forgotten")], until
+            answers, ts = [Gap(ts, self.oldest, "forgotten")], self.oldest
         elif ts == self.ts:
             self.clock.now += min(wait, 1 / self.rate if self.rate else wait)
             self.arrive()
@@ -258,7 +260,8 @@ class Bus:
         self.store, self.clock = store, clock
         self.is_connected = False
         self.failure: Exception | None = None  # of every request
-        self.commit_failure: Exception | None = None  # of commits
+        self.commit_failure: Exception | None = None  # of commits only
+        self.read_failure: Exception | None = None  # of reading the checkpoint only
         self.lost_replies = 0  # of the next commits
         self.timeout = 5.0  # seconds; what takes longer is done all the same
         self.cost: Callable[[Commit], float] = lambda commit: 0.001  # seconds that a commit takes
@@ -270,20 +273,18 @@ class Bus:
     def disconnected(self) -> None:
         self.is_connected = False
 
-    def request(self) -> None:
-        if self.failure:
+    def request(self, failure: Exception | None = None) -> None:
+        if failure := self.failure or failure:
             self.clock.now += 0.01
-            raise self.failure
+            raise failure
 
     def read(self, ids: list[str], start: Position | None = None) -> State:
-        self.request()
+        self.request(self.read_failure)
         self.reads.append(ids)
         return self.store.read(ids, start)
 
     def commit(self, commit: Commit) -> Outcome:
-        self.request()
-        if self.commit_failure:
-            raise self.commit_failure
+        self.request(self.commit_failure)
         self.on_commit(commit)
         self.commits.append(commit)
         outcome = self.store.commit(commit)

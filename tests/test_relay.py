@@ -91,12 +91,11 @@ def fail_over(store: Store, replica: Store, *fetchers: Fetcher) -> None:
 def test_what_vk_answers_is_committed_before_the_next_poll(begun: Fetcher, store: Store) -> None:
     """Poll from the checkpoint, commit, poll from where the answer ended."""
     begun.history.push("a", "b")
-    begun.poll()
+    begun.run(lambda: begun.vk.polled_at[-1] == 12 and begun.vk.waits[-1] == 25)
     assert store.ids == ["a", "b"]
     assert store.checkpoint == place(12)
-    begun.poll()
-    assert begun.vk.polled_at == [10, 10, 12]
-    assert set(begun.vk.waits) == {25}
+    assert [commit.since for commit in begun.bus.commits] == [place(10)]
+    assert begun.vk.polled_at[:3] == [10, 10, 12]
 
 
 def test_the_first_start(fetcher: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -345,19 +344,21 @@ def test_vk_has_restarted_its_numbering_where_something_is_missing(
 
 def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -> None:
     """VK has none of it: it is a gap at once, without a poll."""
-    store.checkpoint = place(500)  # epoch 0
     behind.history.restart(3)
     behind.history.push("d")
-    store.checkpoint = place(12)
-    behind.settle()
-    assert store.checkpoint == place(4, epoch=1)
+    behind.bus.failure = REDIS_DOWN
+    behind.poll(3)  # a gap to epoch 1, and "d"
+    behind.restart()
+    store.checkpoint = place(3, epoch=1)
+    behind.poll()
     hold(behind, "e")
-    forget(store, place(12))
+    forget(store, place(10))
     behind.bus.disconnected()
     behind.vk.polls.clear()
     behind.settle()
-    assert store.ids[-2:] == ["d", "e"]
-    assert 12 not in behind.vk.polled_at
+    assert store.ids == ["d", "e"]
+    assert store.dead == [gap(10, "1:3", "VK restarted its numbering")]
+    assert 10 not in behind.vk.polled_at
 
 
 def test_vk_fails_where_something_is_missing(behind: Fetcher, store: Store) -> None:
@@ -662,12 +663,19 @@ def test_what_seen_may_have_forgotten_is_not_sent_again(
     """After a broken connection, an id that is missing because it is old says nothing."""
     monkeypatch.setattr(limits, "DEDUP_WINDOW", 20)
     store.window = 20
-    begun.history.push(*numbers(60))
-    begun.settle()
+    for id in numbers(60):
+        begun.history.push(id)
+        begun.settle()
+    replica = store.copy()
     commits = len(begun.bus.commits)
     begun.bus.disconnected()
     begun.settle()
     assert len(begun.bus.commits) == commits
+    for id in ("51", "59"):
+        replica.seen[f"in place of {id}"] = replica.seen.pop(id)
+    fail_over(store, replica, begun)
+    begun.settle()
+    assert [entry.id for commit in begun.bus.commits[commits:] for entry in commit.entries] == ["51", "59"]
     assert not store.dead
 
 
@@ -705,7 +713,7 @@ def test_a_new_connection_inside_a_step(begun: Fetcher, store: Store) -> None:
         (place(5000, epoch=2), 0, 3),
         (place(50), 1, 1),  # …or while it was held
         (place(50, epoch=2), 1, 3),
-        (place(5000), 1, 2),  # …or both
+        (place(5000), 1, 1),  # …or both: nobody can tell, and one is enough for the order
     ],
 )
 def test_a_start_without_redis(
@@ -791,9 +799,9 @@ def test_memory_is_bounded(
     assert begun.held == held
     full = f"Memory is full with {held} updates: VK is not polled"
     assert caplog.messages.count(full) == 1
-    begun.run_for(61)
-    assert caplog.messages.count(full) == 2
     assert begun.vk.polled_at[-1] == 110
+    begun.run_for(61)
+    assert sum("Memory is full" in message for message in caplog.messages) == 2
     begun.bus.failure = begun.vk.names_failure = None
     begun.settle()
     assert store.ids == numbers(500)
@@ -841,7 +849,7 @@ def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
     assert begun.held <= 1000
 
 
-@pytest.mark.parametrize(("page", "rate", "cost"), [(50, 90, 0.3), (1, 3, 0.3), (20, 40, 1.2), (50, 90, 0.02)])
+@pytest.mark.parametrize(("page", "rate", "cost"), [(50, 90, 0.3), (20, 40, 1.2), (50, 90, 0.02)])
 def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, rate: float, cost: float) -> None:
     """Nothing is assumed about how much VK puts into an answer: it is read faster than it forgets."""
     begun.history.page, begun.history.kept = page, 300
@@ -883,6 +891,21 @@ def test_a_slow_redis_is_no_outage(begun: Fetcher, store: Store, caplog: pytest.
     begun.run_for(60)
     assert begun.history.flowed - len(store.ids) < 300
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("rate", [2, 20, 50])
+def test_steady_traffic_goes_out_at_once(begun: Fetcher, store: Store, rate: float) -> None:
+    """VK answers each update as soon as it is there: none waits for the next one."""
+    begun.history.flow(rate)
+    started, ages = begun.clock.now, []
+
+    def measure(commit: Any) -> None:
+        ages.extend(begun.clock.now - started - (int(entry.id) + 1) / rate for entry in commit.entries)
+
+    begun.bus.on_commit = measure
+    begun.run_for(30)
+    assert sorted(ages)[len(ages) // 2] < 1 / rate + 0.05
+    assert max(ages) < 1 / rate + 0.1
 
 
 # Names
@@ -1041,13 +1064,7 @@ def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCap
 def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """Updates are held for over 30 s: one line a minute says how many, how long, and what is tried; one, that it is over."""
     begun.history.push("a", "b")
-    begun.bus.on_commit = lambda commit: begun.bus.disconnected() or forget(store, place(0))  # type: ignore[func-returns-value]
-    begun.history.oldest = 0
-
-    def never(commit: Any) -> None:
-        store.checkpoint = None  # each time, without an error
-
-    begun.bus.on_commit = never
+    begun.bus.commit_failure = REDIS_DOWN
     begun.run_for(29)
     assert not [one for one in caplog.messages if "held" in one]
     begun.run_for(121)
@@ -1056,7 +1073,7 @@ def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pyt
     assert {record.levelname for record in stalled} == {"WARNING"}
     assert "2 updates are held, and none has reached the bus for 3" in stalled[0].getMessage()
     assert stalled[0].getMessage().rpartition(": ")[2]
-    begun.bus.on_commit = lambda commit: None
+    begun.bus.commit_failure = None
     caplog.clear()
     begun.settle()
     begun.poll(2)
@@ -1066,25 +1083,28 @@ def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pyt
 @pytest.mark.parametrize(
     ("failing", "doing"),
     [
-        ("names_failure", "looking up"),
         ("commit_failure", "committing 1 updates, "),
         ("read_failure", "asking Redis which of the latest updates it has"),
+        ("failure", "setting the heartbeat"),
     ],
 )
 def test_what_is_being_tried_while_updates_are_held(
     begun: Fetcher, failing: str, doing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The line says it in words."""
-    if failing == "read_failure":
-        begun.bus.failure = REDIS_DOWN
-    begun.vk.full_failure = VK_DOWN if failing == "names_failure" else None
-    begun.bus.commit_failure = REDIS_DOWN if failing == "commit_failure" else None
-    begun.history.push("a")
-    begun.run_for(32 if failing == "names_failure" else 45)
+    hold(begun, "a")
+    setattr(begun.bus, failing, REDIS_DOWN)
+    begun.run_for(45)
     stalled = [one for one in caplog.messages if "1 updates are held" in one]
-    if failing != "names_failure":
-        assert len(stalled) == 1
-        assert doing in stalled[0]
+    assert len(stalled) == 1
+    assert doing in stalled[0]
+
+
+def test_that_vk_is_asked_for_what_is_missing(behind: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
+    """What is missing, and VK does not answer: that is being tried."""
+    behind.vk.script = [VK_DOWN] * 1000
+    behind.run_for(45)
+    assert "asking VK for what is missing after ts 10" in caplog.text
 
 
 def test_a_long_poll_is_no_stall(history: History, store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -1102,7 +1122,7 @@ def test_pauses_grow(begun: Fetcher) -> None:
     first = len(begun.vk.polls)
     begun.run(lambda: not begun.vk.script)
     times = pauses(begun, first)
-    assert 0.1 <= times[0] <= 0.2
+    assert 0.1 <= times[0] <= 0.4
     assert all(1 <= pause <= 2 for pause in times[-10:])
 
 
@@ -1127,7 +1147,7 @@ def test_no_heartbeat_without_an_answer(fetcher: Fetcher) -> None:
     fetcher.vk.script = [VK_DOWN] * 10
     fetcher.poll(10)
     assert not fetcher.bus.beats
-    fetcher.poll(2)
+    fetcher.poll()
     assert len(fetcher.bus.beats) == 1
 
 
@@ -1138,9 +1158,11 @@ def test_heartbeats_are_spaced(begun: Fetcher) -> None:
     beats = begun.bus.beats
     assert 5 <= len(beats) <= 8
     assert min(later - earlier for earlier, later in itertools.pairwise(beats)) >= 10
+    total = len(beats) + 1
+    begun.run(lambda: len(beats) == total)
     begun.bus.disconnected()
-    begun.poll(100)
-    assert beats[-1] - beats[-2] < 10
+    begun.run_for(3)
+    assert len(beats) == total + 1
 
 
 def test_what_is_counted(begun: Fetcher, store: Store) -> None:
@@ -1159,7 +1181,7 @@ def test_what_is_counted(begun: Fetcher, store: Store) -> None:
     assert sum(counted) in (1, 3), "what was recorded when a reply was lost cannot be counted"
     assert sum(begun.metrics.gaps.values) == 1
     assert all(7 <= age < 300 for age in begun.metrics.publish_age.values)
-    assert set(begun.metrics.commit_seconds.values) == {pytest.approx(0.001)}
+    assert begun.metrics.commit_seconds.values == pytest.approx([0.001] * len(begun.metrics.commit_seconds.values))
 
 
 def test_what_is_held_is_counted(begun: Fetcher) -> None:
@@ -1283,8 +1305,7 @@ def test_a_fault_between_two_pieces(begun: Fetcher, store: Store, what: str) -> 
     replica = store.copy()
     begun.history.push(*numbers(1300))
     begun.bus.cost = lambda commit: 1.1
-    begun.poll(2)
-    assert store.checkpoint == place(10, part=500)
+    begun.run(lambda: store.checkpoint == place(10, part=500))
     if what == "kill":
         begun.restart()
     else:
