@@ -219,10 +219,10 @@ class Store:
     def commit(self, commit: Commit) -> Outcome:
         kind, since, until = commit.kind, commit.since, commit.until
         at = self.checkpoint
-        if at is None:
-            applies = kind == "restore"
+        if at is None or kind == "restore":
+            applies = at is None and kind == "restore"
         else:
-            applies = since == at if kind == "gap" else kind == "batch" and since <= at
+            applies = since == at if kind == "gap" else since <= at
         if not applies:
             return Outcome(at, [])
         is_late = bool(
@@ -234,7 +234,7 @@ class Store:
         left_out = 0
         for entry in commit.entries:
             is_new = not entry.id or entry.id not in self.seen
-            is_new = is_new or is_first and isinstance(entry, DeadLetter) and entry.id.startswith("sha256:")
+            is_new = is_new or (is_first and isinstance(entry, DeadLetter) and entry.id.startswith("sha256:"))
             if entry.id:
                 self.seen.setdefault(entry.id, True)
             left_out += is_new and is_late
@@ -363,7 +363,9 @@ class Fetcher:
         """Begin again as a process does: nothing is in memory."""
         self.vk, self.bus, self.metrics = VK(self.history), Bus(self.store, self.clock), Metrics()
         self.cache = Cache(self.bus)
-        entries = EntryBuilder(self.vk, Directory(self.cache, self.vk), lambda event: json.dumps(event.as_dict()).encode())
+        entries = EntryBuilder(
+            self.vk, Directory(self.cache, self.vk), lambda event: json.dumps(event.as_dict()).encode()
+        )
         self.relay = Relay(self.vk, entries, self.bus, self.poll_wait, self.metrics)
 
     @property

@@ -108,10 +108,10 @@ ADDED = {
     "inside a batch, and ts stays": Added([batch(10, 10, "a")], ["batch 10-10 a"], "10+1", "10+1"),
     "inside a batch, nothing": Added([batch(10, 10)], [], "10+1", "10+1"),
     "a gap inside a batch": Added([gap(10, 20), batch(20, 20)], ["gap 10+1-20 !"], "20", "10+1"),
-    "inside a batch, ts goes back": Added(
-        [batch(10, 3, "a")], ["batch 10-10 a", "gap 10+1-1:3 !"], "1:3", "10+1"
+    "inside a batch, ts goes back": Added([batch(10, 3, "a")], ["batch 10-10 a", "gap 10+1-1:3 !"], "1:3", "10+1"),
+    "in a later epoch": Added(
+        [batch(10, 12, "a"), gap(12, 20)], ["batch 2:10-2:12 a", "gap 2:12-2:20 !"], "2:20", "2:10"
     ),
-    "in a later epoch": Added([batch(10, 12, "a"), gap(12, 20)], ["batch 2:10-2:12 a", "gap 2:12-2:20 !"], "2:20", "2:10"),
     "two restarts": Added(
         [gap(10, 3), batch(3, 4, "a"), gap(4, 1), batch(1, 2, "b")],
         ["gap 10-1:3 !", "batch 1:3-1:4 a", "gap 1:4-2:1 !", "batch 2:1-2:2 b"],
@@ -155,13 +155,12 @@ def test_what_is_built_at_once() -> None:
     """The first batches, as many as fit, whole; a large one alone; gaps and what is built are passed over."""
     most = limits.MAX_UNBUILT
     backlog = started(gap(10, 11))
-    for answers in ([batch(11, 12, "a" * (most + 5))], [batch(12, 13, "b")]):
-        backlog.add(answers, 0)
+    for answer in (batch(11, 12, "a" * (most + 5)), batch(12, 13, "b")):
+        backlog.add([answer], 0)
     assert [one.since for one in backlog.unbuilt()] == [place(11)]
     built(backlog)
     assert backlog.unbuilt() == []
-    for answers in ([batch(13, 14, "c" * (most - 5))], [gap(14, 15), batch(15, 16, "d" * 5)], [batch(16, 17, "e")]):
-        backlog.add(answers, 0)
+    backlog.add([batch(13, 14, "c" * (most - 5)), gap(14, 15), batch(15, 16, "d" * 5), batch(16, 17, "e")], 0)
     assert [one.since for one in backlog.unbuilt()] == [place(13), place(15)]
 
 
@@ -392,8 +391,23 @@ def test_a_hole_of_an_earlier_epoch_is_a_gap() -> None:
 # A new connection
 
 
-COMMITTED = [batch(10, 11, "a"), gap(11, 20), batch(20, 22, "b-"), batch(22, 23, "-"), batch(23, 3), batch(3, 4, "c")]
-REPLAY = ["batch 10-11 a", "gap 11-20 !", "batch 20-22 b", "batch 22-23", "batch 23-23", "gap 23-1:3 !", "batch 1:3-1:4 c"]
+COMMITTED: list[Batch | Gap] = [
+    batch(10, 11, "a"),
+    gap(11, 20),
+    batch(20, 22, "b-"),
+    batch(22, 23, "-"),
+    batch(23, 3),
+    batch(3, 4, "c"),
+]
+REPLAY = [
+    "batch 10-11 a",
+    "gap 11-20 !",
+    "batch 20-22 b",
+    "batch 22-23",
+    "batch 23-23",
+    "gap 23-1:3 !",
+    "batch 1:3-1:4 c",
+]
 
 
 @pytest.mark.parametrize(
@@ -408,7 +422,7 @@ REPLAY = ["batch 10-11 a", "gap 11-20 !", "batch 20-22 b", "batch 22-23", "batch
     ],
 )
 def test_only_what_the_bus_lacks_is_committed_again(checkpoint: str, missing: str, again: list[str]) -> None:
-    """Batches with ids that are not in `seen`, and gaps that the checkpoint has not passed; the rest stays remembered."""
+    """Batches with ids that are not in `seen`, and gaps that the checkpoint has not passed; the rest is kept."""
     backlog = committed(*COMMITTED)
     assert shown(backlog.replay) == REPLAY
     assert backlog.replay_ids() == ["a", "b", "c"]

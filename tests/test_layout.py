@@ -53,7 +53,9 @@ def test_the_core_knows_no_outside_library(module: str) -> None:
     assert ours <= {"fetcher.events", "fetcher.errors", *inside("core")}
 
 
-@pytest.mark.parametrize(("module", "library"), [(one, "redis") for one in inside("vk")] + [(one, "vk_api") for one in inside("bus")])
+@pytest.mark.parametrize(
+    ("module", "library"), [(one, "redis") for one in inside("vk")] + [(one, "vk_api") for one in inside("bus")]
+)
 def test_neither_side_knows_the_others_library(module: str, library: str) -> None:
     """VK's side never imports redis, nor anything of the bus; and the other way round."""
     assert library not in libraries(module)
