@@ -214,7 +214,7 @@ class Store:
 
     def read(self, ids: Iterable[str], start: Position | None) -> State:
         self.checkpoint = self.checkpoint or start
-        return State(self.checkpoint, {id for id in ids if id not in self.seen}, len(self.seen) >= self.window)
+        return State(self.checkpoint, {id for id in ids if id not in self.seen})
 
     def commit(self, commit: Commit) -> Outcome:
         kind, since, until = commit.kind, commit.since, commit.until
@@ -229,12 +229,10 @@ class Store:
             at and kind == "batch" and until.epoch == at.epoch
             and at.ts - until.ts >= self.window / 2 and len(self.seen) >= self.window
         )  # fmt: skip
-        is_first = since == at and until > at
         recorded: list[Entry | DeadLetter] = []
         left_out = 0
         for entry in commit.entries:
             is_new = not entry.id or entry.id not in self.seen
-            is_new = is_new or (is_first and isinstance(entry, DeadLetter) and entry.id.startswith("sha256:"))
             if entry.id:
                 self.seen.setdefault(entry.id, True)
             left_out += is_new and is_late

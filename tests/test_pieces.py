@@ -1,7 +1,5 @@
 """The size of commits: as much as the link takes, on links of every kind."""
 
-from collections.abc import Callable
-
 import pytest
 
 from fetcher.core.history import Commit, DeadLetter, Entry, Position
@@ -170,14 +168,23 @@ def test_growth_is_tried_after_a_few_successes_only() -> None:
         ("bbb", 250),
         ("bbbbb", 250),
         ("bbbbbb", 125),
-        ("bbsbb", 500),
         ("b" * 300, 1),
+        ("bbsbb", 500),
+        ("s" + "b" * 8, 500),
+        ("s" + "b" * 9, 250),
+        ("s" + "b" * 12, 125),
+        ("-bbb", 250),
+        ("bbb" + "s" * 9, 250),
+        ("bbb" + "s" * 10, 500),
     ],
 )
 def test_connections_that_break(happens: str, fits: int) -> None:
-    """Three in a row, without a commit between them: maybe none lives long enough for a commit of this size."""
+    """Three in a row: maybe none lives long enough for a commit of this size; nine, if one of this size has passed.
+
+    "b" breaks, "s" succeeds, "-" is a success of a small commit. Growth waits as it does after a time-out.
+    """
     piece = PieceSize()
-    steps: dict[str, Callable[[], None]] = {"b": piece.broke, "s": lambda: piece.succeeded(commit(500, 100_000))}
-    for step in happens:
-        steps[step]()
+    for event in happens:
+        count = 50 if event == "-" else piece.how_many(entries(1000))
+        (piece.broke if event == "b" else piece.succeeded)(commit(count, 200 * count))
     assert piece.how_many(entries(1000)) == fits

@@ -29,6 +29,7 @@ class Case(NamedTuple):
     left_out: int
     log: list[str]
     counted: dict[str, float]  # sums of metrics that are not 0
+    checkpoint: Position | None = UNTIL
 
 
 A = Entry("a", "message", b"{}", 1_000_000 - 7)
@@ -42,6 +43,8 @@ CASES = {
     "a dead letter": Case("batch", [A, LETTER], 0, ["Dead letter: no text: %s"],
                           {"message": 1, "publish_age": 7, "dead_letters": 1}),
     "nothing new": Case("batch", [], 0, [], {}),
+    "begins after the checkpoint": Case("batch", [], 0, [], {}, Position(0, 9)),
+    "no checkpoint": Case("batch", [], 0, [], {}, None),
     "left out": Case("batch", [], 3, [LATE], {"dead_letters": 1}),
     "a gap": Case("gap", [GAP], 0, ["A gap from ts 10 to 1:20: forgotten"], {"dead_letters": 1, "gaps": 1}),
     "a gap of another fetcher's": Case("gap", [], 0, [], {}),
@@ -58,10 +61,12 @@ def test_what_is_logged_and_counted_is_what_the_script_did(
     """Not what was offered: another fetcher may have been faster."""
     offered = [A, LETTER, GAP] * 5
     commit = Commit(case.kind, SINCE, UNTIL, list(offered))  # type: ignore[arg-type]  # text of the table
-    reports.committed(commit, Outcome(UNTIL, case.recorded, case.left_out), 0.25)
+    reports.committed(commit, Outcome(case.checkpoint, case.recorded, case.left_out), 0.25)
     assert caplog.messages == case.log
     assert {record.levelname for record in caplog.records} <= {"WARNING"}
     counted = {name: sum(metric.values) for name, metric in vars(reports.metrics).items()}
     counted |= {name: sum(metric.values) for name, metric in reports.metrics.events.of_label.items()}
     assert counted.pop("commit_seconds") == 0.25
+    assert ("checkpoint" in counted) == (case.checkpoint == UNTIL), "whether it is where the commit is, or later"
+    counted.pop("checkpoint", None)
     assert {name: value for name, value in counted.items() if value} == case.counted
