@@ -135,7 +135,7 @@ class Process:
         self.recorded = Counter[str]()  # what the script has recorded, and it knows
         self.metrics = Metrics()
         self.progress_at = starts_at  # when an update reached the bus last, or none was held
-        self.stall_logged_at: float | None = None
+        self.stall_logged_at, self.is_stalled = -60.0, False
         self.relay: Relay | None = None
         self.client: Client | None = None
         self.answered_at = 0.0  # when Redis has answered last
@@ -220,13 +220,12 @@ class Process:
 
     def check_log(self) -> None:
         """What is held for long without any of it reaching the bus is logged, once a minute, and that it is over."""
-        now, logged = self.world.now, self.stall_logged_at
+        now = self.world.now
         if not self.relay or not self.relay.backlog.pending:
             self.progress_at = now
-        since = self.progress_at + 30 if logged is None else max(self.progress_at + 30, logged + 60)
-        if now > since + STALL_SLACK:
+        if now > max(self.progress_at + 30, self.stall_logged_at + 60) + STALL_SLACK:
             self.world.broken("updates are held for long, and the log does not say so", stop=False)
-        if logged is not None and self.progress_at > logged and now > self.progress_at + STALL_SLACK:
+        if self.is_stalled and now > self.progress_at + STALL_SLACK > self.stall_logged_at + STALL_SLACK:
             self.world.broken("updates reach the bus again, and the log does not say so", stop=False)
 
     @property
@@ -679,9 +678,9 @@ class Log(logging.Handler):
         if "none has reached the bus for" in text:
             if process.progress_at + 30 - STALL_SLACK > world.now:
                 world.broken(f"the log is wrong: {text}", stop=False)
-            process.stall_logged_at = world.now
+            process.stall_logged_at, process.is_stalled = world.now, True
         elif text == "Updates reach the bus again":
-            process.stall_logged_at = None
+            process.is_stalled = False
 
 
 class Clock:
