@@ -12,10 +12,12 @@ from typing import Any
 
 from bench.stage import BATCH, LATENCY, RPS, Contender, Subscriber, VKProcess, apart
 from fetcher.bus.bus import Bus
-from fetcher.core.batch import Commit
-from fetcher.core.entries import entry_of
-from fetcher.core.names import Name, fill, ids_to_resolve
-from fetcher.vk.builders import build, command_pattern
+from fetcher.core.history import Commit, Entry, Position
+from fetcher.core.names import fill, ids_to_resolve
+from fetcher.core.ports import Name
+from fetcher.fastjson import event_to_json, loads
+from fetcher.vk.builders import command_pattern
+from fetcher.vk.updates import Updates
 from tests.servers import Proxy, Server, wait_until
 from tests.vk import GROUP, VK, traffic
 
@@ -174,29 +176,32 @@ def side_by_side(module: str, fetchers: int, count: int, seed: int) -> Values:
 def parts() -> Values:
     """Measure what the fetcher does for each event, part by part, in microseconds; the least of many repetitions."""
     updates = traffic(1, PEOPLE, CHATS, 500)
-    answer = json.dumps({"ts": "1", "updates": updates}, ensure_ascii=False)
-    command = command_pattern(GROUP, "/!")
-    events = [event for update in updates if (event := build(update, command))]
+    answer = json.dumps({"ts": "1", "updates": updates}, ensure_ascii=False).encode()
+    nobody: Any = None  # these updates are whole: nothing has to be looked up
+    build = Updates(nobody, command_pattern(GROUP, "/!"), raw=False).build
+    events = [event for update in updates if (event := build(update))]
     names = dict.fromkeys(ids_to_resolve(events), Name("Руслан Башинский", "Руслан", "Башинский", "oidaho"))
     named = list(fill(events, names))
-    entries = [entry_of(event, update) for event, update in zip(named, updates, strict=True)]
+    entries = [Entry(event.event_id, event.event_type, event_to_json(event)) for event in named]
 
     def least(work: Callable[[], object], times: int, count: int) -> float:
         return 1e6 * min(repeat(work, number=1, repeat=times)) / count
 
     figures = {
-        "parse": least(lambda: json.loads(answer), 30, 500),
-        "build": least(lambda: [build(update, command) for update in updates], 30, 500),
+        "parse": least(lambda: loads(answer), 30, 500),
+        "build": least(lambda: [build(update) for update in updates], 30, 500),
         "names": least(lambda: list(fill(events, names)), 30, 500),
-        "write": least(lambda: [entry_of(*pair) for pair in zip(named, updates, strict=True)], 30, 500),
+        "write": least(lambda: [event_to_json(event) for event in named], 30, 500),
     }
     with Server() as redis, redis.client() as client:
-        bus = Bus(redis.url, "events", GROUP, 100_000, 600, 55)
-        ts = int(bus.checkpoint("0"))
-        commits = iter([
-            Commit("batch", str(ts + number), str(ts + number + 1), [entry], 1, 30_000, 500)
-            for number, entry in enumerate(entries)
-        ])  # fmt: skip
+        bus = Bus(redis.url, "events", GROUP, 100_000, 55)
+        bus.read([], Position(0, 1))
+        commits = iter(
+            [
+                Commit("batch", Position(0, number), Position(0, number + 1), [entry])
+                for number, entry in enumerate(entries, 1)
+            ]
+        )
         publish = client.pipeline(transaction=False)
         figures["commit"] = 1e6 * median(repeat(lambda: bus.commit(next(commits)), number=1, repeat=len(entries)))
         figures["publish"] = 1e6 * median(

@@ -155,8 +155,8 @@ class Backlog:
     def next_commit(self) -> Commit | None:
         """Return what goes to the bus next, or None if nothing is pending, or not built yet.
 
-        These are as many whole batches as fit into a piece, each beginning where the one before ends; the
-        first is split if it does not fit.
+        These are as many whole batches as fit into a piece, each beginning where the one before ends; the first is
+        split if it does not fit.
         """
         first = self.pending[0] if self.pending else None
         if not first or first.entries is None:
@@ -169,7 +169,7 @@ class Backlog:
             follows = one.kind == first.kind == "batch" and one.since == until
             if not follows or one.entries is None or not self.piece.has_room(count + one.count, size + one.size):
                 break
-            entries, until, items = entries + one.entries, max(until, one.until), items + 1
+            entries, until, items = entries + one.entries, one.until, items + 1
             count, size = count + one.count, size + one.size
         return Commit(first.kind, first.since, until, [one for one in entries if one], items, count, size)
 

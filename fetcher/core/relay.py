@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Never
 
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
-from .backlog import Backlog
+from .backlog import MAX_UNBUILT, Backlog
 from .backoff import backoff
 from .entries import EntryBuilder
 from .history import Batch, Commit, Gap, Position
@@ -19,7 +19,7 @@ MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that fai
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
-SLOW_COMMIT = 0.05  # seconds of commits after which VK may have more than one answer holds
+POLL_JITTER = 0.05  # seconds by which one answer that VK has at once may take longer than another
 
 
 class Relay:
@@ -32,7 +32,7 @@ class Relay:
         self.backlog = Backlog()
         self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
-        self.commit_time = 0.0  # seconds that the commits of the last step took
+        self.largest, self.quickest = 0, MAX_BACKOFF  # of VK's answers: updates and seconds
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
@@ -93,7 +93,6 @@ class Relay:
                 self.connect()
             if time.monotonic() >= begun + DRAIN_TIME:
                 break
-        self.commit_time = time.monotonic() - begun
 
     def beat(self) -> None:
         """Set the heartbeat, now and then, if VK has answered a poll since the last one."""
@@ -151,7 +150,7 @@ class Relay:
         answers: list[Batch | Gap] = []
         if checkpoint.epoch == self.backlog.pending[0].since.epoch:
             answers = self.longpoll.poll(checkpoint.ts, 1)
-            is_silent = answers[-1].until == checkpoint.ts and not brings_updates(answers)
+            is_silent = answers[-1].until == checkpoint.ts and not count_of(answers)
             if is_silent and self.longpoll.renew() > checkpoint.ts:
                 raise TransientError("VK's long poll is silent at a ts that its new key is past")
         self.backlog.fill(answers, time.monotonic())
@@ -168,30 +167,39 @@ class Relay:
     def poll(self, failing: bool) -> None:
         """Hold what VK has after what is held.
 
-        While something fails or is held, poll on until VK has no more, for a second at most; and for as long as the
-        commits took, if they were slow: however few updates VK puts into an answer, it is read faster than it forgets.
+        While something fails or is held, poll on until VK has no more, for a second at most. So it goes if VK may have
+        more than one answer holds, up to what is built at once.
         """
         hurried = bool(failing or self.failures or self.backlog.pending)
-        time_left = DRAIN_TIME if hurried else 2 * self.commit_time if self.commit_time >= SLOW_COMMIT else 0.0
-        begun = time.monotonic()
+        begun = now = time.monotonic()
         while not self.backlog.is_full:
             wait = 1 if hurried or self.backlog.pending else self.poll_wait
             answers = self.longpoll.poll(self.backlog.next.ts, wait)
+            begun_poll, now = now, time.monotonic()
             self.has_polled = True
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
-            self.backlog.add(answers, time.monotonic())
+            self.backlog.add(answers, now)
             require_progress(answers)
-            if not brings_updates(answers) or time.monotonic() >= begun + time_left:
+            goes_on = self.may_have_more(count_of(answers), now - begun_poll) and self.backlog.count < MAX_UNBUILT
+            if not count_of(answers) or now >= begun + DRAIN_TIME or not (hurried or goes_on):
                 return
         self.reports.memory_is_full(self.backlog.count)
 
+    def may_have_more(self, count: int, seconds: float) -> bool:
+        """Return whether VK may have more than an answer of `count` updates that took so many seconds.
 
-def brings_updates(answers: list[Batch | Gap]) -> bool:
-    """Return whether there are updates in VK's answers."""
-    return any(isinstance(answer, Batch) and answer.updates for answer in answers)
+        Such an answer is as large as the largest so far, and VK did not wait for an update.
+        """
+        self.largest, self.quickest = max(self.largest, count), min(self.quickest, seconds)
+        return count >= self.largest and seconds < 2 * self.quickest + POLL_JITTER
+
+
+def count_of(answers: list[Batch | Gap]) -> int:
+    """Return how many updates are in VK's answers."""
+    return sum(len(answer.updates) for answer in answers if isinstance(answer, Batch))
 
 
 def require_progress(answers: list[Batch | Gap]) -> None:
     """Raise TransientError for an answer that leads nowhere."""
-    if brings_updates(answers) and answers[-1].until == answers[0].since:
+    if count_of(answers) and answers[-1].until == answers[0].since:
         raise TransientError("VK's long poll repeats itself without progress")
