@@ -88,7 +88,8 @@ class Store:
                 latest = self.latest(int(first), int(last))
                 return LUA.table_from([part for id in latest for part in (id, str(self.seen[id]))[: 1 + len(with_scores)]])
             case "ZREMRANGEBYRANK":
-                for id in list(self.seen)[: max(0, len(self.seen) + 1 + int(arguments[1]))]:
+                first, last = map(int, arguments)
+                for id in list(self.seen)[first : max(0, len(self.seen) + 1 + last)]:
                     del self.seen[id]
             case "XADD":
                 fields = arguments[4:]
