@@ -269,14 +269,7 @@ def located(since: Position, answers: list[Batch | Gap], now: float) -> list[Pen
 
 
 def is_lacking(one: Pending, state: State) -> bool:
-    """Return whether the bus lacks some of what was committed before; what it may have forgotten counts as there."""
+    """Return whether the bus lacks some of what was committed before."""
     if one.kind == "gap":
         return state.checkpoint is None or state.checkpoint < one.until
-    if state.is_full and state.checkpoint and is_too_old(one.until, state.checkpoint):
-        return False
     return any(entry and entry.id in state.missing for entry in one.entries or ())
-
-
-def is_too_old(until: Position, checkpoint: Position) -> bool:
-    """Return whether a full `seen` may have forgotten what ends there; of an earlier epoch nobody can tell."""
-    return until.epoch == checkpoint.epoch and checkpoint.ts - until.ts >= DEDUP_WINDOW // 2
