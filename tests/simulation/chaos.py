@@ -18,7 +18,7 @@ REFUSALS = (
     "NOPERM User has no permissions",
 )
 LINKS = {
-    "connections live 1 to 3 s": Link(life=(1.0, 3.0)),
+    "connections live 1 to 3 s": Link(life=(1.0, 3.0), bandwidth=2500.0),
     "one connect in five is refused": Link(refuses=0.2, life=(5.0, 50.0)),
     "answers after 0.8 to 1.5 s": Link(latency=(0.8, 1.5)),
     "a whole piece takes too long": Link(bandwidth=1200.0),

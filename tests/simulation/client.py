@@ -126,9 +126,6 @@ class Pipeline:
     def get(self, key: str) -> None:
         self.add("read", lambda: self.store.checkpoint or None)
 
-    def zrevrange(self, key: str, first: int, last: int) -> None:
-        self.add("read", lambda: self.store.latest(first, last))
-
     def zmscore(self, key: str, ids: list[bytes]) -> None:
         self.add("read", lambda: [self.store.seen.get(id.decode()) for id in ids], sum(len(id) + 5 for id in ids))
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from fetcher.bus import bus
 from fetcher.bus.bus import COMMIT, Bus
-from fetcher.core import backlog, entries, names, relay
+from fetcher.core import backlog, names, relay
 from fetcher.core.backlog import Backlog, Pending
+from fetcher.core.entries import EntryBuilder
 from fetcher.core.history import Batch, DeadLetter, Gap
 from fetcher.core.names import Directory
 from fetcher.core.pieces import PieceSize
@@ -193,7 +194,7 @@ def pieces_stay_as_large_after_a_time_out(right: Any, self: Any, commit: Any) ->
 
 
 @instead_of(PieceSize, "broke")
-def pieces_stay_as_large_whatever_breaks(right: Any, self: Any) -> None:
+def pieces_stay_as_large_whatever_breaks(right: Any, self: Any, commit: Any) -> None:
     pass
 
 
@@ -268,9 +269,9 @@ def name_that_was_given_up_is_cached(right: Any, self: Any, events: Any, give_up
 numbers = itertools.count()
 
 
-@instead_of(entries, "dead_letter")
-def dead_letter_known_by_a_number_of_its_own(right: Any, update: Any, error: Any) -> Any:
-    return DeadLetter(str(next(numbers)), right(update, error).fields)
+@instead_of(EntryBuilder, "dead_letter")
+def dead_letter_known_by_a_number_of_its_own(right: Any, self: Any, update: Any, error: Any) -> Any:
+    return DeadLetter(str(next(numbers)), right(self, update, error).fields)
 
 
 def without_gap(answers: list[Any], error: str) -> list[Any]:
