@@ -16,6 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from fetcher.core.history import Position
 from tests.faults.recording import Process, RecordingVK, number_of
 from tests.servers import Proxy, Server, cluster, wait_until
 from tests.vk import CHAT, PERSON, button, message, reaction
@@ -23,7 +24,7 @@ from tests.vk import CHAT, PERSON, button, message, reaction
 PASSWORD = "s3cret/of Redis@home"  # of the fetchers' user
 OWNER = "owner"  # the environment's own user, whose password nobody changes
 KEY_HEAD = "eyJhbGciOiJFZERTQSIs"  # so begins every key of VK's
-EVENT_ID = re.compile(r'"event_id": "([0-9a-f]{40})"')  # the first one in an event's JSON is its own
+EVENT_ID = re.compile(r'"event_id": ?"([0-9a-f]{40})"')  # the first one in an event's JSON is its own
 MOST_TIMES = 255  # what a byte counts
 REMEMBERED, REMEMBERED_BYTES = 500, 8 * 2**20  # of what is on the bus; twice as much, less what goes in one piece
 USUAL_SIZE = 700  # bytes of an update
@@ -120,7 +121,7 @@ class Environment:
         self.sizes = array("l")  # by number, in bytes
         self.unpromised: set[int] = set()  # lost by the bus, and too old for a fetcher to remember
         self.found: list[int] = []  # what came to the stream since the last account, in its order
-        self.gaps: list[tuple[int, int]] = []  # recorded since the last account
+        self.gaps: list[tuple[Position, Position]] = []  # recorded since the last account
         self.last_entry = self.last_letter = ""  # the newest that have been read
         self.first = 0  # number of the first update that is not accounted for
         self.forgotten: set[int] | None = set()  # what VK forgot before anybody had it; None: whatever is told
@@ -377,7 +378,7 @@ class Environment:
             letters: Any = client.xrange("{events}:dead-letter", f"({self.last_letter}" if self.last_letter else "-")
             for self.last_letter, fields in letters:
                 if "since" in fields:
-                    self.gaps.append((int(fields["since"]), int(fields["until"])))
+                    self.gaps.append((Position.parse(fields["since"]), Position.parse(fields["until"])))
 
     def missing(self) -> list[int]:
         """Return what the stream lacks of what was pushed since the last account."""
@@ -389,12 +390,12 @@ class Environment:
         """Whether the bus records that this update is gone."""
         ts, times = self.ts[number], sum(number >= begin for begin in self.anew)
         for since, until in self.gaps:
-            if since <= until:
-                is_inside = since < ts <= until
+            if not is_restart(since, until):
+                is_inside = place_of(since) < ts <= place_of(until)
             elif times == len(self.anew):  # VK has begun anew before this one, and not after
-                is_inside = ts <= until
+                is_inside = ts <= place_of(until)
             else:
-                is_inside = times > 0 or ts > since
+                is_inside = times > 0 or ts > place_of(since)
             if is_inside:
                 return True
         return False
@@ -402,7 +403,9 @@ class Environment:
     def has_gap(self, ts: int) -> bool:
         """Whether a gap is recorded that tells of the update behind this ts."""
         self.read()
-        return any(since <= ts and (ts < until or until < since) for since, until in self.gaps)
+        return any(
+            place_of(since) <= ts and (ts < place_of(until) or is_restart(since, until)) for since, until in self.gaps
+        )
 
     def letters(self, text: str) -> int:
         """Return how many dead letters have an error with this text."""
@@ -515,6 +518,16 @@ class Environment:
         for fetcher in self.fetchers:
             fetcher.resume()
         return [code for fetcher in self.fetchers if (code := fetcher.revive()) is not None]
+
+
+def place_of(position: Position) -> int:
+    """Return the ts of the last update that the position includes: VK's ts grows by one here."""
+    return position.ts + position.part
+
+
+def is_restart(since: Position, until: Position) -> bool:
+    """Return whether VK has restarted its numbering inside this gap; version 1.1 counts no epochs."""
+    return until.epoch > since.epoch or until.ts < since.ts
 
 
 def has_line(fetcher: Process, text: str, position: int) -> bool:
