@@ -6,7 +6,8 @@ import re
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
@@ -17,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from fetcher.core.history import Position
-from tests.faults.recording import Process, RecordingVK, number_of
+from tests.faults.recording import THIS, Process, RecordingVK, Version, number_of
 from tests.servers import Proxy, Server, cluster, wait_until
 from tests.vk import CHAT, PERSON, button, message, reaction
 
@@ -95,13 +96,26 @@ def event_number(text: str) -> int:
 class Environment:
     """One VK, one Redis or a cluster, fetchers with a link each to it, and traffic when it is wanted.
 
-    Cases call its methods at the same time; each method may be called while another fault lasts.
+    Cases call its methods at the same time; each method may be called while another fault lasts. Of several versions of
+    the program the fetchers take one after the other, and so does each fetcher when it is started again.
     """
 
-    def __init__(self, seed: int = 0, *, fetchers: int = 1, clustered: bool = False, history: int = 256) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        fetchers: int = 1,
+        clustered: bool = False,
+        versions: Sequence[Version] = (THIS,),
+        lead: Callable[[int], str] | None = None,
+        **of_vk: Any,
+    ) -> None:
+        """Start everything. `lead` returns the address of a link to the port of VK; `of_vk` is for VK."""
         self.random = random.Random(seed)
+        self.versions = deque(versions)
         self.stack = contextlib.ExitStack()
-        self.vk = self.stack.enter_context(RecordingVK(ts=10**9, history=history))
+        self.vk = self.stack.enter_context(RecordingVK(**{"ts": 10**9, **of_vk}))
+        self.vk_url = lead(self.vk.port) if lead else self.vk.url
         acl = [f"user {OWNER} on nopass ~* &* +@all"]
         self.options: dict[str, Any] = {"password": PASSWORD, "aof": True, "acl": acl}
         self.nodes: list[Server] = []
@@ -160,7 +174,9 @@ class Environment:
         """Start one more fetcher of the community, with a link of its own to Redis."""
         url = self.server.url if self.nodes else self.add_link().url
         settings = {"REDIS_URL": url, "LOG_LEVEL": "DEBUG", "POLL_WAIT": 2, "RENEW_AFTER": 3, "STREAM_MAXLEN": 20_000}
-        self.fetchers.append(self.stack.enter_context(Process(self.vk, **settings)))
+        settings["VK_URL"] = self.vk_url
+        self.fetchers.append(self.stack.enter_context(Process(self.vk, list(self.versions), **settings)))
+        self.versions.rotate(-1)
         return self.fetchers[-1]
 
     def add_link(self) -> Proxy:
@@ -498,11 +514,9 @@ class Environment:
         self.vk.up()
         for at_vk in (self.vk.unreadable, self.vk.refused, self.vk.failing):
             at_vk.clear()
+        self.vk.lag = 0
         for link in self.links:
-            link.delay, link.bandwidth = 0, 0
-            link.drop_replies(0)
-            link.release()
-            link.up()
+            link.heal()
         with self.server_lock:
             for server in self.nodes or [self.server]:
                 server.resume()

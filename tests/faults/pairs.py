@@ -151,7 +151,7 @@ def empty_under_clients(env: Environment) -> None:
     env.expect(lambda: not env.missing(), what="everything")
 
 
-@case("pair: Redis back but slow, under traffic", linked=True)
+@case("pair: Redis back but slow, under traffic", linked=True, splits=True)
 def come_back_slow(env: Environment) -> None:
     """While the backlog drains, VK must be polled before it forgets."""
     env.down()
@@ -183,7 +183,7 @@ for code in (10, 29):
     case(f"API: one look-up answered with error {code} for long", quiet=True)(partial(failing_lookup, code=code))
 
 
-@case("pair: hundreds of long messages held, and a narrow link", linked=True, quiet=True)
+@case("pair: hundreds of long messages held, and a narrow link", linked=True, quiet=True, splits=True)
 def narrow_link(env: Environment) -> None:
     """Every commit gets through, however long it takes: a time-out makes the next one smaller."""
     long = "я" * 4096
@@ -199,7 +199,7 @@ def narrow_link(env: Environment) -> None:
         link.bandwidth = 0
 
 
-@case("pair: sixty messages that forward a hundred long ones each", quiet=True)
+@case("pair: sixty messages that forward a hundred long ones each", quiet=True, splits=True)
 def long_forwards(env: Environment) -> None:
     """A live subscriber hears all of them: Redis drops one for whom 32 MB wait."""
     connections = env.listener.connections
@@ -247,7 +247,7 @@ def unreadable_until_new_key(env: Environment) -> None:
     env.expect(lambda: not env.missing(), 30, "all events")
 
 
-@case("pair: VK begins anew, then Redis drops its clients", quiet=True, forgets=True)
+@case("pair: VK begins anew, then Redis drops its clients", quiet=True, forgets=True, restarts=True)
 def begin_anew_and_cut(env: Environment) -> None:
     """What is committed once more is of the time before, and must not move the checkpoint back there."""
     begin_anew(env)
@@ -257,7 +257,7 @@ def begin_anew_and_cut(env: Environment) -> None:
         env.expect(env.has_arrived, what="everything")
 
 
-@case("pair: VK begins anew, then a failover", linked=True, quiet=True, forgets=True)
+@case("pair: VK begins anew, then a failover", linked=True, quiet=True, forgets=True, restarts=True)
 def begin_anew_and_fail_over(env: Environment) -> None:
     replica = env.detached_replica()
     begin_anew(env)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.faults.cases import Case
 from tests.faults.environment import Count, Environment
-from tests.faults.pairs import CASES
+from tests.faults.links import CASES
 from tests.faults.run import run
 
 KINDS: dict[str, dict[str, Any]] = {
