@@ -264,7 +264,7 @@ class Proxy:
         self.password = password
         self.delay, self.bandwidth = delay, bandwidth
         self.reply_delay = (0.0, 0.0)
-        self.lifetime = (math.inf, math.inf)
+        self.lifetime: tuple[float, float] | None = None
         self.max_silence = math.inf
         self.refuse_every = 0
         self.port = free_port()
@@ -345,8 +345,8 @@ class Proxy:
         self.delay = self.bandwidth = 0
         self.reply_delay, self.refuse_every = (0.0, 0.0), 0
         self.drop_replies(0)
-        if self.lifetime[0] < math.inf or self.max_silence < math.inf:
-            self.lifetime, self.max_silence = (math.inf, math.inf), math.inf
+        if self.lifetime or self.max_silence < math.inf:
+            self.lifetime, self.max_silence = None, math.inf
             self.cut()
         self.release()
         self.up()
@@ -450,7 +450,8 @@ class _Connection(socketserver.BaseRequestHandler):
                     threading.Thread(target=self._write, args=(replies, client, TO_CLIENT), daemon=True),
                     threading.Thread(target=self._read, args=(server, replies), daemon=True),
                 ]
-                ends_at, max_silence = time.monotonic() + random.uniform(*self.proxy.lifetime), self.proxy.max_silence
+                lifetime, max_silence = self.proxy.lifetime, self.proxy.max_silence
+                ends_at = time.monotonic() + (random.uniform(*lifetime) if lifetime else math.inf)
                 if min(ends_at, max_silence) < math.inf:
                     threads.append(threading.Thread(target=self._watch, args=(ends_at, max_silence), daemon=True))
                 for thread in threads:

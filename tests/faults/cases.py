@@ -117,9 +117,9 @@ def forget_history(env: Environment) -> None:
     miss(env, 7, env.vk.forget)
 
 
-@case("poll: VK begins anew, with a lower ts", quiet=True, forgets=True, restarts=True)
-def begin_anew(env: Environment) -> None:
-    miss(env, 7, lambda: env.begin_anew(500 if env.is_strict else 10**6))
+@case("poll: VK restarts its numbering", quiet=True, forgets=True, restarts=True)
+def restart_numbering(env: Environment) -> None:
+    miss(env, 7, lambda: env.restart_numbering(500 if env.is_strict else 10**6))
 
 
 @case("poll: longer absence than VK's history", quiet=True, forgets=True)

@@ -1,6 +1,7 @@
 """How the program fares on links that are far, slow, short-lived or silent: python -m tests.faults --links."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -44,7 +45,15 @@ class Figures(NamedTuple):
         return " | ".join(map(str, (*cells, f"{self.megabytes:.1f}")))
 
 
-COLUMNS = "events", "on the bus when it ends", "all of them after", "missing", "gaps recorded", "repeated", "MB to Redis"
+COLUMNS = (
+    "events",
+    "on the bus when it ends",
+    "all of them after",
+    "missing",
+    "gaps recorded",
+    "repeated",
+    "MB to Redis",
+)
 
 
 def measure(scenario: Scenario, version: Version) -> Figures:
@@ -84,11 +93,11 @@ def push_steadily(env: Environment, rate: float, seconds: float) -> None:
 
 
 def hold(env: Environment, count: int, text: str) -> None:
-    """Let the fetcher hold so many messages while Redis is away."""
+    """Let the fetcher hold so many messages, each of somebody else, while Redis is away."""
     env.down()
-    pushed = 0
-    while pushed < count:
-        pushed += len(env.push(min(200, count - pushed), lambda: message(text, user=PERSON, peer=CHAT + 1)))
+    people = itertools.count(PERSON)
+    for _ in range(0, count, 200):
+        env.push(200, lambda: message(text, user=next(people), peer=CHAT + 1))
         env.wait_for_polls()
 
 
@@ -154,14 +163,20 @@ def short_memory(env: Environment, away: float) -> None:
 
 
 SCENARIOS = [
-    Scenario("4,000 messages of 16 kB held, 4 MB/s, what is silent for 2 s is dropped", long_messages, {"history": 5000}),
+    Scenario(
+        "4,000 messages of 16 kB held, 4 MB/s, what is silent for 2 s is dropped", long_messages, {"history": 5000}
+    ),
     Scenario("3,000 short messages held, 128 kB/s, connections live for 3 s", short_messages, {"history": 5000}),
     Scenario("20 updates/s, Redis 0.3 s away, five pauses of 2.5 s", pauses),
     Scenario("40 updates/s, replies after 0.8 to 1.5 s", late_replies),
-    Scenario("90 updates/s in answers of 50, VK keeps 300, Redis 0.3 s away", small_pages, {"batch": 50, "history": 300}),
+    Scenario(
+        "90 updates/s in answers of 50, VK keeps 300, Redis 0.3 s away", small_pages, {"batch": 50, "history": 300}
+    ),
     Scenario("40 updates/s, connections live for 1 to 3 s, one in five refused", short_lives),
     Scenario("40 updates/s, two VK servers 1 to 5 numbers apart", servers_apart),
-    Scenario("VK forgets on and on: 50 updates/s, 0.1 s away, 20 behind", partial(short_memory, away=12), vk_delay=0.05),
+    Scenario(
+        "VK forgets on and on: 50 updates/s, 0.1 s away, 20 behind", partial(short_memory, away=12), vk_delay=0.05
+    ),
 ]
 
 

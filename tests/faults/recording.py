@@ -9,7 +9,7 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,15 +21,17 @@ from tests.vk.updates import Json
 
 SHORT = {  # seconds; the product's own are too long to wait for in a test
     "fetcher.bus.bus:TIMEOUT": 1.0,
-    "fetcher.core.relay:MAX_BACKOFF": 0.5,
-    "fetcher.core.relay:NAMES_TIMEOUT": 2.0,
+    "fetcher.core.relay:HEARTBEAT_INTERVAL": 0.5,
+    "fetcher.core.relay:MIN_BACKOFF": 0.1,
+    "fetcher.core.relay:MAX_BACKOFF": 0.3,
+    "fetcher.core.relay:NAMES_TIMEOUT": 1.0,
     "fetcher.vk.api:Session.timeout": 1.0,
-    "fetcher.vk.api:MIN_PAUSE": 0.5,
-    "fetcher.vk.api:MAX_PAUSE": 1.0,
+    "fetcher.vk.api:MIN_PAUSE": 0.1,
+    "fetcher.vk.api:MAX_PAUSE": 0.3,
     "fetcher.vk.longpoll:API_TIMEOUT": 1.0,
     "fetcher.vk.longpoll:POLL_MARGIN": 1.0,
-    "fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 3.0,
-    "fetcher.vk.longpoll:RETRY_INTERVAL": 1.0,
+    "fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 1.0,
+    "fetcher.vk.longpoll:RETRY_INTERVAL": 0.5,
 }
 
 
@@ -132,6 +134,7 @@ class Process(Fetcher):
     def __init__(self, vk: RecordingVK, versions: Sequence[Version], **settings: Any) -> None:
         self.vk = vk
         self.versions = itertools.cycle(versions)
+        self.starts: Counter[str] = Counter()  # by version
         self.changing = threading.RLock()
         super().__init__(**{"VK_URL": vk.url, "GROUPID": vk.group_id, **settings})
 
@@ -145,6 +148,7 @@ class Process(Fetcher):
         with self.changing:
             if not self.running:
                 version = next(self.versions)
+                self.starts[version.name] += 1
                 self.constants = version.constants
                 self.settings |= {"TOKEN": self.vk.new_token(), "PYTHONPATH": version.root}
                 super().start()
@@ -156,7 +160,7 @@ class Process(Fetcher):
                 super().kill()
 
     def restart(self) -> None:
-        """Kill it, if it runs, and start it anew."""
+        """Kill it, if it runs, and start it again."""
         with self.changing:
             self.kill()
             self.start()
