@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -86,13 +87,13 @@ def run_until(server: Server, block: str, *printed: str) -> None:
             assert process.poll() is None, shown()
             return all(part in shown() for part in printed)
 
-        wait_until(has_printed, 20, "what the block prints")
+        wait_until(has_printed, 80, "what the block prints")
 
 
 @pytest.mark.parametrize(
     ("part", "printed"),
     [
-        ('"command", "button"', ["Ян Ли Ян Ли Message(cmid=1, text='текст command'"]),
+        ('"message", "command"', ["Ян Ли in «Ян Ли»: текст message", "Ян Ли in «Ян Ли»: текст command"]),
         ("from fetcher import consume\n", ["message message Ян Ли", "command command Ян Ли"]),
         ("from fetcher.asyncio", ["message message Ян Ли", "command command Ян Ли"]),
         ("faststream", ["live: Ян Ли текст command", "durable: message", "durable: command"]),
@@ -136,6 +137,17 @@ def test_dead_letters_are_given_back(
         assert next(events).event_id == "1"
     with closing(consume(client, "other", "other-1")) as events:
         assert next(events).event_id == "4"
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_what_happens_while_a_script_is_replaced_waits_for_the_new_one(client: Any, page: str) -> None:
+    """The group of "Moving from your script" is made before there are events, and has those that come after it."""
+    ((command, group),) = re.findall(r"`redis-cli (XGROUP CREATE events (\w+) .+)`", page)
+    assert f'group="{group}"' in page
+    client.execute_command(*shlex.split(command))
+    add(client, "events", 1, 2)
+    with closing(consume(client, group, "bot-1")) as events:
+        assert [next(events).event_id, next(events).event_id] == ["1", "2"]
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)

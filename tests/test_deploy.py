@@ -1,6 +1,7 @@
 """What operators use: image, job, Compose, Kubernetes, and docs/operations.md, whose ACL rules are tried for real."""
 
 import ast
+import configparser
 import contextlib
 import json
 import os
@@ -539,6 +540,22 @@ def test_kubernetes_never_kills_what_holds_events() -> None:
     assert secret["stringData"].keys() == {"token", "redis-url"}
     labels = spec["template"]["metadata"]["labels"]
     assert spec["selector"]["matchLabels"] == budget["spec"]["selector"]["matchLabels"] == labels
+
+
+# --- systemd ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [OPERATIONS, RUSSIAN], ids=["en", "ru"])
+def test_the_unit_runs_what_the_document_installs(text: str) -> None:
+    """The program and the settings are where the document's commands put them; it starts again whatever ended it."""
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.read(ROOT / "deploy" / "event-fetcher.service", encoding="utf-8")
+    service = unit["Service"]
+    installed, program = service["ExecStart"].split("/bin/")
+    assert f"python3 -m venv {installed} && {installed}/bin/pip install" in text
+    assert f'"{program} = fetcher.__main__:main"' in (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert f"install -m 600 .env {service['EnvironmentFile']}\n" in text
+    assert (service["Restart"], unit["Install"]["WantedBy"]) == ("always", "multi-user.target")
 
 
 # --- The document of operations --------------------------------------------------------------------------
