@@ -35,8 +35,8 @@ USUAL_SIZE = 700  # bytes of an update
 class Count(NamedTuple):
     """What came of the events of one fault: on the stream that survives, and on the channels.
 
-    `lost`: a living fetcher had them. `gone`: no fetcher had them, VK forgot them, and the bus records it. `silent`: nothing
-    says so.
+    `lost`: a living fetcher had them. `gone`: no fetcher had them, VK forgot them, and the bus records it. `silent`:
+    nothing says that they are missing.
     """
 
     events: int = 0
@@ -161,7 +161,8 @@ class Environment:
     def start_servers(self, clustered: bool) -> Server:
         """Start Redis, or a cluster, and return the server that has the bus."""
         if not clustered:
-            return self.stack.enter_context(Server(**self.options))
+            server: Server = self.stack.enter_context(Server(**self.options))
+            return server
         self.nodes = self.stack.enter_context(cluster(**self.options))
         with self.nodes[0].client() as first:
             slot: Any = first.execute_command("CLUSTER KEYSLOT", "events")

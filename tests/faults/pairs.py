@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from tests.faults.cases import CASES, restart_numbering, case, cut_clients, set_password
+from tests.faults.cases import CASES, case, cut_clients, restart_numbering, set_password
 from tests.faults.environment import PASSWORD, Environment
 from tests.servers import wait_until
 from tests.vk import CHAT, PERSON, message

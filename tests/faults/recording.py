@@ -48,6 +48,11 @@ class Version(NamedTuple):
         return self._replace(constants={})
 
 
+PRINT_VERSION = """
+import json, fetcher
+from tests.faults.recording import SHORT
+print(json.dumps([fetcher.__version__, SHORT]))
+"""
 THIS = Version("this version", ROOT, SHORT)
 
 
@@ -58,8 +63,8 @@ def version_of(revision: str) -> Iterator[Version]:
         packed = subprocess.run(["git", "archive", revision], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             archive.extractall(directory, filter="data")
-        code = "import json, fetcher; from tests.faults import recording; print(json.dumps([fetcher.__version__, recording.SHORT]))"
-        answer = subprocess.run([sys.executable, "-c", code], cwd=directory, stdout=subprocess.PIPE, check=True).stdout
+        command = [sys.executable, "-c", PRINT_VERSION]
+        answer = subprocess.run(command, cwd=directory, stdout=subprocess.PIPE, check=True).stdout
         name, constants = json.loads(answer)
         yield Version(name, Path(directory), constants)
 

@@ -38,8 +38,8 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.skipif(not PROC.exists(), reason="/proc says which processes there are")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_of_a_soak(number: int, directory: Path) -> None:
-    """SIGTERM or Ctrl-C ends workers, fetchers and servers and removes their files; so does even a kill -9 of the first process."""
-    command = [sys.executable, "-m", "tests.faults", "--minutes", "30", "--only", "two fetchers", "--seed", "1"]
+    """SIGTERM, Ctrl-C or a kill -9 of the first process ends workers, fetchers and servers, and removes their files."""
+    command = [sys.executable, "-m", "tests.faults", "--minutes", "30", "--only", "one fetcher", "--seed", "1"]
     environment = os.environ | {"TMPDIR": str(directory)}
     soak = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -47,7 +47,7 @@ def test_nothing_is_left_of_a_soak(number: int, directory: Path) -> None:
         commands = processes_with(str(directory)).values()
         return sum("tests.run" in line for line in commands), sum("server.conf" in line for line in commands)
 
-    wait_until(lambda: counts() >= (2, 1), 60, "two fetchers and a server")
+    wait_until(lambda: all(counts()), 60, "a fetcher and a server")
     soak.send_signal(number)
     assert soak.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
     wait_until(lambda: not processes_with(str(directory)), 60, "the end of all processes")
