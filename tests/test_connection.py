@@ -341,7 +341,7 @@ def test_what_the_operator_must_fix_is_fatal(command: list[str], said: str) -> N
 def test_a_pipeline_quotes_its_commands(key: str, kind: type[Exception]) -> None:
     """What a command holds, a name for example, is not taken for Redis's answer; the answer behind it is."""
 
-    def ask(owner: redis.Redis) -> None:
+    def ask(owner: Any) -> None:
         with redis_errors(), owner.pipeline(transaction=False) as pipeline:
             pipeline.execute_command("XADD", key, "1-1", "NOPERM", "WRONGTYPE")
             pipeline.execute_command("XADD", key, "1-1", "NOPERM", "WRONGTYPE")

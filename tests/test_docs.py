@@ -37,7 +37,7 @@ TEXTS = {
 }
 ENGLISH, RUSSIAN, GUIDE = TEXTS["README.md"], TEXTS["README.ru.md"], TEXTS["CONTRIBUTING.md"]
 TRANSLATED = ["README.md", "docs/operations.md", "docs/consumers.md"]
-SETTINGS = set(re.findall(r'(?:get|number|matching)\("([A-Z_]+)"', Path(config.__file__).read_text(encoding="utf-8")))
+SETTINGS = set(config.NAMES)
 RECORDED = json.loads((ROOT / "fetcher/commands/demo.json").read_text(encoding="utf-8"))["updates"]
 
 GROUP, PERSON, CHAT = 218730916, 206295116, 2000000002

@@ -28,9 +28,8 @@ from redis import Redis, RedisError
 from requests import PreparedRequest, Response
 from requests.adapters import BaseAdapter
 
-from .. import config
+from .. import config, subscribe
 from ..errors import FatalError
-from ..subscriber import subscribe
 from ..vk.builders import BUILDERS
 from .watch import describe
 

@@ -11,7 +11,7 @@ from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable, TransientE
 from .backlog import MAX_UNBUILT, Backlog
 from .backoff import backoff
 from .entries import EntryBuilder
-from .history import Batch, Commit, Gap, Position
+from .history import Batch, Commit, Gap
 from .ports import Bus, LongPoll
 from .reports import Reports
 
@@ -113,12 +113,14 @@ class Relay:
         self.bus.is_connected, self.beat_at = True, 0.0
 
     def commit_oldest(self) -> None:
-        """Commit one piece of what is pending, once it is built."""
-        if self.backlog.pending[0].entries is None:
+        """Commit one piece of what is pending, once nothing is missing before it and it is built."""
+        if self.backlog.is_missing_updates:
+            self.fill()
+        elif self.backlog.pending[0].entries is None:
             self.reports.doing = "looking up names"
             self.build()
-        commit = self.backlog.next_commit()
         # Not through a new connection that reading the cache has made: what its server lacks goes first.
+        commit = self.backlog.next_commit()
         if commit and self.bus.is_connected:
             self.commit_piece(commit)
 
@@ -138,23 +140,22 @@ class Relay:
         seconds = time.monotonic() - begun
         self.commit_time += seconds
         self.reports.committed(commit, outcome, seconds)
-        if outcome.checkpoint is None:
-            self.bus.disconnected()  # it may have lost more than the checkpoint
-        elif self.backlog.answered(commit, outcome.checkpoint):
-            self.fill(outcome.checkpoint)
+        if outcome.checkpoint:
+            self.backlog.answered(commit, outcome.checkpoint)
         else:
-            self.reports.progressed()
+            self.bus.disconnected()  # it may have lost more than the checkpoint
 
-    def fill(self, checkpoint: Position) -> None:
-        """Get what is missing before what is pending."""
+    def fill(self) -> None:
+        """Get what is missing before what is pending: from the replay buffer, else from VK, else it is a gap."""
         if self.backlog.recall():
             return
-        self.reports.doing = f"asking VK for what is missing after ts {checkpoint}"
+        since, start = self.backlog.checkpoint or self.backlog.start, self.backlog.pending[0].since
+        self.reports.doing = f"asking VK for what is missing after ts {since}"
         answers: list[Batch | Gap] = []
-        if checkpoint.epoch == self.backlog.pending[0].since.epoch:
-            answers = self.longpoll.poll(checkpoint.ts, 1)
-            is_silent = answers[-1].until == checkpoint.ts and not count_of(answers)
-            if is_silent and self.longpoll.renew() > checkpoint.ts:
+        if since.epoch == start.epoch:
+            answers = self.longpoll.poll(since.ts, 1)
+            is_silent = answers[-1].until == since.ts and not count_of(answers)
+            if is_silent and self.longpoll.renew() > since.ts:
                 raise TransientError("VK's long poll is silent at a ts that its new key is past")
         self.backlog.fill(answers, time.monotonic())
         require_progress(answers)

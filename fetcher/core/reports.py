@@ -74,11 +74,9 @@ class Reports:
             log.warning(late, outcome.left_out, commit.since, commit.until)
         if commit.kind == "gap":
             self.metrics.gaps.inc(len(outcome.recorded))
-
-    def progressed(self) -> None:
-        """What was committed is on the bus."""
-        self.progress_at = time.monotonic()
-        self.metrics.checkpoint.set(time.time())
+        if outcome.checkpoint and outcome.checkpoint >= commit.since:
+            self.progress_at = time.monotonic()
+            self.metrics.checkpoint.set(now)
 
     def holds(self, held: int, is_pending: bool) -> None:
         """Log that no update has reached the bus for long, and when this is over."""
