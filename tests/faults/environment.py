@@ -161,12 +161,11 @@ class Environment:
     def start_servers(self, clustered: bool) -> Server:
         """Start Redis, or a cluster, and return the server that has the bus."""
         if not clustered:
-            server: Server = self.stack.enter_context(Server(**self.options))
-            return server
+            return self.stack.enter_context(Server(**self.options))
         self.nodes = self.stack.enter_context(cluster(**self.options))
         with self.nodes[0].client() as first:
             slot: Any = first.execute_command("CLUSTER KEYSLOT", "events")
-        return self.nodes[slot * len(self.nodes) // 16384]
+        return self.nodes[int(slot) * len(self.nodes) // 16384]
 
     def __enter__(self) -> Self:
         return self
