@@ -59,6 +59,9 @@ def main() -> int:
     parser.add_argument(
         "--health", action="store_true", help="tell whether this host's fetcher is polling and Redis answers"
     )
+    parser.add_argument("--setup", action="store_true", help="make the community ready and report what is missing")
+    text = "publish the dead letters that are events now; with GROUP, give that consumer group's back to it"
+    parser.add_argument("--redrive", nargs="?", const="", metavar="GROUP", help=text)
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args()
     if options.demo:
@@ -66,15 +69,40 @@ def main() -> int:
 
         return demo(run)
     try:
-        needed = () if options.watch else ("GROUPID",) if options.health else config.REQUIRED
+        needed = (
+            ()
+            if options.watch or options.redrive
+            else ("TOKEN",)
+            if options.setup
+            else ("GROUPID",)
+            if options.health
+            else config.REQUIRED
+        )
         settings = config.read(os.environ, needed)
     except ValueError as error:
         return fail(str(error), EXIT_FATAL if options.health else EXIT_SETTINGS)
     if options.health:
         return health(settings)
+    if options.setup or options.redrive is not None:
+        return execute(options, settings)
     if options.watch:
         return watch_bus(settings)
     return run(settings)
+
+
+def execute(options: argparse.Namespace, settings: config.Config) -> int:
+    """Run --setup or --redrive and return the exit code."""
+    logs.to_stderr(settings.log_level, settings.secrets())
+    try:
+        if options.setup:
+            from .commands.setup import setup
+
+            return setup(settings)
+        from .commands.redrive import redrive
+
+        return redrive(settings, options.redrive or None)
+    except (TransientError, FatalError) as error:
+        return fail(str(error))
 
 
 def run(settings: config.Config, simulated: BaseAdapter | None = None) -> int:
