@@ -10,7 +10,7 @@ from typing import Any
 from redis import Redis, RedisCluster
 from redis.backoff import NoBackoff
 from redis.commands.core import Script
-from redis.exceptions import NoPermissionError
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from ..core.backlog import DEDUP_WINDOW
@@ -80,7 +80,7 @@ class Bus:
             pipeline.zrevrange(self.seen_key, DEDUP_WINDOW - 1, DEDUP_WINDOW - 1)
             pipeline.zmscore(self.seen_key, members)
             *replies, scores = pipeline.execute(raise_on_error=False)
-            if isinstance(scores, NoPermissionError):  # the ACL of version 1.1: then all of it is committed again
+            if isinstance(scores, ResponseError):  # not allowed by the ACL of 1.1, or Redis is older than 6.2
                 scores = [None] * len(ids)
             for reply in (*replies, scores):
                 if isinstance(reply, Exception):

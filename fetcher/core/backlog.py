@@ -155,8 +155,8 @@ class Backlog:
     def next_commit(self) -> Commit | None:
         """Return what goes to the bus next, or None if nothing is pending, or not built yet.
 
-        These are as many whole batches as fit into a piece, each beginning where the one before ends or earlier; the
-        first is split if it does not fit.
+        These are as many whole batches as fit into a piece, each beginning where the one before ends; the first is
+        split if it does not fit.
         """
         first = self.pending[0] if self.pending else None
         if not first or first.entries is None:
@@ -166,10 +166,10 @@ class Backlog:
             self.pending.insert(1, first.split(fits))
         entries, until, count, size, items = list(first.entries), first.until, first.count, first.size, 1
         for one in islice(self.pending, 1, None):
-            follows = one.kind == first.kind == "batch" and one.since <= until
+            follows = one.kind == first.kind == "batch" and one.since == until
             if not follows or one.entries is None or not self.piece.has_room(count + one.count, size + one.size):
                 break
-            entries, until, items = entries + one.entries, max(until, one.until), items + 1
+            entries, until, items = entries + one.entries, one.until, items + 1
             count, size = count + one.count, size + one.size
         return Commit(first.kind, first.since, until, [one for one in entries if one], items, count, size)
 
