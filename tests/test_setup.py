@@ -1,13 +1,17 @@
-"""`--setup`: it makes the community ready, says what else is missing; its exit code says whether the fetcher would run."""
+"""`--setup`: it makes the community ready, and its exit code says whether the fetcher would run."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from requests.adapters import HTTPAdapter
 
+from fetcher import config
+from fetcher.commands.setup import setup as make_ready
 from tests import HOST, free_port
 from tests.processes import Fetcher
-from tests.servers import Server, address, cluster, wait_until
+from tests.run import lead_vk_to
+from tests.servers import Server, address, cluster
 from tests.test_deploy import acl, rules
 from tests.vk import GROUP, VK, error
 
@@ -30,18 +34,38 @@ READY = {
 REDIS = {thing: line for thing, line in READY.items() if thing.startswith("Redis")}
 
 
-@pytest.fixture
-def setup(vk: VK, fetch: Fetch) -> Setup:
-    """Return what runs --setup with further settings: its exit code, and its lines by what they are about."""
+def by_thing(output: str) -> dict[str, str]:
+    """Return the lines by what they are about."""
+    return {line[8:].partition(":")[0]: line for line in output.splitlines()}
 
-    def run(**settings: Any) -> tuple[int, dict[str, str]]:
+
+@pytest.fixture
+def setup(vk: VK, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Setup:
+    """Return what runs --setup here, without a process, with further settings: its exit code and its lines."""
+    monkeypatch.setattr(HTTPAdapter, "send", HTTPAdapter.send)  # to be put back
+    lead_vk_to(vk.url)
+
+    def here(**settings: Any) -> tuple[int, dict[str, str]]:
+        usual = {"TOKEN": vk.token, "GROUPID": vk.group_id, "REDIS_URL": server.url}
+        given = {name: str(value) for name, value in (usual | settings).items() if value is not None}
+        code = make_ready(config.parse(given, ("TOKEN",)))
+        return code, by_thing(capsys.readouterr().out)
+
+    return here
+
+
+@pytest.fixture
+def process(vk: VK, fetch: Fetch) -> Setup:
+    """Return the same in a process of its own, where no secret and no traceback must be printed."""
+
+    def there(**settings: Any) -> tuple[int, dict[str, str]]:
         process = fetch("--setup", **settings)
         code = process.wait(60)
-        assert vk.token not in process.output
+        assert settings.get("TOKEN", vk.token) not in process.output
         assert "Traceback" not in process.output
-        return code, {line[8:].partition(":")[0]: line for line in process.output.splitlines()}
+        return code, by_thing(process.output)
 
-    return run
+    return there
 
 
 def changes(vk: VK) -> list[dict[str, Any]]:
@@ -49,20 +73,20 @@ def changes(vk: VK) -> list[dict[str, Any]]:
     return [request.params for request in vk.requests if request.name == "groups.setLongPollSettings"]
 
 
-def test_a_ready_community(setup: Setup, vk: VK, server: Server) -> None:
+def test_a_ready_community(process: Setup, vk: VK, server: Server) -> None:
     """All is ok, nothing is changed, neither at VK nor on the bus."""
-    assert setup() == (0, READY)
+    assert process() == (0, READY)
     assert not changes(vk)
     with server.client() as client:
         assert client.dbsize() == 0
 
 
-def test_a_new_community_is_made_ready(setup: Setup, fetch: Fetch, vk: VK, server: Server) -> None:
+def test_a_new_community_is_made_ready(process: Setup, fetch: Fetch, vk: VK, server: Server) -> None:
     """What is wrong is changed and said; what is on stays on, what is off stays off; then the fetcher runs."""
     events = dict.fromkeys(vk.settings["events"], 0) | {"message_new": 1, "message_read": 1}
     vk.settings = {"is_enabled": False, "api_version": "5.131", "events": events}
     types = "changed event types: " + TYPES + " (was without message_event, message_reaction_event)"
-    assert setup() == (0, READY | {
+    assert process() == (0, READY | {
         "Long Poll": "changed Long Poll: on (was off)",
         "Long Poll version": "changed Long Poll version: 5.199 (was 5.131)",
         "event types": types,
@@ -72,7 +96,7 @@ def test_a_new_community_is_made_ready(setup: Setup, fetch: Fetch, vk: VK, serve
         "is_enabled": True, "api_version": "5.199", "events": dict.fromkeys(events, 0) | on
     }  # fmt: skip
     assert len(changes(vk)) == 1
-    assert setup() == (0, READY)
+    assert process() == (0, READY)
     assert len(changes(vk)) == 1
     fetch().wait_for("Polling VK", 60)
 
@@ -112,21 +136,15 @@ def test_settings_that_cannot_be_changed(setup: Setup, vk: VK) -> None:
 
 
 @pytest.mark.parametrize(("given", "more"), [(None, ""), (5, ", 5 is another community")])
-def test_groupid_is_printed(setup: Setup, vk: VK, given: int | None, more: str) -> None:
+def test_groupid_is_printed(process: Setup, vk: VK, given: int | None, more: str) -> None:
     """If it is missing, or not that of the token; the fetcher would not run. All else is checked, and made ready."""
     vk.settings |= {"is_enabled": False}
-    code, lines = setup(GROUPID=given)
+    code, lines = process(GROUPID=given)
     assert code == 1
     assert lines == READY | {
         "GROUPID": f"to do   GROUPID: put GROUPID={GROUP} into .env{more}",
         "Long Poll": "changed Long Poll: on (was off)",
     }
-
-
-def test_a_token_from_a_file(setup: Setup, vk: VK, tmp_path: Any) -> None:
-    """As Compose and Kubernetes give it."""
-    (tmp_path / "token").write_text(vk.token)
-    assert setup(TOKEN=None, TOKEN_FILE=tmp_path / "token") == (0, READY)
 
 
 def test_without_a_token(fetch: Fetch) -> None:
@@ -141,10 +159,10 @@ NEW_TOKEN = "make a community token with the rights manage and messages, and put
 NOT_A_COMMUNITYS = f"{NEW_TOKEN} (VK error 100 in groups.getById: Error of the tests)"
 
 
-def test_a_refused_token(setup: Setup, vk: VK) -> None:
+def test_a_refused_token(process: Setup, vk: VK) -> None:
     """One line says so; Redis is looked at all the same."""
     vk.token = "another"
-    assert setup(TOKEN="vk1.a.wrong") == (1, {"token": f"to do   token: {REFUSED}", **REDIS})
+    assert process(TOKEN="vk1.a.wrong") == (1, {"token": f"to do   token: {REFUSED}", **REDIS})
 
 
 def test_a_token_of_a_person(setup: Setup, vk: VK) -> None:
@@ -175,12 +193,12 @@ def test_missing_rights(setup: Setup, vk: VK, rights: list[str], missing: str) -
     })  # fmt: skip
 
 
-def test_vk_is_away(setup: Setup, vk: VK) -> None:
+def test_vk_is_away(process: Setup, vk: VK) -> None:
     """Each thing that VK would say gets a line; Redis is looked at."""
     vk.down()
     again = "try again when VK answers (VK's API is unavailable (ConnectionError))"
     things = ("token", "rights", "Long Poll")
-    assert setup() == (1, {thing: f"to do   {thing}: {again}" for thing in things} | REDIS)
+    assert process() == (1, {thing: f"to do   {thing}: {again}" for thing in things} | REDIS)
 
 
 @pytest.mark.parametrize(
@@ -241,9 +259,9 @@ def test_vk_has_no_types_yet(setup: Setup, vk: VK) -> None:
 # --- Redis -------------------------------------------------------------------------------------------------------
 
 
-def test_redis_is_away(setup: Setup) -> None:
+def test_redis_is_away(process: Setup) -> None:
     """One line, with the remedy."""
-    code, lines = setup(REDIS_URL=f"redis://user:Very-Secret@{HOST}:{free_port()}/0")
+    code, lines = process(REDIS_URL=f"redis://user:Very-Secret@{HOST}:{free_port()}/0")
     assert code == 1
     remedy = "start Redis, or correct REDIS_URL (Redis is unavailable (ConnectionError))"
     assert lines == {thing: READY[thing] for thing in READY if thing not in REDIS} | {
@@ -251,10 +269,10 @@ def test_redis_is_away(setup: Setup) -> None:
     }
 
 
-def test_a_wrong_password(setup: Setup) -> None:
+def test_a_wrong_password(process: Setup) -> None:
     """It is in no line."""
     with Server(password="right") as server:
-        code, lines = setup(REDIS_URL=address(server.port, "Very-Secret"))
+        code, lines = process(REDIS_URL=address(server.port, "Very-Secret"))
     assert code == 1
     assert lines["Redis"] == "to do   Redis: Redis refuses the user or the password: fix REDIS_URL"
     assert "Very-Secret" not in "".join(lines.values())
@@ -333,14 +351,8 @@ def test_refused_permissions_are_named(setup: Setup) -> None:
     assert lines["Redis permissions"].startswith(f"to do   Redis permissions: {named}: give")
 
 
-def test_a_terminal_without_cyrillic(setup: Setup) -> None:
+def test_a_terminal_without_cyrillic(process: Setup) -> None:
     """A name that it cannot show is no reason to fail."""
-    code, lines = setup(PYTHONIOENCODING="ascii")
+    code, lines = process(PYTHONIOENCODING="ascii")
     assert code == 0
     assert lines["token"] == f"ok      token: of the community '?????????? {GROUP}'"
-
-
-def test_nothing_is_left_running(fetch: Fetch) -> None:
-    """It ends by itself, also if nobody has read what it printed."""
-    process = fetch("--setup")
-    wait_until(lambda: not process.running, 60, "the end")

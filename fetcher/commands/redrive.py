@@ -102,7 +102,7 @@ def build(builder: EntryBuilder, updates: list[Any]) -> Iterator[Entry | str]:
             if isinstance(entry, DeadLetter):
                 yield entry.fields["error"]
             else:
-                yield entry or "its type is published with RAW=1 only"
+                yield entry or "no event is made of it; with RAW=1 all types are published"
 
 
 def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str]]:

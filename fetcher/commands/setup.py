@@ -139,8 +139,13 @@ def numbers(version: str) -> list[int]:
 
 def community(api: Api) -> tuple[int, str]:
     """Return id and name of the token's community. https://dev.vk.com/ru/method/groups.getById"""
-    group: Any = ask(api, "groups.getById", {}, lambda answer: answer["groups"][0])
-    return group["id"], group["name"]
+
+    def read(answer: Any) -> tuple[int, str]:
+        (group,) = answer["groups"]
+        return group["id"], group["name"]
+
+    own: tuple[int, str] = ask(api, "groups.getById", {}, read)
+    return own
 
 
 def ask(api: Api, method: str, values: dict[str, Any], read: Callable[[Any], Any]) -> Any:
