@@ -79,25 +79,24 @@ def lines_of(checks: dict[str, Iterator[Line]]) -> Iterator[Line]:
             yield Line(thing, "to do", f"{remedy} ({error})")
 
 
+def ok_or(problem: str, thing: str, wanted: str) -> Line:
+    """Return the line of a thing: what the problem is, or that it is as wanted if there is none."""
+    return Line(thing, "to do", problem) if problem else Line(thing, "ok", wanted)
+
+
 def check_token(api: Api, group: int) -> Iterator[Line]:
     """Yield which community's token it is, and whether GROUPID is the same."""
     own, name = community(api)
+    other = f", {group} is another community" if group else ""
     yield Line("token", "ok", f"of the community {name!r}")
-    if group == own:
-        yield Line("GROUPID", "ok", str(own))
-    else:
-        other = f", {group} is another community" if group else ""
-        yield Line("GROUPID", "to do", f"put GROUPID={own} into .env{other}")
+    yield ok_or("" if group == own else f"put GROUPID={own} into .env{other}", "GROUPID", str(own))
 
 
 def check_rights(api: Api) -> Iterator[Line]:
     """https://dev.vk.com/ru/method/groups.getTokenPermissions"""
     given = ask(api, "groups.getTokenPermissions", {}, lambda answer: [one["name"] for one in answer["permissions"]])
-    missing = [right for right in RIGHTS if right not in given]
-    if missing:
-        yield Line("rights", "to do", f"{' and '.join(missing)} missing: {NEW_TOKEN}")
-    else:
-        yield Line("rights", "ok", ", ".join(RIGHTS))
+    missing = " and ".join(right for right in RIGHTS if right not in given)
+    yield ok_or(missing and f"{missing} missing: {NEW_TOKEN}", "rights", ", ".join(RIGHTS))
 
 
 def check_long_poll(api: Api) -> Iterator[Line]:
@@ -113,12 +112,10 @@ def check_long_poll(api: Api) -> Iterator[Line]:
         api.method("groups.setLongPollSettings", {**own, "enabled": 1, "api_version": version, **flags})
         after = ask(api, "groups.getLongPollSettings", own, read_settings)
     for thing, wanted in ("Long Poll", "on"), ("Long Poll version", API_VERSION), ("event types", ", ".join(BUILDERS)):
-        if thing in after.wrong:
-            yield Line(thing, "to do", f"{after.wrong[thing]}: {BY_HAND}")
-        elif thing in before.wrong:
+        if thing in before.wrong and thing not in after.wrong:
             yield Line(thing, "changed", f"{wanted} (was {before.wrong[thing]})")
         else:
-            yield Line(thing, "ok", wanted)
+            yield ok_or(f"{after.wrong[thing]}: {BY_HAND}" if thing in after.wrong else "", thing, wanted)
 
 
 def read_settings(answer: Any) -> LongPollSettings:
@@ -162,17 +159,14 @@ def check_redis(bus: Bus) -> Iterator[Line]:
     bus.read([])
     yield Line("Redis", "ok", "it answers")
     keys = [*bus.keys, bus.alive_key, f"{{{bus.bus}}}:name:1"]
-    if refused := run_script(bus, "permissions", keys, channel(bus.bus, "message")):
-        yield Line("Redis permissions", "to do", f"{', '.join(refused)} refused: {ACL_RULES}")
-    else:
-        yield Line("Redis permissions", "ok", "all that the fetcher needs")
+    refused = ", ".join(run_script(bus, "permissions", keys, channel(bus.bus, "message")))
+    yield ok_or(refused and f"{refused} refused: {ACL_RULES}", "Redis permissions", "all that the fetcher needs")
     try:
         with redis_errors():
             info: Any = bus.client.info()
     except (FatalError, TransientError):
         return  # INFO may be forbidden
-    for thing, field, wanted, state, remedy in SERVER:
-        if info.get(field) == wanted:
-            yield Line(thing, "ok", str(wanted))
-        elif field in info:
-            yield Line(thing, state, f"{info[field]}: {remedy}")
+    known = [row for row in SERVER if row[1] in info]  # managed servers hide some
+    for thing, field, wanted, state, remedy in known:
+        is_ok = info[field] == wanted
+        yield Line(thing, "ok", str(wanted)) if is_ok else Line(thing, state, f"{info[field]}: {remedy}")
