@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -97,8 +98,12 @@ def ids(client: Any) -> list[str]:
 
 
 def counts(*outputs: str) -> list[int]:
-    """Add up what several runs have published."""
-    return [int(line.split()[0]) for output in outputs for line in output.splitlines() if " published, " in line]
+    """Return how many each of these runs has published, or given back."""
+    return [
+        int(count)
+        for output in outputs
+        for count in re.findall("^(?:published|given back.*): ([0-9]+), stay", output, re.MULTILINE)
+    ]
 
 
 # --- The fetcher's dead letters ----------------------------------------------------------------------------------
@@ -122,7 +127,7 @@ def test_a_dead_letter_becomes_the_event(fetch: Fetch, vk: VK, client: Any, serv
         process = fetch("--redrive")
         assert process.wait(60) == 0
         heard = [live.get_message(timeout=60) for _ in expected]
-    assert process.output == "2 published, 0 stay"
+    assert process.output == "published: 2, stay: 0"
     assert events(client) == [{}, *expected]
     assert expected[0]["peer"]["name"] == "Беседа 7"
     assert [(one["channel"], json.loads(one["data"])) for one in heard if one] == [
@@ -161,24 +166,24 @@ def test_what_stays(run: Any, client: Any, bury: Bury) -> None:
         f"{before[3][0]} stays: it is of another community",
         f"{before[4][0]} stays: the update has no type",
         f"{before[6][0]} stays: the update has no type",
-        "2 published, 5 stay, and 1 gaps in VK's history",
+        "published: 2, stay: 5, gaps in VK's history: 1",
     ]
     assert len(events(client)) == 2
-    assert run()[-1] == "0 published, 5 stay, and 1 gaps in VK's history"
+    assert run()[-1] == "published: 0, stay: 5, gaps in VK's history: 1"
     assert len(events(client)) == 2
 
 
 def test_nothing_to_do(run: Any, client: Any) -> None:
     """There is no dead letter, not even a stream of them; none is made."""
-    assert run() == ["0 published, 0 stay"]
+    assert run() == ["published: 0, stay: 0"]
     assert client.dbsize() == 0
 
 
 def test_the_settings_count(run: Any, client: Any, bury: Bury) -> None:
     """BUS, prefixes, RAW and STREAM_MAXLEN are those of the fetcher."""
     bury(message("#go"), update("wall_post_new", {"id": 1, "from_id": PERSON}))
-    assert run(BUS="other") == ["0 published, 0 stay"]
-    assert run(COMMAND_PREFIXES="#", RAW=1) == ["2 published, 0 stay"]
+    assert run(BUS="other") == ["published: 0, stay: 0"]
+    assert run(COMMAND_PREFIXES="#", RAW=1) == ["published: 2, stay: 0"]
     made = events(client)
     assert [event["event_type"] for event in made] == ["command", "wall_post_new"]
     assert all(event["raw"]["type"] in ("message_new", "wall_post_new") for event in made)
@@ -210,7 +215,7 @@ def test_old_titles_do_not_come_back(run: Any, client: Any, bury: Bury) -> None:
 def test_names_cost_one_request_for_many(run: Any, vk: VK, client: Any, bury: Bury) -> None:
     """The fetcher beside needs VK's requests for itself."""
     bury(*[message(user=1000 + number, peer=CHAT + number % 50 + 1) for number in range(250)])
-    assert run() == ["250 published, 0 stay"]
+    assert run() == ["published: 250, stay: 0"]
     assert len(vk.requests) <= 3
     assert all(event["user"]["name"] and event["peer"]["name"] for event in events(client))
 
@@ -222,7 +227,7 @@ def test_vk_fails_once(run: Any, vk: VK, client: Any, bury: Bury) -> None:
     """The same is asked again."""
     bury(message(), message())
     vk.fail_api(error(10))
-    assert run() == ["2 published, 0 stay"]
+    assert run() == ["published: 2, stay: 0"]
     assert all(event["user"]["name"] for event in events(client))
 
 
@@ -232,11 +237,11 @@ def test_one_chat_that_vk_cannot_tell(run: Any, vk: VK, client: Any, bury: Bury)
     bury(*[message(peer=CHAT + chat) for chat in chats])
     vk.failing[CHAT + 1] = 10
     lines = run()
-    assert lines[-1] == "4 published, 4 stay"
+    assert lines[-1] == "published: 4, stay: 4"
     assert all("stays: VK error 10 in messages.getConversationsById" in line for line in lines[:-1])
     assert [event["peer"]["name"] for event in events(client)] == ["Беседа 2", "Беседа 3", "Беседа 4", "Беседа 5"]
     vk.failing.clear()
-    assert run() == ["4 published, 0 stay"]
+    assert run() == ["published: 4, stay: 0"]
     assert {event["peer"]["name"] for event in events(client)[4:]} == {"Беседа 1"}
 
 
@@ -248,7 +253,7 @@ def test_vk_is_away(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
     assert process.wait(60) == 1
     lines = process.output.splitlines()
     assert len(lines) == 5
-    assert lines[3:] == ["0 published, 3 stay", "event-fetcher: VK's API is unavailable (ConnectionError)"]
+    assert lines[3:] == ["published: 0, stay: 3", "event-fetcher: VK's API is unavailable (ConnectionError)"]
     assert client.xlen(LETTERS) == 150
     vk.up()
     assert fetch("--redrive").wait(60) == 0
@@ -274,8 +279,8 @@ def test_a_lost_reply(run: Any, client: Any, bury: Bury, server: Server) -> None
     bury(message(), message())
     with Proxy(server.port) as proxy:
         proxy.drop_replies()
-        assert run(raises=TransientError, REDIS_URL=proxy.url) == ["0 published, 0 stay"]
-        assert run(REDIS_URL=proxy.url) == ["1 published, 0 stay"]
+        assert run(raises=TransientError, REDIS_URL=proxy.url) == ["published: 0, stay: 0"]
+        assert run(REDIS_URL=proxy.url) == ["published: 1, stay: 0"]
     assert len(set(ids(client))) == client.xlen("events") == 2
     assert client.xlen(LETTERS) == 0
 
@@ -294,7 +299,7 @@ def test_the_permissions_are_enough(run: Any) -> None:
     acl = [f"user op on >x {RULES} +zrevrange +zadd +xadd +publish"]
     with Server(acl=acl) as server, server.client() as client:
         Bury(server.url)(*[message() for _ in range(3)])
-        assert run(REDIS_URL=address(server.port, "x", "op")) == ["3 published, 0 stay"]
+        assert run(REDIS_URL=address(server.port, "x", "op")) == ["published: 3, stay: 0"]
         assert {entry["object"] for entry in client.acl_log()} <= {"client|setinfo"}
 
 
@@ -313,7 +318,7 @@ def test_a_full_redis(run: Any, client: Any, bury: Bury) -> None:
     bury(*[message() for _ in range(3)])
     client.config_set("maxmemory", 1)
     try:
-        assert run() == ["3 published, 0 stay"]
+        assert run() == ["published: 3, stay: 0"]
     finally:
         client.config_set("maxmemory", 0)
     assert client.xlen("events") == 3
@@ -416,7 +421,7 @@ def test_given_back_to_the_group_alone(fetch: Fetch, client: Any, failed: list[s
     """Each once more, at once whatever the consumers' `idle`, with all its attempts; other groups hear nothing."""
     process = fetch("--redrive", "moderation", TOKEN=None, GROUPID=None)
     assert process.wait(60) == 0
-    assert process.output == "3 given back to the group moderation, 0 stay"
+    assert process.output == "given back to the group moderation: 3, stay: 0"
     assert client.xlen(GROUPS_LETTERS) == 0
     assert not client.exists(ATTEMPTS)
     client.xadd("events", {"event": json.dumps(Event("message", "4", *EMPTY).as_dict())})
@@ -435,9 +440,9 @@ def test_what_stays_of_a_group(run: Any, client: Any, failed: list[str]) -> None
         f"{letters[3]} stays: it names no entry of the stream",
         f"{letters[4]} stays: it names no entry of the stream",
     ]
-    assert run("moderation") == [*lines, "2 given back to the group moderation, 3 stay"]
+    assert run("moderation") == [*lines, "given back to the group moderation: 2, stay: 3"]
     assert [letter for letter, _ in client.xrange(GROUPS_LETTERS)] == [letters[1], *letters[3:]]
-    assert run("moderation") == [*lines, "0 given back to the group moderation, 3 stay"]
+    assert run("moderation") == [*lines, "given back to the group moderation: 0, stay: 3"]
     assert client.xpending("events", "moderation")["pending"] == 2
 
 
@@ -448,14 +453,14 @@ def test_a_group_that_does_not_exist(run: Any, client: Any, failed: list[str]) -
     assert len(lines) == 4
     assert all(line.endswith("stays: the group does not exist") for line in lines[:3])
     assert client.xlen(GROUPS_LETTERS) == 3
-    assert run("nobody") == ["0 given back to the group nobody, 0 stay"]
+    assert run("nobody") == ["given back to the group nobody: 0, stay: 0"]
     assert [group["name"] for group in client.xinfo_groups("events")] == ["other"]
 
 
 def test_what_a_consumer_has_in_hand_is_left_to_it(run: Any, client: Any, failed: list[str]) -> None:
     """A consumer that crashed before its XACK has the event again: it must not be given to a second one."""
     client.xclaim("events", "moderation", "moderation-1", 0, [failed[0]], force=True)
-    assert run("moderation") == ["3 given back to the group moderation, 0 stay"]
+    assert run("moderation") == ["given back to the group moderation: 3, stay: 0"]
     pending = client.xpending_range("events", "moderation", "-", "+", 10)
     assert {entry["message_id"]: entry["consumer"] for entry in pending} == {
         failed[0]: "moderation-1", failed[1]: "redrive", failed[2]: "redrive",
@@ -467,7 +472,7 @@ def test_a_pending_event_that_is_trimmed(run: Any, client: Any, failed: list[str
     """Consumers would pass over it, so its dead letter is all that is left of it."""
     client.xclaim("events", "moderation", "moderation-1", 0, [failed[0]], force=True)
     client.xdel("events", failed[0])
-    assert run("moderation")[-1] == "2 given back to the group moderation, 1 stay"
+    assert run("moderation")[-1] == "given back to the group moderation: 2, stay: 1"
     assert client.xlen(GROUPS_LETTERS) == 1
 
 
@@ -507,7 +512,7 @@ def test_two_give_back_at_once(fetch: Fetch, client: Any, server: Server) -> Non
         assert [process.wait(60) for process in both] == [0, 0]
     assert handled == Counter(str(number) for number in range(200))
     assert client.xpending("events", "moderation")["pending"] <= 1  # the last one is acknowledged when the next comes
-    assert sum(int(process.output.split()[0]) for process in both) == 200
+    assert sum(counts(*[process.output for process in both])) == 200
 
 
 def test_give_back_killed_again_and_again(fetch: Fetch, client: Any, server: Server) -> None:
@@ -558,7 +563,7 @@ def test_the_permissions_are_enough_for_a_group(run: Any) -> None:
         client.xgroup_create("events", "moderation", "$")
         client.xadd(GROUPS_LETTERS, {"event": "{}", "id": entry, "attempts": "3"})
         lines = run("moderation", REDIS_URL=address(server.port, "x", "op"))
-        assert lines == ["1 given back to the group moderation, 0 stay"]
+        assert lines == ["given back to the group moderation: 1, stay: 0"]
         assert {entry["object"] for entry in client.acl_log()} <= {"client|setinfo"}
 
 

@@ -7,7 +7,7 @@
 local letters, stream, attempts = KEYS[1], KEYS[2], KEYS[3]
 local letter, group, id = ARGV[1], ARGV[2], ARGV[3]
 
--- The event becomes pending again, for a consumer that seems to have left it in 1970, so that others take it over at once.
+-- The event becomes pending for a consumer that seems to have left it in 1970: the others take it over at once.
 local claim = {'XCLAIM', stream, group, 'redrive', '0', id, 'TIME', '0', 'RETRYCOUNT', '0', 'FORCE', 'JUSTID'}
 
 -- A script does not roll back: whatever may be refused is asked before the first write.

@@ -1,4 +1,4 @@
--- Answer which commands of the fetcher Redis refuses to its user; none of them is executed. Before Redis 7 it cannot say.
+-- Answer which commands of the fetcher Redis refuses, without executing them. Before Redis 7 it cannot say.
 --
 -- KEYS: checkpoint, seen, stream, dead letters, heartbeat, a name
 -- ARGV: channel
@@ -10,7 +10,7 @@ end
 local refused = {}
 for _, command in ipairs({
   {'SET', checkpoint, ''}, {'SET', alive, ''}, {'SET', name, ''}, {'EXISTS', alive}, {'MGET', name},
-  {'ZADD', seen, '0', ''}, {'ZREMRANGEBYRANK', seen, '0', '0'}, {'TYPE', dead},
+  {'ZADD', seen, '0', ''}, {'ZMSCORE', seen, ''}, {'ZREMRANGEBYRANK', seen, '0', '0'}, {'TYPE', dead},
   {'XADD', stream, '*', 'event', ''}, {'XADD', dead, '*', 'error', ''}, {'PUBLISH', ARGV[1], ''},
 }) do
   if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(command)) then

@@ -44,8 +44,8 @@ def redrive(settings: Config, group: str | None) -> int:
                 print(f"{letter} stays: {reason}", flush=True)
     finally:
         went = f"given back to the group {group}" if group else "published"
-        gaps = f", and {counts[GAP]} gaps in VK's history" if counts[GAP] else ""
-        print(f"{counts[WENT]} {went}, {counts['stay']} stay{gaps}", flush=True)
+        gaps = f", gaps in VK's history: {counts[GAP]}" if counts[GAP] else ""
+        print(f"{went}: {counts[WENT]}, stay: {counts['stay']}{gaps}", flush=True)
     return 0
 
 
