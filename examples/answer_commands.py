@@ -1,13 +1,15 @@
-"""Answer commands in the chat they come from. Live: what is sent while nobody listens stays unanswered.
+"""Answer commands in the chat they come from. Live: what is sent while this does not run stays unanswered.
 
-TOKEN, the community's token, may write messages; REDIS_URL is the bus. Run it in the directory of the repository:
-python -m examples.answer_commands
+TOKEN, the community's token, may write messages; REDIS_URL is the bus. Both come from the environment or from `.env`.
+In the directory of the repository: python -m examples.answer_commands
 """
 
 import os
+import sys
 import zlib
 from contextlib import suppress
 
+from dotenv import load_dotenv
 from redis import Redis
 from requests import RequestException
 from vk_api import VkApi, VkApiError
@@ -21,16 +23,19 @@ ANSWERS = {
 
 
 def answer(event: Event) -> str | None:
-    """Return what there is to say to a command, whatever its prefix."""
+    """Return the answer to a command, whatever its prefix; None if the command is unknown."""
     command = event.message.text[1:].split()[0].lower() if event.message else ""
     return ANSWERS[command].format(name=event.user.firstname) if command in ANSWERS else None
 
 
 def main() -> None:
     """Answer for ever."""
-    redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
-    vk = VkApi(token=os.environ["TOKEN"], api_version="5.199").get_api()
-    for event in subscribe(redis, "command"):
+    load_dotenv(".env", interpolate=False)
+    if not (token := os.environ.get("TOKEN")):
+        sys.exit("TOKEN is missing: put the community's token into .env or into the environment.")
+    redis = Redis.from_url(os.environ.get("REDIS_URL") or "redis://localhost:6379/0")
+    vk = VkApi(token=token, api_version="5.199").get_api()
+    for event in subscribe(redis, "command", bus=os.environ.get("BUS") or "events"):
         if text := answer(event):
             # VK sends a message with the same random_id once: an event that is published again is not answered again.
             random_id = zlib.crc32(event.event_id.encode()) >> 1

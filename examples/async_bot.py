@@ -1,7 +1,8 @@
 """Answer commands with vkbottle: asynchronous, and durable: what is sent while this does not run is answered later.
 
 Several may share the work, each under a name of its own. TOKEN, the community's token, may write messages; REDIS_URL is
-the bus. pip install vkbottle, and in the directory of the repository: python -m examples.async_bot bot-1
+the bus. Both come from the environment or from `.env`. Needs vkbottle (pip install vkbottle).
+In the directory of the repository: python -m examples.async_bot bot-1
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import zlib
 from contextlib import suppress
 
 from aiohttp import ClientError
+from dotenv import load_dotenv
 from redis.asyncio import Redis
 from vkbottle import API, VKAPIError
 
@@ -19,12 +21,12 @@ from fetcher.asyncio import consume
 
 
 async def ping(event: Event) -> str:
-    """Tell that the bot is there."""
+    """Say that the bot is there."""
     return f"{event.user.firstname}, I am here."
 
 
 async def where(event: Event) -> str:
-    """Tell what this chat is called."""
+    """Say what this chat is called."""
     return f"This is «{event.peer.name}», {event.peer.bpid}."
 
 
@@ -33,9 +35,14 @@ COMMANDS = {"ping": ping, "where": where}
 
 async def main() -> None:
     """Answer for ever."""
-    redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
-    api = API(os.environ["TOKEN"])
-    async for event in consume(redis, group="bot", consumer=sys.argv[1]):
+    load_dotenv(".env", interpolate=False)
+    if not (token := os.environ.get("TOKEN")):
+        sys.exit("TOKEN is missing: put the community's token into .env or into the environment.")
+    if len(sys.argv) < 2:
+        sys.exit("The consumer's name is missing: python -m examples.async_bot bot-1")
+    redis = Redis.from_url(os.environ.get("REDIS_URL") or "redis://localhost:6379/0")
+    api = API(token)
+    async for event in consume(redis, group="bot", consumer=sys.argv[1], bus=os.environ.get("BUS") or "events"):
         if event.event_type != "command" or not event.message:
             continue
         if command := COMMANDS.get(event.message.text[1:].split()[0].lower()):

@@ -1,7 +1,7 @@
 """Report who posts links in a chat for the third time. Durable: nothing is missed while this does not run.
 
-Several may share the work, each under a name of its own; in the directory of the repository:
-python -m examples.moderation_worker moderation-1
+Several may share the work, each under a name of its own. REDIS_URL, the bus, comes from the environment or from `.env`.
+In the directory of the repository: python -m examples.moderation_worker moderation-1
 An event may come again after a crash: so the links of a person are a set of event_ids, not a counter. An event that
 makes this crash three times becomes a dead letter in the stream {events}:dead-letter:moderation, and the next comes.
 """
@@ -10,27 +10,32 @@ import os
 import sys
 from contextlib import suppress
 
+from dotenv import load_dotenv
 from redis import Redis
 
 from fetcher import Event, consume
 
-MOST = 3
+MAX_LINKS = 2
 
 
 def has_link(event: Event) -> bool:
-    """Tell whether it is a link in a chat."""
+    """Return whether it is a message with a link, in a chat."""
     message = event.message
     return bool(event.peer.cid and message and ("link" in message.attachments or "://" in message.text))
 
 
 def main() -> None:
     """Moderate for ever."""
-    redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
-    for event in consume(redis, group="moderation", consumer=sys.argv[1], attempts=3):
+    load_dotenv(".env", interpolate=False)
+    if len(sys.argv) < 2:
+        sys.exit("The consumer's name is missing: python -m examples.moderation_worker moderation-1")
+    redis = Redis.from_url(os.environ.get("REDIS_URL") or "redis://localhost:6379/0")
+    bus = os.environ.get("BUS") or "events"
+    for event in consume(redis, group="moderation", consumer=sys.argv[1], bus=bus, attempts=3):
         if has_link(event):
             links = f"moderation:links:{event.peer.bpid}:{event.user.uuid}"
             redis.sadd(links, event.event_id)
-            if redis.scard(links) >= MOST:
+            if redis.scard(links) > MAX_LINKS:
                 print(f"{event.user.name} (@{event.user.nick}) posts links in «{event.peer.name}»", flush=True)
 
 

@@ -1,37 +1,50 @@
 """A vk_api script that takes its updates from the stream: its handler is as it was, and nothing is missed.
 
-The fetcher runs with RAW=1. TOKEN is the community's, REDIS_URL the bus. Several may share the work, each under a name
-of its own, and after a crash an event may come again: python examples/vk_api_script.py script-1
+The fetcher runs with RAW=1. TOKEN is the community's, REDIS_URL the bus; both come from the environment or from `.env`.
+Several may share the work, each under a name of its own, and after a crash an event may come again.
+In the directory of the repository: python -m examples.vk_api_script script-1
 """
 
 import os
 import sys
+from contextlib import suppress
+from typing import Any
 
+from dotenv import load_dotenv
 from redis import Redis
 from vk_api import VkApi
 from vk_api.bot_longpoll import VkBotEvent, VkBotEventType, VkBotLongPoll
 
 from fetcher import consume
 
-vk = VkApi(token=os.environ["TOKEN"], api_version="5.199").get_api()
 
-
-def handle(event: VkBotEvent) -> None:
+def handle(vk: Any, event: VkBotEvent) -> None:
     """Do what the loop over longpoll.listen() did."""
-    if event.type == VkBotEventType.MESSAGE_NEW and event.from_chat and event.message.text == "/ping":
-        vk.messages.send(chat_id=event.chat_id, message="pong", random_id=0)
+    if event.type == VkBotEventType.MESSAGE_NEW:
+        print(f"{event.message.from_id}: {event.message.text}", flush=True)
+        if event.from_chat and event.message.text == "/ping":
+            vk.messages.send(chat_id=event.chat_id, message="pong", random_id=0)
     elif event.type == VkBotEventType.GROUP_JOIN:
         vk.messages.send(user_id=event.obj.user_id, message="Welcome!", random_id=0)
 
 
 def main() -> None:
-    """Handle for ever. What ends with an exception is not acknowledged: it comes again after a restart."""
-    redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
-    for event in consume(redis, group="vk_api", consumer=sys.argv[1]):
-        if event.raw:  # what was published before the fetcher had RAW=1 has none
+    """Handle for ever. If the handler raises, the event is not acknowledged: it comes again after a restart."""
+    load_dotenv(".env", interpolate=False)
+    if not (token := os.environ.get("TOKEN")):
+        sys.exit("TOKEN is missing: put the community's token into .env or into the environment.")
+    if len(sys.argv) < 2:
+        sys.exit("The consumer's name is missing: python -m examples.vk_api_script script-1")
+    redis = Redis.from_url(os.environ.get("REDIS_URL") or "redis://localhost:6379/0")
+    vk = VkApi(token=token, api_version="5.199").get_api()
+    for event in consume(redis, group="vk_api", consumer=sys.argv[1], bus=os.environ.get("BUS") or "events"):
+        if event.raw:
             event_class = VkBotLongPoll.CLASS_BY_EVENT_TYPE.get(event.raw["type"], VkBotEvent)
-            handle(event_class(event.raw))  # VkBotMessageEvent for messages
+            handle(vk, event_class(event.raw))  # VkBotMessageEvent for messages
+        else:
+            print(f"{event.event_id} is skipped: it was published without `raw`, set RAW=1 for the fetcher", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    with suppress(KeyboardInterrupt):  # Ctrl-C ends it
+        main()

@@ -1,26 +1,36 @@
 """A vkbottle bot that takes its updates from the stream: its handlers are as they were, and nothing is missed.
 
-The fetcher runs with RAW=1. TOKEN is the community's, REDIS_URL the bus. Several may share the work, each under a name
-of its own, and after a crash an event may come again: python examples/vkbottle_bot.py bot-1
+The fetcher runs with RAW=1. TOKEN is the community's, REDIS_URL the bus; both come from the environment or from `.env`.
+Several may share the work, each under a name of its own, and after a crash an event may come again.
+Needs vkbottle (pip install vkbottle). In the directory of the repository: python -m examples.vkbottle_bot bot-1
 """
 
 import asyncio
 import os
 import sys
+from contextlib import suppress
 
+from dotenv import load_dotenv
 from redis.asyncio import Redis
 from vkbottle import GroupEventType, GroupTypes
 from vkbottle.bot import Bot, Message
 
 from fetcher.asyncio import consume
 
-bot = Bot(os.environ["TOKEN"])
+load_dotenv(".env", interpolate=False)
+bot = Bot(os.environ.get("TOKEN"))
 
 
 @bot.on.chat_message(text="/ping <word>")
 async def ping(message: Message, word: str) -> str:
     """Answer in the chat."""
     return f"pong {word}"
+
+
+@bot.on.message()
+async def other_message(message: Message) -> None:
+    """Show what is not answered."""
+    print(f"{message.from_id}: {message.text}", flush=True)
 
 
 @bot.on.raw_event(GroupEventType.GROUP_JOIN, dataclass=GroupTypes.GroupJoin)
@@ -31,11 +41,18 @@ async def group_join(event: GroupTypes.GroupJoin) -> None:
 
 async def main() -> None:
     """Handle for ever, instead of bot.run_polling(). vkbottle logs what a handler raises; then the next event comes."""
-    redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
-    async for event in consume(redis, group="vkbottle", consumer=sys.argv[1]):
-        if event.raw:  # what was published before the fetcher had RAW=1 has none
+    if not os.environ.get("TOKEN"):
+        sys.exit("TOKEN is missing: put the community's token into .env or into the environment.")
+    if len(sys.argv) < 2:
+        sys.exit("The consumer's name is missing: python -m examples.vkbottle_bot bot-1")
+    redis = Redis.from_url(os.environ.get("REDIS_URL") or "redis://localhost:6379/0")
+    async for event in consume(redis, group="vkbottle", consumer=sys.argv[1], bus=os.environ.get("BUS") or "events"):
+        if event.raw:
             await bot.process_event(event.raw)
+        else:
+            print(f"{event.event_id} is skipped: it was published without `raw`, set RAW=1 for the fetcher", flush=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with suppress(KeyboardInterrupt):  # Ctrl-C ends it
+        asyncio.run(main())

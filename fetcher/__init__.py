@@ -2,8 +2,8 @@
 
 TYPE_CHECKING = False  # typing's own would cost the program its first milliseconds, in which a signal may come
 if TYPE_CHECKING:
+    from .consumers.blocking import consume, subscribe
     from .events import Action, Button, Event, Message, Peer, Reaction, Reply, User
-    from .subscriber import consume, subscribe
 
 __version__ = "1.1.0"
 __all__ = ["Action", "Button", "Event", "Message", "Peer", "Reaction", "Reply", "User", "consume", "subscribe"]
@@ -15,4 +15,5 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(".subscriber" if name in ("consume", "subscribe") else ".events", __name__), name)
+    module = ".consumers.blocking" if name in ("consume", "subscribe") else ".events"
+    return getattr(import_module(module, __name__), name)

@@ -1,15 +1,17 @@
-"""The other end of the bus for `async for`: the same two names, over the clients of redis.asyncio."""
+"""`subscribe` and `consume` for `async for`, over the clients of redis.asyncio: the other driver of the same core."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from typing import Any
 
 from redis.asyncio import Redis, RedisCluster
 
-from . import subscriber
+from .consumers import connection as own
+from .consumers.durable import Durable
+from .consumers.live import Live
+from .consumers.steps import Connect, Core
 from .events import Event
-from .subscriber import ERRORS, Command, Durable, Live, Reconnect, connection_of
 
 
 def subscribe(redis: "Redis | RedisCluster", *event_types: str, bus: str = "events") -> AsyncGenerator[Event, None]:
@@ -25,57 +27,33 @@ def consume(
     return drive(redis, Durable(bus, group, consumer, start, idle, attempts))
 
 
-async def locate(redis: Any, key: str | None, failed: bool) -> Any:
-    """Make a connection; in a cluster to the key's node, or to any; after a failure ask where they are now."""
-    if not hasattr(redis, "get_node_from_key"):
-        return connection_of(redis.connection_pool, None)
-    await redis.initialize()
-    if failed:
-        await redis.nodes_manager.initialize()
-    node = redis.get_node_from_key(key) if key else redis.get_random_node()
-    return connection_of(node, None)
-
-
-async def exchange(connection: Any, commands: Sequence[Command], replies: int) -> list[Any]:
-    """Send the commands, and return so many replies."""
-    if commands:
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        await asyncio.sleep(0)  # other tasks have their turn, even if the handler waits for nothing
-    if not replies:
-        return []
-    async with asyncio.timeout(subscriber.SILENCE):
-        return [await connection.read_response(disconnect_on_error=False) for _ in range(replies)]
-
-
-async def drive(redis: Any, core: Live | Durable) -> AsyncGenerator[Event, None]:
+async def drive(redis: Any, core: Core) -> AsyncGenerator[Event, None]:
     """Do what the core says."""
-    steps, connection, failed = core.steps(), None, False
+    steps = core.steps()
     result: Any = None
-    try:
+    async with AsyncExitStack() as opened:
         while True:
-            step = steps.throw(result) if isinstance(result, Exception) else steps.send(result)
+            step = steps.throw(result) if isinstance(result, BaseException) else steps.send(result)
             result = None
-            if isinstance(step, Event):
-                try:
-                    yield step
-                except GeneratorExit:
-                    with suppress(*ERRORS):
-                        await exchange(connection, *core.farewell())
-                    raise
-            elif isinstance(step, Reconnect):
-                if connection:
-                    await connection.disconnect(nowait=True)
-                connection, failed = None, True
-                await asyncio.sleep(step.delay)
-            else:
-                try:
-                    if not connection:
-                        async with asyncio.timeout(subscriber.SILENCE):
-                            connection = await locate(redis, core.key, failed)
-                            await connection.connect()
-                    result = await exchange(connection, *step)
-                except Exception as error:
-                    result = error
-    finally:
-        if connection:
-            await connection.disconnect(nowait=True)
+            try:
+                if isinstance(step, Connect):
+                    await opened.aclose()
+                    await asyncio.sleep(step.delay)
+                    async with asyncio.timeout(own.REPLY_TIMEOUT):
+                        if isinstance(redis, RedisCluster):
+                            await redis.nodes_manager.initialize()  # another node may have the key now
+                        connection = own.new_connection(redis, core.key, None)
+                        opened.push_async_callback(connection.disconnect, nowait=True)
+                        await connection.connect()
+                    continue
+                await connection.send_packed_command(connection.pack_commands(step.commands), check_health=False)
+                if step.event:
+                    yield step.event
+                elif step.replies:
+                    async with asyncio.timeout(own.REPLY_TIMEOUT):
+                        replies = range(step.replies)
+                        result = [await connection.read_response(disconnect_on_error=False) for _ in replies]
+                else:
+                    await asyncio.sleep(0)  # other tasks have their turn, even if the handler waits for nothing
+            except (Exception, GeneratorExit, asyncio.CancelledError) as error:
+                result = error

@@ -1,31 +1,36 @@
-"""The log: our own lines, to standard error, and no secret in any of them."""
+"""The log: our own lines, to standard error, without secrets."""
 
 import logging
 import re
 from collections.abc import Iterable
 from typing import Any
 
+WITH_TIME = "%(asctime)s %(levelname)s %(message)s"
+PLAIN = "event-fetcher: %(message)s"
 
-class Redacted(logging.Formatter):
-    """Takes secrets out of tracebacks, where libraries speak; our own sentences hold none."""
 
-    def __init__(self, secrets: Iterable[str]) -> None:
-        """Hide these secrets, and what an address holds as user, password or key."""
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+class RedactingFormatter(logging.Formatter):
+    """Hides secrets in tracebacks, which quote libraries; our own sentences hold none."""
+
+    def __init__(self, form: str, secrets: Iterable[str]) -> None:
+        """Hide these secrets, and the user, password or key in any address."""
+        super().__init__(form)
         address = r"(?<=://)[^\s/@]+(?=@)|(?<=\bkey=)[^\s&'\"]+|(?<=access_token=)[^\s&'\"]+"
         self.secrets = re.compile("|".join([*map(re.escape, secrets), address]))
 
-    def formatException(self, *of_record: Any) -> str:  # noqa: N802
+    def formatException(self, *exc_info: Any) -> str:  # noqa: N802
         """Return the traceback without secrets."""
-        return self.secrets.sub("***", super().formatException(*of_record))
+        return self.secrets.sub("***", super().formatException(*exc_info))
 
 
-def to_stderr(level: str, secrets: Iterable[str]) -> None:
-    """Send our own log lines to standard error; those of libraries, which hold addresses with keys, go nowhere."""
-    logging.getLogger().addHandler(logging.NullHandler())
+def to_stderr(form: str = PLAIN, level: str = "INFO", secrets: Iterable[str] = ()) -> None:
+    """Write our own log lines to standard error, in place of what an earlier call set up.
+
+    The lines of libraries hold addresses with keys: they are discarded.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(Redacted(secrets))
+    handler.setFormatter(RedactingFormatter(form, secrets))
     log = logging.getLogger("fetcher")
-    log.addHandler(handler)
+    log.handlers, log.propagate = [handler], False
     log.setLevel(level)
-    log.propagate = False
+    logging.getLogger().handlers = [logging.NullHandler()]

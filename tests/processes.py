@@ -99,7 +99,7 @@ class Fetcher:
         with self._printed:
             return "\n".join(self.lines)
 
-    def wait_for(self, text: str, timeout: float = 10, after: int | None = None) -> int:
+    def wait_for(self, text: str, timeout: float = 60, after: int | None = None) -> int:
         """Wait until a line holds the text, and return its index in `lines`.
 
         Looks at the lines of the present process, or only behind the line `after`.
@@ -119,7 +119,7 @@ class Fetcher:
                 self._printed.wait(min(left, 0.1))
         raise AssertionError(f"{text!r} was not printed within {timeout} s, but:\n{self.output}")
 
-    def wait(self, timeout: float = 10) -> int:
+    def wait(self, timeout: float = 60) -> int:
         """Wait until it ends by itself, and return its exit code."""
         try:
             code = self.process.wait(timeout)
@@ -132,7 +132,7 @@ class Fetcher:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def terminate(self, timeout: float = 10) -> int:
+    def terminate(self, timeout: float = 60) -> int:
         """Ask it to end, and return its exit code."""
         self.signal(signal.SIGTERM)
         return self.wait(timeout)

@@ -48,7 +48,7 @@ def address(port: int, password: str | None = None, username: str = "") -> str:
     return f"redis://{credentials}{HOST}:{port}/0"
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 10, what: str = "it") -> None:
+def wait_until(condition: Callable[[], Any], timeout: float = 60, what: str = "it") -> None:
     """Wait until the condition holds; a server that is not there yet is one more reason to wait."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:

@@ -4,6 +4,7 @@ What both kinds promise is tested in test_subscriber.py.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
@@ -13,9 +14,10 @@ from redis.asyncio import Redis
 
 from fetcher import Event
 from fetcher.asyncio import consume, subscribe
+from fetcher.consumers import connection, durable
 from tests import HOST
-from tests.servers import Server, wait_until
-from tests.test_subscriber import GROUP, add, fill, listeners, pending, text
+from tests.servers import Proxy, Server
+from tests.test_subscriber import GROUP, PATIENCE, add, dead_letters, fill, listeners, pending, text, wait_until
 from tests.test_subscriber import event as new_event
 
 
@@ -42,27 +44,35 @@ def connections(client: redis.Redis) -> int:
 
 
 @pytest.mark.parametrize("read", [lambda own: consume(own, GROUP, "a"), lambda own: subscribe(own, "message")])
-def test_a_cancelled_task_gives_its_connection_back(
-    server: Server, client: redis.Redis, read: Callable[[Redis], AsyncGenerator[Event, None]]
+def test_a_cancelled_task_closes_its_connection(
+    server: Server,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[Redis], AsyncGenerator[Event, None]],
 ) -> None:
-    """While it waits for an event; at once."""
+    """While it waits for an event: at once, without a word from Redis."""
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 10 * PATIENCE)
     before = connections(client)
 
     async def run() -> None:
         async with Redis(host=HOST, port=server.port) as own:
             waiting = asyncio.create_task(anext(read(own)))
             await until(lambda: client.exists("events") or listeners(client))
-            waiting.cancel()
-            async with asyncio.timeout(0.5):
-                with pytest.raises(asyncio.CancelledError):
-                    await waiting
+            server.pause()
+            try:
+                waiting.cancel()
+                async with asyncio.timeout(PATIENCE):
+                    with pytest.raises(asyncio.CancelledError):
+                        await waiting
+            finally:
+                server.resume()
             await until(lambda: connections(client) == before)
 
     asyncio.run(run())
 
 
 def test_a_task_cancelled_in_its_handler_leaves_the_event_unacknowledged(server: Server, client: redis.Redis) -> None:
-    """What it has read ahead is given back when the generator is closed, which the loop does by itself."""
+    """What it has read ahead is released when the generator is closed, which the loop does by itself."""
     fill(client, 400)
     before = connections(client)
     got: list[str] = []
@@ -89,6 +99,64 @@ def test_a_task_cancelled_in_its_handler_leaves_the_event_unacknowledged(server:
             await again.aclose()
 
     asyncio.run(run())
+
+
+def test_what_was_read_ahead_is_released_when_a_task_is_cancelled_between_two_events(
+    server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was handled is acknowledged, the others are there for whoever comes next; nothing counts as an attempt."""
+    monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", PATIENCE)
+    fill(client, 300)
+    got: list[str] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def work(own: Redis) -> None:
+        async for event in consume(own, GROUP, "a", start="0", attempts=1):
+            got.append(event.event_id)
+            if len(got) == 150:
+                tasks[0].cancel()  # takes effect when the next event is requested
+
+    async def run() -> None:
+        async with Redis(host=HOST, port=server.port) as own:
+            tasks.append(asyncio.create_task(work(own)))
+            await asyncio.wait(tasks)
+            other = consume(own, GROUP, "b", attempts=1)
+            assert [(await anext(other)).event_id for _ in range(150)] == [str(id) for id in range(150, 300)]
+            await other.aclose()
+
+    asyncio.run(run())
+    assert got == [str(id) for id in range(150)]
+    assert dead_letters(client) == []
+
+
+def test_no_event_is_set_aside_that_no_handler_had(server: Server, client: redis.Redis) -> None:
+    """Redis is 40 ms away, and a task with one attempt is cancelled dozens of times, whatever it is doing then."""
+    fill(client, 100)
+    got: list[str] = []
+
+    async def work(own: Redis) -> None:
+        async for event in consume(own, GROUP, "a", start="0", attempts=1):
+            got.append(event.event_id)
+
+    async def run(port: int) -> None:
+        async with Redis(host=HOST, port=port) as own:
+            for life in range(36):
+                task = asyncio.create_task(work(own))
+                await asyncio.sleep(0.15 + 0.012 * (life % 13))
+                task.cancel()
+                await asyncio.wait([task])
+            task = asyncio.create_task(work(own))
+            await until(lambda: len({*got, *map(event_id, dead_letters(client))}) == 100)
+            task.cancel()
+            await asyncio.wait([task])
+
+    def event_id(letter: dict[str, str]) -> str:
+        return str(json.loads(letter["event"])["event_id"])
+
+    with Proxy(server.port, delay=0.02) as proxy:
+        asyncio.run(run(proxy.port))
+    assert dead_letters(client) == []
+    assert sorted(map(int, got)) == list(range(100))
 
 
 def test_break_leaves_the_event_unacknowledged_and_no_connection_behind(server: Server, client: redis.Redis) -> None:

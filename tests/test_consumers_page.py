@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,8 @@ import pytest
 import redis.asyncio
 
 import fetcher.asyncio
-from fetcher import Event, consume, subscribe, subscriber
+from fetcher import Event, consume, subscribe
+from fetcher.consumers import connection
 from tests import HOST
 from tests.processes import ROOT
 from tests.servers import Server, cluster, wait_until
@@ -26,6 +28,7 @@ from tests.test_subscriber import add, event, fill, text
 
 PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("consumers.md", "consumers.ru.md")}
 ENGLISH, RUSSIAN = PAGES.values()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -85,14 +88,15 @@ def run_until(server: Server, block: str, *printed: str) -> None:
             assert process.poll() is None, shown()
             return all(part in shown() for part in printed)
 
-        wait_until(has_printed, 20, "what the block prints")
+        wait_until(has_printed, 80, "what the block prints")
 
 
 @pytest.mark.parametrize(
     ("part", "printed"),
     [
-        ('"command", "button"', ["Ян Ли Ян Ли Message(cmid=1, text='текст command'"]),
-        ("from fetcher import consume\n", ["message message Ян Ли", "command command Ян Ли"]),
+        ('"message", "command"', ["Ян Ли in «Ян Ли»: текст message", "Ян Ли in «Ян Ли»: текст command"]),
+        ('group="archive", consumer="archive-1"):\n    print', ["message message Ян Ли", "command command Ян Ли"]),
+        ("attempts=3", ["message message Ян Ли", "command command Ян Ли"]),
         ("from fetcher.asyncio", ["message message Ян Ли", "command command Ян Ли"]),
         ("faststream", ["live: Ян Ли текст command", "durable: message", "durable: command"]),
     ],
@@ -113,6 +117,17 @@ def test_pydantic(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_what_happens_while_a_script_is_replaced_waits_for_the_new_one(client: Any, page: str) -> None:
+    """The group of "Moving from your script" is made before there are events, and has those that come after it."""
+    ((command, group),) = re.findall(r"`redis-cli (XGROUP CREATE events (\w+) .+)`", page)
+    assert f'group="{group}"' in page
+    client.execute_command(*shlex.split(command))
+    add(client, "events", 1, 2)
+    with closing(consume(client, group, "bot-1")) as events:
+        assert [next(events).event_id, next(events).event_id] == ["1", "2"]
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 def test_every_parameter_of_consume(page: str) -> None:
     """With its default."""
     told = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.MULTILINE))
@@ -125,9 +140,9 @@ def test_every_parameter_of_consume(page: str) -> None:
 
 
 def permissions(attempts: bool) -> str:
-    """The documented line, for a user with a known password."""
-    line, more = (block.strip() for block in blocks(ENGLISH, "text"))
-    return line.replace("SECRET", "secret") + f" {more}" * attempts
+    """The documented line, for a user with a known password; without `attempts` also without what only they need."""
+    (line,) = re.findall("^user consumer .+$", OPERATIONS, re.MULTILINE)
+    return str(line if attempts else re.sub(r" \(.+?\)| \+xpending", "", line)).replace("SECRET", "secret")
 
 
 SYNC, ASYNC = redis.Redis, redis.asyncio.Redis
@@ -143,14 +158,16 @@ READERS: dict[str, tuple[Any, Callable[[Any], Any], bool]] = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_permissions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are enough for all that a consumer ever does: a silence, a group to create, entries to take or give back."""
+    """They are enough for all that a consumer ever does: a silence, a group to create, entries to claim or release."""
     make, read, attempts = READERS[name]
-    monkeypatch.setattr(subscriber, "SILENCE", 1.2)
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 1.2)
     with Server(acl=[permissions(attempts)]) as server, server.client() as owner:
         fill(owner, 100)
         owner.xgroup_create("events", "moderation", "0")
-        owner.xreadgroup("moderation", "a", {"events": ">"}, count=3)  # one attempt
-        owner.xclaim("events", "moderation", "a", 0, [owner.xrange("events")[0][0]], retrycount=9)
+        owner.xreadgroup("moderation", "a", {"events": ">"}, count=3)
+        failed = [owner.xrange("events")[0][0], "0-1"] * attempts  # one is a dead letter, one is to be forgotten
+        for id in failed:
+            owner.hset("{events}:attempts:moderation", id, 9)
         listening = ExitStack()
 
         def publish() -> None:
@@ -160,7 +177,7 @@ def test_permissions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 owner.publish("events:message", text(event(id)))
 
         def pause(number: int) -> None:
-            time.sleep(0.3 * (number == 50))  # what is read ahead is given back
+            time.sleep(0.3 * (number == 50))  # what is read ahead is released
 
         async def take_asynchronously(own: Any) -> None:
             async with own, aclosing(read(own)) as events:
@@ -188,8 +205,8 @@ def test_permissions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_permissions_on_a_cluster() -> None:
     """With what the page adds for it."""
-    (more,) = re.findall(r"`(\+cluster\S+ \+command)`", ENGLISH)
-    line = permissions(attempts=True).replace(" (", f" {more} (")
+    (more,) = re.findall(r"`(\+cluster\S+ \+command \+asking)`", OPERATIONS)
+    line = permissions(attempts=True).replace(" (", f" {more} (", 1)
     with cluster(1, acl=[line]) as (node,), node.client() as owner:
         add(owner, "events", 1)
         own = redis.RedisCluster(HOST, node.port, username="consumer", password="secret")

@@ -24,7 +24,8 @@ from fetcher.core import backlog, relay
 from fetcher.core.names import Name, fill, ids_to_resolve
 from fetcher.events import CHATS, channel
 from fetcher.vk import lookups
-from fetcher.vk.builders import BUILDERS, build, command_pattern
+from fetcher.vk.builders import BUILDERS, command_pattern
+from fetcher.vk.updates import Updates
 from tests.processes import ROOT, Fetcher
 from tests.samples import SAMPLES
 from tests.servers import Server, entries, wait_until
@@ -36,7 +37,7 @@ TEXTS = {
 }
 ENGLISH, RUSSIAN, GUIDE = TEXTS["README.md"], TEXTS["README.ru.md"], TEXTS["CONTRIBUTING.md"]
 TRANSLATED = ["README.md", "docs/operations.md", "docs/consumers.md"]
-SETTINGS = set(re.findall(r'(?:get|number|matching)\("([A-Z_]+)"', Path(config.__file__).read_text(encoding="utf-8")))
+SETTINGS = set(config.NAMES)
 RECORDED = json.loads((ROOT / "fetcher/commands/demo.json").read_text(encoding="utf-8"))["updates"]
 
 GROUP, PERSON, CHAT = 218730916, 206295116, 2000000002
@@ -47,7 +48,8 @@ UPDATES = [  # what the events in the READMEs are made of
     button({"action": "buy", "id": 7}, PERSON, CHAT, conversation_message_id=3896, event_id="5bba1af2abf1"),
     reaction(4, PERSON, CHAT, cmid=3895),
 ]
-TRY = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/python"
+TRY = "python3 -m venv .venv && .venv/bin/pip install '.[demo]' && .venv/bin/python main.py --demo\n"
+TEST = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/python -m pytest\n"
 MARKERS = {"docs/benchmark.md": ["bench"], "docs/reliability.md": ["simulation", "soak"]}
 
 readme = pytest.mark.parametrize("text", [ENGLISH, RUSSIAN], ids=["en", "ru"])
@@ -204,7 +206,7 @@ def test_attributes(text: str) -> None:
 @readme
 def test_names_of_the_bus(text: str) -> None:
     """The table has the names of channels and streams, and how many events are kept."""
-    there = Bus("redis://nowhere", "events", GROUP, 1, 1, 1)
+    there = Bus("redis://nowhere", "events", GROUP, 1, 1)
     rows = table(text, "channel" if text is ENGLISH else "канал")
     assert quoted(rows[0][1]) == [channel("events", "<event_type>")]
     assert [quoted(row[1])[0] for row in rows[1:]] == there.keys[2:]
@@ -233,8 +235,9 @@ def test_limits() -> None:
 @readme
 def test_json_is_what_is_published(text: str, published: list[str]) -> None:
     """The READMEs' JSON is what the fetcher makes of such an update, key by key."""
-    told = [json.dumps(json.loads(block), ensure_ascii=False) for block in blocks(text, "json")]
-    assert told == [event for event in published if json.loads(event)["event_type"] == "command"]
+    shown = [json.dumps(json.loads(block)) for block in blocks(text, "json")]
+    events = [json.loads(event) for event in published]
+    assert shown == [json.dumps(event) for event in events if event["event_type"] == "command"]
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +263,7 @@ def test_consumers(name: str, server: Server, published: list[str], tmp_path: Pa
     (other,) = [call for call in quoted(ENGLISH) if call.startswith("consume(Redis()")]
     if name == "consume":
         program = program.replace("import subscribe", "import consume")
-        program = re.sub(r"subscribe\(.+\)(?=:)", other, program)
+        program = program.replace("subscribe(Redis())", other)
     assert name in program
     (tmp_path / "consumer.py").write_text(program.replace("Redis()", f"Redis(port={server.port})"), encoding="utf-8")
     ended = threading.Event()
@@ -282,21 +285,34 @@ def test_consumers(name: str, server: Server, published: list[str], tmp_path: Pa
             assert process.stdout
             line = process.stdout.readline()
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=20)
+            _, errors = process.communicate(timeout=80)
     finally:
         ended.set()
         talking.join()
-    assert line.startswith("Руслан Башинский FUNCKA | TOASTER | DEV | CHAT ")
+    place, _, text = line.rstrip().partition(": ")
+    assert place == "Руслан Башинский in «FUNCKA | TOASTER | DEV | CHAT»"
+    assert text in ("Hi!", "/command")
     assert (process.returncode, errors) == (0, "")
 
 
 @readme
 def test_the_two_commands(text: str) -> None:
     """Each stands in a block of its own, word for word, the demo first; CI runs the other one."""
-    told = blocks(text, "sh")
-    assert told[0] == f"{TRY} main.py --demo\n"
-    assert told[-1] == f"{TRY} -m pytest\n"
-    assert told[-1].strip() in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    shown = blocks(text, "sh")
+    assert (shown[1], shown[-1]) == (TRY, TEST)
+    assert TEST.strip() in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+
+
+@readme
+def test_the_first_command_clones(text: str, tmp_path: Path) -> None:
+    """It can be copied as it stands: it asks for the address."""
+    repository = tmp_path / "repository"
+    subprocess.run(["git", "init", "-q", repository], check=True)
+    command = blocks(text, "sh")[0].strip() + " && pwd"
+    options: Any = {"cwd": tmp_path, "input": f"{repository}\n", "capture_output": True, "encoding": "utf-8"}
+    done = subprocess.run(["sh", "-c", command], **options, check=True)
+    assert done.stdout.endswith(f"{tmp_path / 'event-fetcher'}\n")
+    assert (tmp_path / "event-fetcher" / ".git").is_dir()
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -436,7 +452,8 @@ def users(event: Any) -> list[User]:
 def built(name: str) -> Event:
     """Return the event of a sample."""
     update = SAMPLES[name]["update"]
-    event = build(update, command_pattern(update.get("group_id", GROUP), "/!"))
+    no_lookups: Any = None  # to build an event needs none
+    event = Updates(no_lookups, command_pattern(update.get("group_id", GROUP), "/!"), raw=False).build(update)
     assert event
     return event
 

@@ -1,7 +1,8 @@
-"""The examples do what they say: on a bus with chosen events, and on the demo's."""
+"""The examples do what they say: on a bus with chosen events, behind a fetcher with RAW=1, and on the demo's bus."""
 
 import ast
 import contextlib
+import functools
 import json
 import os
 import re
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,15 +22,19 @@ import redis
 from fetcher import Event, Message, Peer, User
 from tests import free_port
 from tests.processes import ROOT, Fetcher
-from tests.servers import Server, wait_until
-from tests.vk import METHODS, VK, Refused
+from tests.servers import Server
+from tests.servers import wait_until as wait_for_it
+from tests.vk import CHAT, METHODS, PEER, PERSON, VK, Refused, message, reaction, update
+
+LONG = 80  # seconds, a ceiling: on a busy machine it takes long until an example has imported what it needs
+wait_until = functools.partial(wait_for_it, timeout=LONG)
 
 EXAMPLES = ROOT / "examples"
 RUN = """
 import runpy
 from tests.run import lead_vk_to
 lead_vk_to({url!r})
-if {name!r} == "async_bot":
+if {name!r} in ("async_bot", "vkbottle_bot"):
     from vkbottle import AiohttpClient
     request = AiohttpClient.request
     AiohttpClient.request = lambda self, url, *more, **options: request(
@@ -37,27 +43,28 @@ runpy.run_module("examples.{name}", run_name="__main__", alter_sys=True)
 """
 COMMANDS = {  # as the docstrings say
     path.stem: re.findall(r"python (-m .+)", ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")
-    for path in (EXAMPLES / name for name in ("answer_commands.py", "async_bot.py", "moderation_worker.py"))
+    for path in sorted(EXAMPLES.glob("*.py"))
 }
-CHAT, PERSON = Peer(2000000007, 7, "Футбол"), User(111222333, "Ян Ли", "Ян", "Ли", "yan")
+TEAM, YAN = Peer(2000000007, 7, "Футбол"), User(111222333, "Ян Ли", "Ян", "Ли", "yan")
 
 
-def event(id: str, event_type: str, text: str, attachments: tuple[str, ...] = (), peer: Peer = CHAT) -> str:
+def event(id: str, event_type: str, text: str, attachments: tuple[str, ...] = (), peer: Peer = TEAM) -> str:
     message = Message(1, text, None, [], list(attachments))
-    return json.dumps(Event(event_type, id, PERSON, peer, message=message).as_dict())
+    return json.dumps(Event(event_type, id, YAN, peer, message=message).as_dict())
 
 
 class Example:
-    """Run an example as its docstring says, with another VK."""
+    """Run an example in a directory with these settings in `.env`; its requests to VK go to another one."""
 
-    def __init__(self, name: str, *arguments: str, redis_url: str, vk: VK | None = None) -> None:
+    def __init__(self, name: str, *arguments: str, vk: VK | None = None, **settings: str) -> None:
         self.out = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         code = RUN.format(url=vk.url if vk else "http://127.0.0.1:1", name=name)
-        settings = {"REDIS_URL": redis_url, "PYTHONPATH": str(ROOT)} | ({"TOKEN": vk.token} if vk else {})
-        self.directory = tempfile.TemporaryDirectory()  # vk_api leaves a file there
+        settings |= {"TOKEN": vk.token} if vk else {}
+        self.directory = tempfile.TemporaryDirectory()
+        (Path(self.directory.name) / ".env").write_text("".join(f"{key}={settings[key]}\n" for key in settings))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], env=settings, cwd=self.directory.name,
-            stdout=self.out, stderr=subprocess.STDOUT,
+            [sys.executable, "-c", code, *arguments], cwd=self.directory.name,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}, stdout=self.out, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def __enter__(self) -> "Example":
@@ -68,6 +75,11 @@ class Example:
         self.process.wait()
         self.out.close()
         self.directory.cleanup()
+
+    def interrupt(self) -> int:
+        """Press Ctrl-C, and return the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(LONG)
 
     @property
     def printed(self) -> list[str]:
@@ -92,29 +104,35 @@ def client(server: Server) -> Iterator[Any]:
 def demo() -> Iterator[str]:
     """The address of the demo's bus."""
     with Fetcher("--demo", constants={"fetcher.commands.demo:PORT": free_port()}) as fetcher:
-        yield re.findall(r"redis://[\w.:/]+", fetcher.lines[fetcher.wait_for("redis://")])[0]
+        yield re.findall(r"redis://[\w.:/]+", fetcher.lines[fetcher.wait_for("redis://", LONG)])[0]
 
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What VK was asked to send; one message it refuses."""
+    """What VK was asked to send; to one peer it refuses."""
     sent: list[dict[str, Any]] = []
 
-    def send(vk: VK, params: dict[str, Any]) -> int:
-        if params["peer_id"] == "666":
+    def send(vk: VK, params: dict[str, Any]) -> Any:
+        peer = params.get("peer_ids") or params.get("peer_id") or params.get("user_id") or CHAT + int(params["chat_id"])
+        if int(peer) == 666:
             raise Refused(901, "Can't send messages for users without permission")
-        sent.append(params)
-        return len(sent)
+        sent.append(params | {"peer": int(peer)})
+        return [{"peer_id": int(peer), "message_id": 0}] if "peer_ids" in params else 0
 
     monkeypatch.setitem(METHODS, "messages.send", send)
     return sent
+
+
+def answers(sent: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    """List where VK was asked to send a message to, and its text."""
+    return [(params["peer"], params["message"]) for params in sent]
 
 
 # --- On a bus with chosen events ---------------------------------------------------------------------------
 
 
 def test_commands_are_answered(server: Server, client: Any, sent: list[dict[str, Any]]) -> None:
-    with VK() as vk, Example("answer_commands", redis_url=server.url, vk=vk) as example:
+    with VK() as vk, Example("answer_commands", REDIS_URL=server.url, vk=vk) as example:
         wait_until(lambda: client.pubsub_numsub("events:command")[0][1])
         client.publish("events:message", event("a", "message", "/help"))
         client.publish("events:command", event("b", "command", "/unknown"))
@@ -123,10 +141,10 @@ def test_commands_are_answered(server: Server, client: Any, sent: list[dict[str,
         client.publish("events:command", event("d", "command", "/HELP me"))
         client.publish("events:command", event("e", "command", "!start"))
         wait_until(lambda: len(sent) == 3 or example.process.poll() is not None)
-        assert [(params["peer_id"], params["message"]) for params in sent] == [
-            ("2000000007", "I know /help and /start."),
-            ("2000000007", "I know /help and /start."),
-            ("2000000007", "Hello, Ян!"),
+        assert answers(sent) == [
+            (2000000007, "I know /help and /start."),
+            (2000000007, "I know /help and /start."),
+            (2000000007, "Hello, Ян!"),
         ]
         ids = [int(params["random_id"]) for params in sent]
         assert ids[0] == ids[1] != ids[2]
@@ -137,17 +155,17 @@ def test_commands_are_answered(server: Server, client: Any, sent: list[dict[str,
 def test_the_asynchronous_bot_answers_commands(server: Server, client: Any, sent: list[dict[str, Any]]) -> None:
     client.xgroup_create("events", "bot", "0", mkstream=True)
     for id, event_type, text, peer in [
-        ("a", "message", "/ping", CHAT), ("b", "command", "/unknown", CHAT),
+        ("a", "message", "/ping", TEAM), ("b", "command", "/unknown", TEAM),
         ("c", "command", "/ping", Peer(666, 0, "")),
-        ("d", "command", "/PING me", CHAT), ("d", "command", "/PING me", CHAT), ("e", "command", "!where", CHAT),
+        ("d", "command", "/PING me", TEAM), ("d", "command", "/PING me", TEAM), ("e", "command", "!where", TEAM),
     ]:  # fmt: skip
         client.xadd("events", {"event": event(id, event_type, text, peer=peer)})
-    with VK() as vk, Example("async_bot", "bot-1", redis_url=server.url, vk=vk) as example:
+    with VK() as vk, Example("async_bot", "bot-1", REDIS_URL=server.url, vk=vk) as example:
         wait_until(lambda: len(sent) == 3 or example.process.poll() is not None)
-        assert [(params["peer_id"], params["message"]) for params in sent] == [
-            ("2000000007", "Ян, I am here."),
-            ("2000000007", "Ян, I am here."),
-            ("2000000007", "This is «Футбол», 2000000007."),
+        assert answers(sent) == [
+            (2000000007, "Ян, I am here."),
+            (2000000007, "Ян, I am here."),
+            (2000000007, "This is «Футбол», 2000000007."),
         ]
         ids = [int(params["random_id"]) for params in sent]
         assert ids[0] == ids[1] != ids[2]
@@ -169,11 +187,27 @@ def test_an_example_runs_as_its_docstring_says_and_ends_on_ctrl_c(server: Server
             lambda: client.exists("events") or client.pubsub_numsub("events:command")[0][1] or run.poll() is not None
         )
         run.send_signal(signal.SIGINT)
-        printed, _ = run.communicate(timeout=10)
+        printed, _ = run.communicate(timeout=LONG)
         assert (printed, run.returncode) == ("", 0)
     finally:
         run.kill()
         run.wait()
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [(name, "TOKEN") for name in COMMANDS if name != "moderation_worker"]
+    + [(name, "The consumer's name") for name in COMMANDS if name != "answer_commands"],
+)
+def test_an_example_says_in_one_sentence_what_is_missing(name: str, missing: str) -> None:
+    """No traceback: whoever tries an example has not read its source."""
+    settings: dict[str, Any] = {} if missing == "TOKEN" else {"TOKEN": "token"}
+    with Example(name, *["bot-1"] * (missing == "TOKEN"), **settings) as example:
+        assert example.process.wait(LONG) == 1
+        (line,) = example.printed
+        assert line.startswith(f"{missing} is missing: ")
+        (command,) = COMMANDS[name]
+        assert missing == "TOKEN" or line.endswith(f"python {command}")
 
 
 def test_links_are_reported_at_the_third_one(server: Server, client: Any) -> None:
@@ -184,7 +218,7 @@ def test_links_are_reported_at_the_third_one(server: Server, client: Any) -> Non
         client.xadd("events", {"event": event(id, "message", text, attachments)})
     client.xadd("events", {"event": event("d", "message", "ftp://in.private", peer=Peer(1, 0, "Ян Ли"))})
     client.xgroup_create("events", "moderation", "0")
-    with Example("moderation_worker", "moderation-1", redis_url=server.url) as example:
+    with Example("moderation_worker", "moderation-1", REDIS_URL=server.url) as example:
         wait_until(lambda: _done(client) or example.process.poll() is not None)
         assert example.printed == []
         client.xadd("events", {"event": event("e", "message", "http://example.org")})
@@ -223,11 +257,47 @@ def test_each_line_of_the_shell_examples_is_understood(server: Server, client: A
         talking.set()
 
 
+# --- Behind a fetcher with RAW=1 -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vkbottle_bot", "vk_api_script"])
+def test_bot_of_another_library(
+    vk: VK, server: Server, client: Any, fetch: Callable[..., Fetcher], sent: list[dict[str, Any]], name: str
+) -> None:
+    """Its handlers get what VK sent, once each; also what was sent while it did not run. It ends on Ctrl-C."""
+    settings: dict[str, Any] = {"vk": vk, "REDIS_URL": server.url, "BUS": "other"}
+    fetch(RAW=1, BUS="other")
+    ping, pong = ("/ping a", "pong a") if name == "vkbottle_bot" else ("/ping", "pong")
+
+    def joined(user: int) -> dict[str, Any]:
+        return update("group_join", {"user_id": user, "join_type": "join"})
+
+    with Example(name, "bot-1", **settings) as bot:
+        wait_until(lambda: client.exists(f"{{other}}:ts:{vk.group_id}"), what="the fetcher's first poll")
+        wait_until(lambda: client.xinfo_groups("other"), what="the bot's group")
+        client.xadd("other", {"event": event("of-before", "message", "published without raw")})
+        vk.push(message(ping), message(ping, peer=PERSON), reaction(), joined(PERSON), message("пока"), message(ping))
+        expected = [(PEER, pong), (PERSON, "Welcome!"), (PEER, pong)]
+        wait_until(lambda: answers(sent) == expected or bot.process.poll() is not None, what="the answers")
+        assert answers(sent) == expected
+        without = "of-before is skipped: it was published without `raw`, set RAW=1 for the fetcher"
+        assert bot.printed.count(without) == 1
+        assert bot.printed.count(f"{PERSON}: пока") == 1
+    vk.push(joined(5))
+    wait_until(lambda: client.xlen("other") == 8, what="the event")
+    assert answers(sent) == expected
+    with Example(name, "bot-1", **settings) as bot:
+        wait_until(lambda: (5, "Welcome!") in answers(sent), what="the answer to what was sent meanwhile")
+        assert set(answers(sent)) == {*expected, (5, "Welcome!")}, "what it was killed with may have come again"
+        assert bot.interrupt() == 0
+        assert "Traceback" not in "\n".join(bot.printed)
+
+
 # --- On the demo's bus -------------------------------------------------------------------------------------
 
 
 def test_the_demo_is_answered(demo: str, sent: list[dict[str, Any]]) -> None:
-    with VK() as vk, Example("answer_commands", redis_url=demo, vk=vk) as example:
+    with VK() as vk, Example("answer_commands", REDIS_URL=demo, vk=vk) as example:
         commands = redis.Redis.from_url(demo)
         wait_until(lambda: commands.pubsub_numsub("events:command")[0][1])
         commands.publish("events:command", event("a", "command", "/help"))  # not all of the demo's are known
@@ -237,7 +307,7 @@ def test_the_demo_is_answered(demo: str, sent: list[dict[str, Any]]) -> None:
 
 def test_the_demo_is_moderated(demo: str) -> None:
     client = redis.Redis.from_url(demo)
-    with Example("moderation_worker", "moderation-1", redis_url=demo) as example:
+    with Example("moderation_worker", "moderation-1", REDIS_URL=demo) as example:
         delivered: set[bytes] = set()
 
         def third() -> bool:

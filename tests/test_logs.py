@@ -31,7 +31,7 @@ def test_a_traceback_is_redacted() -> None:
         )
     except OSError:
         line.exc_info = sys.exc_info()
-    text = logs.Redacted(SECRETS).format(line)
+    text = logs.RedactingFormatter(logs.PLAIN, SECRETS).format(line)
     assert (
         "OSError: *** redis://***@host:6379 *** https://lp.vk.ru/wh?act=a_check&key=***&ts=1 access_token=***" in text
     )
@@ -45,16 +45,24 @@ def test_without_secrets_only_addresses_are_redacted() -> None:
         raise OSError("nothing to hide")
     except OSError:
         line.exc_info = sys.exc_info()
-    assert "OSError: nothing to hide" in logs.Redacted([]).format(line)
+    assert "OSError: nothing to hide" in logs.RedactingFormatter(logs.PLAIN, []).format(line)
 
 
 def test_only_our_own_lines(ours: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
-    """Time, level and sentence of ours; those of libraries hold addresses with keys, and go nowhere."""
-    logging.getLogger().handlers.clear()
-    logs.to_stderr("INFO", SECRETS)
+    """Time, level and sentence of ours; those of libraries hold addresses with keys, and are discarded."""
+    logs.to_stderr(logs.WITH_TIME, "INFO", SECRETS)
     ours.info("A %s", "sentence")
     ours.debug("too much")
     logging.getLogger("urllib3.connectionpool").warning("https://lp.vk.ru/wh?key=abc")
     printed = capsys.readouterr().err
     assert printed.endswith(" INFO A sentence\n")
     assert len(printed.splitlines()) == 1
+
+
+def test_a_later_call_replaces_an_earlier_one(ours: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command prints sentences; once the settings are read, at their level."""
+    logs.to_stderr(logs.WITH_TIME, "DEBUG")
+    logs.to_stderr()
+    ours.info("A sentence")
+    ours.debug("too much")
+    assert capsys.readouterr().err == "event-fetcher: A sentence\n"

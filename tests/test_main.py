@@ -1,8 +1,10 @@
 """The program as its users run it: a process between a VK over HTTP and a real server."""
 
+import ast
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from tests.servers import Proxy, Server, wait_until
 from tests.vk import CHAT, GROUP, PERSON, VK, button, message, reaction, traffic, update
 
 EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
+CEILING = 60.0  # seconds: whatever takes longer hangs
 Fetch = Callable[..., Fetcher]
 DOCUMENT = json.loads((Path(__file__).parent / "samples" / "document.json").read_text(encoding="utf-8"))["update"]
 
@@ -45,20 +48,20 @@ def started(server: Server, group: int = GROUP) -> None:
         wait_until(lambda: client.exists(f"{{events}}:ts:{group}"), what="the checkpoint")
 
 
-def arrived(server: Server, count: int, timeout: float = 20) -> list[str]:
+def arrived(server: Server, count: int) -> list[str]:
     with server.client() as client:
-        wait_until(lambda: client.xlen("events") >= count, timeout, f"the arrival of {count} events")
+        wait_until(lambda: client.xlen("events") >= count, what=f"the arrival of {count} events")
     time.sleep(0.1)  # for what should not come
     return ids(server)
 
 
 def test_the_documents_update_gives_the_documents_event(fetch: Fetch, server: Server) -> None:
-    """The raw update of the contract comes out as exactly this JSON, on the channel and on the stream."""
+    """The raw update of the contract comes out as exactly this event, key by key, on the channel and on the stream."""
     with VK(DOCUMENT["group_id"]) as vk, server.client() as client, client.pubsub() as live:
         vk.people[206295116] = {"first_name": "Руслан", "last_name": "Башинский", "domain": "oidaho"}
         vk.chats[2000000002] = "FUNCKA | TOASTER | DEV | CHAT"
         live.subscribe("events:message")
-        live.get_message(timeout=5)
+        live.get_message(timeout=60)
         fetch(VK_URL=vk.url, GROUPID=vk.group_id)
         started(server, vk.group_id)
         vk.push(DOCUMENT)
@@ -69,8 +72,10 @@ def test_the_documents_update_gives_the_documents_event(fetch: Fetch, server: Se
             '"nick": "oidaho"}, "peer": {"bpid": 2000000002, "cid": 2, "name": "FUNCKA | TOASTER | DEV | CHAT"}, '
             '"message": {"cmid": 2707, "text": "Hi!", "reply": null, "forward": [], "attachments": []}}'
         )
-        assert texts(server) == [expected]
-        assert live.get_message(timeout=5)["data"] == expected
+        (text,) = texts(server)
+        assert json.dumps(json.loads(text), ensure_ascii=False) == expected
+        assert "Руслан" in text, "the JSON is UTF-8, not ASCII"
+        assert live.get_message(timeout=60)["data"] == text
 
 
 def test_every_type_goes_to_its_channel(fetch: Fetch, vk: VK, server: Server) -> None:
@@ -199,7 +204,7 @@ def test_a_storm_costs_few_requests(fetch: Fetch, server: Server) -> None:
         fetch(VK_URL=vk.url)
         started(server)
         vk.push(*updates)
-        assert arrived(server, 10_000, 60) == [one["event_id"] for one in updates]
+        assert arrived(server, 10_000) == [one["event_id"] for one in updates]
         requests = sum(request.kind == "api" for request in vk.requests)
         assert requests <= 60, requests
         assert vk.busiest_second() <= 20
@@ -260,7 +265,7 @@ def test_memory_is_bounded(fetch: Fetch, vk: VK, server: Server) -> None:
     before = max(int(request.params["ts"]) for request in vk.requests if request.kind == "poll")
     assert before - 1000 <= 300 + vk.batch
     server.start()
-    wait_until(lambda: ids(server)[-1:] == sent[-1:], 20, "the last event")
+    wait_until(lambda: ids(server)[-1:] == sent[-1:], what="the last event")
     (gap,) = dead_letters(server)
     lost = int(gap["until"]) - int(gap["since"])
     assert ids(server) == sent[: int(gap["since"]) - 1000] + sent[int(gap["until"]) - 1000 :]
@@ -299,6 +304,7 @@ def test_two_fetchers_side_by_side(fetch: Fetch, vk: VK, server: Server) -> None
         ({"BUS": "two words", "LOG_LEVEL": "LOUD", "RENEW_AFTER": "soon"}, ["BUS", "LOG_LEVEL", "RENEW_AFTER"]),
         ({"REDIS_URL": "localhost:6379"}, ["REDIS_URL"]),
         ({"REDIS_URL": "redis://:pass@host:port/0"}, ["REDIS_URL"]),
+        ({"REDIS_URL": "redis://:pass@host:6379/x"}, ["REDIS_URL"]),
         ({"TOKEN_FILE": "/does/not/exist"}, ["TOKEN_FILE"]),
     ],
 )
@@ -366,14 +372,14 @@ def test_settings_come_from_dotenv_and_token_file(fetch: Fetch, vk: VK, server: 
 
 
 def test_health(fetch: Fetch, vk: VK, server: Server) -> None:
-    """0 while the fetcher polls and Redis answers, else 1 with one sentence; it needs no token."""
+    """0 while the fetcher polls and Redis answers, else 1 with one sentence; 2 for wrong settings. No token is needed."""
 
     def health(**settings: Any) -> tuple[int, list[str]]:
         check = fetch("--health", TOKEN=None, **settings)
         return check.wait(), check.lines
 
     code, lines = health()
-    assert (code, len(lines)) == (1, 1)
+    assert (code, len(lines)) == (EXIT_FATAL, 1)
     assert "polled" in lines[0]
     fetcher = fetch(POLL_WAIT=1)
     with server.client() as client:
@@ -382,12 +388,14 @@ def test_health(fetch: Fetch, vk: VK, server: Server) -> None:
         assert key.startswith(f"{{events}}:alive:{GROUP}:")
         assert 0 < client.ttl(key) <= 31
     assert health() == (0, [])
-    assert health(GROUPID=GROUP + 1)[0] == 1
+    assert health(GROUPID=GROUP + 1)[0] == EXIT_FATAL
+    code, lines = health(GROUPID="nobody")
+    assert (code, len(lines)) == (EXIT_SETTINGS, 1)
+    assert "GROUPID" in lines[0]
     fetcher.kill()
     server.stop()
     code, lines = health()
-    assert (code, len(lines)) == (1, 1)
-    assert "Redis" in lines[0]
+    assert (code, lines) == (EXIT_FATAL, ["event-fetcher: Redis is unavailable (connection refused)"])
 
 
 def test_no_heartbeat_without_polls(fetch: Fetch, vk: VK, server: Server) -> None:
@@ -403,20 +411,21 @@ def test_no_heartbeat_without_polls(fetch: Fetch, vk: VK, server: Server) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("failure", ["none", "VK hangs", "Redis hangs"])
 def test_signals_end_it_at_once(fetch: Fetch, vk: VK, server: Server, number: int, failure: str) -> None:
-    """Whatever it waits for, it ends within a second and with code 0."""
+    """Whatever it waits for, it ends with code 0, and does not wait for a time-out: that would be a line in the log."""
     fetcher = fetch()
-    started(server)
+    fetcher.wait_for("Polling VK")
     if failure == "VK hangs":
         vk.fail_api("hang", 10)
         vk.push(message())
         wait_until(lambda: vk.injected["api hang"], what="the hanging request")
     if failure == "Redis hangs":
-        server.pause()
-        vk.push(message())
-        time.sleep(0.2)
+        with server.client() as client:
+            client.client_pause(10**6, all=False)  # milliseconds; writes only
+            vk.push(message())
+            wait_until(lambda: any("b" in one["flags"] for one in client.client_list()), what="the hanging write")
     fetcher.signal(number)
-    assert fetcher.wait(1) == 0
-    assert len(fetcher.lines) == 1
+    assert fetcher.wait() == 0
+    assert len(fetcher.lines) == 2
 
 
 def test_a_bug_shows_a_traceback_without_secrets(fetch: Fetch, vk: VK, server: Server) -> None:
@@ -447,11 +456,11 @@ QUIET = {  # neither the real VK nor a server is ever reached
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE")}
 
 
-def python(*arguments: str, **more: Any) -> subprocess.Popen[str]:
+def python(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Run Python in the project's directory, with nothing of the tests around the program."""
     return subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, env=QUIET | COVERAGE, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more,
+        [sys.executable, *arguments], cwd=ROOT, env=QUIET | COVERAGE | (env or {}), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
@@ -468,12 +477,12 @@ def blocks(process: subprocess.Popen[str], number: int) -> bool:
 )
 @pytest.mark.parametrize("delay", [0, 0.05, 0.2, 0.4])
 def test_signals_end_it_from_its_first_line_on(program: list[str], number: int, delay: float) -> None:
-    """While it still imports, reads its settings or connects: within a second, code 0, and not a word more."""
+    """While it still imports, reads its settings or connects: code 0, and not a word more."""
     with python(*program) as process:
         wait_until(lambda: blocks(process, number), what="its first line")
         time.sleep(delay)
         process.send_signal(number)
-        assert process.wait(1) == 0
+        assert process.wait(CEILING) == 0
         assert "Traceback" not in process.communicate()[0]
 
 
@@ -483,7 +492,7 @@ import signal, sys, threading  # all that the program imports before it looks wh
 class Finder:
     before = sys.platform
     def find_spec(name, path=None, target=None):
-        sys.platform = "win32" if name == "fetcher.__main__" else Finder.before
+        sys.platform = "win32" if name == "fetcher.signals" else Finder.before
 
 sys.meta_path.insert(0, Finder)
 """
@@ -501,7 +510,7 @@ def test_signals_on_windows(fetch: Fetch, vk: VK, server: Server, tmp_path: Path
     started(server)
     if Path("/proc/self/status").exists():
         assert not blocks(fetcher.process, signal.SIGTERM)
-    assert fetcher.terminate(1) == 0
+    assert fetcher.terminate() == 0
 
 
 # How it is run
@@ -511,10 +520,10 @@ def test_signals_on_windows(fetch: Fetch, vk: VK, server: Server, tmp_path: Path
 def test_it_runs_both_ways(program: list[str]) -> None:
     """`python main.py` and `python -m fetcher` are the same program."""
     with python(*program, "--version") as process:
-        assert process.communicate(timeout=20)[0].strip() == __version__
+        assert process.communicate(timeout=CEILING)[0].strip() == __version__
         assert process.returncode == 0
     with python(*program, "--what") as process:
-        assert "usage" in process.communicate(timeout=20)[0]
+        assert "usage" in process.communicate(timeout=CEILING)[0]
         assert process.returncode == EXIT_SETTINGS
 
 
@@ -532,7 +541,7 @@ def test_what_a_consumer_loads(code: str, loaded: list[str]) -> None:
         "import sys; print(*sorted({'redis', 'vk_api', 'requests', 'dotenv', 'fetcher.bus.bus'} & sys.modules.keys()))"
     )
     with python("-c", f"{code}; {show}") as process:
-        assert process.communicate(timeout=20)[0].split() == loaded
+        assert process.communicate(timeout=CEILING)[0].split() == loaded
 
 
 def test_an_import_leaves_signals_alone() -> None:
@@ -540,7 +549,7 @@ def test_an_import_leaves_signals_alone() -> None:
     modules = "fetcher, fetcher.bus.bus, fetcher.core.relay, fetcher.config"
     code = f"import {modules}, signal; print(signal.pthread_sigmask(0, []))"
     with python("-c", code) as process:
-        assert process.communicate(timeout=20)[0].strip() == "set()"
+        assert process.communicate(timeout=CEILING)[0].strip() == "set()"
 
 
 def test_raw(fetch: Fetch, vk: VK, server: Server) -> None:
@@ -561,37 +570,84 @@ def test_raw(fetch: Fetch, vk: VK, server: Server) -> None:
 
 
 def test_watch(fetch: Fetch, vk: VK, server: Server) -> None:
-    """It needs neither token nor community, prints what flows, and sends nothing."""
+    """It needs neither token nor community, prints what flows, and ends when only the operator can help."""
     watch = fetch("--watch", TOKEN=None, GROUPID=None)
+    watch.wait_for("Watching the bus 'events'")
     fetch()
     started(server)
-    with server.client() as client:
-        wait_until(lambda: client.pubsub_numpat(), what="who watches")
     vk.push(message("Всем привет"))
     watch.wait_for("Всем привет")
     server.config(requirepass="right")
     server.password = "right"
     with server.client() as client:
-        client.client_kill_filter(_type="pubsub")
+        client.client_kill_filter(_type="normal", skipme=True)
     assert watch.wait() == EXIT_FATAL
     assert watch.lines[-1] == "event-fetcher: Redis refuses the user or the password: fix REDIS_URL"
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--watch", "--health"], ["--demo", "--setup"], ["--redrive", "--health"], ["x"]]
+)
+def test_one_command_at_a_time(fetch: Fetch, arguments: list[str]) -> None:
+    """Two commands, or an unknown one, are a mistake in the command line, which ends it as wrong settings do."""
+    mistaken = fetch(*arguments)
+    assert mistaken.wait() == EXIT_SETTINGS
+    assert mistaken.lines[0].startswith("usage: event-fetcher")
+
+
 def test_metrics(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
-    """They are served on the port; one that somebody has, or the missing extra, is a sentence."""
+    """They are served on the port; a port that is taken, or the missing extra, is a sentence."""
     port = free_port()
     fetch(METRICS_PORT=port)
     started(server)
     vk.push(message())
     arrived(server, 1)
-    with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=5) as answer:
-        assert 'event_fetcher_events_total{type="message"} 1.0' in answer.read().decode()
+    with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=CEILING) as answer:
+        served = answer.read().decode()
+    assert 'event_fetcher_events_total{type="message"} 1.0' in served
+    assert 'event_fetcher_vk_requests_total{method="groups.getLongPollServer"} 1.0' in served
     second = fetch(METRICS_PORT=port)
     assert second.wait() == EXIT_FATAL
-    assert second.lines[-1].endswith(f"CRITICAL METRICS_PORT {port} cannot be used (OSError): choose another one")
+    sentence = f"METRICS_PORT: port {port} cannot be opened (Address already in use): choose another one"
+    assert second.lines[-1].endswith(f" CRITICAL {sentence}")
     third = fetch(METRICS_PORT=port, **with_site(tmp_path, "import sys; sys.modules['prometheus_client'] = None"))
     assert third.wait() == EXIT_FATAL
-    assert third.lines[-1].endswith("METRICS_PORT needs prometheus-client: pip install 'event-fetcher[metrics]'")
+    assert third.lines[-1].endswith(" CRITICAL METRICS_PORT needs prometheus-client: pip install '.[metrics]'")
+
+
+@pytest.mark.parametrize("command", ["--health", "--watch"])
+def test_a_bug_in_a_command_shows_a_traceback_without_secrets(fetch: Fetch, command: str) -> None:
+    """Commands keep the promise of the loop: code 70, and no secret."""
+    constants = {"fetcher.bus.bus:TIMEOUT": "secret"}
+    bug = fetch(command, constants=constants, REDIS_URL="redis://:secret@127.0.0.1:1/0")
+    assert bug.wait() == EXIT_BUG
+    assert bug.lines[0] == "event-fetcher: A bug of the fetcher; please report it"
+    assert "Traceback" in bug.lines[1]
+    assert "secret" not in bug.output
+
+
+# Where it cannot start
+
+
+def test_an_older_python_is_a_sentence(tmp_path: Path) -> None:
+    """main.py can be read by Python 3.9, and says what is needed in place of a traceback."""
+    ast.parse((ROOT / "main.py").read_text(encoding="utf-8"), feature_version=(3, 9))
+    environment = with_site(tmp_path, "import sys; sys.version_info = (3, 9, 18, 'final', 0)")
+    with python("main.py", "--demo", env=environment) as process:
+        printed = process.communicate(timeout=CEILING)[0]
+    assert process.returncode == 1
+    assert printed == "event-fetcher: Python 3.11 or later is needed, this is Python 3.9\n"
+
+
+def test_a_missing_package_is_a_sentence(tmp_path: Path) -> None:
+    """Outside the venv it names the package, and how to install and run it."""
+    environment = with_site(tmp_path, "import sys; sys.modules['vk_api'] = None")
+    with python("main.py", "--demo", env=environment) as process:
+        printed = process.communicate(timeout=CEILING)[0]
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"event-fetcher: the package vk_api is not installed here; .*pip install '\.\[demo\]'.*\n", printed
+    )
 
 
 # Two faults at once
@@ -672,7 +728,7 @@ def test_names_fail_for_long(fetch: Fetch, vk: VK, server: Server) -> None:
     vk.push(message(user=PERSON))
     fetcher.wait_for("VK error 10")
     arrived(server, 1)
-    assert 2 <= time.monotonic() - begun < 6
+    assert time.monotonic() - begun >= 2
     vk.push(message(user=PERSON), button(user=-5))
     arrived(server, 3)
     del vk.failing[PERSON]
@@ -724,10 +780,10 @@ def test_updates_that_are_very_deep(fetch: Fetch, vk: VK, server: Server) -> Non
             payload = [payload]
             if depth > 940 and not depth % 4:
                 vk.push(button(payload))
-        fetcher.wait_for("A gap from ts", 20)
+        fetcher.wait_for("A gap from ts")
         last = message()
         vk.push(last)
-        wait_until(lambda: ids(server)[-1:] == [last["event_id"]], 20, "the last event")
+        wait_until(lambda: ids(server)[-1:] == [last["event_id"]], what="the last event")
         assert fetcher.running
         *letters, gap = dead_letters(server)
         published = len(ids(server)) - 1

@@ -1,15 +1,20 @@
-"""What operators count: nothing until it is served, then what Prometheus reads."""
+"""Metrics: what Prometheus reads, and that all of it is documented, shown and watched."""
 
+import functools
 import json
 import re
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from fetcher import metrics
+from fetcher.errors import FatalError
 from tests import HOST, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,23 +22,22 @@ RULES = yaml.safe_load((ROOT / "deploy/prometheus-rules.yml").read_text(encoding
 DASHBOARD = json.loads((ROOT / "deploy/grafana-dashboard.json").read_text(encoding="utf-8"))
 DOCUMENTS = [(ROOT / f"docs/operations{language}.md").read_text(encoding="utf-8") for language in ("", ".ru")]
 
-USE = """
-import sys, urllib.request
-from fetcher import metrics
 
-def use():
-    metrics.EVENTS.labels(type="message").inc(3)
-    metrics.DEAD_LETTERS.inc(2)
-    metrics.GAPS.inc()
-    metrics.HELD_UPDATES.set(7)
-    metrics.LAST_POLL.set(1764500000)
-    metrics.CHECKPOINT.set(1764500001)
-    metrics.COMMIT_SECONDS.observe(0.02)
-    metrics.PUBLISH_AGE.observe(1.5)
-    metrics.VK_REQUESTS.labels(method="execute").inc()
-    metrics.VK_ERRORS.labels(code="6").inc()
-    metrics.REDIS_UP.set(1)
-"""
+def count(served: Any) -> None:
+    """Count something with each of the metrics."""
+    served.events.labels(type="message").inc(3)
+    served.dead_letters.inc(2)
+    served.gaps.inc()
+    served.held_updates.set(7)
+    served.last_poll.set(1764500000)
+    served.checkpoint.set(1764500001)
+    served.commit_seconds.observe(0.02)
+    served.publish_age.observe(1.5)
+    served.vk_requests.labels(method="execute").inc()
+    served.vk_errors.labels(code="6").inc()
+    served.redis_up.set(1)
+
+
 EXPECTED = {
     'event_fetcher_events_total{type="message"}': 3,
     "event_fetcher_dead_letters_total": 2,
@@ -51,42 +55,38 @@ EXPECTED = {
 }
 
 
-def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it in a process of its own: metrics are the process's."""
-    return subprocess.run([sys.executable, "-c", USE + code, *arguments], cwd=ROOT, capture_output=True, text=True)
-
-
-SERVE = """
-metrics.serve(int(sys.argv[1]), "1.2.3")
-if sys.argv[2:]:
-    use()
-print(urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/metrics").read().decode())
-"""
-
-
-def scraped(*arguments: str) -> dict[str, float]:
-    """Return what Prometheus would read."""
-    done = run(SERVE, str(free_port()), *arguments)
-    assert done.returncode == 0, done.stderr
-    samples = [line.rpartition(" ") for line in done.stdout.splitlines() if line and not line.startswith("#")]
+def scraped(counting: bool = False) -> dict[str, float]:
+    """Serve metrics, and return what Prometheus reads."""
+    port = free_port()
+    served = metrics.serve(port, "1.2.3")
+    if counting:
+        count(served)
+    with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    samples = [line.rpartition(" ") for line in lines if not line.startswith("#")]
     return {name: float(value) for name, _, value in samples}
 
 
+@functools.cache
 def names() -> set[str]:
     """Return the names of all series of ours, without labels."""
-    found = {re.sub("[{].*", "", name) for name in scraped("use")}
+    found = {re.sub("[{].*", "", name) for name in scraped(counting=True)}
     return {name for name in found if name.startswith("event_fetcher_") and not name.endswith("_created")}
 
 
-def test_nothing_is_imported_until_it_is_served() -> None:
-    """Whoever does not set METRICS_PORT need not have prometheus-client, and counts at no cost."""
-    done = run("use(); assert 'prometheus_client' not in sys.modules")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_without_a_port_nothing_is_imported_or_counted() -> None:
+    """Without METRICS_PORT nobody needs prometheus-client, and whoever counts need not know."""
+    count(metrics.serve(None, "1.2.3"))
+    code = (
+        "import sys; from fetcher import metrics; metrics.serve(None, '1'); print('prometheus_client' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_what_is_counted_is_served() -> None:
-    """Each metric appears under the name that the document tells, with its labels."""
-    assert scraped("use").items() >= EXPECTED.items()
+    """Each metric appears under its documented name, with its labels."""
+    assert scraped(counting=True).items() >= EXPECTED.items()
 
 
 def test_what_has_not_happened_is_zero() -> None:
@@ -95,17 +95,25 @@ def test_what_has_not_happened_is_zero() -> None:
     assert [found[f"event_fetcher_{name}"] for name in ("gaps_total", "dead_letters_total", "held_updates")] == [0] * 3
 
 
-def test_the_process_is_told_as_well() -> None:
+def test_the_process_is_measured_as_well() -> None:
     """What is held is in memory, so its size belongs to the picture."""
     assert scraped()["process_resident_memory_bytes"] > 1e6
 
 
-def test_a_port_that_somebody_has_is_an_error() -> None:
-    """Raised as OSError, before anything is replaced."""
-    with socket.create_server((HOST, free_port())) as taken:
-        done = run(SERVE, str(taken.getsockname()[1]))
-    assert done.returncode == 1
-    assert "OSError" in done.stderr
+def test_a_port_that_is_taken_is_a_sentence() -> None:
+    """The operator must choose another one."""
+    with (
+        socket.create_server((HOST, 0)) as taken,
+        pytest.raises(FatalError, match=r"^METRICS_PORT: port \d+ cannot be opened \("),
+    ):
+        metrics.serve(taken.getsockname()[1], "1.2.3")
+
+
+def test_a_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """prometheus-client is an extra."""
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(FatalError, match=r"pip install '\.\[metrics\]'"):
+        metrics.serve(free_port(), "1.2.3")
 
 
 # --- Rules, dashboard and document ---------------------------------------------------------------------------

@@ -11,23 +11,31 @@ from jsonschema.exceptions import best_match
 
 import fetcher
 from fetcher.events import Event, User
-from fetcher.vk.builders import BUILDERS, build, command_pattern
+from fetcher.vk.builders import BUILDERS, command_pattern
+from fetcher.vk.updates import Updates
 from tests.samples import SAMPLES
 from tests.samples.other_types import OTHER_TYPES
 from tests.vk import GROUP, update
 
 SCHEMA = json.loads((Path(fetcher.__file__).parent / "event.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = Draft202012Validator(SCHEMA)
-BRANCHES = SCHEMA["oneOf"]
-COMMAND = command_pattern(GROUP, "/!")
+DEFINITIONS = SCHEMA["$defs"]
+NO_LOOKUPS: Any = None  # to build an event needs none
+BUILD, BUILD_RAW = (Updates(NO_LOOKUPS, command_pattern(GROUP, "/!"), raw).build for raw in (False, True))
 
 
 def closed(schema: Any) -> Any:
     """Make the schema refuse what it does not name: so nothing goes out that is not in it."""
     strict = deepcopy(schema)
-    for noun in (strict, *strict["$defs"].values()):
-        noun["unevaluatedProperties"] = False
+    for definition in strict["$defs"].values():
+        if "properties" in definition:
+            definition["additionalProperties"] = False
     return strict
+
+
+def referred(union: Any) -> list[str]:
+    """List the names of the definitions that a union consists of."""
+    return [branch["$ref"].removeprefix("#/$defs/") for branch in union["oneOf"]]
 
 
 STRICT = Draft202012Validator(closed(SCHEMA))
@@ -40,7 +48,7 @@ def published(event: Event) -> Any:
 def built(update: Any, raw: bool = False) -> Any:
     """Return the update's event as it is published, None for a dead letter and for a type that is passed over."""
     try:
-        event = build(update, COMMAND, raw)
+        event = (BUILD_RAW if raw else BUILD)(update)
     except ValueError:
         return None
     return published(event) if event else None
@@ -49,18 +57,13 @@ def built(update: Any, raw: bool = False) -> Any:
 def check(event: Any) -> None:
     """Fail unless the event is valid and the schema names all that is in it, and say what is missing there."""
     told = event["event_type"] in TYPES or "raw" in event
-    assert told, f"event.schema.json has no branch in oneOf for {event['event_type']}"
+    assert told, f"event.schema.json has no definition for {event['event_type']} among those of Event"
     errors = list(STRICT.iter_errors(event))
     assert not errors, best_match(errors).message
 
 
-def types_of(branch: Any) -> list[str]:
-    """List the types of event of a branch of the schema; the last branch, all other types, has none by name."""
-    told = branch["properties"]["event_type"]
-    return [told["const"]] if "const" in told else told.get("enum", [])
-
-
-TYPES = [event_type for branch in BRANCHES for event_type in types_of(branch)]
+OF_TYPE = {DEFINITIONS[name]["properties"]["event_type"]["const"]: name for name in referred(DEFINITIONS["Event"])}
+TYPES = list(OF_TYPE)
 FROM_SAMPLES = {name: event for name, sample in SAMPLES.items() if (event := built(sample["update"]))}
 
 OTHER = min(OTHER_TYPES.keys() - BUILDERS.keys())  # a type that goes out as VK sent it
@@ -85,12 +88,33 @@ def test_the_schema_itself_is_valid() -> None:
     VALIDATOR.check_schema(SCHEMA)
 
 
-def test_each_type_of_event_is_a_branch() -> None:
-    """Whoever adds a type of event adds a branch to the schema's oneOf, and names the type in its last branch."""
-    told = {event["event_type"] for event in FROM_SAMPLES.values()}
-    assert told == set(TYPES), f"no sample, or no branch in oneOf of event.schema.json: {told ^ set(TYPES)}"
-    others = BRANCHES[-1]["properties"]["event_type"]["not"]["enum"]
-    assert others == TYPES, f"the last branch in oneOf names not all types of the others: {set(others) ^ set(TYPES)}"
+def test_each_type_of_event_has_a_definition() -> None:
+    """Whoever adds a type of event adds a definition to the schema, names it in Event, and its type in OtherEvent."""
+    built = {event["event_type"] for event in FROM_SAMPLES.values()}
+    assert built == set(TYPES), f"no sample, or no definition in event.schema.json: {built ^ set(TYPES)}"
+    excluded = DEFINITIONS["OtherEvent"]["properties"]["event_type"]["not"]["enum"]
+    assert sorted(excluded) == sorted(TYPES), f"in Event or in OtherEvent, not in both: {set(excluded) ^ set(TYPES)}"
+
+
+def test_the_open_type_is_outside_of_the_union() -> None:
+    """TypeScript tells the members of a union apart by event_type only if it is a constant in each of them."""
+    assert referred(SCHEMA) == ["Event", "OtherEvent"]
+    assert "OtherEvent" not in referred(DEFINITIONS["Event"])
+
+
+def test_generators_find_a_name_for_everything() -> None:
+    """They use the title; an object without one gets an invented name like Event1 or EventSchema."""
+    assert {name: definition["title"] for name, definition in DEFINITIONS.items()} == {
+        name: name for name in DEFINITIONS
+    }
+    assert all(name == f"{event_type.title()}Event" for event_type, name in OF_TYPE.items())
+    inline = [
+        (name, key)
+        for name, definition in DEFINITIONS.items()
+        for key, value in definition.get("properties", {}).items()
+        if "properties" in value
+    ]
+    assert not inline
 
 
 @pytest.mark.parametrize("name", sorted(FROM_SAMPLES))
@@ -203,15 +227,17 @@ def nouns() -> list[Any]:
 @pytest.mark.parametrize("noun", nouns(), ids=lambda noun: noun.__name__)
 def test_schema_and_named_tuples_have_the_same_fields_in_the_same_order(noun: Any) -> None:
     """Whoever adds a NamedTuple to events.py adds it to the schema's $defs."""
-    assert noun.__name__ in SCHEMA["$defs"], f"no {noun.__name__} in $defs of event.schema.json"
-    told = SCHEMA["$defs"][noun.__name__]
+    assert noun.__name__ in DEFINITIONS, f"no {noun.__name__} in $defs of event.schema.json"
+    told = DEFINITIONS[noun.__name__]
     assert tuple(told["properties"]) == noun._fields == tuple(told["required"])
 
 
 def test_the_event_has_the_same_fields() -> None:
-    """Whoever adds an attribute to Event names it in the branch of its type."""
-    of_branches = [name for branch in BRANCHES for name in branch["properties"] if name != "event_type"]
-    told = {*SCHEMA["properties"], *of_branches}
-    assert told == set(Event._fields), f"in event.schema.json or in Event, but not in both: {told ^ set(Event._fields)}"
-    assert SCHEMA["required"] == [name for name in Event._fields if name not in Event._field_defaults]
+    """Whoever adds an attribute to Event names it in the definition of its type; each has those of all events."""
+    events = [DEFINITIONS[name] for name in (*OF_TYPE.values(), "OtherEvent")]
+    named = {name for event in events for name in event["properties"]}
+    assert named == set(Event._fields), f"in event.schema.json or in Event, not in both: {named ^ set(Event._fields)}"
+    always = [name for name in Event._fields if name not in Event._field_defaults]
+    assert all(event["required"][: len(always)] == always for event in events)
+    assert all("raw" in event["properties"] for event in events)
     assert User in nouns()

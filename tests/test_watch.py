@@ -1,7 +1,6 @@
 """What flows on a real bus, shown to people: on a terminal, in a pipe, and whatever becomes of Redis."""
 
 import contextlib
-import io
 import json
 import os
 import pty
@@ -11,13 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Self
 
 import pytest
 import redis
 
-from fetcher.commands.watch import describe, watch
+from fetcher.commands.watch import describe
 from fetcher.events import Action, Button, Event, Message, Peer, Reaction, Reply, User
 from tests.processes import ROOT
 from tests.servers import Server, cluster, wait_until
@@ -105,50 +104,69 @@ def test_a_text_of_many_lines_is_one_line() -> None:
 
 
 class Watch:
-    """Run watch() in a process of its own, on a terminal or with its output in a pipe."""
+    """Run the program with --watch, its output in a pipe or on a terminal."""
 
-    RUN = "import sys; from fetcher.commands.watch import watch; sys.exit(watch(sys.argv[1], 'events', {}, sys.stdout))"
-
-    def __init__(self, url: str, terminal: bool = False, group: int | None = None) -> None:
+    def __init__(self, url: str, terminal: bool = False, constants: dict[str, Any] | None = None, **more: Any) -> None:
         reading, writing = pty.openpty() if terminal else os.pipe()
-        self.output = ""
+        self.output = ""  # all that it has written
+        own = {"PYTHONPATH": str(ROOT), "REDIS_URL": url, "CONSTANTS": json.dumps(constants or {})}
+        inherited = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("COVERAGE")}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", self.RUN.format(group), url],
-            cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
+            [sys.executable, "-m", "tests.run", "--watch"], cwd=ROOT, env=inherited | own | more,
+            stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
         )  # fmt: skip
         os.close(writing)
-        self.reading: int | None = reading
-        threading.Thread(target=self._read, args=(reading,), daemon=True).start()
+        self.errors = ""  # all that it has logged
+        self.readers = [
+            threading.Thread(target=read, daemon=True) for read in (lambda: self.read(reading), self.read_log)
+        ]
+        for reader in self.readers:
+            reader.start()
 
     def __enter__(self) -> Self:
+        self.wait_for_log("Watching the bus 'events'")
         return self
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
 
-    def _read(self, reading: int) -> None:
-        with contextlib.suppress(OSError):
-            while data := os.read(reading, 65536):
+    def read(self, reading: int) -> None:
+        with contextlib.suppress(OSError):  # a terminal whose other end is closed
+            for data in iter(lambda: os.read(reading, 65536), b""):
                 self.output += data.decode()
+        os.close(reading)
 
-    def wait_for(self, text: str, timeout: float = 15) -> None:
-        try:
-            wait_until(lambda: text in self.output, timeout, repr(text))
-        except AssertionError as error:
-            raise AssertionError(f"{error}; it printed {self.output!r}") from None
+    def read_log(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.errors += line
 
-    def end(self) -> tuple[int, str]:
-        """Press Ctrl-C, and return the exit code and what went to standard error."""
+    @property
+    def screen(self) -> list[str]:
+        """The lines of the terminal after all that was written: one that moves the cursor up erases the line there."""
+        text = self.output.replace("\r\n", "\n")
+        return re.sub(r"[^\n]*\n\x1b\[A\r\x1b\[K", "", text).splitlines()
+
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self.output, what=f"{text!r} in {self.output!r}")
+
+    def wait_for_log(self, text: str) -> None:
+        wait_until(lambda: text in self.errors, what=f"{text!r} in {self.errors!r}")
+
+    def end(self) -> int:
+        """Press Ctrl-C, and return the exit code when all that was written is read."""
         self.process.send_signal(signal.SIGINT)
-        errors = self.process.communicate(timeout=10)[1]
-        return self.process.returncode, errors
+        code = self.process.wait(60)
+        for reader in self.readers:
+            reader.join(60)
+        return code
 
 
-def publish(owner: Any, text: str) -> None:
-    """Publish a message until somebody has heard it: a channel is live."""
+def put(owner: Any, text: str) -> None:
+    """Put a message on the stream."""
     event = EVENT._replace(message=MESSAGE._replace(text=text)).as_dict()
-    wait_until(lambda: owner.publish("events:message", json.dumps(event)), what="a listener")
+    owner.xadd("events", {"event": json.dumps(event)})
 
 
 @pytest.fixture
@@ -162,145 +180,166 @@ LETTERS = "{events}:dead-letter"
 
 def test_events_dead_letters_and_gaps_come_as_they_happen(server: Server, owner: redis.Redis) -> None:
     """A line each; what was there before is passed over. In a pipe there is nothing else."""
+    put(owner, "old")
     owner.xadd(LETTERS, {"update": "old", "error": "old"})
     with Watch(server.url) as shown:
-        publish(owner, "first")
-        shown.wait_for("first")
+        for number in range(3):
+            put(owner, f"event {number}")
+        shown.wait_for("event 2")
         owner.xadd(LETTERS, {"update": '{"type": "a\x1b"}', "error": "no from_id"})
         owner.xadd(LETTERS, {"since": "5", "until": "9", "error": "VK had forgotten"})
         shown.wait_for("forgotten")
+        owner.xadd("events", {"event": '{"odd": 1}'})
+        owner.xadd("events", {"event": "[" * 100_000})
+        shown.wait_for("maximum recursion")
+        assert shown.end() == 0
         assert shown.output.splitlines() == [
-            f"message  {WHO} in «Двор»: first",
+            *(f"message  {WHO} in «Двор»: event {number}" for number in range(3)),
             'dead     letter: no from_id: {"type": "a�"}',
             "gap      from ts 5 to ts 9: VK had forgotten",
+            "no event: no event_type, event_id, user, peer in Event",
+            shown.output.splitlines()[-1],
         ]
-        assert shown.end() == (0, "")
+        assert shown.errors == "event-fetcher: Watching the bus 'events'\n"
 
 
-def test_a_dead_letter_is_seen_in_an_empty_redis(server: Server, owner: redis.Redis) -> None:
+def test_the_first_entries_of_an_empty_redis_are_seen(server: Server, owner: redis.Redis) -> None:
     """There need not be a stream when it begins."""
     with Watch(server.url) as shown:
-        publish(owner, "listening")
-        shown.wait_for("listening")
         owner.xadd(LETTERS, {"update": "new", "error": "bad"})
         shown.wait_for("dead     letter: bad: new")
+        put(owner, "first")
+        shown.wait_for("first")
 
 
-@pytest.mark.parametrize(("group", "alive"), [(5, "host-a, host-b"), (None, "5:host-a, 5:host-b, 6:host-c")])
-def test_a_terminal_has_a_last_line(server: Server, owner: redis.Redis, group: int | None, alive: str) -> None:
-    """It tells rate and fetchers, is redrawn below each event, and never left above one."""
+def test_more_than_is_read_at_once(server: Server, owner: redis.Redis) -> None:
+    """Nothing is passed over when much comes at the same moment."""
+    with Watch(server.url, constants={"fetcher.commands.watch:MAX_ENTRIES": 3}) as shown:
+        with owner.pipeline() as pipeline:
+            for number in range(10):
+                put(pipeline, f"event {number}.")
+            pipeline.execute()
+        shown.wait_for("event 9.")
+        assert re.findall(r"event (\d)\.", shown.output) == [*"0123456789"]
+
+
+@pytest.mark.parametrize(("group", "alive"), [("5", "host-a, host-b"), ("", "5:host-a, 5:host-b, 6:host-c")])
+def test_a_terminal_has_a_last_line(server: Server, owner: redis.Redis, group: str, alive: str) -> None:
+    """It shows rate and fetchers, moves down below each event, and is there once, also after Ctrl-C."""
     for name in ("5:host-b", "5:host-a", "6:host-c"):
         owner.set(f"{{events}}:alive:{name}", 1)
-    with Watch(server.url, terminal=True, group=group) as shown:
+    with Watch(server.url, terminal=True, GROUPID=group) as shown:
         shown.wait_for(f"0.0 events/s, fetchers alive: {alive}")
-        publish(owner, "first")
+        put(owner, "first")
         shown.wait_for("first")
-        shown.wait_for("0.1 events/s")
-        assert shown.end()[0] == 0
-        lines = shown.output.replace("\r\n", "\n").split("\n")
-        assert re.sub(".*\x1b\\[K", "", lines[0]) == f"message  {WHO} in «Двор»: first"
-        assert len(lines) == 3, "one event, the last line, and the rest after Ctrl-C"
+        put(owner, "second")
+        shown.wait_for("second")
+        shown.wait_for("0.2 events/s")
+        assert shown.end() == 0
+        first, second, last = shown.screen
+        assert first == f"message  {WHO} in «Двор»: first"
+        assert second == f"message  {WHO} in «Двор»: second"
+        assert re.fullmatch(rf"0\.[12] events/s, fetchers alive: {alive}", last)
+        assert shown.output.endswith("\n"), "the shell's prompt begins a line"
 
 
-def test_nobody_alive_is_told(server: Server) -> None:
-    """The operator sees that no fetcher runs."""
-    with Watch(server.url, terminal=True) as shown:
+def test_the_rate_is_that_of_late(server: Server, owner: redis.Redis) -> None:
+    """It goes down again when nothing comes."""
+    with Watch(server.url, terminal=True, constants={"fetcher.commands.watch:RATE_WINDOW": 1.0}) as shown:
+        for _ in range(4):
+            put(owner, "text")
+        shown.wait_for("4.0 events/s")
+        wait_until(lambda: "0.0 events/s" in shown.screen[-1], what="the end of the rate")
+
+
+def test_nobody_alive_is_shown(server: Server, owner: redis.Redis) -> None:
+    """The operator sees that no fetcher runs; a heartbeat is found while it watches."""
+    with Watch(server.url, terminal=True, constants={"fetcher.commands.watch:SCAN_INTERVAL": 0.1}) as shown:
         shown.wait_for("fetchers alive: none")
+        owner.set("{events}:alive:5:host-a\x1b", 1)
+        shown.wait_for("fetchers alive: 5:host-a�")
 
 
-def test_a_restart_of_redis_is_survived(server: Server, owner: redis.Redis) -> None:
-    """Also one that comes before the first connection; the last line tells while it lasts."""
-    server.stop()
-    with Watch(server.url, terminal=True) as shown:
-        for number in range(2):
-            shown.wait_for("Redis is unavailable (ConnectionError)")
-            server.start()
-            publish(owner, f"event {number}")
+def test_a_narrow_terminal(server: Server) -> None:
+    """The last line never takes two: one that did could not be erased."""
+    with Watch(server.url, terminal=True, COLUMNS="20") as shown:
+        shown.wait_for("0.0 events/s, fetc")
+        assert {len(line) for line in shown.screen} == {19}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_restart_of_redis_is_survived(server: Server, owner: redis.Redis, terminal: bool) -> None:
+    """The last line shows it while it lasts; the log has its beginning and its end, once each."""
+    refused, again = "Redis is unavailable (connection refused)", "Watching the bus 'events'"
+    with Watch(server.url, terminal) as shown:
+
+        def has_logged(text: str, count: int) -> None:
+            wait_until(lambda: shown.errors.count(text) == count, what=f"{text!r}, {count} times")
+
+        for number in range(1, 3):
+            put(owner, f"event {number}")
             shown.wait_for(f"event {number}")
-            owner.xadd(LETTERS, {"update": "u", "error": f"letter {number}"})
-            shown.wait_for(f"letter {number}")
-            shown.output = ""
             server.stop()
+            has_logged(f"event-fetcher: {refused}: trying again\n", number)
+            if terminal:
+                wait_until(lambda: refused in shown.screen[-1:], what="the last line")
+            server.start()
+            has_logged(f"event-fetcher: {again}\n", number + 1)
         assert shown.process.poll() is None
 
 
-class Screen(io.StringIO):
-    """A terminal in this process; `react` is told all that it shows, after each change."""
-
-    def __init__(self, react: Callable[[str], None]) -> None:
-        super().__init__()
-        self.react = react
-
-    def isatty(self) -> bool:
-        return True
-
-    def reconfigure(self, **options: Any) -> None:
-        pass
-
-    def flush(self) -> None:
-        self.react(self.getvalue())
-
-
-def test_what_comes_after_an_outage_is_shown(
-    server: Server, owner: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Redis is not there at the start, comes, and events are shown until Ctrl-C; the rate is that of late."""
-    monkeypatch.setattr("fetcher.commands.watch.RATE_WINDOW", 1.0)
-    monkeypatch.setattr("fetcher.commands.watch.LOOK_INTERVAL", 0.2)
+def test_redis_may_come_later(server: Server, owner: redis.Redis) -> None:
+    """It waits for the first answer, too."""
     server.stop()
-    started: list[bool] = []
-
-    def react(shown: str) -> None:
-        if shown.count("Redis is unavailable") > 1 and not started:
-            server.start()
-            started.append(True)
-        elif "none" in shown and "Привет" not in shown:
-            owner.publish("events:message", json.dumps(EVENT.as_dict()))
-        elif re.search(r"Привет.*K[1-9]\.\d events/s.*K0\.0 events/s", shown, re.DOTALL):
-            raise KeyboardInterrupt
-
-    assert watch(server.url, "events", None, Screen(react)) == 0
+    shown = Watch(server.url)
+    shown.wait_for_log("event-fetcher: Redis is unavailable (connection refused): trying again")
+    server.start()
+    with shown:
+        put(owner, "first")
+        shown.wait_for("first")
 
 
 def test_a_closed_pipe_is_the_end(server: Server, owner: redis.Redis) -> None:
-    """As in `--watch | head -1`: code 0, and no word."""
-    command = f'{sys.executable} -c "{Watch.RUN.format(None)}" {server.url} | head -1; echo ${{PIPESTATUS[0]}}'
+    """As in `--watch | head -1`: code 0, and no traceback."""
+    command = f"{sys.executable} -m tests.run --watch | head -1; echo ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"REDIS_URL": server.url, "BUS": "events", "TOKEN": "", "GROUPID": ""}
     with subprocess.Popen(
-        ["bash", "-c", command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["bash", "-c", command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as shell:
-        deadline = time.monotonic() + 20
-        while shell.poll() is None and time.monotonic() < deadline:
-            owner.publish("events:message", json.dumps(EVENT.as_dict()))
-            time.sleep(0.02)
-        assert shell.communicate(timeout=5)[0].splitlines() == [f"message  {WHO} in «Двор»: Привет", "0"]
+        while shell.poll() is None:
+            put(owner, "Привет")
+            time.sleep(0.05)
+        output, errors = shell.communicate(timeout=60)
+    assert output.splitlines() == [f"message  {WHO} in «Двор»: Привет", "0"]
+    assert errors == "event-fetcher: Watching the bus 'events'\n"
 
 
 @pytest.mark.parametrize(
-    ("rules", "error"),
+    ("rules", "sentence"),
     [
-        ("+@all -scan ~* &*", redis.exceptions.NoPermissionError),
-        ("+@all ~* resetchannels", redis.exceptions.NoPermissionError),
-        ("+@all ~* &* >other", redis.AuthenticationError),
+        ("+@all -scan ~* &*", "Redis refuses a permission"),
+        ("+@all ~{events}:* &*", "Redis refuses a permission"),
+        ("+@all ~* &* >other", "Redis refuses the user or the password"),
     ],
 )
-def test_what_the_operator_must_fix_ends_it(rules: str, error: type[Exception]) -> None:
-    """A wrong password and a missing permission are raised, from wherever they are met."""
-    password = "" if ">" in rules else ">secret"
-    user = f"user limited on {password} {rules}"
-    with Server(acl=[user]) as server, open(os.devnull, "w") as out, pytest.raises(error):
-        watch(server.url.replace("//", "//limited:secret@"), "events", None, out)
+def test_what_the_operator_must_fix_ends_it(rules: str, sentence: str) -> None:
+    """A wrong password and a missing permission are one sentence, and exit code 1."""
+    user = f"user limited on {'' if '>' in rules else '>secret'} {rules}"
+    with Server(acl=[user]) as server:
+        shown = Watch(server.url.replace("//", "//limited:secret@"))
+        assert shown.process.wait(60) == 1
+        shown.wait_for_log(f"event-fetcher: {sentence}")
+        assert shown.errors.count("\n") == 1
 
 
 def test_a_cluster_is_watched() -> None:
-    """The heartbeats and dead letters are on one node, events are heard from any."""
+    """Whatever node the address names."""
     with cluster() as nodes:
         client: Any = redis.RedisCluster.from_url(nodes[0].url, decode_responses=True)
         client.set("{events}:alive:5:host-a", 1)
-        with Watch(nodes[2].url, terminal=True, group=5) as shown:
+        with Watch(nodes[2].url, terminal=True, GROUPID="5") as shown:
             shown.wait_for("fetchers alive: host-a")
             client.xadd(LETTERS, {"update": "u", "error": "bad"})
             shown.wait_for("dead     letter: bad: u")
-            with nodes[1].client() as owner:
-                event = json.dumps(EVENT.as_dict())
-                wait_until(lambda: owner.publish("events:message", event) or "Привет" in shown.output, what="it")
+            put(client, "Привет")
             shown.wait_for("Привет")

@@ -77,7 +77,6 @@ class Bus:
             if start:
                 pipeline.set(self.checkpoint_key, str(start), nx=True)
             pipeline.get(self.checkpoint_key)
-            pipeline.zrevrange(self.seen_key, DEDUP_WINDOW - 1, DEDUP_WINDOW - 1)
             pipeline.zmscore(self.seen_key, members)
             *replies, scores = pipeline.execute(raise_on_error=False)
             if isinstance(scores, ResponseError):  # not allowed by the ACL of 1.1, or Redis is older than 6.2
@@ -85,9 +84,8 @@ class Bus:
             for reply in (*replies, scores):
                 if isinstance(reply, Exception):
                     raise reply
-        *_, stored, last = replies
         missing = {id for id, score in zip(ids, scores, strict=False) if score is None}
-        return State(self._position(stored), missing, is_full=bool(last))
+        return State(self._position(replies[-1]), missing)
 
     def commit(self, commit: Commit) -> Outcome:
         """Commit all or nothing, and return what the bus has recorded.

@@ -3,7 +3,6 @@
 -- KEYS: checkpoint, seen, stream, dead letters
 -- ARGV: kind, since, until, event_ids that seen remembers, entries to keep in the stream, in the dead letters, number of
 --       entries; for each: event_id or '', channel ('' for a dead letter), number of fields and values, these
---       (an id that begins with 'sha256:' is made of the text, and several updates may have the same)
 -- Answers the checkpoint as it is afterwards ('' if there is none), the numbers of the entries that were recorded, and how
 -- many were left out, because they came so late that they may be repetitions.
 local checkpoint, seen, stream, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -63,15 +62,13 @@ local function is_new(id)
 end
 local function add(key, ...) redis.call('XADD', key, 'MAXLEN', '~', limits[key], '*', ...) end
 
--- No dead letter of a batch was recorded before while the checkpoint stands at its beginning.
-local is_first = kind == 'batch' and since == stored and moves
 local recorded, left_out = {}, 0
 for number, i in ipairs(entries) do
   local id, key = ARGV[i], ARGV[i + 1] == '' and dead or stream
-  local wanted = is_new(id) or key == dead and is_first and id:sub(1, 7) == 'sha256:'
-  if wanted and is_late then
+  if not is_new(id) then -- nothing: the bus has it
+  elseif is_late then
     left_out = left_out + 1
-  elseif wanted then
+  else
     add(key, unpack(ARGV, i + 3, i + 2 + ARGV[i + 2]))
     recorded[#recorded + 1] = number
   end

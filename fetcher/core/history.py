@@ -91,11 +91,7 @@ class Outcome(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the bus has: its checkpoint (None: there is none), and which ids `seen` lacks.
-
-    `is_full` means that `seen` forgets old ids.
-    """
+    """What the bus has: its checkpoint (None: there is none), and which ids `seen` lacks."""
 
     checkpoint: Position | None
     missing: set[str]
-    is_full: bool = False

@@ -5,7 +5,8 @@ from .history import Commit, DeadLetter, Entry
 MAX_PIECE, MAX_PIECE_BYTES = 500, 2**20  # updates and bytes of one commit
 MIN_SHARE, UNKNOWN = 1 / MAX_PIECE, 4.0  # of a piece: a single update, and more than there ever is
 STEADY = 10  # commits in a row before a size that has timed out is tried again
-MAX_BREAKS = 3  # broken connections in a row after which a commit may be too large for what a connection lives
+MAX_BREAKS = 3  # broken connections in a row after which a commit may be too large for what a connection lives…
+MAX_BREAKS_IF_PASSED = 9  # …though one of its size has passed
 
 
 class PieceSize:
@@ -22,6 +23,7 @@ class PieceSize:
         self.failing = False  # the last commit timed out
         self.steady = 0  # commits since
         self.breaks = 0  # broken connections in a row
+        self.passed = 0.0  # the largest share that has passed since the last time-out
 
     def has_room(self, count: int, size: int) -> bool:
         """Return whether so many updates and bytes fit."""
@@ -40,6 +42,7 @@ class PieceSize:
         """Let the next commit be larger, if this one was about as large as allowed."""
         used = share_of(commit.updates, commit.size)
         self.failing, self.breaks, self.steady = False, 0, self.steady + 1
+        self.passed = max(self.passed, used)
         self.too_large = self.too_large if used < self.too_large else UNKNOWN
         is_known_to_fit = 2 * self.share < self.too_large
         if 2 * used > self.share and (is_known_to_fit or self.steady >= STEADY):
@@ -50,12 +53,14 @@ class PieceSize:
         used = share_of(commit.updates, commit.size)
         self.too_large = self.too_large if self.failing else used
         self.failing, self.steady, self.share = True, 0, max(MIN_SHARE, min(self.share, used) / 2)
+        self.passed = 0.0
 
-    def broke(self) -> None:
-        """Make the next commit smaller if no connection lives long enough for one of this size."""
+    def broke(self, commit: Commit) -> None:
+        """Make the next commit smaller if no connection seems to live long enough for one of this size."""
         self.breaks += 1
-        if self.breaks % MAX_BREAKS == 0:
-            self.share = max(MIN_SHARE, self.share / 2)
+        has_passed = share_of(commit.updates, commit.size) <= self.passed
+        if self.breaks % (MAX_BREAKS_IF_PASSED if has_passed else MAX_BREAKS) == 0:
+            self.timed_out(commit)
 
 
 def share_of(count: int, size: int) -> float:

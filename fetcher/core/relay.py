@@ -11,7 +11,7 @@ from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable, TransientE
 from .backlog import MAX_UNBUILT, Backlog
 from .backoff import backoff
 from .entries import EntryBuilder
-from .history import Batch, Commit, Gap, Position
+from .history import Batch, Commit, Gap
 from .ports import Bus, LongPoll
 from .reports import Reports
 
@@ -33,6 +33,7 @@ class Relay:
         self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
         self.largest, self.quickest = 0, MAX_BACKOFF  # of VK's answers: updates and seconds
+        self.commit_time = 0.0  # seconds that Redis took for the commits of the last step
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
@@ -47,13 +48,13 @@ class Relay:
                 self.failures += 1
                 pause = backoff(self.failures, MIN_BACKOFF, MAX_BACKOFF)
                 time.sleep(max(0.0, begun + pause - time.monotonic()))
-            self.reports.holds(self.backlog.count, bool(self.backlog.pending))
 
     def step(self) -> bool:
         """Commit for a second at most, then poll in any case, for VK forgets; return whether nothing failed."""
         if self.backlog.start_ts is None and self.attempt(self.start):
             return False
         failure = self.attempt(self.commit)
+        self.reports.holds(self.backlog.count, bool(self.backlog.pending))
         redis_failed = isinstance(failure, RedisUnavailable | RedisFatalError)
         self.reports.metrics.redis_up.set(int(not redis_failed))
         self.longpoll.shorten_timeouts(redis_failed)  # Redis may be back at any moment
@@ -85,7 +86,7 @@ class Relay:
     def commit(self) -> None:
         """Set the heartbeat, then commit what is pending, oldest first and in pieces."""
         self.beat()
-        begun = time.monotonic()
+        begun, self.commit_time = time.monotonic(), 0.0
         while self.backlog.pending or not self.bus.is_connected:
             if self.bus.is_connected:
                 self.commit_oldest()
@@ -112,12 +113,14 @@ class Relay:
         self.bus.is_connected, self.beat_at = True, 0.0
 
     def commit_oldest(self) -> None:
-        """Commit one piece of what is pending, once it is built."""
-        if self.backlog.pending[0].entries is None:
+        """Commit one piece of what is pending, once nothing is missing before it and it is built."""
+        if self.backlog.is_missing_updates:
+            self.fill()
+        elif self.backlog.pending[0].entries is None:
             self.reports.doing = "looking up names"
             self.build()
-        commit = self.backlog.next_commit()
         # Not through a new connection that reading the cache has made: what its server lacks goes first.
+        commit = self.backlog.next_commit()
         if commit and self.bus.is_connected:
             self.commit_piece(commit)
 
@@ -131,27 +134,28 @@ class Relay:
             self.backlog.piece.timed_out(commit)
             raise
         except RedisUnavailable:
-            self.backlog.piece.broke()
+            self.backlog.piece.broke(commit)
             raise
         self.backlog.piece.succeeded(commit)
-        self.reports.committed(commit, outcome, time.monotonic() - begun)
-        if outcome.checkpoint is None:
-            self.bus.disconnected()  # it may have lost more than the checkpoint
-        elif self.backlog.answered(commit, outcome.checkpoint):
-            self.fill(outcome.checkpoint)
+        seconds = time.monotonic() - begun
+        self.commit_time += seconds
+        self.reports.committed(commit, outcome, seconds)
+        if outcome.checkpoint:
+            self.backlog.answered(commit, outcome.checkpoint)
         else:
-            self.reports.progressed()
+            self.bus.disconnected()  # it may have lost more than the checkpoint
 
-    def fill(self, checkpoint: Position) -> None:
-        """Get what is missing before what is pending."""
+    def fill(self) -> None:
+        """Get what is missing before what is pending: from the replay buffer, else from VK, else it is a gap."""
         if self.backlog.recall():
             return
-        self.reports.doing = f"asking VK for what is missing after ts {checkpoint}"
+        since, start = self.backlog.checkpoint or self.backlog.start, self.backlog.pending[0].since
+        self.reports.doing = f"asking VK for what is missing after ts {since}"
         answers: list[Batch | Gap] = []
-        if checkpoint.epoch == self.backlog.pending[0].since.epoch:
-            answers = self.longpoll.poll(checkpoint.ts, 1)
-            is_silent = answers[-1].until == checkpoint.ts and not count_of(answers)
-            if is_silent and self.longpoll.renew() > checkpoint.ts:
+        if since.epoch == start.epoch:
+            answers = self.longpoll.poll(since.ts, 1)
+            is_silent = answers[-1].until == since.ts and not count_of(answers)
+            if is_silent and self.longpoll.renew() > since.ts:
                 raise TransientError("VK's long poll is silent at a ts that its new key is past")
         self.backlog.fill(answers, time.monotonic())
         require_progress(answers)
@@ -167,8 +171,8 @@ class Relay:
     def poll(self, failing: bool) -> None:
         """Hold what VK has after what is held.
 
-        While something fails or is held, poll on until VK has no more, for a second at most. So it goes if VK may have
-        more than one answer holds, up to what is built at once.
+        While something fails or is held, poll on until VK has no more, for a second at most. The same holds while VK
+        may have more than one answer holds.
         """
         hurried = bool(failing or self.failures or self.backlog.pending)
         begun = now = time.monotonic()
@@ -180,18 +184,20 @@ class Relay:
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answers, now)
             require_progress(answers)
-            goes_on = self.may_have_more(count_of(answers), now - begun_poll) and self.backlog.count < MAX_UNBUILT
-            if not count_of(answers) or now >= begun + DRAIN_TIME or not (hurried or goes_on):
+            goes_on = hurried or self.may_have_more(count_of(answers), now - begun_poll, now - begun)
+            if not count_of(answers) or not goes_on or now >= begun + DRAIN_TIME:
                 return
         self.reports.memory_is_full(self.backlog.count)
 
-    def may_have_more(self, count: int, seconds: float) -> bool:
-        """Return whether VK may have more than an answer of `count` updates that took so many seconds.
+    def may_have_more(self, count: int, poll_time: float, total_time: float) -> bool:
+        """Return whether VK may have more than its answer of `count` updates holds; the times are in seconds.
 
-        Such an answer is as large as the largest so far, and VK did not wait for an update.
+        VK did not wait for an update, and the answer is as large as the largest so far. Or commits take longer than
+        polls, so that VK forgets before a small answer at a time is through.
         """
-        self.largest, self.quickest = max(self.largest, count), min(self.quickest, seconds)
-        return count >= self.largest and seconds < 2 * self.quickest + POLL_JITTER
+        self.largest, self.quickest = max(self.largest, count), min(self.quickest, poll_time)
+        is_large = count >= self.largest > 1 and self.backlog.count < MAX_UNBUILT
+        return poll_time < 2 * self.quickest + POLL_JITTER and (is_large or total_time < self.commit_time)
 
 
 def count_of(answers: list[Batch | Gap]) -> int:

@@ -28,7 +28,7 @@ class Reports:
         self.doing = ""
         self.last_logged: dict[str, float] = {}  # what was logged, and when
         self.progress_at = time.monotonic()  # when an update reached the bus last, or none was held
-        self.is_stalled = self.is_polling = False
+        self.is_stalled = self.is_polling = self.is_pending = False
 
     def polled(self, checkpoint: Position | None) -> None:
         """VK has answered a poll; the first time that it has and the bus has, too, the log says that all is well."""
@@ -74,18 +74,17 @@ class Reports:
             log.warning(late, outcome.left_out, commit.since, commit.until)
         if commit.kind == "gap":
             self.metrics.gaps.inc(len(outcome.recorded))
-
-    def progressed(self) -> None:
-        """What was committed is on the bus."""
-        self.progress_at = time.monotonic()
-        self.metrics.checkpoint.set(time.time())
+        if outcome.checkpoint and outcome.checkpoint >= commit.since:
+            self.progress_at = time.monotonic()
+            self.metrics.checkpoint.set(now)
 
     def holds(self, held: int, is_pending: bool) -> None:
         """Log that no update has reached the bus for long, and when this is over."""
         self.metrics.held_updates.set(held)
-        seconds = time.monotonic() - self.progress_at
-        if not is_pending:
+        if not self.is_pending:
             self.progress_at = time.monotonic()
+        self.is_pending = is_pending
+        seconds = time.monotonic() - self.progress_at
         if is_pending and seconds > MAX_STALL:
             self.is_stalled = True
             stalled = "%d updates are held, and none has reached the bus for %d s: %s"

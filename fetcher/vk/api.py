@@ -11,9 +11,9 @@ from jconfig.memory import MemoryConfig
 from urllib3.exceptions import HTTPError
 from vk_api import ApiError, ApiHttpError, VkApiGroup
 
-from .. import metrics
 from ..core.backoff import backoff
 from ..errors import FatalError, RequestRejected, TransientError
+from ..metrics import OFF
 
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
@@ -118,9 +118,10 @@ class Api(VkApiGroup):  # type: ignore[misc]
 
     RPS_DELAY = 0  # ours is counted from the start of a request, and by a clock that nobody sets
 
-    def __init__(self, token: str) -> None:
-        """Ask nothing yet."""
+    def __init__(self, token: str, metrics: Any = OFF) -> None:
+        """Send nothing yet; `metrics` are those of fetcher.metrics."""
         super().__init__(token=token, api_version=API_VERSION, session=Session(), config=MemoryConfig)
+        self.metrics = metrics
         self.error_handlers.clear()  # they wait for a person, or call themselves without end
         self.next_request = self.pause_until = 0.0
         self.rate_limits = 0  # in a row
@@ -133,7 +134,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
         time.sleep(max(0.0, self.next_request - now))
         self.next_request = time.monotonic() + API_INTERVAL
         self.last_request = 0.0
-        metrics.VK_REQUESTS.labels(method=method).inc()
+        self.metrics.vk_requests.labels(method=method).inc()
         with translate_errors("API"):
             try:
                 answer = super().method(method, {"lang": "ru", **(values or {})}, *args, **kwargs)
@@ -147,7 +148,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
         """Return what VK's error means, to a request of ours or to a call `inside` an execute."""
         code, text = error["error_code"], str(error.get("error_msg")).replace(self.token["access_token"], "***")
         sentence = f"VK error {code} in {method}: {text}"
-        metrics.VK_ERRORS.labels(code=code).inc()
+        self.metrics.vk_errors.labels(code=code).inc()
         known = ERRORS.get(code, VkError(code, "", Kind.REJECTED))
         if method == "groups.getLongPollServer" and "not enabled" in text:
             known = LONG_POLL_OFF
