@@ -140,7 +140,7 @@ def test_each_rule_is_needed_by_the_fetcher(try_acl: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("rule", sorted(UNFELT))
 def test_rules_that_the_fetcher_itself_can_do_without(try_acl: Any, rule: str) -> None:
-    """+info is a question it can do without outside of a cluster, +exists is --health's."""
+    """+info is for clusters, +exists is --health's, and without +zmscore it sends more again."""
     bus, fetcher = try_acl(rule)
     assert bus.has_everything_once()
     code, lines = health(fetcher)

@@ -263,7 +263,7 @@ def test_redis_is_away(process: Setup) -> None:
     """One line, with the remedy."""
     code, lines = process(REDIS_URL=f"redis://user:Very-Secret@{HOST}:{free_port()}/0")
     assert code == 1
-    remedy = "start Redis, or correct REDIS_URL (Redis is unavailable (ConnectionError))"
+    remedy = "start Redis, or correct REDIS_URL (Redis is unavailable (connection refused))"
     assert lines == {thing: READY[thing] for thing in READY if thing not in REDIS} | {
         "Redis": f"to do   Redis: {remedy}"
     }

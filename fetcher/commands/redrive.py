@@ -18,6 +18,7 @@ from ..core.names import Directory
 from ..errors import TransientError
 from ..events import channel
 from ..fastjson import event_to_json, loads, utf8
+from ..metrics import OFF
 from ..vk.api import Api
 from ..vk.builders import command_pattern
 from ..vk.lookups import Lookups
@@ -51,7 +52,7 @@ def redrive(settings: Config, group: str | None) -> int:
 
 def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
     """Publish what makes an event now; yield the id of each dead letter of the fetcher, and why it stays."""
-    lookups = Lookups(Api(settings.token))
+    lookups = Lookups(Api(settings.token, OFF))
     cache = NameCache(bus, settings.names_ttl)  # unused, for only the loop connects it: old titles must not get there
     updates = Updates(lookups, command_pattern(settings.group, settings.prefixes), settings.raw)
     builder = EntryBuilder(updates, Directory(cache, lookups), event_to_json)

@@ -11,6 +11,7 @@ from ..bus.scripts import run_script
 from ..config import Config
 from ..errors import FatalError, RequestRejected, TransientError
 from ..events import channel
+from ..metrics import OFF
 from ..vk.api import API_VERSION, Api
 from ..vk.builders import BUILDERS
 
@@ -53,7 +54,7 @@ def setup(settings: Config) -> int:
     Return 0 if the fetcher would run, else 1. Of the settings only TOKEN is needed; a missing GROUPID is printed.
     """
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal knows Cyrillic
-    api = Api(settings.token)
+    api = Api(settings.token, OFF)
     bus = Bus(settings.redis_url, settings.bus, settings.group, settings.stream_maxlen, 0)
     vk = {"token": check_token(api, settings.group), "rights": check_rights(api), "Long Poll": check_long_poll(api)}
     states = set()
