@@ -21,7 +21,7 @@ setup(
     packages=["fetcher", "fetcher.bus", "fetcher.commands", "fetcher.core", "fetcher.vk"],
     package_data={
         "fetcher": ["event.schema.json", "py.typed"],
-        "fetcher.bus": ["commit.lua"],
+        "fetcher.bus": ["*.lua"],
         "fetcher.commands": ["demo.json"],
     },
     entry_points={"console_scripts": ["event-fetcher = fetcher.__main__:main"]},

@@ -43,7 +43,7 @@ ACL = {  # a rule in brackets is one, with its blank
     name: re.findall(r"\(.+?\)|\S+", rules)
     for name, rules in re.findall("^user (.+?) on >SECRET (.+)$", OPERATIONS, re.MULTILINE)
 }
-UNFELT = {"+info", "+exists"}  # the fetcher itself does without
+UNFELT = {"+info", "+exists", "+zmscore"}  # the fetcher itself does without
 
 
 def rules(user: str) -> list[str]:
@@ -140,7 +140,7 @@ def test_each_rule_is_needed_by_the_fetcher(try_acl: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("rule", sorted(UNFELT))
 def test_rules_that_the_fetcher_itself_can_do_without(try_acl: Any, rule: str) -> None:
-    """+info is a question it can do without outside of a cluster, +exists is --health's."""
+    """+info is for clusters, +exists is --health's, and without +zmscore it sends more again."""
     bus, fetcher = try_acl(rule)
     assert bus.has_everything_once()
     code, lines = health(fetcher)
@@ -473,7 +473,7 @@ def test_compose_gives_the_token_as_a_secret() -> None:
     environment = dict(fetcher["environment"])
     assert environment.pop("TOKEN_FILE") == "/run/secrets/token"
     assert environment.keys() == SETTINGS - {"TOKEN", "TOKEN_FILE", "REDIS_URL"}
-    assert environment.pop("GROUPID").startswith("${GROUPID:?")
+    assert environment.pop("GROUPID").startswith("${GROUPID?")
     assert environment == {name: f"${{{name}:-}}" for name in environment}
     assert "read_only" not in fetcher, "Compose refuses it beside such a secret"
 
