@@ -1039,7 +1039,7 @@ def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCap
 
 
 def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """Updates are held for over 30 s: a line a minute says how many, how long and what is tried; one, that it is over."""
+    """Updates are held for over 30 s: a line a minute says how many, how long, what is tried; one says when it ends."""
     begun.history.push("a", "b")
     begun.bus.commit_failure = REDIS_DOWN
     begun.run_for(29)
