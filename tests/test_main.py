@@ -372,7 +372,7 @@ def test_settings_come_from_dotenv_and_token_file(fetch: Fetch, vk: VK, server: 
 
 
 def test_health(fetch: Fetch, vk: VK, server: Server) -> None:
-    """0 while the fetcher polls and Redis answers, else 1 with one sentence; 2 for wrong settings. No token is needed."""
+    """0 while the fetcher polls and Redis answers, else 1 with one sentence; 2 for wrong settings. No token needed."""
 
     def health(**settings: Any) -> tuple[int, list[str]]:
         check = fetch("--health", TOKEN=None, **settings)
