@@ -7,22 +7,17 @@ from contextlib import suppress
 from typing import Any
 
 from ..bus.bus import Bus
-from ..bus.cache import NameCache
 from ..bus.connection import redis_errors
 from ..bus.scripts import run_script
 from ..config import Config
 from ..core.backlog import Pending
 from ..core.entries import EntryBuilder
 from ..core.history import DeadLetter, Entry, Position
-from ..core.names import Directory
 from ..errors import TransientError
 from ..events import channel
-from ..fastjson import event_to_json, loads, utf8
-from ..metrics import OFF
+from ..fastjson import loads, utf8
+from ..parts import make_builder, make_bus
 from ..vk.api import Api
-from ..vk.builders import command_pattern
-from ..vk.lookups import Lookups
-from ..vk.updates import Updates
 
 PAGE = 100  # dead letters that are read and built at once
 MAX_FAILURES = 3  # dead letters in a row whose names VK does not return, before the command gives up
@@ -36,7 +31,7 @@ def redrive(settings: Config, group: str | None) -> int:
     Print a line for each that stays, and how many went and stayed; return the exit code 0. Raise TransientError or
     FatalError if VK or Redis fails. It may be killed and repeated at any time: a dead letter goes in one atomic step.
     """
-    bus = Bus(settings.redis_url, settings.bus, settings.group, settings.stream_maxlen, 0)
+    bus = make_bus(settings)
     counts: Counter[str] = Counter()
     try:
         for letter, reason in give_back(bus, group) if group else publish(bus, settings):
@@ -52,10 +47,8 @@ def redrive(settings: Config, group: str | None) -> int:
 
 def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
     """Publish what makes an event now; yield the id of each dead letter of the fetcher, and why it stays."""
-    lookups = Lookups(Api(settings.token, OFF))
-    cache = NameCache(bus, settings.names_ttl)  # unused, for only the loop connects it: old titles must not get there
-    updates = Updates(lookups, command_pattern(settings.group, settings.prefixes), settings.raw)
-    builder = EntryBuilder(updates, Directory(cache, lookups), event_to_json)
+    # Only the loop connects the bus, so the cache is unused: an old title must not get there.
+    builder = make_builder(settings, Api(settings.token), bus)
     _, seen, stream, dead_letters = bus.keys
     for page in pages(bus, dead_letters):
         found = {letter: read_update(fields["update"]) for letter, fields in page if "update" in fields}

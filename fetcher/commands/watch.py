@@ -11,8 +11,10 @@ from typing import Any, Never
 
 from ..bus.bus import Bus
 from ..bus.connection import redis_errors
+from ..config import Config
 from ..errors import RedisUnavailable
 from ..events import Event, Message
+from ..parts import make_bus
 
 READ_INTERVAL = 0.25  # seconds between two looks at the streams
 SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which go through all keys
@@ -28,14 +30,15 @@ PRINTABLE = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}") | dict.fromkeys
 log = logging.getLogger("fetcher")
 
 
-def watch(bus: Bus, group: int) -> Never:
+def watch(settings: Config) -> Never:
     """Print what is new on the bus, for ever.
 
-    A terminal also gets a last line: events per second, and the fetchers that are alive, of this community or, if it
-    is 0, of all. Raise RedisFatalError for a wrong password or a missing permission, BrokenPipeError if nobody reads
-    the output.
+    A terminal also gets a last line: events per second, and the fetchers that are alive, of the community or, without
+    GROUPID, of all. Raise RedisFatalError for a wrong password or a missing permission, BrokenPipeError if nobody
+    reads the output.
     """
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal can show Cyrillic
+    bus = make_bus(settings)
     tails = [Tail(bus, stream) for stream in bus.keys[2:]]
     counts: deque[int] = deque(maxlen=round(RATE_WINDOW / READ_INTERVAL))  # events of the latest reads
     alive, scan_at, problem, last_line = "", 0.0, None, ""
@@ -46,7 +49,7 @@ def watch(bus: Bus, group: int) -> Never:
                 for tail in tails:
                     entries += tail.read()
                 if time.monotonic() >= scan_at:
-                    alive, scan_at = fetchers(bus, group), time.monotonic() + SCAN_INTERVAL
+                    alive, scan_at = fetchers(bus, settings.group), time.monotonic() + SCAN_INTERVAL
         except RedisUnavailable as unavailable:
             error = str(unavailable)
         if last_line:
