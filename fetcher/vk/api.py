@@ -114,7 +114,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
 def translate_errors(what: str) -> Iterator[None]:
     """Raise TransientError for what the libraries raise for a failed or odd answer, without address, key or token.
 
-    Only a call of vk_api or requests stands inside: vk_api does not check what an answer looks like before it reads it.
+    Only a request and the reading of its answer stand inside: vk_api, too, reads answers without a look at their form.
     """
     try:
         yield
