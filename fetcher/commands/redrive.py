@@ -35,13 +35,14 @@ def redrive(settings: Config, group: str | None) -> int:
     counts: Counter[str] = Counter()
     try:
         for letter, reason in give_back(bus, group) if group else publish(bus, settings):
-            counts[reason if reason in (WENT, GAP) else "stay"] += 1
+            counts[reason] += 1
             if reason not in (WENT, GAP):
                 print(f"{letter} stays: {reason}", flush=True)
     finally:
         went = f"given back to the group {group}" if group else "published"
+        stay = counts.total() - counts[WENT] - counts[GAP]
         gaps = f", gaps in VK's history: {counts[GAP]}" if counts[GAP] else ""
-        print(f"{went}: {counts[WENT]}, stay: {counts['stay']}{gaps}", flush=True)
+        print(f"{went}: {counts[WENT]}, stay: {stay}{gaps}", flush=True)
     return 0
 
 
@@ -66,10 +67,9 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
 
 def read_update(text: str) -> Any:
     """Return the update in a dead letter, None if it cannot be read."""
-    try:
+    with suppress(ValueError):
         return loads(text.encode())
-    except (ValueError, RecursionError):
-        return None
+    return None
 
 
 def build(builder: EntryBuilder, updates: list[Any]) -> Iterator[Entry | str]:
@@ -116,12 +116,10 @@ def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str]]:
 
 def pages(bus: Bus, key: str) -> Iterator[list[tuple[str, dict[str, str]]]]:
     """Yield in pages the dead letters that are there now: an event that fails again must not go round."""
+    client: Any = bus.client
     with redis_errors():
-        page: Any = bus.client.xrevrange(key, count=1)
-    last, after = page[0][0] if page else "", "-"
-    while page:
-        with redis_errors():
-            page = bus.client.xrange(key, after, last, count=PAGE)
-        if page:
-            after = f"({page[-1][0]}"
+        newest = client.xrevrange(key, count=1)
+        after, last = "-", newest[0][0] if newest else "-"
+        while page := client.xrange(key, after, last, count=PAGE):
             yield page
+            after = f"({page[-1][0]}"
