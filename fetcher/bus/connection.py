@@ -26,9 +26,7 @@ FATAL = {  # redis-py's class and Redis's answer: an error inside a script or of
     r"Authentication|\w+ (WRONGPASS|NOAUTH)": "Redis refuses the user or the password: fix REDIS_URL",
     r"NoPermission|.*(NOPERM|ACL failure|can't run this command)": f"Redis refuses a permission: {ACL_RULES}",
     r"\w+ WRONGTYPE": "Redis: a key of the bus is of another type; choose another BUS or delete the key",
-    ".*(DB index is out of range|SELECT is not allowed)": (
-        "Redis does not have the database of REDIS_URL: choose another number"
-    ),
+    ".*(DB index is out|SELECT is not allowed)": "Redis does not have the database of REDIS_URL: choose another number",
 }
 
 
