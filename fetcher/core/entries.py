@@ -39,8 +39,10 @@ class EntryBuilder:
         updates, failure = self.updates.with_full_messages([update for batch in batches for update in batch.updates])
         if failure and not give_up:
             raise failure
-        self.nameless.clear()
-        built = [self.event_or_error(update) for update in updates]
+        unread, built = iter(updates), list[Event | DeadLetter | None]()
+        for batch in batches:
+            self.nameless.clear()  # batches may overlap: only within one is the same text another update
+            built += [self.event_or_error(update) for update in islice(unread, len(batch.updates))]
         named = iter(self.directory.with_names([event for event in built if isinstance(event, Event)], give_up))
         entries = iter(
             [

@@ -1,14 +1,25 @@
-"""The same faults as a soak, two at once, mixed at random: python -m tests.faults --minutes 20 [--seed N]."""
+"""The faults on real servers, two at once, mixed at random: python -m tests.faults --minutes 20 [--seed N].
+
+With --beside REVISION the program and that revision's take turns on the same bus. With --links nothing is mixed: it
+measures how both fare on links that are far, slow, short-lived or silent.
+"""
 
 import argparse
+import contextlib
 import random
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
-from tests.faults.pairs import CASES
-from tests.faults.soak import KINDS, Report, soak
+from tests.faults.ending import end_on_signals
+from tests.faults.figures import print_figures
+from tests.faults.links import CASES
+from tests.faults.recording import THIS, version_of
+from tests.faults.soak import KINDS, Report, fits_versions, reports_of
+
+COLUMNS = (
+    "fault", "injected", "events", "forgotten by VK, and recorded", "lost", "silent", "repeated", "out of order",
+    "on channels: repeated", "out of order",
+)  # fmt: skip
 
 
 def main() -> int:
@@ -18,24 +29,35 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--only", choices=KINDS, action="append", help="in this environment, not in all")
     parser.add_argument("--each", type=int, default=1, help="so many environments of each kind (default: 1)")
+    parser.add_argument("--beside", metavar="REVISION", help="a second version of the program, from git")
+    parser.add_argument("--links", metavar="WORD", nargs="?", const="", help="measure links, or those with this word")
     options = parser.parse_args()
-    print(f"{options.minutes:g} minutes, seed {options.seed}", flush=True)
-    begun, whole = time.monotonic(), Report()
-    kinds = options.each * (options.only or list(KINDS))
-    with ProcessPoolExecutor(len(kinds), mp_context=get_context("spawn")) as pool:
-        seeds = [f"{options.seed} {number} {kind}" for number, kind in enumerate(kinds)]
-        reports = [pool.submit(soak, kind, seed, 60 * options.minutes) for kind, seed in zip(kinds, seeds, strict=True)]
-        for report in reports:
-            whole.merge(report.result())
-    columns = "fault", "injected", "events", "forgotten by VK, and told", "lost", "silent", "repeated", "out of order"
-    print(f"\n| {' | '.join(columns)} | on channels: repeated | out of order |")
-    print(f"| --- |{' ---: |' * (len(columns) + 1)}")
+    end_on_signals()
+    with contextlib.ExitStack() as stack:
+        versions = [THIS]
+        if options.beside:
+            versions.insert(0, stack.enter_context(version_of(options.beside)))
+        if options.links is not None:
+            print_figures(versions, options.links)
+            return 0
+        kinds = options.each * (options.only or list(KINDS))
+        print(
+            f"{options.minutes:g} minutes, seed {options.seed}: {', '.join(one.name for one in versions)}", flush=True
+        )
+        begun, whole = time.monotonic(), Report()
+        for report in reports_of(kinds, options.seed, 60 * options.minutes, versions):
+            whole.merge(report)
+    print(f"\n| {' | '.join(COLUMNS)} |\n| --- |{' ---: |' * (len(COLUMNS) - 1)}")
     rows = [(name, whole.injections[name], whole.table[name]) for name in CASES if name in whole.table]
     for name, times, count in [*rows, ("**all**", whole.injections.total(), whole.total)]:
-        print(f"| {name} | {times} | " + " | ".join(map(str, count)) + " |")
-    print(f"\n{whole.answers.total()} faulty answers of VK's; {(time.monotonic() - begun) / 60:.1f} minutes")
-    if missing := [name for name in CASES if name not in whole.table]:
+        print(f"| {name} | {times:,} | " + " | ".join(f"{number:,}" for number in count) + " |")
+    print(f"\n{whole.answers.total():,} faulty answers of VK's; {(time.monotonic() - begun) / 60:.1f} minutes")
+    print("Starts of fetchers:", ", ".join(f"{times:,} of {name}" for name, times in sorted(whole.starts.items())))
+    possible = [case for case in CASES.values() if fits_versions(case, versions)]
+    if missing := [case.name for case in possible if case.name not in whole.table]:
         print(f"Not injected in this time: {', '.join(missing)}")
+    for broken in whole.broken:
+        print(f"A round without an account: {broken.splitlines()[0]}")
     return 0 if whole.is_clean else 1
 
 

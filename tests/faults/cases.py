@@ -23,6 +23,8 @@ class Case(NamedTuple):
     quiet: bool = False  # alone, it happens without traffic: what is lost then must be known
     forgets: bool = False  # what nobody alive has had may be gone
     kills: bool = False  # so it may be together with a second fault: what a dead fetcher held VK may have forgotten
+    restarts: bool = False  # VK restarts its numbering, which version 1.1 does not count
+    splits: bool = False  # the checkpoint may stand inside an answer of VK's, where version 1.1 cannot go on
     fatal: bool = False  # fetchers with nothing pending end with code 1
 
     @property
@@ -115,9 +117,9 @@ def forget_history(env: Environment) -> None:
     miss(env, 7, env.vk.forget)
 
 
-@case("poll: VK begins anew, with a lower ts", quiet=True, forgets=True)
-def begin_anew(env: Environment) -> None:
-    miss(env, 7, lambda: env.begin_anew(500 if env.is_strict else 10**6))
+@case("poll: VK restarts its numbering", quiet=True, forgets=True, restarts=True)
+def restart_numbering(env: Environment) -> None:
+    miss(env, 7, lambda: env.restart_numbering(500 if env.is_strict else 10**6))
 
 
 @case("poll: longer absence than VK's history", quiet=True, forgets=True)
@@ -384,7 +386,7 @@ def delay(env: Environment) -> None:
         link.delay = 0
 
 
-@case("link: narrow", linked=True)
+@case("link: narrow", linked=True, splits=True)
 def narrow(env: Environment) -> None:
     links = env.any_links()
     for link in links:

@@ -6,7 +6,8 @@ import re
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
@@ -16,14 +17,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.faults.recording import Process, RecordingVK, number_of
+from fetcher.core.history import Position
+from tests.faults.ending import require_not_ending
+from tests.faults.recording import THIS, Process, RecordingVK, Version, number_of
 from tests.servers import Proxy, Server, cluster, wait_until
 from tests.vk import CHAT, PERSON, button, message, reaction
 
 PASSWORD = "s3cret/of Redis@home"  # of the fetchers' user
 OWNER = "owner"  # the environment's own user, whose password nobody changes
 KEY_HEAD = "eyJhbGciOiJFZERTQSIs"  # so begins every key of VK's
-EVENT_ID = re.compile(r'"event_id": "([0-9a-f]{40})"')  # the first one in an event's JSON is its own
+EVENT_ID = re.compile(r'"event_id": ?"([0-9a-f]{40})"')  # the first one in an event's JSON is its own
 MOST_TIMES = 255  # what a byte counts
 REMEMBERED, REMEMBERED_BYTES = 500, 8 * 2**20  # of what is on the bus; twice as much, less what goes in one piece
 USUAL_SIZE = 700  # bytes of an update
@@ -32,7 +35,8 @@ USUAL_SIZE = 700  # bytes of an update
 class Count(NamedTuple):
     """What came of the events of one fault: on the stream that survives, and on the channels.
 
-    `lost` had a fetcher that lives; `gone` had none, VK forgot them, and the bus tells it; `silent` are told by nobody.
+    `lost`: a living fetcher had them. `gone`: no fetcher had them, VK forgot them, and the bus records it. `silent`:
+    nothing says that they are missing.
     """
 
     events: int = 0
@@ -94,23 +98,28 @@ def event_number(text: str) -> int:
 class Environment:
     """One VK, one Redis or a cluster, fetchers with a link each to it, and traffic when it is wanted.
 
-    Cases call its methods at the same time; each method may be called while another fault lasts.
+    Cases call its methods at the same time; each method may be called while another fault lasts. Of several versions of
+    the program the fetchers take one after the other, and so does each fetcher when it is started again.
     """
 
-    def __init__(self, seed: int = 0, *, fetchers: int = 1, clustered: bool = False, history: int = 256) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        fetchers: int = 1,
+        clustered: bool = False,
+        versions: Sequence[Version] = (THIS,),
+        lead: Callable[[int], str] | None = None,
+        **of_vk: Any,
+    ) -> None:
+        """Start everything. `lead` returns the address of a link to the port of VK; `of_vk` is for VK."""
         self.random = random.Random(seed)
-        self.stack = contextlib.ExitStack()
-        self.vk = self.stack.enter_context(RecordingVK(ts=10**9, history=history))
-        acl = [f"user {OWNER} on nopass ~* &* +@all"]
-        self.options: dict[str, Any] = {"password": PASSWORD, "aof": True, "acl": acl}
-        self.nodes: list[Server] = []
-        if clustered:
-            self.nodes = self.stack.enter_context(cluster(**self.options))
-            first: Any = self.nodes[0].client()
-            slot = first.execute_command("CLUSTER KEYSLOT", "events")
-            self.server = self.nodes[slot * len(self.nodes) // 16384]
-        else:
-            self.server = self.stack.enter_context(Server(**self.options))
+        self.versions = deque(versions)
+        self.options: dict[str, Any] = {
+            "password": PASSWORD,
+            "aof": True,
+            "acl": [f"user {OWNER} on nopass ~* &* +@all"],
+        }
         self.server_lock = threading.RLock()  # held by who ends the server, until it is there again
         self.is_strict = True  # nothing but this fault happens: what a case waits for must come
 
@@ -120,26 +129,43 @@ class Environment:
         self.sizes = array("l")  # by number, in bytes
         self.unpromised: set[int] = set()  # lost by the bus, and too old for a fetcher to remember
         self.found: list[int] = []  # what came to the stream since the last account, in its order
-        self.gaps: list[tuple[int, int]] = []  # recorded since the last account
+        self.gaps: list[tuple[Position, Position]] = []  # recorded since the last account
         self.last_entry = self.last_letter = ""  # the newest that have been read
         self.first = 0  # number of the first update that is not accounted for
-        self.forgotten: set[int] | None = set()  # what VK forgot before anybody had it; None: whatever is told
+        self.forgotten: set[int] | None = set()  # what VK forgot before anybody had it; None: whatever is recorded
         self.replayed: set[int] = set()
-        self.anew: list[int] = []  # numbers of the first updates each time that VK began anew since the last account
+        self.restarts: list[
+            int
+        ] = []  # numbers of the first updates each time that VK restarted, since the last account
         self.is_rewound = False  # acknowledged writes were lost: the channels may repeat
         self.is_emptied = False  # so was the checkpoint: a fetcher that starts begins at VK's latest ts
         self.people = 0
         self.reading, self.pushing, self.stop = threading.RLock(), threading.RLock(), threading.Event()
-
+        self.nodes: list[Server] = []
         self.links: list[Proxy] = []
         self.fetchers: list[Process] = []
-        self.listener = Listener(self.server, [])
-        for _ in range(fetchers):
-            self.add_fetcher()
-        checkpoint = f"{{events}}:ts:{self.vk.group_id}"
-        wait_until(lambda: self.server.client().exists(checkpoint), what="the first start")
-        self.push(5)
-        self.account()
+
+        with contextlib.ExitStack() as self.stack:
+            self.vk = self.stack.enter_context(RecordingVK(**{"ts": 10**9, **of_vk}))
+            self.vk_url = lead(self.vk.port) if lead else self.vk.url
+            self.server = self.start_servers(clustered)
+            self.listener = Listener(self.server, [])
+            for _ in range(fetchers):
+                self.add_fetcher()
+            checkpoint = f"{{events}}:ts:{self.vk.group_id}"
+            wait_until(lambda: self.server.client().exists(checkpoint), 60, "the first start")
+            self.push(5)
+            self.account()
+            self.stack = self.stack.pop_all()
+
+    def start_servers(self, clustered: bool) -> Server:
+        """Start Redis, or a cluster, and return the server that has the bus."""
+        if not clustered:
+            return self.stack.enter_context(Server(**self.options))
+        self.nodes = self.stack.enter_context(cluster(**self.options))
+        with self.nodes[0].client() as first:
+            slot: Any = first.execute_command("CLUSTER KEYSLOT", "events")
+        return self.nodes[int(slot) * len(self.nodes) // 16384]
 
     def __enter__(self) -> Self:
         return self
@@ -158,8 +184,10 @@ class Environment:
     def add_fetcher(self) -> Process:
         """Start one more fetcher of the community, with a link of its own to Redis."""
         url = self.server.url if self.nodes else self.add_link().url
-        settings = {"REDIS_URL": url, "LOG_LEVEL": "DEBUG", "POLL_WAIT": 2, "RENEW_AFTER": 3, "STREAM_MAXLEN": 20_000}
-        self.fetchers.append(self.stack.enter_context(Process(self.vk, **settings)))
+        settings = {"REDIS_URL": url, "LOG_LEVEL": "DEBUG", "POLL_WAIT": 1, "RENEW_AFTER": 1, "STREAM_MAXLEN": 20_000}
+        settings["VK_URL"] = self.vk_url
+        self.fetchers.append(self.stack.enter_context(Process(self.vk, list(self.versions), **settings)))
+        self.versions.rotate(-1)
         return self.fetchers[-1]
 
     def add_link(self) -> Proxy:
@@ -190,8 +218,13 @@ class Environment:
 
     def expect(self, condition: Callable[[], Any], timeout: float = 20, what: str = "it") -> None:
         """Wait until the condition holds; when another fault may prevent it, not for long."""
+
+        def holds_or_ending() -> Any:
+            require_not_ending()
+            return condition()
+
         try:
-            wait_until(condition, timeout if self.is_strict else min(timeout, 5), what)
+            wait_until(holds_or_ending, timeout if self.is_strict else min(timeout, 5), what)
         except AssertionError:
             if self.is_strict:
                 raise
@@ -228,6 +261,7 @@ class Environment:
 
         def run(command: Callable[[Any], Any]) -> bool:
             nonlocal answer
+            require_not_ending()
             with self.client() as client:
                 answer = command(client)
             return True
@@ -266,7 +300,7 @@ class Environment:
                 link.cut()
             self.listener.end()
             self.listener = Listener(self.server, self.listener.heard)
-            self.read_anew()
+            self.read_again()
 
     def note_lost_writes(self) -> None:
         """Note that the bus loses writes now: of what was on it, fetchers remember only the latest."""
@@ -283,10 +317,10 @@ class Environment:
         self.note_lost_writes()
         self.command(lambda client: client.flushall())
         with self.reading:
-            self.read_anew()
+            self.read_again()
             self.is_emptied = True
 
-    def read_anew(self) -> None:
+    def read_again(self) -> None:
         """Count all that the stream has from its beginning: it is not the one that it was, and may be filled again."""
         with self.reading:
             self.on_stream, self.on_channels = bytearray(len(self.on_stream)), bytearray(len(self.on_channels))
@@ -358,10 +392,10 @@ class Environment:
         if self.forgotten is not None:
             self.forgotten.update(numbers)
 
-    def begin_anew(self, back: int = 10**6) -> None:
-        """Let VK begin anew, with a ts that is so much lower that it does not come to the old one again soon."""
+    def restart_numbering(self, back: int = 10**6) -> None:
+        """Let VK restart its numbering with a ts that is so much lower."""
         with self.pushing:
-            self.anew.append(len(self.ts))
+            self.restarts.append(len(self.ts))
             self.vk.restart(self.vk.ts - back)
 
     # What came through
@@ -377,7 +411,7 @@ class Environment:
             letters: Any = client.xrange("{events}:dead-letter", f"({self.last_letter}" if self.last_letter else "-")
             for self.last_letter, fields in letters:
                 if "since" in fields:
-                    self.gaps.append((int(fields["since"]), int(fields["until"])))
+                    self.gaps.append((Position.parse(fields["since"]), Position.parse(fields["until"])))
 
     def missing(self) -> list[int]:
         """Return what the stream lacks of what was pushed since the last account."""
@@ -385,24 +419,26 @@ class Environment:
         with self.reading:
             return [number for number in range(self.first, len(self.ts)) if not self.on_stream[number]]
 
-    def is_told(self, number: int) -> bool:
+    def is_recorded(self, number: int) -> bool:
         """Whether the bus records that this update is gone."""
-        ts, times = self.ts[number], sum(number >= begin for begin in self.anew)
+        ts, times = self.ts[number], sum(number >= begin for begin in self.restarts)
         for since, until in self.gaps:
-            if since <= until:
-                is_inside = since < ts <= until
-            elif times == len(self.anew):  # VK has begun anew before this one, and not after
-                is_inside = ts <= until
+            if not is_restart(since, until):
+                is_inside = place_of(since) < ts <= place_of(until)
+            elif times == len(self.restarts):  # VK has restarted before this one, and not after
+                is_inside = ts <= place_of(until)
             else:
-                is_inside = times > 0 or ts > since
+                is_inside = times > 0 or ts > place_of(since)
             if is_inside:
                 return True
         return False
 
     def has_gap(self, ts: int) -> bool:
-        """Whether a gap is recorded that tells of the update behind this ts."""
+        """Whether a gap is recorded that holds the update behind this ts."""
         self.read()
-        return any(since <= ts and (ts < until or until < since) for since, until in self.gaps)
+        return any(
+            place_of(since) <= ts and (ts < place_of(until) or is_restart(since, until)) for since, until in self.gaps
+        )
 
     def letters(self, text: str) -> int:
         """Return how many dead letters have an error with this text."""
@@ -432,7 +468,7 @@ class Environment:
         missing = set(self.missing())
         if not all(self.has_polled(fetcher, self.vk.ts) for fetcher in self.fetchers):
             return False
-        return not missing or ((self.is_emptied or all(map(self.is_told, missing))) and not missing & self.had())
+        return not missing or ((self.is_emptied or all(map(self.is_recorded, missing))) and not missing & self.had())
 
     def account(self, timeout: float = 30) -> Count:
         """Wait until what was pushed has arrived, and count what came of it since the last account."""
@@ -444,10 +480,10 @@ class Environment:
         again = sum(self.on_channels[number] > 0 for number in heard) + len(heard) - len(set(heard))
         for number in heard:
             self.on_channels[number] = 1
-        gone = {number for number in missing if number not in had and (self.is_emptied or self.is_told(number))}
+        gone = {number for number in missing if number not in had and (self.is_emptied or self.is_recorded(number))}
         if self.forgotten is not None:
             gone &= self.forgotten | self.unpromised  # a gap without a cause is a loss
-        lost = [number for number in missing if number not in gone and (number in had or self.is_told(number))]
+        lost = [number for number in missing if number not in gone and (number in had or self.is_recorded(number))]
         count = Count(
             events=len(self.ts) - self.first,
             gone=len(gone),
@@ -460,7 +496,7 @@ class Environment:
         )
         if not count.is_clean:
             print(self.explain(missing, had), flush=True)
-        self.first, self.found, self.gaps, self.anew = len(self.ts), [], [], []
+        self.first, self.found, self.gaps, self.restarts = len(self.ts), [], [], []
         self.forgotten, self.unpromised, self.is_rewound, self.is_emptied = set(), set(), False, False
         self.vk.forget_records()
         return count
@@ -478,8 +514,8 @@ class Environment:
         lines = [f"pushed {self.first}..{len(self.ts) - 1}, VK's ts {self.vk.ts}, gaps {self.gaps}"]
         for state, numbers in {
             "missing, held": [n for n in missing if n in had],
-            "missing, told": [n for n in missing if n not in had and self.is_told(n)],
-            "missing, nothing known": [n for n in missing if n not in had and not self.is_told(n)],
+            "missing, recorded": [n for n in missing if n not in had and self.is_recorded(n)],
+            "missing, nothing known": [n for n in missing if n not in had and not self.is_recorded(n)],
         }.items():
             lines.append(f"{state}: {len(numbers)}, ts {[self.ts[n] for n in [*numbers[:10], *numbers[-10:]]]}")
         lines += [f"twice {n}: ts {self.ts[n]}" for n in twice[:10]]
@@ -495,11 +531,9 @@ class Environment:
         self.vk.up()
         for at_vk in (self.vk.unreadable, self.vk.refused, self.vk.failing):
             at_vk.clear()
+        self.vk.lag = 0
         for link in self.links:
-            link.delay, link.bandwidth = 0, 0
-            link.drop_replies(0)
-            link.release()
-            link.up()
+            link.heal()
         with self.server_lock:
             for server in self.nodes or [self.server]:
                 server.resume()
@@ -515,6 +549,16 @@ class Environment:
         for fetcher in self.fetchers:
             fetcher.resume()
         return [code for fetcher in self.fetchers if (code := fetcher.revive()) is not None]
+
+
+def place_of(position: Position) -> int:
+    """Return the ts of the last update that the position includes: VK's ts grows by one here."""
+    return position.ts + position.part
+
+
+def is_restart(since: Position, until: Position) -> bool:
+    """Return whether VK has restarted its numbering inside this gap; version 1.1 counts no epochs."""
+    return until.epoch > since.epoch or until.ts < since.ts
 
 
 def has_line(fetcher: Process, text: str, position: int) -> bool:

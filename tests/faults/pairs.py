@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from tests.faults.cases import CASES, begin_anew, case, cut_clients, set_password
+from tests.faults.cases import CASES, case, cut_clients, restart_numbering, set_password
 from tests.faults.environment import PASSWORD, Environment
 from tests.servers import wait_until
 from tests.vk import CHAT, PERSON, message
@@ -25,7 +25,7 @@ def push_more_than_vk_keeps(env: Environment, ahead: int = 0) -> range:
 
 @contextmanager
 def newest_on_failed_1(env: Environment, newest: bool) -> Iterator[None]:
-    """Let `failed: 1` tell VK's newest ts, or the oldest that VK keeps: its documentation can be read both ways."""
+    """Let `failed: 1` name VK's newest ts, or the oldest that VK keeps: its documentation can be read both ways."""
     usual, env.vk.newest_on_failed_1 = env.vk.newest_on_failed_1, newest
     try:
         yield
@@ -76,7 +76,7 @@ def restart_of_one(env: Environment, newest: bool) -> None:
         env.expect(env.has_arrived, 30, "everything")
 
 
-for outcome, newest in {"": False, ", and VK tells its newest ts": True}.items():
+for outcome, newest in {"": False, ", and VK names its newest ts": True}.items():
     case(f"pair: Redis away, then a failover that lacks acknowledged writes{outcome}", linked=True, quiet=True)(
         partial(outage_then_failover, newest=newest)
     )
@@ -151,7 +151,7 @@ def empty_under_clients(env: Environment) -> None:
     env.expect(lambda: not env.missing(), what="everything")
 
 
-@case("pair: Redis back but slow, under traffic", linked=True)
+@case("pair: Redis back but slow, under traffic", linked=True, splits=True)
 def come_back_slow(env: Environment) -> None:
     """While the backlog drains, VK must be polled before it forgets."""
     env.down()
@@ -183,7 +183,7 @@ for code in (10, 29):
     case(f"API: one look-up answered with error {code} for long", quiet=True)(partial(failing_lookup, code=code))
 
 
-@case("pair: hundreds of long messages held, and a narrow link", linked=True, quiet=True)
+@case("pair: hundreds of long messages held, and a narrow link", linked=True, quiet=True, splits=True)
 def narrow_link(env: Environment) -> None:
     """Every commit gets through, however long it takes: a time-out makes the next one smaller."""
     long = "я" * 4096
@@ -199,7 +199,7 @@ def narrow_link(env: Environment) -> None:
         link.bandwidth = 0
 
 
-@case("pair: sixty messages that forward a hundred long ones each", quiet=True)
+@case("pair: sixty messages that forward a hundred long ones each", quiet=True, splits=True)
 def long_forwards(env: Environment) -> None:
     """A live subscriber hears all of them: Redis drops one for whom 32 MB wait."""
     connections = env.listener.connections
@@ -247,20 +247,20 @@ def unreadable_until_new_key(env: Environment) -> None:
     env.expect(lambda: not env.missing(), 30, "all events")
 
 
-@case("pair: VK begins anew, then Redis drops its clients", quiet=True, forgets=True)
-def begin_anew_and_cut(env: Environment) -> None:
+@case("pair: VK restarts its numbering, then Redis drops its clients", quiet=True, forgets=True, restarts=True)
+def restart_numbering_and_cut(env: Environment) -> None:
     """What is committed once more is of the time before, and must not move the checkpoint back there."""
-    begin_anew(env)
+    restart_numbering(env)
     for _ in range(2):
         cut_clients(env)
         env.push(20)
         env.expect(env.has_arrived, what="everything")
 
 
-@case("pair: VK begins anew, then a failover", linked=True, quiet=True, forgets=True)
-def begin_anew_and_fail_over(env: Environment) -> None:
+@case("pair: VK restarts its numbering, then a failover", linked=True, quiet=True, forgets=True, restarts=True)
+def restart_numbering_and_fail_over(env: Environment) -> None:
     replica = env.detached_replica()
-    begin_anew(env)
+    restart_numbering(env)
     env.push(20)
     env.expect(env.has_arrived, what="everything")
     env.down()

@@ -1,26 +1,72 @@
 """A VK that remembers what it gave to whom, so that a loss can be told from what nobody ever had."""
 
+import io
 import itertools
+import json
 import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
 import threading
-from collections import defaultdict
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from tests.processes import Fetcher
+from tests.processes import ROOT, Fetcher
 from tests.vk import VK, Fault
 from tests.vk.updates import Json
 
 SHORT = {  # seconds; the product's own are too long to wait for in a test
-    "fetcher.core.relay:MAX_BACKOFF": 0.5,
-    "fetcher.core.relay:NAMES_TIMEOUT": 2.0,
+    "fetcher.bus.bus:TIMEOUT": 1.0,
+    "fetcher.core.relay:HEARTBEAT_INTERVAL": 0.5,
+    "fetcher.core.relay:MIN_BACKOFF": 0.1,
+    "fetcher.core.relay:MAX_BACKOFF": 0.3,
+    "fetcher.core.relay:NAMES_TIMEOUT": 1.0,
     "fetcher.vk.api:Session.timeout": 1.0,
-    "fetcher.vk.api:MIN_PAUSE": 0.5,
-    "fetcher.vk.api:MAX_PAUSE": 1.0,
+    "fetcher.vk.api:MIN_PAUSE": 0.1,
+    "fetcher.vk.api:MAX_PAUSE": 0.3,
     "fetcher.vk.longpoll:API_TIMEOUT": 1.0,
     "fetcher.vk.longpoll:POLL_MARGIN": 1.0,
-    "fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 3.0,
-    "fetcher.vk.longpoll:RETRY_INTERVAL": 1.0,
+    "fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 1.0,
+    "fetcher.vk.longpoll:RETRY_INTERVAL": 0.5,
 }
+
+
+class Version(NamedTuple):
+    """A version of the program: its name, where its source is, and which of its constants have other values."""
+
+    name: str
+    root: Path
+    constants: dict[str, Any]
+
+    @property
+    def as_it_is(self) -> "Version":
+        """The same with the constants of its own."""
+        return self._replace(constants={})
+
+
+PRINT_VERSION = """
+import json, fetcher
+from tests.faults.recording import SHORT
+print(json.dumps([fetcher.__version__, SHORT]))
+"""
+THIS = Version("this version", ROOT, SHORT)
+
+
+@contextmanager
+def version_of(revision: str) -> Iterator[Version]:
+    """Unpack a git revision into a directory that lasts as long as the context; its own tests name its constants."""
+    with tempfile.TemporaryDirectory(prefix="version-") as directory:
+        packed = subprocess.run(["git", "archive", revision], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(directory, filter="data")
+        command = [sys.executable, "-c", PRINT_VERSION]
+        answer = subprocess.run(command, cwd=directory, stdout=subprocess.PIPE, check=True).stdout
+        name, constants = json.loads(answer)
+        yield Version(name, Path(directory), constants)
 
 
 def number_of(event_id: str) -> int:
@@ -85,12 +131,17 @@ class RecordingVK(VK):
 
 
 class Process(Fetcher):
-    """A fetcher that VK knows by a token of its own since its last start; two faults may end and start it at once."""
+    """A fetcher that VK knows by a token of its own since its last start; two faults may end and start it at once.
 
-    def __init__(self, vk: RecordingVK, **settings: Any) -> None:
+    Of several versions, each start takes the next one.
+    """
+
+    def __init__(self, vk: RecordingVK, versions: Sequence[Version], **settings: Any) -> None:
         self.vk = vk
+        self.versions = itertools.cycle(versions)
+        self.starts: Counter[str] = Counter()  # by version
         self.changing = threading.RLock()
-        super().__init__(constants=SHORT, VK_URL=vk.url, TOKEN=None, GROUPID=vk.group_id, **settings)
+        super().__init__(**{"VK_URL": vk.url, "GROUPID": vk.group_id, **settings})
 
     @property
     def token(self) -> str:
@@ -101,7 +152,10 @@ class Process(Fetcher):
         """Start it, unless it runs already."""
         with self.changing:
             if not self.running:
-                self.settings["TOKEN"] = self.vk.new_token()
+                version = next(self.versions)
+                self.starts[version.name] += 1
+                self.constants = version.constants
+                self.settings |= {"TOKEN": self.vk.new_token(), "PYTHONPATH": version.root}
                 super().start()
 
     def kill(self) -> None:
@@ -111,7 +165,7 @@ class Process(Fetcher):
                 super().kill()
 
     def restart(self) -> None:
-        """Kill it, if it runs, and start it anew."""
+        """Kill it, if it runs, and start it again."""
         with self.changing:
             self.kill()
             self.start()

@@ -5,12 +5,16 @@ import sys
 import time
 import traceback
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import Any
 
 from tests.faults.cases import Case
+from tests.faults.ending import end_on_signals, end_with_parent
 from tests.faults.environment import Count, Environment
-from tests.faults.pairs import CASES
+from tests.faults.links import CASES
+from tests.faults.recording import Version
 from tests.faults.run import run
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -32,6 +36,7 @@ class Report:
     injections: Counter[str] = field(default_factory=Counter)
     total: Count = field(default_factory=Count)
     answers: Counter[str] = field(default_factory=Counter)  # faulty ones of VK's
+    starts: Counter[str] = field(default_factory=Counter)  # of fetchers, by version
     broken: list[str] = field(default_factory=list)
 
     def add(self, names: list[str], count: Count) -> None:
@@ -48,6 +53,7 @@ class Report:
         self.total = self.total.plus(other.total)
         self.injections += other.injections
         self.answers += other.answers
+        self.starts += other.starts
         self.broken += other.broken
 
     @property
@@ -56,17 +62,56 @@ class Report:
         return bool(self.table) and self.total.is_clean and not self.broken
 
 
+def reports_of(kinds: list[str], seed: int, seconds: float, versions: list[Version]) -> Iterator[Report]:
+    """Soak each kind of environment in a process of its own, and yield what came of it; none outlives this one."""
+    context = get_context("spawn")
+    workers = []
+    try:
+        for number, kind in enumerate(kinds):
+            report, send = context.Pipe(duplex=False)
+            arguments = send, kind, f"{seed} {number} {kind}", seconds, versions
+            workers.append((kind, report, context.Process(target=work, args=arguments)))
+            workers[-1][2].start()
+            send.close()
+        for kind, report, _ in workers:
+            try:
+                yield report.recv()
+            except EOFError:
+                yield Report(broken=[f"{kind}: the process has ended"])
+    finally:
+        for _, _, process in workers:
+            process.terminate()
+        for _, _, process in workers:
+            process.join()
+
+
+def work(send: Any, kind: str, seed: str, seconds: float, versions: list[Version]) -> None:
+    """Soak in this process, and send the report."""
+    end_on_signals()
+    end_with_parent()
+    send.send(soak(kind, seed, seconds, versions))
+
+
+def fits_versions(case: Case, versions: list[Version]) -> bool:
+    """Whether all these versions can stand the fault on one bus."""
+    return len(versions) == 1 or not (case.restarts or case.splits)
+
+
 def fits(case: Case, env: Environment) -> bool:
     """Whether the fault can happen here."""
     return (
-        not (case.linked and env.nodes)
+        fits_versions(case, list(env.versions))
+        and not (case.linked and env.nodes)
         and not (case.clustered and not env.nodes)
         and case.fetchers <= len(env.fetchers) <= (1 if case.single else 2)
     )
 
 
-def soak(kind: str, seed: str, seconds: float) -> Report:
-    """Inject faults in one environment until the time is over, and in a new one whenever something is broken."""
+def soak(kind: str, seed: str, seconds: float, versions: list[Version]) -> Report:
+    """Inject faults in one environment until the time is over, and in a new one whenever something is broken.
+
+    Of several versions each start of a fetcher takes the next one; every second fault comes with such a start.
+    """
     report, rng, until = Report(), random.Random(seed), time.monotonic() + seconds
     deck: list[Case] = []
     rounds: deque[str] = deque(maxlen=10)
@@ -74,13 +119,15 @@ def soak(kind: str, seed: str, seconds: float) -> Report:
         names: list[str] = []
         env = None
         try:
-            with Environment(rng.randrange(10**6), history=HISTORY, **KINDS[kind]) as env:
+            with Environment(rng.randrange(10**6), versions=versions, history=HISTORY, **KINDS[kind]) as env:
                 cases = [case for case in CASES.values() if fits(case, env)]
                 while time.monotonic() < until:
                     deck = deck or rng.sample(cases, len(cases))  # every fault comes, in an order of its own each time
                     case = deck.pop()
                     others = [other for other in cases if other is not case]
                     beside = rng.choice(others) if rng.random() < MIXED else None
+                    if len(versions) > 1 and rng.random() < 0.5:
+                        beside = rng.choice([other for other in others if other.kills])
                     names = [one.name for one in (case, beside) if one]
                     env.vk.newest_on_failed_1 = rng.random() < 0.5
                     count = run(case, env, beside, BURST)
@@ -91,6 +138,7 @@ def soak(kind: str, seed: str, seconds: float) -> Report:
                 if env.leaks():
                     report.broken.append(f"{kind}: a secret was printed")
                 report.answers += env.vk.injected
+                report.starts += sum((fetcher.starts for fetcher in env.fetchers), Counter())
         except Exception:
             report.broken.append(f"{kind}: {' + '.join(names)}\n{traceback.format_exc()}")
             print(report.broken[-1], env and env.output, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.faults.environment import Environment
-from tests.faults.pairs import CASES
+from tests.faults.links import CASES
 from tests.faults.run import run
 
 

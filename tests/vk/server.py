@@ -53,6 +53,7 @@ class VK:
         self.latency, self.rps = latency, rps  # seconds an answer of the API takes; 0: no limit
         self.ts_type: type[str] | type[int] = str
         self.step: int | Callable[[], int] = 1  # by which ts advances for each update
+        self.lag: int | Callable[[], int] = 0  # how many of the latest updates the server that is polled has not yet
         self.newest_on_failed_1 = False  # answer failed 1 with the newest ts, not with the oldest that is kept
         self.max_wait = MAX_WAIT  # seconds after which a poll is answered; 0: at once
         self.drip = 3.0  # seconds that a slow answer takes
@@ -187,8 +188,8 @@ class VK:
         place = self.keys.index(key) if key in self.keys else 0
         return ts in self.unreadable or any(place < self._readable_from.get(at, 0) for at in (ts, None))
 
-    def _answer(self, key: str, ts: str) -> Json | None:
-        """Return what a poll is answered, None while there is nothing to send."""
+    def _answer(self, key: str, ts: str, lag: int) -> Json | None:
+        """Return what a poll is answered by a server that is so many updates behind, None while it has nothing."""
         if key in self._lost:
             return {"failed": 3}
         if key in self._expired or key not in self.keys:
@@ -197,11 +198,13 @@ class VK:
             return None
         forgotten = len(self._log) - self.history
         oldest = self._log[forgotten - 1][0] if forgotten > 0 else self._begin
-        if not ts.isdigit() or not oldest <= int(ts) <= self._ts:
+        known = max(0, len(self._log) - lag)
+        newest = self._ts if not lag else self._log[known - 1][0] if known else self._begin
+        if not ts.isdigit() or not oldest <= int(ts) <= newest:
             is_behind = ts.isdigit() and int(ts) < oldest
-            return {"failed": 1, "ts": oldest if is_behind and not self.newest_on_failed_1 else self._ts}
+            return {"failed": 1, "ts": oldest if is_behind and not self.newest_on_failed_1 else newest}
         first = bisect_right(self._log, int(ts), key=itemgetter(0))
-        batch = self._log[first : first + self.batch]
+        batch = self._log[first : min(first + self.batch, known)]
         return {"ts": self.ts_type(batch[-1][0]), "updates": [update for _, update in batch]} if batch else None
 
     def poll(self, params: Json) -> tuple[Fault | None, Any]:
@@ -216,10 +219,11 @@ class VK:
             if isinstance(fault, dict | list):
                 return None, fault
             opening, answer = self._openings, None
+            lag = self.lag() if callable(self.lag) else self.lag
 
             def is_over() -> bool:
                 nonlocal answer
-                answer = self._answer(key, ts)
+                answer = self._answer(key, ts, lag)
                 return answer is not None or self._openings != opening
 
             self._changed.wait_for(is_over, 0 if fault else wait)

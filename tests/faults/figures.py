@@ -1,0 +1,186 @@
+"""How the program fares on links that are far, slow, short-lived or silent: python -m tests.faults --links."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from tests.faults.environment import Environment
+from tests.faults.recording import Version
+from tests.servers import Proxy, wait_until
+from tests.vk import CHAT, PERSON, message
+
+FAR = 0.3  # seconds in each direction
+GIVEN_UP = 60.0  # seconds after which what is not on the bus is taken to stay away
+
+Play = Callable[[Environment], None]
+
+
+class Scenario(NamedTuple):
+    """What happens: it is played until the traffic is over, or for the ten seconds after Redis is back."""
+
+    name: str
+    play: Play
+    of_vk: Mapping[str, Any] = MappingProxyType({})  # settings of VK
+    vk_delay: float = 0.0  # seconds that everything takes in each direction on the way to VK
+
+
+class Figures(NamedTuple):
+    """What came of it: `out` when it was over, `seconds` until the rest was, None if it stayed away."""
+
+    events: int
+    out: int
+    seconds: float | None
+    missing: int
+    gaps: int
+    repeated: int
+    megabytes: float  # sent to Redis
+
+    def row(self) -> str:
+        """Return the cells of a table."""
+        seconds = f"{self.seconds:.1f} s" if self.seconds is not None else f"not within {GIVEN_UP:.0f} s"
+        cells = (f"{self.events:,}", f"{self.out:,}", seconds, self.missing, self.gaps, self.repeated)
+        return " | ".join(map(str, (*cells, f"{self.megabytes:.1f}")))
+
+
+COLUMNS = (
+    "events",
+    "out at the end",
+    "all out after",
+    "missing",
+    "gaps recorded",
+    "repeated",
+    "MB to Redis",
+)
+
+
+def measure(scenario: Scenario, version: Version) -> Figures:
+    """Play the scenario with one fetcher of this version, whose constants are its own."""
+    with far_vk(scenario.vk_delay) as vk, Environment(versions=[version.as_it_is], **scenario.of_vk, **vk) as env:
+        (link,) = env.links
+        first, link.sent = len(env.ts), [0, 0]
+        scenario.play(env)
+        ended = time.monotonic()
+        out = len(env.ts) - first - len(env.missing())
+        seconds = None
+        with contextlib.suppress(AssertionError):
+            wait_until(env.has_arrived, GIVEN_UP)
+            seconds = time.monotonic() - ended
+        missing, gaps = len(env.missing()), len(env.gaps)
+        repeated = sum(times > 1 for times in env.on_stream)
+        return Figures(len(env.ts) - first, out, seconds, missing, gaps, repeated, link.sent[0] / 1e6)
+
+
+@contextlib.contextmanager
+def far_vk(delay: float) -> Iterator[dict[str, Any]]:
+    """Return the option of an environment whose VK is so far away."""
+    with contextlib.ExitStack() as stack:
+
+        def lead(port: int) -> str:
+            return f"http://127.0.0.1:{stack.enter_context(Proxy(port, delay=delay)).port}"
+
+        yield {"lead": lead} if delay else {}
+
+
+def push_steadily(env: Environment, rate: float, seconds: float) -> None:
+    """Push so many updates a second, one by one."""
+    begun = time.monotonic()
+    for number in range(1, round(rate * seconds) + 1):
+        env.push()
+        time.sleep(max(0.0, begun + number / rate - time.monotonic()))
+
+
+def hold(env: Environment, count: int, text: str) -> None:
+    """Let the fetcher hold so many messages, each of somebody else, while Redis is away."""
+    env.down()
+    people = itertools.count(PERSON)
+    for _ in range(0, count, 200):
+        env.push(200, lambda: message(text, user=next(people), peer=CHAT + 1))
+        env.wait_for_polls()
+
+
+def long_messages(env: Environment) -> None:
+    hold(env, 4000, "x" * 16_000)
+    (link,) = env.links
+    link.bandwidth, link.max_silence = 4e6, 2.0
+    env.up()
+    time.sleep(10)
+
+
+def short_messages(env: Environment) -> None:
+    hold(env, 3000, "x" * 100)
+    (link,) = env.links
+    link.bandwidth, link.lifetime = 128_000, (3.0, 3.0)
+    env.up()
+    time.sleep(10)
+
+
+def pauses(env: Environment) -> None:
+    (link,) = env.links
+    link.delay = FAR
+    for _ in range(5):
+        push_steadily(env, 20, 5)
+        env.server.pause()
+        push_steadily(env, 20, 2.5)
+        env.server.resume()
+    push_steadily(env, 20, 60)
+
+
+def late_replies(env: Environment) -> None:
+    (link,) = env.links
+    link.reply_delay = (0.8, 1.5)
+    push_steadily(env, 40, 30)
+
+
+def small_pages(env: Environment) -> None:
+    (link,) = env.links
+    link.delay = FAR
+    push_steadily(env, 90, 20)
+
+
+def short_lives(env: Environment) -> None:
+    (link,) = env.links
+    link.lifetime, link.refuse_every = (1.0, 3.0), 5
+    link.cut()
+    push_steadily(env, 40, 30)
+
+
+def servers_apart(env: Environment) -> None:
+    env.vk.lag = lambda: env.random.choice((0, 0, 1, 2, 3, 4, 5))
+    push_steadily(env, 40, 12)
+    env.vk.lag = 0
+
+
+def short_memory(env: Environment) -> None:
+    """Freeze the fetcher until VK has forgotten a few updates, and let the traffic go on."""
+    (fetcher,) = env.fetchers
+    fetcher.pause()
+    env.push(env.vk.history + 20)
+    fetcher.resume()
+    push_steadily(env, 50, 12)
+
+
+SCENARIOS = [
+    Scenario("4,000 messages of 16 kB held, 4 MB/s, drops what is silent for 2 s", long_messages, {"history": 5000}),
+    Scenario("3,000 short messages held, 128 kB/s, connections live for 3 s", short_messages, {"history": 5000}),
+    Scenario("20 updates/s, Redis 0.3 s away each way, five pauses of 2.5 s", pauses),
+    Scenario("40 updates/s, replies after 0.8 to 1.5 s", late_replies),
+    Scenario(
+        "90 updates/s, 50 in an answer, VK keeps 300, Redis 0.3 s away each way",
+        small_pages,
+        {"batch": 50, "history": 300},
+    ),
+    Scenario("40 updates/s, connections live for 1 to 3 s, one in five refused", short_lives),
+    Scenario("40 updates/s, two VK servers 1 to 5 numbers apart", servers_apart),
+    Scenario("50 updates/s, VK 0.05 s away each way has forgotten 20", short_memory, vk_delay=0.05),
+]
+
+
+def print_figures(versions: list[Version], word: str) -> None:
+    """Measure what has this word in its name, and print the table."""
+    print(f"| | version | {' | '.join(COLUMNS)} |\n| --- | --- |{' ---: |' * len(COLUMNS)}", flush=True)
+    for scenario in SCENARIOS:
+        for version in versions if word in scenario.name else ():
+            print(f"| {scenario.name} | {version.name} | {measure(scenario, version).row()} |", flush=True)

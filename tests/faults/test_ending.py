@@ -1,0 +1,54 @@
+"""A soak that is ended leaves nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+from tests.servers import wait_until
+
+PROC = Path("/proc")
+
+
+def processes_with(mark: str) -> dict[int, str]:
+    """Return the command lines of the processes in whose environment this text is."""
+    found = {}
+    for directory in PROC.glob("[0-9]*"):
+        try:
+            if mark.encode() in (directory / "environ").read_bytes():
+                found[int(directory.name)] = (directory / "cmdline").read_text().replace("\0", " ")
+        except OSError:  # it has ended, or is somebody else's
+            continue
+    return found
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """A directory for temporary files that marks the processes that use it: whatever a test leaves is killed."""
+    yield tmp_path
+    for pid in processes_with(str(tmp_path)):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not PROC.exists(), reason="/proc says which processes there are")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_of_a_soak(number: int, directory: Path) -> None:
+    """SIGTERM, Ctrl-C or a kill -9 of the first process ends workers, fetchers and servers, and removes their files."""
+    command = [sys.executable, "-m", "tests.faults", "--minutes", "30", "--only", "one fetcher", "--seed", "1"]
+    environment = os.environ | {"TMPDIR": str(directory)}
+    soak = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def counts() -> tuple[int, int]:
+        commands = processes_with(str(directory)).values()
+        return sum("tests.run" in line for line in commands), sum("server.conf" in line for line in commands)
+
+    wait_until(lambda: all(counts()), 60, "a fetcher and a server")
+    soak.send_signal(number)
+    assert soak.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+    wait_until(lambda: not processes_with(str(directory)), 60, "the end of all processes")
+    assert not list(directory.iterdir())
