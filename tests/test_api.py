@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import requests
 import urllib3
 from vk_api import VkApi
 
-from fetcher.errors import FatalError, MalformedResponse, RequestRejected, TransientError
-from fetcher.vk.api import ERRORS, Api, Kind, VkError, translate_errors
-from tests.net import BROKEN, FATAL, FATAL_AT_START, NO_ANSWERS, OTHER, PASSING, START, Net, named
+from fetcher.errors import RequestRejected, TransientError, VkFatalError
+from fetcher.fastjson import NotFinite
+from fetcher.vk.api import FATAL as HINTS
+from fetcher.vk.api import FATAL_AT_START as HINTS_AT_START
+from fetcher.vk.api import Api, translate_errors
+from tests.net import BROKEN, FATAL, FATAL_AT_START, NO_ANSWERS, OTHER, PASSING, START, Metrics, Net, named
 from tests.vk import GROUP, TOKEN, error
 
 SERVER, OK = "groups.getLongPollServer", {"response": [1]}
@@ -26,7 +30,7 @@ def net() -> Iterator[Net]:
 
 @pytest.fixture
 def api(net: Net) -> Api:
-    return Api(TOKEN)
+    return Api(TOKEN, Metrics())
 
 
 def call(api: Api, method: str = "users.get") -> Any:
@@ -74,43 +78,59 @@ def test_twenty_requests_a_second(api: Api, net: Net) -> None:
 # What VK's errors mean
 
 
-def test_the_table_of_errors() -> None:
-    """Each error of VK's that is named anywhere stands in it once, with a hint exactly where the operator can act."""
-    assert all(code == error.code for code, error in ERRORS.items())
-    fatal = {code for code, error in ERRORS.items() if error.kind in (Kind.FATAL, Kind.FATAL_AT_START)}
-    assert fatal == {*FATAL, *FATAL_AT_START}
-    assert ERRORS.keys() - fatal == set(PASSING)
-    assert {code for code, error in ERRORS.items() if error.hint} == fatal
-    assert all(error.name for error in ERRORS.values())
-
-
-@pytest.mark.parametrize("row", ERRORS.values(), ids=str)
 @pytest.mark.parametrize("method", [SERVER, "users.get", "execute"])
-def test_each_error(api: Api, net: Net, row: VkError, method: str) -> None:
-    """A sentence with VK's code and words; a fatal one begins with what to do."""
-    net.answers[method] = [error(row.code, "Why")]
-    sentence = f"VK error {row.code} in {method}: Why"
-    with pytest.raises((TransientError, FatalError)) as told:
+@pytest.mark.parametrize("code", PASSING + FATAL + FATAL_AT_START + OTHER)
+def test_each_error(api: Api, net: Net, code: int, method: str) -> None:
+    """A sentence with VK's code and words; a fatal one begins with what to do, and is fatal at once."""
+    net.answers[method] = [error(code, "Why")]
+    sentence = f"VK error {code} in {method}: Why"
+    with pytest.raises((TransientError, VkFatalError)) as raised:
         call(api, method)
-    at_start = row.kind is Kind.FATAL_AT_START
-    if row.kind is Kind.FATAL or (at_start and method == SERVER):
-        assert type(told.value) is FatalError
-        assert str(told.value) == f"{row.hint} ({sentence})"
+    if code in FATAL or (code in FATAL_AT_START and method == SERVER):
+        assert type(raised.value) is VkFatalError
+        assert str(raised.value) == f"{HINTS_AT_START[code]} ({sentence})"
     else:
-        rejected = at_start or (row.kind is Kind.TOO_LARGE and method == "execute")
-        assert type(told.value) is (RequestRejected if rejected else TransientError)
-        assert str(told.value) == sentence
-        if isinstance(told.value, RequestRejected):
-            assert told.value.code == row.code
-    assert told.value.__suppress_context__
+        assert type(raised.value) is (TransientError if code in PASSING else RequestRejected)
+        assert str(raised.value) == sentence
+        if isinstance(raised.value, RequestRejected):
+            assert raised.value.code == code
+    assert raised.value.__suppress_context__
 
 
-@pytest.mark.parametrize("row", ERRORS.values(), ids=str)
-def test_each_error_of_a_call_inside(api: Api, row: VkError) -> None:
+def test_every_fatal_error_has_a_hint() -> None:
+    """What only the operator can fix says how, in a sentence of its own; nothing else is fatal."""
+    assert [*HINTS] == FATAL
+    assert sorted(HINTS_AT_START) == sorted(FATAL + FATAL_AT_START)
+    assert len(set(HINTS_AT_START.values())) == len(HINTS_AT_START)
+    assert all(HINTS_AT_START.values())
+
+
+@pytest.mark.parametrize("code", PASSING + FATAL + FATAL_AT_START + OTHER)
+def test_each_error_of_a_call_inside(api: Api, code: int) -> None:
     """Nothing is fatal about one person or chat, not even what is said of the token."""
-    failure = api.failure("users.get", error(row.code)["error"], inside=True)
-    passing = row.kind in (Kind.TRANSIENT, Kind.RATE_LIMITED, Kind.TOO_LARGE)
-    assert type(failure) is (TransientError if passing else RequestRejected)
+    failure = api.failure("users.get", error(code)["error"], inside=True)
+    assert type(failure) is (TransientError if code in PASSING else RequestRejected)
+
+
+@pytest.mark.parametrize("odd", [None, 5, "text", [], {}, {"error_msg": "no code"}, {"error_code": [917]}])
+def test_an_odd_error_of_a_call_inside(api: Api, odd: Any) -> None:
+    """It passes, and does not limit the rate."""
+    failure = api.failure("users.get", odd, inside=True)
+    assert type(failure) is TransientError
+    assert "users.get cannot be read" in str(failure)
+    assert call(api)
+
+
+def test_what_is_counted(api: Api, net: Net) -> None:
+    """Every request by its method, those that fail too, and every error by its code, also inside an execute."""
+    net.answers["users.get"] = [OK, error(10), requests.ConnectionError()]
+    call(api)
+    for _ in range(2):
+        with pytest.raises(TransientError):
+            call(api)
+    api.failure("users.get", error(917)["error"], inside=True)
+    assert api.metrics.vk_requests.counts == {"users.get": 3}
+    assert api.metrics.vk_errors.counts == {10: 1, 917: 1}
 
 
 @pytest.mark.parametrize("code", OTHER)
@@ -135,7 +155,7 @@ def test_the_start_fails_and_passes(api: Api, net: Net, code: int) -> None:
 def test_long_poll_is_off(api: Api, net: Net) -> None:
     """Long Poll switched off is fatal, by whatever code VK tells it; the same words elsewhere are not."""
     net.answers |= {name: [error(4242, "longpoll for this group is not enabled")] for name in (SERVER, "users.get")}
-    with pytest.raises(FatalError, match="switch Long Poll on"):
+    with pytest.raises(VkFatalError, match="switch Long Poll on"):
         call(api, SERVER)
     with pytest.raises(RequestRejected):
         call(api)
@@ -144,7 +164,7 @@ def test_long_poll_is_off(api: Api, net: Net) -> None:
 def test_an_error_that_quotes_the_token(api: Api, net: Net) -> None:
     """VK's own words are told without it."""
     net.answers["users.get"] = [error(5, f"User authorization failed: {TOKEN} is no token")]
-    with pytest.raises(FatalError, match=r"User authorization failed: \*\*\* is no token\)"):
+    with pytest.raises(VkFatalError, match=r"User authorization failed: \*\*\* is no token\)"):
         call(api)
 
 
@@ -232,16 +252,35 @@ def raising(failure: Exception) -> Callable[[], None]:
     ],
 )
 def test_what_libraries_raise(failure: Exception, said: str) -> None:
-    """It becomes a sentence of ours, of the kind that is wanted; what is ours already stays as it is."""
+    """It becomes a sentence of ours; what is ours already stays as it is."""
     with (
-        pytest.raises(MalformedResponse, match=f"VK's long poll .*{said}") as told,
-        translate_errors("long poll", MalformedResponse),
+        pytest.raises(TransientError, match=f"VK's long poll .*{said}") as told,
+        translate_errors("long poll"),
     ):
         raising(failure)()
     assert "secret" not in str(told.value)
-    for ours in (FatalError("ours"), RequestRejected("ours", 5)):
+    for ours in (VkFatalError("ours"), RequestRejected("ours", 5)):
         with pytest.raises(type(ours), match="ours"), translate_errors("API"):
             raising(ours)()
+
+
+def test_a_bug_of_ours_is_no_answer_of_vks(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong in our own code around a request is raised as it is, not as an answer that cannot be read."""
+
+    def broken(**_: str) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(api.metrics.vk_requests, "labels", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        call(api)
+
+
+def test_answers_are_read_by_fastjson(api: Api, net: Net) -> None:
+    """NaN in VK's answer becomes what no JSON can be made of; numbers beyond 64 bits stay what they are."""
+    net.answers["users.get"] = [(200, '{"response": [NaN, 123456789012345678901234567890]}')]
+    nan, number = call(api)
+    assert isinstance(nan, NotFinite)
+    assert number == 123456789012345678901234567890
 
 
 def test_it_is_vk_apis_client(api: Api) -> None:

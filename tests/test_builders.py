@@ -10,18 +10,67 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fetcher.events import Event
-from fetcher.vk.builders import BUILDERS, build, command_pattern, cropped_message, sent_at, with_full_message
+from fetcher.fastjson import NotFinite, event_to_json, loads
+from fetcher.vk.api import Api
+from fetcher.vk.builders import BUILDERS, command_pattern
+from fetcher.vk.lookups import Lookups
+from fetcher.vk.updates import Updates
+from tests.net import Clock, Metrics
 from tests.samples import SAMPLES
 from tests.samples.other_types import OTHER_TYPES
-from tests.vk import GROUP, PEER, PERSON, button, message, reaction, update
+from tests.vk import GROUP, PEER, PERSON, TOKEN, button, message, reaction, update
 
 COMMAND = command_pattern(GROUP, "/!")
+NO_JSON = "it cannot be written as JSON"
+
+DEEP: Any = []
+for _ in range(100_000):
+    DEEP = [DEEP]
+
+
+class FullMessages(Lookups):
+    """Look-ups that answer one full message for each place, or none."""
+
+    def __init__(self, message: Any = None) -> None:
+        super().__init__(Api(TOKEN, Metrics()))
+        self.message, self.places = message, set[tuple[int, int]]()
+
+    def full_messages(self, places: Any) -> Any:
+        self.places = set(places)
+        return {place: self.message for place in self.places if self.message is not None}, None
+
+
+def updates_of(command: re.Pattern[str] = COMMAND, raw: bool = False) -> Updates:
+    return Updates(FullMessages(), command, raw)
+
+
+def cropped_message(update: Any) -> tuple[int, int] | None:
+    """Return which full message is looked up for the update, if any."""
+    lookups = FullMessages()
+    assert Updates(lookups, COMMAND, raw=False).with_full_messages([update]) == ([update], None)
+    return next(iter(lookups.places), None)
+
+
+def with_full_message(update: Any, message: Any) -> Any:
+    (completed,), failure = Updates(FullMessages(message), COMMAND, raw=False).with_full_messages([update])
+    assert failure is None
+    return completed
+
+
+def received(update: Any) -> Any:
+    """Return the update as it comes from VK, by JSON."""
+    try:
+        return loads(json.dumps(update).encode())
+    except RecursionError:
+        return update
 
 
 def outcome(update: Any, command: re.Pattern[str] = COMMAND, raw: bool = False) -> dict[str, Any]:
     """Tell what becomes of an update, in the words of the samples."""
     try:
-        event = build(update, command, raw)
+        event = updates_of(command, raw).build(received(update))
+        if event:
+            event_to_json(event)
     except ValueError as error:
         return {"dead_letter": str(error)}
     return {"event": event.as_dict()} if event else {"passed_over": True}
@@ -72,12 +121,56 @@ def test_mention_is_of_the_fetchers_community() -> None:
 
 def test_payload_too_deep() -> None:
     """A payload nested deeper than JSON can be written is a dead letter, as text it stays text."""
-    deep: Any = []
-    for _ in range(100_000):
-        deep = [deep]
-    assert outcome(button(deep)) == {"dead_letter": "payload cannot be written as JSON"}
+    assert outcome(button(DEEP)).keys() == {"dead_letter"}
     text = '{"a":' * 100_000 + "1" + "}" * 100_000
     assert outcome(button(text))["event"]["button"]["payload"] == {"value": text}
+
+
+@pytest.mark.parametrize("number", [10**400, 2**63, -(2**63), "9" * 20, 1e300, NotFinite("nan"), float("inf")])
+def test_numbers_that_make_no_sense(number: Any) -> None:
+    """An event cannot do without ids of 64 bits: others make a dead letter, wherever they stand; a date is missing."""
+    for odd in (
+        message(from_id=number),
+        message(peer_id=number),
+        message(conversation_message_id=number),
+        message(reply_message={"from_id": number}),
+        message(action={"type": "chat_kick_user", "member_id": number}),
+        button(user=number),
+        reaction(number),
+    ):
+        assert outcome(odd).keys() == {"dead_letter"}
+    assert outcome(message(date=number)).keys() == {"event"}
+
+
+def test_ids_of_64_bits() -> None:
+    """They are ids like any other."""
+    assert outcome(message(user=2**63 - 1, peer=1 - 2**63))["event"]["peer"]["bpid"] == 1 - 2**63
+
+
+# VK's notice
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("type", ["message_new", "message_event", "brand_new"])
+def test_vks_notice(type: str, raw: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notice in place of an object is neither an event nor malformed: a warning says what to do, once a minute."""
+    clock = Clock()
+    monkeypatch.setattr("fetcher.vk.updates.time", clock)
+    updates = updates_of(raw=raw)
+    notice = update(type, {"warning": "You are using a deprecated API version. Please upgrade to a newer one."})
+    for _ in range(100):
+        assert updates.build(notice) is None
+    (record,) = caplog.records
+    assert (record.levelname, "5.199" in record.getMessage()) == ("WARNING", True)
+    clock.now += 61
+    assert updates.build(notice) is None
+    assert len(caplog.records) == 2
+
+
+def test_what_is_no_notice() -> None:
+    """An object that has a warning among other things is an object."""
+    assert outcome(message(warning="да")).keys() == {"event"}
+    assert outcome(button(warning="да")).keys() == {"event"}
 
 
 # The update itself, with RAW=1
@@ -89,10 +182,9 @@ def test_raw_of_samples(name: str) -> None:
     update = copy.deepcopy(SAMPLES[name]["update"])
     told = outcome(update, pattern_for(update), raw=True)
     if name == "nan-unpublished":
-        assert told == {"dead_letter": "the update cannot be written as JSON"}
+        assert told == {"dead_letter": NO_JSON}
     elif "event" in SAMPLES[name]:
         assert json.dumps(told["event"]) == json.dumps(SAMPLES[name]["event"] | {"raw": SAMPLES[name]["update"]})
-        assert told["event"]["raw"] is update, "not a copy"
     else:
         assert told == {"dead_letter": SAMPLES[name]["dead_letter"]}
 
@@ -130,26 +222,21 @@ def test_who_and_where_of_a_new_type(fields: Any, user: int, peer: int) -> None:
     assert (event["user"]["uuid"], event["peer"]["bpid"]) == (user, peer)
 
 
-DEEP: Any = []
-for _ in range(100_000):
-    DEEP = [DEEP]
-
-
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
         (update("", {}), "type is empty, not text"),
         (update("brand_new", {"from_id": 5}, event_id=""), "event_id is empty, not text"),
-        (update("brand_new", {"from_id": 5}, event_id=None), "event_id is missing, not text"),
+        (update("brand_new", {"from_id": 5}, event_id=None), "event_id is missing"),
         (update("brand_new", []), "of type list where an object is due"),
         (update("brand_new", None), "missing where an object is due"),
         (update("brand_new", {"from_id": "durov"}), "from_id is of type str, not a whole number"),
         (update("brand_new", {"from_id": 5, "peer_id": []}), "peer_id is of type list, not a whole number"),
         (update("brand_new", {}, group_id=None), "group_id is missing"),
-        (update("brand_new", {"from_id": 5, "new": float("nan")}), "the update cannot be written as JSON"),
-        (update("brand_new", {"from_id": 5}, new=float("inf")), "the update cannot be written as JSON"),
-        (update("brand_new", {"from_id": 5, "new": DEEP}), "the update cannot be written as JSON"),
-        (message(geo={"type": "point", "coordinates": float("nan")}), "the update cannot be written as JSON"),
+        (update("brand_new", {"from_id": 5, "new": float("nan")}), NO_JSON),
+        (update("brand_new", {"from_id": 5}, new=float("inf")), NO_JSON),
+        (update("brand_new", {"from_id": 5, "new": DEEP}), NO_JSON),
+        (message(geo={"type": "point", "coordinates": float("nan")}), NO_JSON),
     ],
 )  # fmt: skip
 def test_malformed_with_raw(given: Any, reason: str) -> None:
@@ -164,9 +251,11 @@ def test_raw_is_verbatim() -> None:
         '"geo": {"latitude": 55.755826, "longitude": -0.0, "b": 0.1, "c": 1.0, "d": 1e-07, "e": 123456789012345678}}}, '
         '"event_id": "a"}'
     )
-    event = build(json.loads(text), COMMAND, raw=True)
+    given = loads(text.encode())
+    event = updates_of(raw=True).build(given)
     assert event
-    assert json.dumps(event.as_dict()["raw"]) == text
+    assert event.raw is given, "not a copy"
+    assert json.dumps(event.raw) == text
 
 
 # Messages cut short
@@ -238,24 +327,23 @@ def test_full_message_before_5_103() -> None:
     assert event["message"]["text"] == event["raw"]["object"]["text"] == "короткий"
 
 
-NO_DATES: list[Any] = [None, 0, "noon", [], float("nan")]
+NO_DATES: list[Any] = [None, 0, -1, True, "noon", [], float("nan"), 10**400, 2**32]
 
 
 @pytest.mark.parametrize(
     ("given", "date"),
     [
         (message(date=1764500900), 1764500900),
-        (message(date="1764500900"), 1764500900),
         (update("message_new", {"date": 1764500900}), 1764500900),
-        *((message(date=wrong), None) for wrong in NO_DATES),
-        (update("message_edit", {"date": 1764500900}), None),
-        (button(), None),
-        *((odd, None) for odd in ODD),
+        *((message(date=wrong), 0) for wrong in NO_DATES),
+        (update("message_edit", {"date": 1764500900}), 0),
+        (button(), 0),
+        *((odd, 0) for odd in ODD),
     ],
 )
-def test_sent_at(given: Any, date: int | None) -> None:
-    """The date of a new message is told, also of one that is malformed otherwise; of nothing else there is one."""
-    assert sent_at(given) == date
+def test_sent_at(given: Any, date: int) -> None:
+    """The date of a new message, also of one that is malformed otherwise; else 0."""
+    assert updates_of().sent_at(given) == date
 
 
 # Any JSON that resembles an update
@@ -330,7 +418,7 @@ def updates(draw: st.DrawFn) -> Any:
         holder[key] = draw(anything)
         if draw(st.booleans()):
             del holder[key]
-    return json.loads(json.dumps(update))  # as it comes: two halves of a pair that meet are one character
+    return loads(json.dumps(update).encode())  # as it comes: two halves of a pair that meet are one character
 
 
 ATTRIBUTES = {"message_new": "message", "message_event": "button", "message_reaction_event": "reaction"}

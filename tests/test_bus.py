@@ -1,29 +1,27 @@
-"""The bus: the commit as one step, the cache, and what redis-py's errors mean."""
+"""The bus on a real server: the commit as one step, what is refused, what is read on a new connection."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 import redis
-from fakeredis import FakeServer, FakeStrictRedis
-from redis import exceptions
+from fakeredis import FakeStrictRedis
 
-from fetcher.bus.bus import Bus, translate_errors
+from fetcher.bus.bus import Bus
 from fetcher.core.backlog import DEDUP_WINDOW
-from fetcher.core.batch import Commit, DeadLetter, Entry
-from fetcher.core.names import Name
-from fetcher.errors import FatalError, RedisTimeout, RedisUnavailable
-from tests.servers import Proxy, Server, address, cluster, wait_until
+from fetcher.core.history import Commit, DeadLetter, Entry, Outcome, Position
+from fetcher.errors import RedisFatalError, RedisTimeout, RedisUnavailable
+from tests.fakes import Store
+from tests.servers import Proxy, Server, address, cluster, entries, wait_until
 
 TS, SEEN, DEAD, STREAM = "{events}:ts:7", "{events}:seen:7", "{events}:dead-letter", "events"
-LETTER = DeadLetter("x", {"update": "{}", "error": "why"})
+KEYS = [TS, SEEN, STREAM, DEAD]
+WINDOW = 8  # event_ids that seen remembers, where a test makes it small
 
 
 def bus_at(url: str, **more: Any) -> Bus:
-    usual: dict[str, Any] = {"bus": "events", "group": 7, "stream_maxlen": 100, "names_ttl": 600, "alive_ttl": 55}
+    usual: dict[str, Any] = {"bus": "events", "group": 7, "stream_maxlen": 100_000, "alive_ttl": 55}
     return Bus(url, **usual | more)
 
 
@@ -33,332 +31,39 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Put a fakeredis in the place of every server, and return a client of it."""
-    one = FakeServer()
-
-    def connect(url: str, on_connect: Callable[[], None], **options: Any) -> Any:
-        on_connect()
-        return FakeStrictRedis(server=one, decode_responses=True, encoding_errors="replace")
-
-    monkeypatch.setattr("fetcher.bus.bus.connect", connect)
-    return FakeStrictRedis(server=one, decode_responses=True)
+@pytest.fixture
+def client(server: Server) -> Iterator[Any]:
+    """A client of the server, which is empty."""
+    with server.client() as client:
+        client.flushall()
+        yield client
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return fake(monkeypatch)
-
-
-@pytest.fixture
-def bus(client: Any) -> Bus:
-    bus = bus_at("redis://nowhere")
-    assert bus.checkpoint("10") == "10"
+def bus(server: Server, client: Any) -> Bus:
+    """A bus whose checkpoint is 10."""
+    bus = bus_at(server.url)
+    bus.read([], Position(0, 10))
     return bus
 
 
-def commit(since: Any, until: Any, *ids: str, kind: Any = "batch", letters: Any = (), keep: int = 100) -> Commit:
-    """Make a commit that publishes these ids; it completes what is pending, unless it keeps nothing."""
-    entries = [Entry(id, "message", f"json {id}".encode()) for id in ids]
-    return Commit(kind, str(since), str(until), [*entries, *letters], int(keep > 0), keep, 0)
+def commit(since: Any, until: Any, *ids: str, kind: Any = "batch") -> Commit:
+    """Make a commit of these ids; "!" makes a dead letter of one, and a "!" alone one without id."""
+    fields = {"update": "{}", "error": "why"}
+    found = [DeadLetter(id[1:], fields) if id[0] == "!" else Entry(id, "message", f"json {id}".encode()) for id in ids]
+    return Commit(kind, Position.parse(str(since)), Position.parse(str(until)), list(found), updates=len(ids))
 
 
-def marked(commit: Commit, id: str) -> Commit:
-    """Let a commit begin with the last entry of the part before, without its text."""
-    return commit._replace(entries=[Entry(id, "message", b""), *commit.entries])
+def gap(since: Any, until: Any) -> Commit:
+    return commit(since, until, "!", kind="gap")
+
+
+def restore(place: Any) -> Commit:
+    return commit(place, place, "!", kind="restore")
 
 
 def stream(client: Any) -> str:
-    return "".join(str(entry["event"]).removeprefix("json ") for _, entry in client.xrange(STREAM))
-
-
-def dead_letters(client: Any) -> list[dict[str, str]]:
-    return [entry for _, entry in client.xrange(DEAD)]
-
-
-def seen(client: Any) -> list[str]:
-    return list(client.zrange(SEEN, 0, -1))
-
-
-# The checkpoint
-
-
-def test_the_checkpoint_is_made_once(bus: Bus, client: Any) -> None:
-    """Only the first start sets it; every other one reads it back, and who knows one only asks."""
-    assert bus.checkpoint("99") == "10"
-    assert bus.checkpoint() == "10"
-    assert client.get(TS) == "10"
-    client.delete(TS)
-    assert bus.checkpoint() == ""
-    assert not client.exists(TS)
-
-
-def test_a_checkpoint_that_is_none(bus: Bus, client: Any) -> None:
-    """Somebody has written there: the operator must say what is to be done."""
-    for value in ("yesterday", "-5", "1.5", "٣"):
-        client.set(TS, value)
-        with pytest.raises(FatalError, match="delete this key"):
-            bus.checkpoint("10")
-    client.set(TS, "yesterday")
-    with pytest.raises(FatalError, match="delete this key"):
-        bus.commit(commit(10, 11, "a", kind="gap"))
-
-
-def test_a_checkpoint_that_is_no_text(server: Server) -> None:
-    """Nor are bytes that no UTF-8 knows a traceback."""
-    with server.client() as client:
-        client.flushall()
-        client.set(TS, b"\xff1")
-        with pytest.raises(FatalError, match="delete this key"):
-            bus_at(server.url).checkpoint("10")
-
-
-# The commit
-
-
-class Row(NamedTuple):
-    """What is committed to a bus whose checkpoint is 10, with "s" in seen, and what is there afterwards."""
-
-    commit: Commit
-    answer: str
-    stream: str = ""
-    letters: int = 0
-    stored: str | None = "10"
-
-
-ROWS = {
-    "any kind, no checkpoint": Row(commit(10, 11, "a"), "", stored=None),
-    "a gap, no checkpoint": Row(commit(10, 11, kind="gap", letters=[LETTER]), "", stored=None),
-    "late, no checkpoint": Row(commit(10, 11, "a", kind="late"), "", stored=None),
-    "restore, no checkpoint": Row(commit(9, 9, kind="restore", letters=[LETTER]), "9", letters=1, stored="9"),
-    "restore, another was first": Row(commit(9, 9, kind="restore", letters=[LETTER]), "10"),
-    "a batch begins after the checkpoint": Row(commit(11, 12, "a", letters=[LETTER]), "10"),
-    "so much after that text compares wrong": Row(commit(9999, 10000, "a"), "10"),
-    "a batch begins at the checkpoint": Row(commit(10, 12, "a", "s", "b"), "12", "ab", stored="12"),
-    "a batch begins before the checkpoint": Row(commit(8, 12, "a", "s", "b"), "12", "ab", stored="12"),
-    "a batch ends at the checkpoint": Row(commit(8, 10, "a", "s"), "10", "a"),
-    "a batch ends before the checkpoint": Row(commit(8, 9, "a", "s"), "10", "a"),
-    "the checkpoint is compared as a number": Row(commit(9, 100, "a"), "100", "a", stored="100"),
-    "a batch without events": Row(commit(10, 12), "12", stored="12"),
-    "a batch of dead letters": Row(commit(10, 12, letters=[LETTER, LETTER]), "12", letters=1, stored="12"),
-    "an id twice in one batch": Row(commit(10, 12, "a", "a"), "12", "a", stored="12"),
-    "a dead letter that was published": Row(
-        commit(10, 12, letters=[DeadLetter("s", {"error": "why"})]), "12", stored="12"
-    ),
-    "dead letters without id": Row(
-        commit(10, 12, letters=[DeadLetter("", {"error": "why"})] * 2), "12", letters=2, stored="12"
-    ),
-    "a part of a batch": Row(commit(10, 12, "a", "s", keep=0), "10", "a"),
-    "a part that begins after the checkpoint": Row(commit(11, 12, "a", keep=0), "10"),
-    "a further part": Row(marked(commit(10, 12, "a", keep=0), "s"), "10", "a"),
-    "the last part": Row(marked(commit(10, 12, "a"), "s"), "12", "a", stored="12"),
-    "a further part that begins after the checkpoint": Row(marked(commit(11, 12, "a", keep=0), "s"), "10"),
-    "a repeat": Row(commit(8, 12, "a", "s", kind="repeat"), "12", "a", stored="12"),
-    "a repeat begins after the checkpoint": Row(commit(11, 12, "a", kind="repeat"), "10"),
-    "late, after the checkpoint": Row(commit(90, 95, "a", "s", kind="late", letters=[LETTER]), "10", "a", 1),
-    "late, at the checkpoint": Row(commit(10, 95, "a", kind="late"), "10", "a"),
-    "a gap at the checkpoint": Row(commit(10, 20, kind="gap", letters=[LETTER]), "20", letters=1, stored="20"),
-    "a gap backwards": Row(commit(10, 3, kind="gap", letters=[LETTER]), "3", letters=1, stored="3"),
-    "a gap before the checkpoint": Row(commit(9, 20, kind="gap", letters=[LETTER]), "10"),
-    "a gap after the checkpoint": Row(commit(11, 20, kind="gap", letters=[LETTER]), "10"),
-}
-
-
-@pytest.mark.parametrize("real", [False, True], ids=["fakeredis", "server"])
-@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_the_table_of_the_theory(row: Row, real: bool, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`seen` decides what goes out, the checkpoint where VK is asked: each row of backlog.py's table, and more."""
-    with server.client() if real else fake(monkeypatch) as client:
-        client.flushall()
-        bus = bus_at(server.url)
-        client.zadd(SEEN, {"s": 1})
-        if row.stored is not None and row.answer:
-            client.set(TS, "10")
-        if row.commit.kind == "restore" and row.letters:
-            client.delete(TS)
-        before = seen(client)
-        assert bus.commit(row.commit) == row.answer
-        assert stream(client) == row.stream
-        assert len(dead_letters(client)) == row.letters
-        assert client.get(TS) == row.stored
-        if not row.stream and not row.letters:
-            assert seen(client) == before
-
-
-def test_a_commit_moves_everything_in_one_step(bus: Bus, client: Any) -> None:
-    """Stream, dead letters, seen, checkpoint and channels, each in VK's order."""
-    live = client.pubsub()
-    live.psubscribe("events:*")
-    live.get_message()
-    batch = Commit(
-        "batch",
-        "10",
-        "13",
-        [Entry("a", "message", b"json a"), LETTER, Entry("b", "command", "json я".encode())],
-        1,
-        100,
-        0,
-    )
-    assert bus.commit(batch) == "13"
-    assert [entry for _, entry in client.xrange(STREAM)] == [{"event": "json a"}, {"event": "json я"}]
-    assert dead_letters(client) == [LETTER.fields]
-    assert set(seen(client)) == {"a", "b", "x"}
-    heard = [(item["channel"], item["data"]) for item in iter(live.get_message, None)]
-    assert heard == [("events:message", "json a"), ("events:command", "json я")]
-
-
-def test_what_was_seen_goes_out_once(bus: Bus, client: Any) -> None:
-    """In one batch, in two, again after a failover, and dead letters too."""
-    bus.commit(commit(10, 12, "a", "b", letters=(LETTER, LETTER)))
-    bus.commit(commit(12, 15, "c", "a", "x", letters=(LETTER, DeadLetter("b", {"error": "why"}))))
-    bus.commit(commit(10, 12, "a", "b", kind="repeat"))
-    bus.commit(commit(90, 95, "c", "d", kind="late"))
-    assert stream(client) == "abcd"
-    assert dead_letters(client) == [LETTER.fields]
-
-
-@pytest.mark.parametrize("kind", ["batch", "repeat", "late"])
-def test_the_part_before_is_lost(server: Server, kind: str) -> None:
-    """A failover took it away: nothing is written, and the fetcher begins with the first part again."""
-    with server.client() as client:
-        client.flushall()
-        bus = bus_at(server.url)
-        bus.checkpoint("10")
-        client.zadd(SEEN, {"other": 1})
-        before = contents(server)
-        for keep in (0, 100):
-            with pytest.raises(RedisUnavailable, match="LOST"):
-                bus.commit(marked(commit(10, 12, "a", kind=kind, keep=keep), "s"))
-            assert contents(server) == before
-
-
-def test_dead_letters_that_hold_the_same(bus: Bus, client: Any) -> None:
-    """Without an id they are known by what they hold: each counts where nobody has offered the batch before."""
-    same = [DeadLetter("sha256:5", {"error": "why"})] * 2
-    for _ in range(2):
-        bus.commit(commit(10, 12, letters=same))
-        assert len(dead_letters(client)) == 2
-    bus.commit(commit(8, 12, letters=same, kind="repeat"))
-    assert len(dead_letters(client)) == 2
-    bus.commit(commit(12, 13, letters=same[:1]))
-    assert len(dead_letters(client)) == 3
-    bus.commit(commit(12, 14, letters=same[:1]))
-    assert len(dead_letters(client)) == 3
-
-
-@pytest.mark.parametrize(
-    ("since", "until", "answer", "stored"),
-    [
-        (10**25, 10**25 + 1, 10**25 + 1, 10**25 + 1),
-        (10**25 + 1, 10**25 + 2, 10**25, 10**25),
-        (10**24, 10**25 - 1, 10**25, 10**25),
-    ],
-)
-def test_a_ts_longer_than_a_double(bus: Bus, client: Any, since: int, until: int, answer: int, stored: int) -> None:
-    """It is compared digit by digit: two neighbours are one double."""
-    client.set(TS, 10**25)
-    assert bus.commit(commit(since, until, "a")) == str(answer)
-    assert client.get(TS) == str(stored)
-    assert stream(client) == ("" if since > 10**25 else "a")
-
-
-def test_half_a_surrogate_pair_is_replaced(server: Server) -> None:
-    """No UTF-8 can carry it: not in an id, a type, a dead letter or a name."""
-    with server.client() as client:
-        client.flushall()
-        bus = bus_at(server.url)
-        bus.checkpoint("10")
-        letter = DeadLetter("\ud83d", {"error": "\udfff"})
-        bus.commit(Commit("batch", "10", "11", [Entry("\udc00", "t\ud83d", b"x"), letter], 1, 100, 0))
-        bus.cache_names({5: Name("\ud83d")})
-        assert stream(client) == "x"
-        assert seen(client) == ["\ufffd"]
-        assert dead_letters(client) == [], "by its id it is known now"
-        assert bus.names([5]) == {5: Name("\ud83d")}
-
-
-def test_the_stream_is_trimmed(server: Server) -> None:
-    """About stream_maxlen entries are kept, by a real server's reckoning, and so many dead letters as they should."""
-    with server.client() as client:
-        client.flushall()
-        bus = bus_at(server.url, stream_maxlen=1)
-        bus.checkpoint("10")
-        bus.commit(commit(10, 11, *map(str, range(1000)), letters=[DeadLetter("", {"error": "e"})] * 1000))
-        assert client.xlen(STREAM) < 300
-        assert stream(client).endswith("998999")
-        assert client.xlen(DEAD) == 1000
-
-
-# What the bus remembers
-
-
-def test_seen_keeps_the_latest(server: Server) -> None:
-    """As many as the commit says, and a few hundred more; a part of a batch lets it forget none."""
-    with server.client() as client:
-        client.flushall()
-        bus = bus_at(server.url)
-        bus.checkpoint("0")
-        for first in range(0, 1000, 10):
-            bus.commit(commit(first, first + 10, *map(str, range(first, first + 10)), keep=50))
-            kept = seen(client)
-            assert kept == [str(number) for number in range(first + 10 - len(kept), first + 10)]
-            assert min(50, first + 10) <= len(kept) <= 50 + 256 + 10
-        bus.commit(commit(1000, 2000, *map(str, range(1000, 2000)), keep=0))
-        assert len(seen(client)) == len(kept) + 1000
-        bus.commit(commit(1000, 2000, *map(str, range(1000, 2256)), keep=50))
-        assert seen(client) == [str(number) for number in range(2206, 2256)]
-
-
-def test_thirty_thousand_ids_are_kept(server: Server) -> None:
-    """What a fetcher may hold and more: nothing of it goes out twice, from the first to the last."""
-    with server.client() as client:
-        client.flushall()
-        bus = bus_at(server.url, stream_maxlen=10**6)
-        bus.checkpoint("0")
-        keep = DEDUP_WINDOW
-        assert keep == 30_000
-        all_ids = [str(number) for number in range(keep + 500)]
-        for first in range(0, len(all_ids), 5000):
-            bus.commit(commit(first, first + 5000, *all_ids[first : first + 5000], keep=keep))
-        assert keep <= client.zcard(SEEN) < keep + 500
-        bus.commit(commit(20_000, 30_500, *all_ids[500:], keep=keep))
-        assert client.xlen(STREAM) == len(all_ids)
-
-
-class Late(NamedTuple):
-    until: int  # where the batch ends; the checkpoint stands at 100, and seen, of 8 ids at least, holds so many
-    held: int
-    kind: str
-    events: str
-    stream: str
-    letters: int
-
-
-LATE = {
-    "not far behind": Late(97, 8, "batch", "ab", "ab", 0),
-    "as far as seen may reach": Late(96, 8, "batch", "ab", "", 1),
-    "seen has forgotten nothing yet": Late(20, 7, "batch", "ab", "ab", 0),
-    "a repeat needs no dead letter": Late(20, 8, "repeat", "ab", "", 0),
-    "nothing is left out": Late(20, 8, "batch", "", "", 0),
-}
-
-
-@pytest.mark.parametrize("case", LATE.values(), ids=LATE)
-def test_what_may_be_a_repetition(case: Late, bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch so far behind that seen may have forgotten it is not published; a dead letter tells, once."""
-    monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", 8)
-    client.set(TS, "100")
-    client.zadd(SEEN, {f"old {number}": number for number in range(case.held)})
-    for _ in range(1 + case.letters):
-        assert bus.commit(commit(10, case.until, *case.events, kind=case.kind)) == "100"
-    assert stream(client) == case.stream
-    reason = "2 events and 0 dead letters came so late that they may be on the bus already"
-    letter = {"since": "10", "until": str(case.until), "error": reason}
-    assert dead_letters(client) == [letter] * case.letters
-    assert client.get(TS) == "100"
-
-
-# What is refused leaves nothing behind
+    return "".join(fields["event"].removeprefix("json ") for fields in entries(client))
 
 
 def contents(server: Server) -> dict[str, Any]:
@@ -367,264 +72,464 @@ def contents(server: Server) -> dict[str, Any]:
         return {key: client.dump(key) for key in client.scan_iter()}
 
 
+# The commit
+
+
+class Row(NamedTuple):
+    """A commit to a bus with this checkpoint and the id "s" in seen, and what the script answers."""
+
+    stored: str | None
+    commit: Commit
+    checkpoint: str | None
+    recorded: str = ""  # ids, "!" for a dead letter
+    left_out: int = 0
+    full: int = 0  # ids that seen has beside "s"; the window is 8
+
+
+ROWS = {
+    # There is no checkpoint
+    "a batch, no checkpoint": Row(None, commit(10, 12, "a", "!x"), None),
+    "a gap, no checkpoint": Row(None, gap(10, 12), None),
+    "a lost checkpoint": Row(None, restore("1:9+5"), "1:9+5", "!"),
+    "a lost checkpoint that another fetcher has restored": Row("10", restore(9), "10"),
+    "a lost checkpoint that another fetcher has restored alike": Row("9", restore(9), "9"),
+    # A batch
+    "begins at the checkpoint": Row("10", commit(10, 12, "a", "s", "b"), "12", "ab"),
+    "begins before it": Row("10", commit(8, 12, "a", "s"), "12", "a"),
+    "begins after it": Row("10", commit(11, 12, "a", "!x"), "10"),
+    "begins after it, and is less as text": Row("9", commit(10, 12, "a"), "9"),
+    "begins before it, and is more as text": Row("10", commit(9, 100, "a"), "100", "a"),
+    "ends at it": Row("10", commit(8, 10, "a", "s"), "10", "a"),
+    "ends before it": Row("10", commit(8, 9, "a"), "10", "a"),
+    "ends before it, and is more as text": Row("10", commit(8, 9, "a"), "10", "a"),
+    "has no events": Row("10", commit(10, 12), "12"),
+    "has nothing that is new": Row("10", commit(10, 12, "s"), "12"),
+    "has an id twice": Row("10", commit(10, 12, "a", "a"), "12", "a"),
+    "has dead letters, in VK's order": Row("10", commit(10, 14, "!x", "a", "!y", "b"), "14", "!a!b"),
+    "has a dead letter twice": Row("10", commit(10, 12, "!x", "!x"), "12", "!"),
+    "has a dead letter of a known id": Row("10", commit(10, 12, "!s"), "12"),
+    "has an event of a dead letter's id": Row("10", commit(10, 12, "!x", "x"), "12", "!"),
+    "has dead letters without id": Row("10", commit(10, 12, "!", "!"), "12", "!!"),
+    # A piece of a batch
+    "is the first piece": Row("10", commit(10, "10+2", "a", "b"), "10+2", "ab"),
+    "is the next piece": Row("10+2", commit("10+2", "10+10", "c"), "10+10", "c"),
+    "is the last piece": Row("10+10", commit("10+10", 12, "d"), "12", "d"),
+    "is a piece again": Row("10+10", commit("10+2", "10+4", "a"), "10+10", "a"),
+    "is a piece after a lost one": Row("10", commit("10+2", "10+4", "a"), "10"),
+    "is a piece after a lost one, and less as text": Row("10+9", commit("10+10", 12, "a"), "10+9"),
+    "is VK's answer again": Row("10+2", commit(10, 12, "s", "c"), "12", "c"),
+    # A batch of another epoch
+    "is of the same later epoch": Row("1:3", commit("1:3", "1:5", "a"), "1:5", "a"),
+    "is of a later epoch": Row("10", commit("1:3", "1:5", "a"), "10"),
+    "is of an earlier epoch": Row("1:3", commit(10, 12, "a"), "1:3", "a"),
+    "is of an earlier epoch, and more as text": Row("10:3", commit("9:3", "9:5", "a"), "10:3", "a"),
+    # A batch that comes late
+    "is nearly too old": Row("100", commit(10, 97, "a"), "100", "a", full=8),
+    "is too old": Row("100", commit(10, 96, "a", "s", "!x", "b"), "100", left_out=3, full=8),
+    "is too old, and all is known": Row("100", commit(10, 96, "s"), "100", full=7),
+    "is too old, and seen has forgotten nothing": Row("100", commit(10, 20, "a"), "100", "a", full=6),
+    "is of an earlier epoch, of which nobody can tell": Row("1:100", commit(10, 20, "a"), "1:100", "a", full=8),
+    "is far before the checkpoint, and reaches it": Row("100", commit(10, 101, "a"), "101", "a", full=8),
+    # A gap
+    "a gap at the checkpoint": Row("10", gap(10, 20), "20", "!"),
+    "a gap from inside a batch": Row("10+2", gap("10+2", 20), "20", "!"),
+    "a gap to the next epoch": Row("10", gap(10, "1:3"), "1:3", "!"),
+    "a gap before the checkpoint": Row("10", gap(9, 20), "10"),
+    "a gap after the checkpoint": Row("10", gap(11, 20), "10"),
+    "a gap that others have filled in part": Row("10+2", gap(10, 20), "10+2"),
+    "a gap where the bus was once": Row("100", gap(10, 20), "100"),
+}
+
+
+@pytest.fixture
+def bus_of_row(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[Row], Bus]:
+    """Return what makes the bus as a row finds it."""
+
+    def make(row: Row) -> Bus:
+        monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
+        client.zadd(SEEN, {f"old {number}": number for number in range(row.full)} | {"s": 100})
+        if row.stored:
+            client.set(TS, row.stored)
+        return bus_at(server.url)
+
+    return make
+
+
+def recorded(outcome: Outcome) -> str:
+    return "".join(one.id if isinstance(one, Entry) else "!" for one in outcome.recorded)
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_what_a_commit_does(row: Row, bus_of_row: Callable[[Row], Bus], client: Any) -> None:
+    """`seen` decides what goes out, the checkpoint whether anything does; the answer says what was recorded."""
+    bus = bus_of_row(row)
+    before = list(client.zrange(SEEN, 0, -1))
+    outcome = bus.commit(row.commit)
+    assert outcome.checkpoint == (Position.parse(row.checkpoint) if row.checkpoint else None)
+    assert (recorded(outcome), outcome.left_out) == (row.recorded, row.left_out)
+    assert client.get(TS) == row.checkpoint
+    assert stream(client) == row.recorded.replace("!", "")
+    letters = entries(client, DEAD)
+    assert len(letters) == row.recorded.count("!") + bool(row.left_out)
+    if row.left_out:
+        said = f"{row.left_out} updates came so late that they may be on the bus already"
+        assert letters == [{"since": str(row.commit.since), "until": str(row.commit.until), "error": said}]
+    if not row.recorded and not row.left_out and row.checkpoint == row.stored:
+        assert client.zrange(SEEN, 0, -1) == before
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_the_store_of_the_other_tests(row: Row, bus_of_row: Callable[[Row], Bus], client: Any) -> None:
+    """It does what the script does, and once more when the same is committed again."""
+    bus, store = bus_of_row(row), Store()
+    store.window = WINDOW
+    store.seen = dict.fromkeys(client.zrange(SEEN, 0, -1), True)
+    store.checkpoint = Position.parse(row.stored) if row.stored else None
+    for _ in range(2):
+        assert store.commit(row.commit) == bus.commit(row.commit)
+        assert store.dead == entries(client, DEAD)
+        assert "".join(store.ids) == stream(client)
+        assert list(store.seen) == client.zrange(SEEN, 0, -1)
+    ids = ["s", "a", "nobody"]
+    assert store.read(ids, None) == bus.read(ids)
+
+
+def test_a_commit_moves_everything_in_one_step(bus: Bus, client: Any) -> None:
+    """Stream, dead letters, seen, checkpoint and channels; who hears an event finds it in the stream."""
+    live = client.pubsub()
+    live.psubscribe("*")
+    live.get_message(timeout=10)
+    letter = DeadLetter("x", {"update": "{}", "error": "why"})
+    events = Entry("a", "message", b"json a"), Entry("b", "command", "json я".encode())
+    published: list[Entry | DeadLetter] = [events[0], letter, events[1]]
+    outcome = bus.commit(commit(10, 13)._replace(entries=published))
+    assert outcome == Outcome(Position(0, 13), published)
+    assert entries(client) == [{"event": "json a"}, {"event": "json я"}]
+    assert entries(client, DEAD) == [letter.fields]
+    assert client.zrange(SEEN, 0, -1) == ["a", "x", "b"]
+    heard = [live.get_message(timeout=10) for _ in range(2)]
+    assert [(item["channel"], item["data"]) for item in heard] == [
+        ("events:message", "json a"),
+        ("events:command", "json я"),
+    ]
+
+
+def test_two_fetchers_count_each_event_once(server: Server, bus: Bus, client: Any) -> None:
+    """What is counted is what the script recorded: also where batches overlap."""
+    other = bus_at(server.url)
+    batches = [
+        commit(10, 12, "a", "!x", "b"),
+        commit(12, 14, "c", "d"),
+        commit(11, 15, "b", "c", "d", "e"),
+        gap(15, 20),
+    ]
+    outcomes = [one.commit(offered) for offered in batches for one in (bus, other)]
+    assert "".join(map(recorded, outcomes)) == "a!bcde!"
+    assert stream(client) == "abcde"
+    assert len(entries(client, DEAD)) == 2
+
+
+BIG = 2**53  # from here on neighbours are one double
+
+
+@pytest.mark.parametrize("big", [BIG, 10**25])
+@pytest.mark.parametrize(
+    ("since", "until", "stored", "published"),
+    [(0, 1, 1, "a"), (1, 2, 0, ""), (-1, 1, 1, "a"), (-2, -1, 0, "a"), (0, 0, 0, "a")],
+)
+def test_a_ts_longer_than_a_double(
+    bus: Bus, client: Any, big: int, since: int, until: int, stored: int, published: str
+) -> None:
+    """It is compared digit by digit."""
+    client.set(TS, big)
+    assert bus.commit(commit(big + since, big + until, "a")).checkpoint == Position(0, big + stored)
+    assert client.get(TS) == str(big + stored)
+    assert stream(client) == published
+
+
+def test_half_a_surrogate_pair_is_replaced(bus: Bus, client: Any) -> None:
+    """No UTF-8 can carry it: not in an id, a type, nor a dead letter."""
+    letter = DeadLetter("\ud83d", {"error": "\udfff"})
+    nameless = DeadLetter("", {"error": "\udfff"})
+    published: list[Entry | DeadLetter] = [Entry("\udc00", "t\ud83d", b"x"), letter, nameless]
+    outcome = bus.commit(commit(10, 11)._replace(entries=published))
+    assert outcome.recorded == [published[0], nameless], "the letter is known by its id now"
+    assert entries(client, DEAD) == [{"error": "\ufffd"}]
+    assert client.zrange(SEEN, 0, -1) == ["\ufffd"]
+    assert bus.read(["\udfff", "a"]).missing == {"a"}
+
+
+def test_the_streams_are_trimmed(server: Server, client: Any) -> None:
+    """About stream_maxlen events and 10,000 dead letters are kept, the latest."""
+    bus = bus_at(server.url, stream_maxlen=1)
+    bus.read([], Position(0, 10))
+    bus.commit(commit(10, 11, *map(str, range(1000)), *["!"] * 11_000))
+    assert client.xlen(STREAM) < 300
+    assert stream(client).endswith("998999")
+    assert 10_000 <= client.xlen(DEAD) < 10_300
+
+
+def test_seen_remembers_the_latest_ids(bus: Bus, client: Any) -> None:
+    """So many that nothing of what a fetcher may hold goes out twice, and no more."""
+    assert DEDUP_WINDOW == 30_000
+    ids = [str(number) for number in range(DEDUP_WINDOW + 500)]
+    for first in range(0, len(ids), 5000):
+        bus.commit(commit(10, 11, *ids[first : first + 5000]))
+    assert client.zrange(SEEN, 0, -1) == ids[500:]
+    assert bus.commit(commit(10, 12, *ids[500:])).recorded == []
+    assert client.xlen(STREAM) == len(ids)
+
+
+# What is refused leaves nothing behind
+
+
+@pytest.fixture
 def full_commit() -> Commit:
-    return commit(10, 12, "a", "b", letters=[LETTER])
+    """A commit that writes to each key and channel, first where no id is remembered."""
+    return commit(10, 12, "!", "a", "b", "!x")
 
 
-@pytest.mark.parametrize("key", [TS, SEEN, STREAM, DEAD])
-def test_a_key_of_another_type(server: Server, key: str) -> None:
-    """It is told before anything is written."""
-    with server.client() as client:
-        client.flushall()
-        bus = bus_at(server.url)
-        bus.checkpoint("10")
-        client.delete(key)
-        client.rpush(key, "x")
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_of_another_type(server: Server, bus: Bus, client: Any, full_commit: Commit, key: str) -> None:
+    """Nothing is written, and one sentence tells the operator."""
+    client.delete(key)
+    client.rpush(key, "x")
+    before = contents(server)
+    with pytest.raises(RedisFatalError, match="another type"):
+        bus.commit(full_commit)
+    assert contents(server) == before
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *("-get", "-set", "-zadd", "-zremrangebyrank", "-zrevrange", "-type", "-xadd", "-publish"),
+        *("resetchannels &other:*", "resetchannels &events:command"),
+        *(f"resetkeys {' '.join('~' + key for key in KEYS if key != refused)}" for refused in KEYS),
+        *(f"resetkeys {' '.join('~' + key for key in KEYS if key != one)} %R~{one}" for one in KEYS),
+    ],
+)
+def test_a_permission_is_missing(full_commit: Commit, rule: str) -> None:
+    """Whichever it is, of a command, a key or a channel: nothing is written without it."""
+    with Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as server, server.client() as client:
+        client.set(TS, "10")
+        client.zadd(SEEN, {"old": 1})
         before = contents(server)
-        with pytest.raises(FatalError, match="another type"):
-            bus.commit(full_commit())
+        with pytest.raises(RedisFatalError, match="permission"):
+            bus_at(address(server.port, "x", "limited")).commit(full_commit)
         assert contents(server) == before
 
 
 @pytest.mark.parametrize(
-    "rule", ["-set", "-zadd", "-zremrangebyrank", "-xadd", "-publish", "resetchannels &other:*", "resetkeys ~other",
-             "-type", "-zrevrange"],
-)  # fmt: skip
-def test_a_permission_is_missing(rule: str) -> None:
-    """Whichever it is, nothing is written without it, and one sentence tells the operator."""
-    with Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as server, server.client() as client:
-        client.set(TS, "10")
-        client.zadd(SEEN, {"one more, and it is trimmed": 255})
+    "rule", ["resetkeys ~events ~{events}:ts:7 ~{events}:seen:7 %R~{events}:dead-letter", "of another type"]
+)
+def test_what_is_left_out_cannot_be_recorded(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch without dead letters becomes one if it comes late: that is asked first, too."""
+    monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
+    acl = "" if rule == "of another type" else rule
+    with Server(acl=[f"user limited on >x ~* &* +@all {acl}"]) as server, server.client() as client:
+        client.set(TS, "100")
+        client.zadd(SEEN, {f"old {number}": number for number in range(WINDOW)})
+        if not acl:
+            client.rpush(DEAD, "x")
         before = contents(server)
-        with pytest.raises(FatalError, match="permission"):
-            bus_at(address(server.port, "x", "limited")).commit(full_commit())
+        with pytest.raises(RedisFatalError):
+            bus_at(address(server.port, "x", "limited")).commit(commit(10, 20, "a"))
         assert contents(server) == before
+
+
+def test_a_server_that_knows_no_questions_about_permissions(
+    monkeypatch: pytest.MonkeyPatch, full_commit: Commit
+) -> None:
+    """Redis before 7: then nothing is asked."""
+    with FakeStrictRedis(decode_responses=True) as fake:
+        monkeypatch.setattr("fetcher.bus.bus.connect", lambda *_, **__: fake)
+        bus = bus_at("redis://nowhere")
+        bus.read([], Position(0, 10))
+        assert recorded(bus.commit(full_commit)) == "!ab!"
 
 
 @pytest.mark.parametrize(
     ("setting", "said"),
     [({"maxmemory": 1}, "OutOfMemoryError|OOM"), ({"min_replicas_to_write": 1}, "NOREPLICAS|NoReplicas")],
 )
-def test_redis_takes_no_writes(setting: dict[str, Any], said: str) -> None:
+def test_redis_takes_no_writes(setting: dict[str, Any], said: str, full_commit: Commit) -> None:
     """Out of memory, too few replicas: nothing is written, and it passes."""
-    with Server() as server, server.client() as client:
+    with Server() as server:
         bus = bus_at(server.url)
-        bus.checkpoint("10")
+        bus.read([], Position(0, 10))
         before = contents(server)
         server.config(**setting)
         with pytest.raises(RedisUnavailable, match=said):
-            bus.commit(full_commit())
+            bus.commit(full_commit)
         assert contents(server) == before
         server.config(**dict.fromkeys(setting, 0))
-        assert bus.commit(full_commit()) == "12"
-        assert stream(client) == "ab"
+        assert bus.commit(full_commit).checkpoint == Position(0, 12)
 
 
-def test_a_replica_takes_no_writes() -> None:
+def test_a_replica_takes_no_writes(full_commit: Commit) -> None:
     """After a failover the address may be that of a replica: it passes."""
     with Server() as primary, Server() as replica:
         bus = bus_at(replica.url)
-        bus.checkpoint("10")
         with primary.client() as client:
             client.set(TS, "10")
         replica.replica_of(primary)
         before = contents(replica)
         with pytest.raises(RedisUnavailable, match=r"READONLY|ReadOnly"):
-            bus.commit(full_commit())
+            bus.commit(full_commit)
         assert contents(replica) == before
         replica.replica_of(None)
-        assert bus.commit(full_commit()) == "12"
+        assert bus.commit(full_commit).checkpoint == Position(0, 12)
 
 
-def test_a_password_that_redis_refuses(server: Server) -> None:
-    """The sentence holds neither the password nor the address."""
-    with (
-        Server(password="right") as locked,
-        pytest.raises(FatalError, match="refuses the user or the password") as told,
-    ):
-        bus_at(address(locked.port, "wrong")).checkpoint("10")
-    assert "wrong" not in str(told.value)
+# What is read
 
 
-def test_a_database_that_redis_does_not_have(server: Server) -> None:
-    """Only the operator can choose another one."""
-    with pytest.raises(FatalError, match="does not have the database"):
-        bus_at(server.url.removesuffix("/0") + "/99").checkpoint("10")
-
-
-# Time-outs and connections
-
-
-def test_redis_is_too_slow(server: Server) -> None:
-    """A time-out is told apart from an outage, for the next commit to be smaller."""
-    with server.client() as client:
-        client.flushall()
-    bus = bus_at(server.url)
-    bus.checkpoint("10")
-    server.pause()
-    try:
-        with pytest.raises(RedisTimeout):
-            bus.commit(full_commit())
-    finally:
-        server.resume()
-    wait_until(lambda: bus.commit(commit(10, 12, "a")) == "12", what="the answer")
-
-
-def test_an_outage_is_no_time_out(server: Server) -> None:
-    """Refused or cut connections say nothing about the size of a commit."""
-    with server.client() as client:
-        client.flushall()
-    with Proxy(server.port) as proxy:
-        bus = bus_at(proxy.url)
-        bus.checkpoint("10")
-        proxy.down()
-        for _ in range(2):
-            with pytest.raises(RedisUnavailable) as told:
-                bus.commit(full_commit())
-            assert not isinstance(told.value, RedisTimeout)
-
-
-def test_a_commits_time_out_allows_for_its_size(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second, and at least as long as a link of 128 KB/s takes; few different ones, for each has its connection."""
-    timeouts: list[float] = []
-
-    def connect(*_: Any, socket_timeout: float, **__: Any) -> Any:
-        timeouts.append(socket_timeout)
-        return client
-
-    monkeypatch.setattr("fetcher.bus.bus.connect", connect)
-    bus = bus_at("redis://nowhere")
-    bus.checkpoint("10")
-    sizes = [0, 1000, 2**17 - 1, 2**17, 2**18, 2**20, 5 * 2**20]
-    needed = []
-    for size in sizes * 2:
-        bus.commit(commit(10, 11, "a")._replace(size=size))
-        needed.append(size / 2**17)
-        assert max(timeouts) >= max(1, needed[-1])
-        assert max(timeouts) <= max(1, 4 * max(needed))
-    assert len(timeouts) == len(set(timeouts)) <= 5
-
-
-def test_a_new_connection_is_noted(server: Server) -> None:
-    """At the start, and whenever one replaces another: Redis may have failed over. The checkpoint is asked then."""
-    with server.client() as client:
-        client.flushall()
-    with Proxy(server.port) as proxy:
-        bus = bus_at(proxy.url)
-        assert bus.reconnected
-        bus.checkpoint("10")
-        assert not bus.reconnected
-        bus.commit(commit(10, 11, "a"))
-        bus.beat()
-        assert not bus.reconnected
-        bus.commit(commit(11, 12, "b")._replace(size=2**18))
-        assert not bus.reconnected, "the first connection of a further client replaces none"
-        for large in (0, 2**18):
-            proxy.cut()
-            with contextlib.suppress(RedisUnavailable):  # redis-py may find out before it sends anything
-                bus.commit(commit(12, 13, "c")._replace(size=large))
-            bus.commit(commit(12, 13, "c")._replace(size=large))
-            assert bus.reconnected
-            bus.reconnected = False
-
-
-def test_the_first_connection_of_a_further_client(server: Server) -> None:
-    """It may be the first one to the server after a failover: whether the other one still holds is asked."""
-    with server.client() as client:
-        client.flushall()
-    with Proxy(server.port) as proxy:
-        bus = bus_at(proxy.url)
-        bus.checkpoint("10")
-        proxy.cut()
-        refused = False
-        try:
-            bus.commit(commit(10, 11, "a")._replace(size=2**18))
-        except RedisUnavailable:
-            refused = True  # redis-py may find out only after it has asked
-        assert refused or bus.reconnected
-
-
-def test_a_script_that_redis_has_forgotten(server: Server) -> None:
-    """A restart, or SCRIPT FLUSH: it is loaded again."""
-    with server.client() as client:
-        client.flushall()
-        bus = bus_at(server.url)
-        bus.checkpoint("10")
-        bus.commit(commit(10, 11, "a"))
-        client.script_flush()
-        assert bus.commit(commit(11, 12, "b")) == "12"
+def test_the_checkpoint_is_made_once(bus: Bus, client: Any) -> None:
+    """Only the first start makes it; every other one reads it, and who knows one does not make another."""
+    assert bus.read([], Position(0, 99)).checkpoint == Position(0, 10)
+    client.delete(TS)
+    assert bus.read([]).checkpoint is None
+    assert not client.exists(TS)
 
 
 @pytest.mark.parametrize(
-    ("error", "meaning", "said"),
-    [
-        (exceptions.AuthenticationError("invalid username-password pair"), FatalError, "refuses the user or the pass"),
-        (exceptions.ResponseError("WRONGPASS invalid"), FatalError, "refuses the user or the password"),
-        (exceptions.AuthenticationError("NOAUTH Authentication required."), FatalError, "refuses the user or the pass"),
-        (exceptions.NoPermissionError("this user has no permissions"), FatalError, "permission"),
-        (exceptions.ResponseError("ACL failure in script: secret"), FatalError, "permission"),
-        (exceptions.ResponseError("WRONGTYPE events is a list"), FatalError, "another type"),
-        (exceptions.ResponseError("DB index is out of range"), FatalError, "database"),
-        (exceptions.ResponseError("SELECT is not allowed in cluster mode"), FatalError, "database"),
-        (exceptions.ConnectionError("Error 111 connecting to secret:6379"), RedisUnavailable, r"\(ConnectionError\)"),
-        (exceptions.BusyLoadingError("loading"), RedisUnavailable, r"\(BusyLoadingError\)"),
-        (exceptions.ReadOnlyError("secret"), RedisUnavailable, r"\(ReadOnlyError\)"),
-        (exceptions.ResponseError("MISCONF errors writing"), RedisUnavailable, r"\(MISCONF\)"),
-        (exceptions.ResponseError("BUSY running a script"), RedisUnavailable, r"\(BUSY\)"),
-        (exceptions.ResponseError("secret"), RedisUnavailable, r"\(ResponseError\)"),
-        (exceptions.RedisClusterException("secret"), RedisUnavailable, r"\(RedisClusterException\)"),
-        (exceptions.ClusterDownError("CLUSTERDOWN secret"), RedisUnavailable, r"\(\w+\)"),
-        (exceptions.TimeoutError("secret"), RedisTimeout, r"\(TimeoutError\)"),
-        (OSError("secret"), RedisUnavailable, r"\(OSError\)"),
-    ],
+    ("stored", "position"),
+    [("12345", (0, 12345, 0)), ("12345+500", (0, 12345, 500)), ("1:30", (1, 30, 0)), ("1:30+500", (1, 30, 500))],
 )
-def test_errors(error: Exception, meaning: type[Exception], said: str) -> None:
-    """Each becomes a sentence without the library's text."""
-    with pytest.raises(meaning, match=said) as told, translate_errors():
-        raise error
-    assert type(told.value) is meaning
-    assert "secret" not in str(told.value)
-    assert told.value.__suppress_context__
+def test_a_checkpoint_is_text(bus: Bus, client: Any, stored: str, position: tuple[int, int, int]) -> None:
+    """The one of version 1.0 and 1.1 is a position of epoch 0."""
+    client.set(TS, stored)
+    assert bus.read([]).checkpoint == position
+    assert bus.commit(commit(stored, stored)).checkpoint == position
+    assert client.get(TS) == stored
 
 
-# The cache and the heartbeat
+@pytest.mark.parametrize("value", ["yesterday", "-5", "1.5", "٣", b"\xff1", "1:", "+5", " 5"])
+def test_a_checkpoint_that_is_none(bus: Bus, client: Any, value: Any) -> None:
+    """Somebody has written there: the operator must say what is to be done, and a commit changes nothing."""
+    client.set(TS, value)
+    for kind in ("batch", "gap", "restore"):
+        with pytest.raises(RedisFatalError, match=r"\{events\}:ts:7 holds no ts of VK's; delete this key"):
+            bus.commit(commit(10, 11, "a", kind=kind))
+    with pytest.raises(RedisFatalError, match="delete this key"):
+        bus.read([])
+    assert not client.exists(STREAM)
 
 
-def test_names_are_cached(bus: Bus, client: Any) -> None:
-    """For so long as they should; whom VK does not tell for a minute."""
-    bus.cache_names({5: Name("Ann", "Ann"), -3: Name()})
-    assert bus.names([5, -3, 8]) == {5: Name("Ann", "Ann"), -3: Name()}
-    assert 590 < client.ttl("{events}:name:5") <= 600
-    assert 50 < client.ttl("{events}:name:-3") <= 60
-    short = bus_at("redis://nowhere", names_ttl=5)
-    short.cache_names({6: Name()})
-    assert 0 < client.ttl("{events}:name:6") <= 5
+def test_which_ids_seen_lacks(bus: Bus) -> None:
+    """Those of events and dead letters that are on the bus are there."""
+    bus.commit(commit(10, 12, "a", "!x"))
+    assert bus.read(["a", "b", "x", "c"]) == (Position(0, 12), {"b", "c"})
+    assert bus.read([]) == (Position(0, 12), set())
 
 
-def test_nobody_costs_nothing(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis is not asked for no names."""
-    monkeypatch.setattr(bus, "client", partial(pytest.fail, "asked"))
-    assert bus.names([]) == {}
-    bus.cache_names({})
+def test_a_look_up_costs_few_bytes(bus: Bus, client: Any) -> None:
+    """About 50 for each id, whatever the size of its event: 1,000 of them take one round trip."""
+    ids = [f"{number:040x}" for number in range(1000)]
+
+    def traffic() -> tuple[int, int]:
+        stats = client.info("stats")
+        return stats["total_net_input_bytes"], stats["total_commands_processed"]
+
+    bus.read([])
+    before = traffic()
+    assert len(bus.read(ids).missing) == 1000
+    sent, commands = (after - earlier for after, earlier in zip(traffic(), before, strict=True))
+    assert sent < 52 * 1000
+    assert commands <= 3
 
 
-def test_names_that_are_no_names_are_asked_for_again(bus: Bus, client: Any) -> None:
-    """Whatever somebody else puts there."""
-    client.set("{events}:name:1", '["a"]')
-    for value in ("no json", "5", "[1, 2, 3, 4, 5]", "[1], [2]"):
-        client.set("{events}:name:2", value)
-        assert bus.names([1, 2, 3]) == {}
-    client.set("{events}:name:2", "")
-    assert bus.names([1, 2, 3]) == {1: Name("a")}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"acl": ["user limited on >x ~* &* +@all -zmscore"]},
+        {"rename_command": 'ZMSCORE ""', "acl": ["user limited on >x ~* &* +@all"]},
+    ],
+    ids=["the ACL rules of version 1.1", "Redis before 6.2"],
+)
+def test_ids_that_cannot_be_looked_up(options: dict[str, Any]) -> None:
+    """Then all of them may be missing."""
+    with Server(**options) as limited:
+        bus = bus_at(address(limited.port, "x", "limited"))
+        bus.read([], Position(0, 10))
+        bus.commit(commit(10, 11, "a"))
+        assert bus.read(["a", "b"]) == (Position(0, 11), {"a", "b"})
 
 
-def test_without_a_cache(client: Any) -> None:
-    """NAMES_TTL=0 keeps no name and asks for none."""
-    bus = bus_at("redis://nowhere", names_ttl=0)
-    bus.cache_names({5: Name("Ann")})
-    assert not client.keys("*name*")
-    client.set("{events}:name:5", json.dumps(["Ann", "", "", ""]))
-    assert bus.names([5]) == {}
+@pytest.mark.parametrize("rule", ["-set", "-get", "resetkeys ~{events}:seen:7"])
+def test_what_may_not_be_read(rule: str) -> None:
+    """A missing permission is told, whichever it is."""
+    with (
+        Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as limited,
+        pytest.raises(RedisFatalError, match="permission"),
+    ):
+        bus_at(address(limited.port, "x", "limited")).read(["a"], Position(0, 10))
+
+
+def test_a_checkpoint_of_another_type(bus: Bus, client: Any) -> None:
+    """It is told at once, not at the first commit."""
+    client.delete(TS)
+    client.rpush(TS, "x")
+    with pytest.raises(RedisFatalError, match="another type"):
+        bus.read(["a"])
+
+
+# Connections
+
+
+def test_redis_is_too_slow(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time-out is told apart from an outage, for the next commit to be smaller."""
+    monkeypatch.setattr("fetcher.bus.bus.TIMEOUT", 1)
+    bus = bus_at(server.url)
+    bus.read([], Position(0, 10))
+    server.pause()
+    try:
+        with pytest.raises(RedisTimeout):
+            bus.commit(commit(10, 12, "a"))
+    finally:
+        server.resume()
+    wait_until(lambda: bus.commit(commit(10, 12, "a")).checkpoint == (0, 12, 0), 60, "the answer")
+    assert stream(client) == "a"
+
+
+def test_an_outage_is_no_time_out(server: Server, client: Any) -> None:
+    """Refused or cut connections say nothing about the size of a commit."""
+    with Proxy(server.port) as proxy:
+        bus = bus_at(proxy.url)
+        bus.read([], Position(0, 10))
+        proxy.down()
+        for _ in range(2):
+            with pytest.raises(RedisUnavailable) as raised:
+                bus.commit(commit(10, 12, "a"))
+            assert not isinstance(raised.value, RedisTimeout)
+
+
+def test_a_new_connection_is_noted(server: Server, client: Any) -> None:
+    """The server behind it may be another one, though nothing failed: the loop must read what it has."""
+    with Proxy(server.port) as proxy:
+        bus = bus_at(proxy.url)
+        assert not bus.is_connected
+        bus.read([], Position(0, 10))
+        bus.is_connected = True
+        bus.commit(commit(10, 11, "a"))
+        bus.beat()
+        assert bus.is_connected
+        proxy.cut()
+        with contextlib.suppress(RedisUnavailable):  # redis-py may find out before it sends anything
+            bus.commit(commit(11, 12, "b"))
+        bus.commit(commit(11, 12, "b"))
+        assert not bus.is_connected
+
+
+def test_a_script_that_redis_has_forgotten(bus: Bus, client: Any) -> None:
+    """A restart, or SCRIPT FLUSH: it is loaded again."""
+    bus.commit(commit(10, 11, "a"))
+    client.script_flush()
+    assert bus.commit(commit(11, 12, "b")).checkpoint == Position(0, 12)
+
+
+# The heartbeat, and a cluster
 
 
 def test_a_heartbeat(bus: Bus, client: Any) -> None:
@@ -635,14 +540,13 @@ def test_a_heartbeat(bus: Bus, client: Any) -> None:
     assert 50 < client.ttl(bus.alive_key) <= 55
 
 
-def test_a_cluster() -> None:
-    """All keys of a bus are in one slot, so the same commit runs there; the cache does, too."""
+def test_a_cluster(full_commit: Commit) -> None:
+    """All keys of a bus are in one slot, so the same commit runs there."""
     with cluster(3) as nodes:
         bus = bus_at(nodes[1].url)
-        bus.checkpoint("10")
-        assert bus.commit(full_commit()) == "12"
-        assert isinstance(bus.client(), redis.RedisCluster)
-        bus.cache_names({5: Name("Ann"), 6: Name("Bob")})
-        assert bus.names([5, 6, 7]) == {5: Name("Ann"), 6: Name("Bob")}
+        bus.read([], Position(0, 10))
+        assert recorded(bus.commit(full_commit)) == "!ab!"
+        assert bus.read(["a", "c"]) == (Position(0, 12), {"c"})
+        assert isinstance(bus.client, redis.RedisCluster)
         bus.beat()
         assert bus.alive()

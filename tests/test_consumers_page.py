@@ -1,7 +1,6 @@
 """docs/consumers.md says what consumers do: what can be run there is run, in both languages it is the same."""
 
 import asyncio
-import functools
 import inspect
 import json
 import os
@@ -115,31 +114,6 @@ def test_pydantic(capsys: pytest.CaptureFixture[str]) -> None:
     given = TypeAdapter(Event).validate_python(event(1).as_dict())
     assert type(given) is Event
     assert given == event(1)
-
-
-def test_dead_letters_are_given_back(
-    server: Server, client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """To their group alone, as new; what is no longer in the stream stays a dead letter."""
-    entries = add(client, "events", 1, 2, 3)
-    client.xgroup_create("events", "other", "$")
-    for id in "123":
-        with closing(consume(client, "moderation", "moderation-1", start="0", attempts=1)) as events:
-            assert next(events).event_id == id
-            if id == "3":
-                client.xadd("events", {"event": text(event(4))})
-                assert next(events).event_id == "4"
-    letters = "{events}:dead-letter:moderation"
-    assert client.xlen(letters) == 2
-    client.xdel("events", entries[1])
-    monkeypatch.setattr("redis.Redis", functools.partial(redis.Redis, port=server.port))
-    exec(block("xclaim"), {})
-    assert [fields["id"] for _, fields in client.xrange(letters)] == [entries[1]]
-    assert entries[1] in capsys.readouterr().out
-    with closing(consume(client, "moderation", "moderation-1", attempts=1)) as events:
-        assert next(events).event_id == "1"
-    with closing(consume(client, "other", "other-1")) as events:
-        assert next(events).event_id == "4"
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)

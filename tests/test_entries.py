@@ -8,17 +8,20 @@ from typing import Any, cast
 import pytest
 
 from fetcher.core.backlog import Pending
-from fetcher.core.batch import DeadLetter, Entry
 from fetcher.core.entries import EntryBuilder
-from fetcher.core.names import Directory, Name
-from fetcher.errors import FatalError, TransientError
+from fetcher.core.history import DeadLetter, Entry, Position
+from fetcher.core.names import Directory
+from fetcher.core.ports import Failure, Name
+from fetcher.errors import TransientError, VkFatalError
+from fetcher.fastjson import event_to_json, loads
 from fetcher.vk import builders
 from fetcher.vk.api import Api
 from fetcher.vk.builders import command_pattern
 from fetcher.vk.lookups import Lookups
+from fetcher.vk.updates import Updates
+from tests.net import Metrics
 from tests.vk import GROUP, PERSON, TOKEN, message, update
 
-Failure = TransientError | FatalError | None
 DOWN = TransientError("VK error 10")
 
 
@@ -26,7 +29,7 @@ class VK(Lookups):
     """Answers look-ups from its dicts, or fails."""
 
     def __init__(self) -> None:
-        super().__init__(Api(TOKEN))
+        super().__init__(Api(TOKEN, Metrics()))
         self.full: dict[tuple[int, int], dict[str, Any]] = {}
         self.failure: Failure = None
         self.asked: list[set[Any]] = []
@@ -41,7 +44,7 @@ class VK(Lookups):
 
 
 class NoCache:
-    names_ttl = 600
+    ttl = 600
 
     def names(self, ids: Iterable[int]) -> dict[int, Name]:
         return {}
@@ -55,25 +58,30 @@ def vk() -> VK:
     return VK()
 
 
-def builder(vk: VK, raw: bool = False) -> EntryBuilder:
-    return EntryBuilder(vk, Directory(NoCache(), vk), command_pattern(GROUP, "/"), raw)
+def batch(*updates: Any) -> Pending:
+    return Pending("batch", Position(0, 10), Position(0, 99), [*updates])
 
 
-def batch(since: int, until: int, *updates: Any) -> Pending:
-    return Pending("batch", str(since), str(until), list(updates))
+def nan() -> Any:
+    """Return NaN as it comes from VK."""
+    return loads(b"NaN")
 
 
-def build(vk: VK, *batches: Pending, raw: bool = False, give_up: bool = False) -> list[list[Entry | DeadLetter]]:
-    builder(vk, raw).build(batches, give_up, use_cache=True)
+Built = list[Entry | DeadLetter | None]
+
+
+def build(vk: VK, *batches: Pending, raw: bool = False, give_up: bool = False) -> list[Built]:
+    entries = EntryBuilder(Updates(vk, command_pattern(GROUP, "/"), raw), Directory(NoCache(), vk), event_to_json)
+    entries.build(batches, give_up)
     return [one.entries or [] for one in batches]
 
 
-def event(entry: Entry | DeadLetter) -> dict[str, Any]:
+def event(entry: Entry | DeadLetter | None) -> dict[str, Any]:
     assert isinstance(entry, Entry)
     return cast("dict[str, Any]", json.loads(entry.text))
 
 
-def letter(entry: Entry | DeadLetter) -> tuple[Any, str]:
+def letter(entry: Entry | DeadLetter | None) -> tuple[Any, str]:
     """Return the update and the error of a dead letter."""
     assert isinstance(entry, DeadLetter)
     return json.loads(entry.fields["update"]), entry.fields["error"]
@@ -85,7 +93,7 @@ def letter(entry: Entry | DeadLetter) -> tuple[Any, str]:
 def test_an_entry(vk: VK) -> None:
     """An event's id, its type, when it was sent, and its JSON: UTF-8, names and all."""
     one = message("привет")
-    ((entry,),) = build(vk, batch(10, 11, one))
+    ((entry,),) = build(vk, batch(one))
     assert isinstance(entry, Entry)
     assert (entry.id, entry.event_type, entry.date) == (one["event_id"], "message", one["object"]["message"]["date"])
     assert "привет".encode() in entry.text
@@ -94,7 +102,7 @@ def test_an_entry(vk: VK) -> None:
 
 def test_several_batches_are_built_at_once(vk: VK) -> None:
     """One request asks for all their names; each has its own entries, and forgets its updates."""
-    batches = [batch(10, 12, message("a"), message("b")), batch(12, 12), batch(12, 13, message("c"))]
+    batches = [batch(message("a"), message("b")), batch(), batch(message("c"))]
     texts = [[event(entry)["message"]["text"] for entry in entries] for entries in build(vk, *batches)]
     assert texts == [["a", "b"], [], ["c"]]
     assert len(vk.asked) == 1
@@ -105,25 +113,35 @@ def test_types_that_nobody_wants(vk: VK, caplog: pytest.LogCaptureFixture) -> No
     """They are passed over, and said to who looks for them; with `raw` they are published."""
     caplog.set_level("DEBUG", "fetcher")
     joined = update("group_join", {"user_id": PERSON})
-    assert [len(entries) for entries in build(vk, batch(10, 12, joined, message("a")))] == [1]
+    ((nothing, entry),) = build(vk, batch(joined, message("a")))
+    assert nothing is None
+    assert event(entry)["message"]["text"] == "a"
     assert "Passed over: an update of type group_join" in caplog.text
-    ((entry, _),) = build(vk, batch(10, 12, joined, message("a")), raw=True)
+    ((entry, _),) = build(vk, batch(joined, message("a")), raw=True)
     assert (event(entry)["event_type"], event(entry)["raw"]) == ("group_join", joined)
 
 
 # Dead letters
 
 
-def test_a_malformed_update(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
-    """It is kept whole, in ASCII, with the reason, behind its neighbours, and the log tells once."""
+def test_a_malformed_update(vk: VK) -> None:
+    """It is kept whole, in ASCII, with the reason, in its place between its neighbours."""
     broken = update("message_new", {"message": {"text": "нет адресата \ud83d", "peer_id": PERSON}})
-    ((first, third, second),) = build(vk, batch(10, 13, message("a"), broken, message("b")))
+    ((first, second, third),) = build(vk, batch(message("a"), broken, message("b")))
     assert (event(first)["message"]["text"], event(third)["message"]["text"]) == ("a", "b")
     assert letter(second) == (broken, "from_id is missing")
     assert isinstance(second, DeadLetter)
     assert second.id == broken["event_id"]
     assert second.fields["update"].isascii()
-    assert [record.getMessage() for record in caplog.records] == ["Dead letter: from_id is missing"]
+
+
+def test_vks_notice(vk: VK) -> None:
+    """A notice in place of an object is nothing: neither an event nor a dead letter, also with `raw`."""
+    notice = update("message_new", {"warning": "You are using a deprecated API version. Upgrade."})
+    for raw in (False, True):
+        ((nothing, entry),) = build(vk, batch(notice, message("a")), raw=raw)
+        assert nothing is None
+        assert event(entry)["message"]["text"] == "a"
 
 
 def test_one_update_cannot_hurt_its_neighbours(vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,26 +151,38 @@ def test_one_update_cannot_hurt_its_neighbours(vk: VK, monkeypatch: pytest.Monke
         raise KeyError("a bug")
 
     monkeypatch.setitem(builders.BUILDERS, "odd", broken)
-    ((second, first),) = build(vk, batch(10, 12, update("odd", {}), message("a")))
+    ((first, second),) = build(vk, batch(update("odd", {}), message("a")))
     assert letter(first)[1] == "KeyError('a bug')"
     assert event(second)["message"]["text"] == "a"
 
 
+@pytest.mark.parametrize("number", [10**400, 2**64, -(2**64)])
+def test_numbers_that_make_no_sense(vk: VK, number: int) -> None:
+    """As a date they are as if missing, as an id they make a dead letter, in a payload they are what they are."""
+    pressed = update("message_event", {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": number}})
+    ((dated, dead, payload),) = build(vk, batch(message("a", date=number), message("b", user=number), pressed))
+    assert isinstance(dated, Entry)
+    assert dated.date == 0
+    assert letter(dead)[1] == "from_id is too large"
+    assert event(payload)["button"]["payload"] == {"a": number}
+
+
 def test_what_is_no_json(vk: VK) -> None:
     """NaN, in whatever part of an update it comes; with `raw` it matters everywhere."""
-    odd = message("a", payload='{"number": NaN}', latitude=float("nan"))
-    pressed = update("message_event", {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": float("nan")}})
-    ((first, second),) = build(vk, batch(10, 12, odd, pressed))
+    odd = message("a", payload='{"number": NaN}', latitude=nan())
+    pressed = update("message_event", {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": nan()}})
+    ((first, second),) = build(vk, batch(odd, pressed))
     assert event(first)["payload"] == {"value": '{"number": NaN}'}
     assert isinstance(second, DeadLetter)
-    ((first,),) = build(vk, batch(10, 11, odd), raw=True)
+    ((first,),) = build(vk, batch(odd), raw=True)
     assert isinstance(first, DeadLetter)
     assert "NaN" in first.fields["update"]
+    assert first.fields["error"] == "it cannot be written as JSON"
 
 
 def test_what_no_utf8_can_carry(vk: VK) -> None:
     """Half a surrogate pair in a text becomes U+FFFD."""
-    ((entry,),) = build(vk, batch(10, 11, message("x\ud83dy")))
+    ((entry,),) = build(vk, batch(message("x\ud83dy")))
     assert event(entry)["message"]["text"] == "x\ufffdy"
 
 
@@ -167,32 +197,15 @@ def test_an_update_that_is_too_deep(vk: VK) -> None:
     """It cannot be written as JSON: what can is kept, and nothing ends."""
     pressed = {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": deep(5000)}}
     ((first, second, third),) = build(
-        vk, batch(10, 13, update("message_event", pressed), deep(5000), message("a", extra=deep(5000))), raw=True
+        vk, batch(update("message_event", pressed), deep(5000), message("a", extra=deep(5000))), raw=True
     )
     kept, _ = letter(first)
     assert kept.keys() == {"group_id", "type", "event_id", "v"}
     assert letter(second)[0] == {}
     assert letter(third)[0]["type"] == "message_new"
-    ((second, first),) = build(vk, batch(10, 12, update("message_event", pressed), message("a", extra=deep(5000))))
+    ((first, second),) = build(vk, batch(update("message_event", pressed), message("a", extra=deep(5000))))
     assert isinstance(first, DeadLetter)
     assert event(second)["message"]["text"] == "a"
-
-
-def test_an_event_that_cannot_be_written(vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a builder lets something through, it is a dead letter all the same."""
-
-    def blind(value: dict[str, Any], name: str) -> dict[str, Any]:
-        return value
-
-    monkeypatch.setattr(builders, "require_json", blind)
-    pressed = {"user_id": 5, "peer_id": 5, "event_id": "1"}
-    nan = update("message_event", pressed | {"payload": {"a": float("nan")}})
-    too_deep = update("message_event", pressed | {"payload": {"a": deep(5000)}})
-    ((third, first, second),) = build(vk, batch(10, 13, nan, too_deep, message("a")))
-    assert isinstance(first, DeadLetter)
-    assert isinstance(second, DeadLetter)
-    assert (first.id, second.id) == (nan["event_id"], too_deep["event_id"])
-    assert isinstance(third, Entry)
 
 
 NAMELESS: list[Any] = [None, 5, "text", [], {}, {"type": "message_new"}, update("message_new", {}) | {"event_id": 5}]
@@ -200,12 +213,26 @@ NAMELESS: list[Any] = [None, 5, "text", [], {}, {"type": "message_new"}, update(
 
 def test_dead_letters_without_an_id(vk: VK) -> None:
     """What they hold tells them from others, wherever they come: two fetchers have the same id for one."""
-    (entries,) = build(vk, batch(10, 17, *NAMELESS))
-    (again,) = build(vk, batch(99, 120, *reversed(NAMELESS)))
+    (entries,) = build(vk, batch(*NAMELESS))
+    (again,) = build(vk, batch(*reversed(NAMELESS)))
     ids = [entry.id for entry in entries if isinstance(entry, DeadLetter)]
     assert len(set(ids)) == len(NAMELESS)
     assert all(re.fullmatch("sha256:[0-9a-f]{64}", id) for id in ids)
     assert [entry.id for entry in again if isinstance(entry, DeadLetter)] == ids[::-1]
+
+
+def test_updates_that_another_fetcher_had(vk: VK) -> None:
+    """Where some are left out, names are looked up again, for a title may have changed; elsewhere they are not."""
+    entries = EntryBuilder(Updates(vk, command_pattern(GROUP, "/"), False), Directory(NoCache(), vk), event_to_json)
+
+    def build(since: int, until: int) -> int:
+        vk.asked.clear()
+        place = [Position(0, ts) for ts in (since, until)]
+        entries.build([Pending("batch", *place, [message("a")]), Pending("batch", place[1], place[1])], give_up=False)
+        return len(vk.asked)
+
+    assert [build(10, 20), build(20, 30), build(25, 30), build(12, 20), build(30, 40)] == [1, 0, 0, 0, 0]
+    assert [build(41, 50), build(50, 60)] == [1, 0]
 
 
 # Full messages
@@ -218,20 +245,20 @@ def cropped(cmid: int, text: str = "cropped") -> dict[str, Any]:
 def test_cropped_messages_are_made_whole(vk: VK) -> None:
     """All at once; those that VK has no more go out as they are, and nothing is asked where none is cropped."""
     vk.full[5, 1] = {"text": "/full", "conversation_message_id": 1}
-    batches = [batch(10, 12, cropped(1), message("a")), batch(12, 13, cropped(2))]
+    batches = [batch(cropped(1), message("a")), batch(cropped(2))]
     (first, second), (third,) = build(vk, *batches)
     assert (event(first)["event_type"], event(first)["message"]["text"]) == ("command", "/full")
     assert event(second)["message"]["text"] == "a"
     assert event(third)["message"]["text"] == "cropped"
     assert vk.asked[0] == {(5, 1), (5, 2)}
-    build(vk, batch(10, 11, message("a")))
+    build(vk, batch(message("a")))
     assert len(vk.asked) == 3, "names twice, messages once"
 
 
 def test_with_raw_the_update_is_whole(vk: VK) -> None:
     """Not cropped, that is."""
     vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
-    ((entry,),) = build(vk, batch(10, 11, cropped(1)), raw=True)
+    ((entry,),) = build(vk, batch(cropped(1)), raw=True)
     told = event(entry)["raw"]["object"]["message"]
     assert told["text"] == "full"
     assert "is_cropped" not in told
@@ -240,26 +267,24 @@ def test_with_raw_the_update_is_whole(vk: VK) -> None:
 # What fails
 
 
-@pytest.mark.parametrize("failure", [DOWN, FatalError("VK refuses the token")])
+@pytest.mark.parametrize("failure", [DOWN, VkFatalError("VK refuses the token")])
 @pytest.mark.parametrize("update", [message("a"), cropped(1, "a")], ids=["names", "full messages"])
-def test_vk_fails(vk: VK, failure: Any, update: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """The batch stays as it is, and is silent about its dead letters; given up, it goes out with what is known."""
+def test_vk_fails(vk: VK, failure: Any, update: Any) -> None:
+    """The batch stays as it is; given up, it goes out with what is known."""
     vk.failure = failure
-    one = batch(10, 12, update, {"type": "message_new"})
+    one = batch(update, {"type": "message_new"})
     with pytest.raises(type(failure), match=str(failure)):
         build(vk, one)
     assert one.entries is None
     assert len(one.updates) == 2
-    assert not caplog.records
     ((entry, _),) = build(vk, one, give_up=True)
     assert event(entry)["message"]["text"] == "a"
     assert event(entry)["user"]["name"] == ""
-    assert len(caplog.records) == 1
 
 
 def test_full_messages_that_are_there_are_used_when_others_are_given_up(vk: VK) -> None:
     """VK failed for one chat; the other's message is whole."""
     vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
     vk.failure = DOWN
-    ((first, second),) = build(vk, batch(10, 12, cropped(1), cropped(2)), give_up=True)
+    ((first, second),) = build(vk, batch(cropped(1), cropped(2)), give_up=True)
     assert [event(entry)["message"]["text"] for entry in (first, second)] == ["full", "cropped"]

@@ -1,5 +1,7 @@
 """The long poll: what is asked and what each answer means, places that cannot be read, keys, and VK's settings."""
 
+import contextlib
+import itertools
 import logging
 import re
 from collections.abc import Iterator
@@ -8,8 +10,8 @@ from typing import Any
 import pytest
 import requests
 
-from fetcher.core.batch import Batch, Gap
-from fetcher.errors import FatalError, MalformedResponse, TransientError
+from fetcher.core.history import Batch, Gap
+from fetcher.errors import MalformedResponse, TransientError, VkFatalError
 from fetcher.vk.api import Api
 from fetcher.vk.builders import BUILDERS
 from fetcher.vk.longpoll import LongPoll, LongPollServer
@@ -25,6 +27,7 @@ from tests.net import (
     SERVER,
     SETTINGS,
     START,
+    Metrics,
     Net,
     named,
     odd,
@@ -44,20 +47,31 @@ def net() -> Iterator[Net]:
 
 @pytest.fixture
 def longpoll(net: Net) -> LongPoll:
-    return LongPoll(Api(TOKEN), GROUP, 3600, BUILDERS)
+    return LongPoll(Api(TOKEN, Metrics()), GROUP, 3600, BUILDERS)
 
 
 @pytest.fixture
 def polling(longpoll: LongPoll, net: Net) -> LongPoll:
     """A long poll whose first poll and check of the settings are over."""
     longpoll.poll(longpoll.latest_ts(), 25)
-    longpoll.poll("1000", 25)
+    longpoll.poll(1000, 25)
     net.requests.clear()
     return longpoll
 
 
-def empty(answer: Batch | Gap) -> bool:
-    return isinstance(answer, Batch) and not answer.updates
+def found(answers: list[Batch | Gap]) -> list[tuple[Any, ...]]:
+    """Return the answers without their sizes."""
+    return [answer[:3] for answer in answers]
+
+
+def empty(answers: list[Batch | Gap]) -> bool:
+    return found(answers) == [(1000, 1000, [])]
+
+
+def server_of(longpoll: LongPoll) -> str:
+    """Return the address that is polled."""
+    assert longpoll.server
+    return str(longpoll.server.url)
 
 
 def keys(net: Net) -> list[tuple[str, str]]:
@@ -71,7 +85,7 @@ def keys(net: Net) -> list[tuple[str, str]]:
 def test_nothing_is_asked_at_first(longpoll: LongPoll, net: Net) -> None:
     """The server is asked for when it is needed, and once."""
     assert not net.requests
-    assert longpoll.latest_ts() == longpoll.latest_ts() == "1000"
+    assert longpoll.latest_ts() == longpoll.latest_ts() == 1000
     assert net.asked("groups.getLongPollServer") == [
         {"group_id": str(GROUP), "lang": "ru", "v": "5.199", "access_token": TOKEN}
     ]
@@ -80,7 +94,7 @@ def test_nothing_is_asked_at_first(longpoll: LongPoll, net: Net) -> None:
 def test_how_a_poll_is_asked(polling: LongPoll, net: Net) -> None:
     """With act, key, ts and wait, where VK said."""
     net.answers["poll"] = [{"ts": "1002", "updates": [1, 2]}]
-    assert polling.poll("1000", 25) == Batch("1000", "1002", [1, 2], len('{"ts": "1002", "updates": [1, 2]}'))
+    assert polling.poll(1000, 25) == [Batch(1000, 1002, [1, 2], len('{"ts": "1002", "updates": [1, 2]}'))]
     assert net.asked("poll") == [{"act": "a_check", "key": KEY, "ts": "1000", "wait": "25"}]
 
 
@@ -88,14 +102,14 @@ def test_polls_need_no_pause(polling: LongPoll, net: Net) -> None:
     """Polls do not count as requests of the API."""
     before = net.clock.now
     for _ in range(5):
-        polling.poll("1000", 25)
+        polling.poll(1000, 25)
     assert net.clock.now == before
 
 
 def test_every_request_has_a_time_out(longpoll: LongPoll, net: Net) -> None:
     """5 seconds for the API; a poll may take 10 seconds more than its wait, but not to connect."""
     longpoll.poll(longpoll.latest_ts(), 25)
-    longpoll.poll("1000", 25)
+    longpoll.poll(1000, 25)
     assert net.timeouts() == [
         ("groups.getLongPollServer", 5.0),
         ("poll", (5.0, 11.0)),
@@ -108,9 +122,9 @@ def test_time_outs_are_short_while_redis_is_away(polling: LongPoll, net: Net) ->
     """Redis may be back at any moment; afterwards they are as long as ever."""
     net.answers["poll"] = [{"failed": 2}, QUIET_POLL]
     polling.shorten_timeouts(True)
-    polling.poll("1000", 1)
+    polling.poll(1000, 1)
     polling.shorten_timeouts(False)
-    polling.poll("1000", 1)
+    polling.poll(1000, 1)
     assert net.timeouts() == [
         ("poll", (1.5, 1.5)),
         ("groups.getLongPollServer", 1.0),
@@ -124,7 +138,7 @@ def test_polls_go_on_in_a_pause(polling: LongPoll, net: Net) -> None:
     net.answers["users.get"] = [error(29)]
     with pytest.raises(TransientError):
         polling.api.method("users.get")
-    assert empty(polling.poll("1000", 25))
+    assert empty(polling.poll(1000, 25))
 
 
 # The server and its key
@@ -134,7 +148,7 @@ def test_polls_go_on_in_a_pause(polling: LongPoll, net: Net) -> None:
 def test_fatal_at_start(longpoll: LongPoll, net: Net, code: int) -> None:
     """These errors only the operator can fix: a sentence says how, with VK's own words."""
     net.answers["groups.getLongPollServer"] = [error(code, "Why")]
-    with pytest.raises(FatalError, match=rf"\w+.*\(VK error {code} in groups.getLongPollServer: Why\)"):
+    with pytest.raises(VkFatalError, match=rf"\w+.*\(VK error {code} in groups.getLongPollServer: Why\)"):
         longpoll.latest_ts()
 
 
@@ -145,7 +159,7 @@ def test_the_start_fails_and_passes(longpoll: LongPoll, net: Net, code: int) -> 
     with pytest.raises(TransientError, match=f"{code} in groups.getLongPollServer: Why"):
         longpoll.latest_ts()
     net.clock.now += 120
-    assert longpoll.latest_ts() == "1000"
+    assert longpoll.latest_ts() == 1000
 
 
 @pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS))
@@ -157,7 +171,7 @@ def test_no_answer_at_the_start(longpoll: LongPoll, net: Net, answer: Any) -> No
     assert type(told.value) is TransientError
     assert told.value.__suppress_context__
     assert not re.search(f"{TOKEN}|access_token|http:|https:", str(told.value))
-    assert longpoll.latest_ts() == "1000"
+    assert longpoll.latest_ts() == 1000
 
 
 SERVERS: list[Any] = [
@@ -179,13 +193,11 @@ def test_server_is_odd(longpoll: LongPoll, net: Net, server: Any) -> None:
     net.answers["groups.getLongPollServer"] = [{"response": server}, START]
     with pytest.raises(TransientError):
         longpoll.latest_ts()
-    assert longpoll.latest_ts() == "1000"
+    assert longpoll.latest_ts() == 1000
 
 
-@pytest.mark.parametrize(
-    ("ts", "latest"), [("0", "0"), (1000, "1000"), ("9" * 25, "9" * 25), ("007", "7"), ("000", "0")]
-)
-def test_server_is_good(longpoll: LongPoll, net: Net, ts: Any, latest: str) -> None:
+@pytest.mark.parametrize(("ts", "latest"), [("0", 0), (1000, 1000), ("9" * 25, int("9" * 25)), ("007", 7), ("000", 0)])
+def test_server_is_good(longpoll: LongPoll, net: Net, ts: Any, latest: int) -> None:
     """A ts may be a number or text, of any length; zeros before it mean nothing."""
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": ts}}]
     assert longpoll.latest_ts() == latest
@@ -196,7 +208,7 @@ def test_an_odd_new_server_leaves_the_old_one(polling: LongPoll, net: Net) -> No
     net.answers["groups.getLongPollServer"] = [{"response": {"key": "new", "server": "", "ts": "7"}}]
     with pytest.raises(TransientError):
         polling.renew()
-    polling.poll("1000", 25)
+    polling.poll(1000, 25)
     assert keys(net) == [(KEY, "1000")]
 
 
@@ -206,8 +218,8 @@ def test_what_is_inherited_works(net: Net) -> None:
     new_message |= {"object": {"message": {"peer_id": 5, "from_id": 5, "text": "hi"}, "client_info": {}}}
     net.answers["poll"] = [{"ts": "1001", "updates": [new_message]}, {"failed": 1, "ts": 1002}, {"failed": 2}]
     net.answers["poll"] += [{"failed": 3}, {"ts": "2001", "updates": [new_message]}]
-    server = LongPollServer(Api(TOKEN), GROUP)
-    assert (server.key, server.server, server.ts) == (KEY, SERVER, "1000")
+    server = LongPollServer(Api(TOKEN, Metrics()), GROUP)
+    assert (server.key, server.server, server.ts) == (KEY, SERVER, 1000)
     (event,) = server.check()
     assert event.message.text == "hi"
     assert server.ts == "1001"
@@ -225,29 +237,27 @@ def test_what_is_inherited_works(net: Net) -> None:
 @pytest.mark.parametrize(
     ("answer", "batch"),
     [
-        ({"ts": "1002", "updates": [{"type": "a"}, None]}, Batch("1000", "1002", [{"type": "a"}, None])),
-        ({"ts": 1001, "updates": [5]}, Batch("1000", "1001", [5])),
-        ({"ts": "01001", "updates": [5]}, Batch("1000", "1001", [5])),
-        ({"ts": "1000", "updates": []}, Batch("1000", "1000", [])),
-        ({"ts": "1000", "updates": [], "pts": 5, "more": None}, Batch("1000", "1000", [])),
-        ((200, b'\xef\xbb\xbf{"ts": "1001", "updates": [1]}'), Batch("1000", "1001", [1])),
-        ((200, b'{"ts": "1001", "updates": ["\xd0\xd0\xb0"]}'), Batch("1000", "1001", ["\ufffdа"])),
-        ((200, '{"ts": "1001", "updates": ["\\ud83d\\ude00 \\ud83d"]}'), Batch("1000", "1001", ["😀 \ud83d"])),
+        ({"ts": "1002", "updates": [{"type": "a"}, None]}, Batch(1000, 1002, [{"type": "a"}, None])),
+        ({"ts": 1001, "updates": [5]}, Batch(1000, 1001, [5])),
+        ({"ts": "01001", "updates": [5]}, Batch(1000, 1001, [5])),
+        ({"ts": "1000", "updates": []}, Batch(1000, 1000, [])),
+        ({"ts": "1000", "updates": [], "pts": 5, "more": None}, Batch(1000, 1000, [])),
+        ((200, b'\xef\xbb\xbf{"ts": "1001", "updates": [1]}'), Batch(1000, 1001, [1])),
+        ((200, b'{"ts": "1001", "updates": ["\xd0\xd0\xb0"]}'), Batch(1000, 1001, ["\ufffdа"])),
+        ((200, '{"ts": "1001", "updates": ["\\ud83d\\ude00 \\ud83d"]}'), Batch(1000, 1001, ["😀 \ud83d"])),
     ],
 )
 def test_poll(polling: LongPoll, net: Net, answer: Any, batch: Batch) -> None:
     """The updates are handed out as they are, with the place where they begin and end."""
     net.answers["poll"] = [answer]
-    assert polling.poll("1000", 25)[:3] == batch[:3]
+    assert found(polling.poll(1000, 25)) == [batch[:3]]
 
 
 def test_the_size_of_an_answer(polling: LongPoll, net: Net) -> None:
     """It is counted in bytes, for memory is."""
     body = '{"ts": "1001", "updates": ["я"]}'
     net.answers["poll"] = [(200, body)]
-    batch = polling.poll("1000", 25)
-    assert isinstance(batch, Batch)
-    assert batch.size == len(body.encode())
+    assert polling.poll(1000, 25) == [Batch(1000, 1001, ["я"], len(body.encode()))]
 
 
 UNREADABLE: list[Any] = [
@@ -266,9 +276,9 @@ def test_poll_is_unreadable(polling: LongPoll, net: Net, answer: Any) -> None:
     """An answer that is not of its form is asked for again at the same place."""
     net.answers["poll"] = [answer, {"ts": "1001", "updates": [5]}]
     with pytest.raises(MalformedResponse) as told:
-        polling.poll("1000", 25)
+        polling.poll(1000, 25)
     assert not re.search(f"http|{KEY}", str(told.value))
-    assert polling.poll("1000", 25)[:3] == ("1000", "1001", [5])
+    assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
 
 
 @pytest.mark.parametrize("failure", named([failure for failure in BROKEN if isinstance(failure, Exception)]))
@@ -276,28 +286,47 @@ def test_poll_is_broken(polling: LongPoll, net: Net, failure: Exception) -> None
     """The network's failures pass, and are told without the key."""
     net.answers["poll"] = [type(failure)(f"{SERVER}?key={KEY}"), {"ts": "1001", "updates": [5]}]
     with pytest.raises(TransientError) as told:
-        polling.poll("1000", 25)
+        polling.poll(1000, 25)
     assert type(told.value) is TransientError
     assert not re.search(f"http|{KEY}", str(told.value))
-    assert polling.poll("1000", 25)[:3] == ("1000", "1001", [5])
+    assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
+
+
+FORGOTTEN = "VK has forgotten the updates between"
 
 
 def test_failed_1(polling: LongPoll, net: Net) -> None:
-    """The history is gone: a gap up to VK's new ts, under the same key."""
-    net.answers["poll"] = [{"failed": 1, "ts": 2593}]
-    assert polling.poll("1000", 25) == Gap("1000", "2593", "VK has forgotten the updates between (failed 1)")
+    """The history is gone: a gap up to VK's new ts, and what comes there, at once and under the same key."""
+    net.answers["poll"] = [{"failed": 1, "ts": 2593}, {"ts": "2594", "updates": [5]}]
+    assert found(polling.poll(1000, 25)) == [(1000, 2593, f"{FORGOTTEN} (failed 1)"), (2593, 2594, [5])]
+    assert [(params["ts"], params["wait"]) for params in net.asked("poll")] == [("1000", "25"), ("2593", "1")]
     assert not net.asked("groups.getLongPollServer")
+
+
+def test_gaps_that_follow_each_other_are_one(polling: LongPoll, net: Net) -> None:
+    """VK forgets faster than it is polled where it says to go on: one gap, up to the ts of a new key."""
+    net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "1027"}}]
+    net.answers["poll"] = [{"failed": 1, "ts": ts} for ts in (1001, 1003)] + [{"ts": "1027", "updates": []}]
+    assert found(polling.poll(1000, 25)) == [(1000, 1027, f"{FORGOTTEN} (failed 1)"), (1027, 1027, [])]
+
+
+def test_vk_has_forgotten_everything_that_it_names(polling: LongPoll, net: Net) -> None:
+    """Where VK does not answer any of the places that it names, nothing is known of a gap yet: the loop waits."""
+    net.answers["poll"] = [{"failed": 1, "ts": ts} for ts in range(1001, 2000)]
+    with pytest.raises(TransientError, match="forgotten each place"):
+        polling.poll(1000, 25)
+    assert len(net.requests) < 10
 
 
 def test_failed_2(polling: LongPoll, net: Net) -> None:
     """The key has expired: one poll takes a new key and server and asks at the same ts; there is no gap."""
-    server = SERVER + "0"
-    net.answers["groups.getLongPollServer"] = [{"response": {"key": "new", "server": server, "ts": "2000"}}]
-    net.answers["poll"] = [{"failed": 2}, {"ts": "1001", "updates": [5]}]
-    assert polling.poll("1000", 25)[:3] == ("1000", "1001", [5])
+    net.answers["groups.getLongPollServer"] = [{"response": {"key": "new", "server": SERVER + "0", "ts": "2000"}}]
+    net.answers["poll"] = [{"failed": 2}, {"ts": "1001", "updates": [5]}, QUIET_POLL]
+    assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
     assert keys(net) == [(KEY, "1000"), ("new", "1000")]
-    assert polling.server.url == server
-    assert polling.latest_ts() == "2000"
+    assert polling.latest_ts() == 2000
+    polling.poll(1000, 25)
+    assert keys(net)[2:] == [("new", "1000")]
 
 
 def test_failed_2_twice(polling: LongPoll, net: Net) -> None:
@@ -305,7 +334,7 @@ def test_failed_2_twice(polling: LongPoll, net: Net) -> None:
     net.answers["poll"] = [{"failed": 2}]
     for _ in range(3):
         with pytest.raises(TransientError, match="refuses a new key"):
-            polling.poll("1000", 25)
+            polling.poll(1000, 25)
     assert len(net.asked("groups.getLongPollServer")) == 3
 
 
@@ -314,27 +343,80 @@ def test_failed_2_and_no_new_key(polling: LongPoll, net: Net) -> None:
     net.answers["poll"] = [{"failed": 2}, {"failed": 2}, {"ts": "1001", "updates": [5]}]
     net.answers["groups.getLongPollServer"] = [error(10), START]
     with pytest.raises(TransientError, match="10"):
-        polling.poll("1000", 25)
-    assert polling.poll("1000", 25)[:3] == ("1000", "1001", [5])
+        polling.poll(1000, 25)
+    assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
 
 
 @pytest.mark.parametrize("first", [[], [{"failed": 2}]], ids=["at once", "after failed 2"])
 def test_failed_3(polling: LongPoll, net: Net, first: list[Any]) -> None:
     """The information is lost: a new key, and a gap up to VK's latest ts."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
-    net.answers["poll"] = [*first, {"failed": 3}, QUIET_POLL]
-    assert polling.poll("1000", 25) == Gap("1000", "2000", "VK has forgotten the updates between (failed 3)")
-    polling.poll("2000", 25)
+    net.answers["poll"] = [*first, {"failed": 3}, {"ts": "2000", "updates": []}]
+    assert found(polling.poll(1000, 25)) == [(1000, 2000, f"{FORGOTTEN} (failed 3)"), (2000, 2000, [])]
     assert keys(net)[-1] == ("new", "2000")
 
 
 def test_failed_3_and_no_new_key(polling: LongPoll, net: Net) -> None:
     """Then nothing is known of a gap yet."""
     net.answers["groups.getLongPollServer"] = [error(10), NEW_KEY]
-    net.answers["poll"] = [{"failed": 3}]
+    net.answers["poll"] = [{"failed": 3}, {"failed": 3}, {"ts": "2000", "updates": []}]
     with pytest.raises(TransientError, match="10"):
-        polling.poll("1000", 25)
-    assert isinstance(polling.poll("1000", 25), Gap)
+        polling.poll(1000, 25)
+    gap, _ = polling.poll(1000, 25)
+    assert isinstance(gap, Gap)
+
+
+KEY_TROUBLES: dict[str, list[Any]] = {
+    "keys that expire at once": [{"failed": 2}],
+    "histories that are lost at once": [{"failed": 3}],
+    "answers of both kinds": [{"failed": 2}, {"failed": 3}] * 500,
+    "a lower ts": [{"ts": "999", "updates": []}],
+    "a lower ts where VK has forgotten": [{"failed": 1, "ts": 999}],
+}
+
+
+@pytest.mark.parametrize("answers", KEY_TROUBLES.values(), ids=KEY_TROUBLES)
+@pytest.mark.parametrize("key", [START, error(10), (200, "<html>")], ids=["a key", "no key", "an odd key"])
+def test_keys_are_requested_once_a_second_at_most(longpoll: LongPoll, net: Net, answers: list[Any], key: Any) -> None:
+    """Whatever goes wrong, from the very start: VK answers error 29 to whoever requests them faster."""
+    net.answers |= {"poll": list(answers), "groups.getLongPollServer": [START, key]}
+    longpoll.latest_ts()
+    begun = net.clock.now
+    while net.clock.now < begun + 20:
+        with contextlib.suppress(TransientError):
+            longpoll.poll(1000, 1)
+        net.clock.now += 0.1
+    times = [time for time, name, *_ in net.requests if name == "groups.getLongPollServer"]
+    assert len(times) > 10
+    assert all(later - earlier >= 0.999 for earlier, later in itertools.pairwise(times))
+
+
+# A lower ts
+
+
+@pytest.mark.parametrize("apart", range(1, 6))
+@pytest.mark.parametrize("failed", [False, True])
+def test_servers_that_are_a_few_updates_apart(polling: LongPoll, net: Net, apart: int, failed: bool) -> None:
+    """A lower ts alone is no restart of VK's numbering: if a new key's ts is not lower, the place is polled again."""
+    behind: Any = {"failed": 1, "ts": 1000 - apart} if failed else {"ts": str(1000 - apart), "updates": []}
+    net.answers["groups.getLongPollServer"] = [START]
+    net.answers["poll"] = [behind, behind, {"ts": "1001", "updates": [5]}]
+    for _ in range(2):
+        with pytest.raises(TransientError, match="an earlier ts than it was polled at"):
+            polling.poll(1000, 25)
+    assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
+
+
+def test_vk_restarts_its_numbering(polling: LongPoll, net: Net) -> None:
+    """It is believed if VK repeats it and a new key's ts is lower, too: the answer leads there, with what it brings."""
+    lower, forgotten = {"ts": "30", "updates": [5]}, {"failed": 1, "ts": 30}
+    net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "31"}}]
+    net.answers["poll"] = [lower, lower, forgotten, forgotten, {"ts": "31", "updates": [6]}]
+    expected = [[(1000, 30, [5])], [(1000, 30, f"{FORGOTTEN} (failed 1)"), (30, 31, [6])]]
+    for answers in expected:
+        with pytest.raises(TransientError, match="an earlier ts than it was polled at"):
+            polling.poll(1000, 25)
+        assert found(polling.poll(1000, 25)) == answers
 
 
 # Places that cannot be read
@@ -346,7 +428,7 @@ def unreadable_for_ten_minutes(polling: LongPoll, net: Net) -> None:
     begun = net.clock.now
     while net.clock.now < begun + 599:
         with pytest.raises(MalformedResponse):
-            polling.poll("1000", 25)
+            polling.poll(1000, 25)
         net.clock.now += 30
     assert {ts for _, ts in keys(net)} == {"1000"}
     net.clock.now = begun + 601
@@ -357,9 +439,10 @@ def test_a_place_is_skipped(polling: LongPoll, net: Net) -> None:
     """What is unreadable for ten minutes, and once more through a new key, is a gap, if the latest ts can be read."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
-    net.answers["poll"] = [HTML, {"ts": "2000", "updates": []}, HTML]
-    assert polling.poll("1000", 25) == Gap("1000", "2000", "VK's answer there could not be read for too long")
-    assert keys(net)[1:] == [("new", "2000"), ("new", "1000")]
+    net.answers["poll"] = [HTML, {"ts": "2000", "updates": []}, HTML, {"ts": "2001", "updates": [5]}]
+    gap = (1000, 2000, "VK's answer there could not be read for too long")
+    assert found(polling.poll(1000, 25)) == [gap, (2000, 2001, [5])]
+    assert keys(net)[1:] == [("new", "2000"), ("new", "1000"), ("new", "2000")]
 
 
 def test_a_new_key_heals_the_place(polling: LongPoll, net: Net) -> None:
@@ -367,9 +450,9 @@ def test_a_new_key_heals_the_place(polling: LongPoll, net: Net) -> None:
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
     net.answers["poll"] = [HTML, {"ts": "2000", "updates": []}, {"ts": "1002", "updates": [1, 2]}, HTML]
-    assert polling.poll("1000", 25)[:3] == ("1000", "1002", [1, 2])
+    assert found(polling.poll(1000, 25)) == [(1000, 1002, [1, 2])]
     with pytest.raises(MalformedResponse):
-        polling.poll("1000", 25)
+        polling.poll(1000, 25)
     assert len(keys(net)) == 4, "its ten minutes begin anew"
 
 
@@ -377,8 +460,13 @@ def test_the_place_is_forgotten_when_it_is_asked_once_more(polling: LongPoll, ne
     """What VK tells about the old ts by then is told like any other answer."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
-    net.answers["poll"] = [HTML, {"ts": "2000", "updates": []}, {"failed": 1, "ts": 1500}]
-    assert polling.poll("1000", 25) == Gap("1000", "1500", "VK has forgotten the updates between (failed 1)")
+    net.answers["poll"] = [
+        HTML,
+        {"ts": "2000", "updates": []},
+        {"failed": 1, "ts": 1500},
+        {"ts": "1500", "updates": []},
+    ]
+    assert found(polling.poll(1000, 25)) == [(1000, 1500, f"{FORGOTTEN} (failed 1)"), (1500, 1500, [])]
 
 
 @pytest.mark.parametrize("failing", ["key", "latest ts", "old ts"])
@@ -391,17 +479,18 @@ def test_a_failure_while_a_place_is_skipped(polling: LongPoll, net: Net, failing
     net.answers["groups.getLongPollServer"] = [NEW_KEY, error(10) if failing == "key" else NEW_KEY, NEW_KEY]
     net.answers["poll"] = [HTML, *answers[failing], HTML]
     with pytest.raises(TransientError) as told:
-        polling.poll("1000", 25)
+        polling.poll(1000, 25)
     assert type(told.value) is TransientError
     with pytest.raises(MalformedResponse):
-        polling.poll("1000", 25)
-    net.clock.now += 59
+        polling.poll(1000, 25)
+    net.clock.now += 57
     net.answers["poll"] = [HTML, latest, HTML]
     with pytest.raises(MalformedResponse):
-        polling.poll("1000", 25)
-    net.clock.now += 2
-    net.answers["poll"] = [HTML, latest, HTML]
-    assert isinstance(polling.poll("1000", 25), Gap)
+        polling.poll(1000, 25)
+    net.clock.now += 4
+    net.answers["poll"] = [HTML, latest, HTML, latest]
+    gap, _ = polling.poll(1000, 25)
+    assert isinstance(gap, Gap)
 
 
 def test_nothing_is_skipped_where_all_is_unreadable(polling: LongPoll, net: Net) -> None:
@@ -409,7 +498,7 @@ def test_nothing_is_skipped_where_all_is_unreadable(polling: LongPoll, net: Net)
     net.answers["poll"] = [(502, "")]
     for _ in range(60):
         with pytest.raises(MalformedResponse):
-            polling.poll("900", 25)
+            polling.poll(900, 25)
         net.clock.now += 15
     tries = [ts for _, ts in keys(net) if ts == "1000"]
     assert 4 <= len(tries) <= 6, "of the five minutes behind the first ten"
@@ -425,10 +514,10 @@ def test_nothing_is_skipped_at_another_place(polling: LongPoll, net: Net) -> Non
                 polling.poll(ts, 25)
             net.clock.now += 29
     net.answers["poll"] = [{"ts": "1001", "updates": []}, (502, "")]
-    polling.poll("1001", 25)
+    polling.poll(1001, 25)
     net.clock.now += 29
     with pytest.raises(MalformedResponse):
-        polling.poll("1001", 25)
+        polling.poll(1001, 25)
     assert "2000" not in [ts for _, ts in keys(net)]
 
 
@@ -443,11 +532,11 @@ def test_the_server_has_moved(polling: LongPoll, net: Net, answer: Any) -> None:
     net.answers["groups.getLongPollServer"] = [{"response": moved}]
     for _ in range(2):
         with pytest.raises(MalformedResponse):
-            polling.poll("1000", 25)
-        assert polling.server.url != "https://lp.vk.ru/new"
+            polling.poll(1000, 25)
+        assert server_of(polling) != "https://lp.vk.ru/new"
         net.clock.now += 31
-    assert polling.poll("1000", 25)[:3] == ("1000", "1002", [1, 2])
-    assert polling.server.url == "https://lp.vk.ru/new"
+    assert found(polling.poll(1000, 25)) == [(1000, 1002, [1, 2])]
+    assert server_of(polling) == "https://lp.vk.ru/new"
 
 
 def test_the_server_is_away(polling: LongPoll, net: Net) -> None:
@@ -455,7 +544,7 @@ def test_the_server_is_away(polling: LongPoll, net: Net) -> None:
     net.answers["poll"] = [requests.ConnectionError()]
     for _ in range(9):
         with pytest.raises(TransientError):
-            polling.poll("1000", 25)
+            polling.poll(1000, 25)
         net.clock.now += 10
     assert len(net.asked("groups.getLongPollServer")) == 1
 
@@ -465,15 +554,15 @@ def test_the_key_is_renewed_in_silence(polling: LongPoll, net: Net) -> None:
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     net.clock.now += 3500
     net.answers["poll"] = [{"ts": "1001", "updates": [5]}, {"ts": "1001", "updates": []}]
-    polling.poll("1000", 25)
+    polling.poll(1000, 25)
     net.clock.now += 3500
-    polling.poll("1001", 25)
+    polling.poll(1001, 25)
     assert not net.asked("groups.getLongPollServer")
     net.clock.now += 101
-    assert polling.poll("1001", 25)[:3] == ("1001", "1001", [])
+    assert found(polling.poll(1001, 25)) == [(1001, 1001, [])]
     assert keys(net)[-1] == ("new", "1001")
     net.clock.now += 3599
-    polling.poll("1001", 25)
+    polling.poll(1001, 25)
     assert len(net.asked("groups.getLongPollServer")) == 1
 
 
@@ -484,11 +573,11 @@ def test_renewal_fails(polling: LongPoll, net: Net, failure: Any) -> None:
     net.clock.now += 3601
     for tries in (1, 2):
         if failure == error(5):
-            with pytest.raises(FatalError):
-                polling.poll("1000", 25)
-        assert empty(polling.poll("1000", 25))
+            with pytest.raises(VkFatalError):
+                polling.poll(1000, 25)
+        assert empty(polling.poll(1000, 25))
         net.clock.now += 59
-        assert empty(polling.poll("1000", 25))
+        assert empty(polling.poll(1000, 25))
         assert len(net.asked("groups.getLongPollServer")) == tries
         net.clock.now += 2
 
@@ -500,7 +589,7 @@ def test_the_first_poll_is_short(longpoll: LongPoll, net: Net) -> None:
     """The first poll waits one second, so that the settings are checked soon; all others as long as they may."""
     longpoll.latest_ts()
     for _ in range(3):
-        longpoll.poll("1000", 25)
+        longpoll.poll(1000, 25)
     assert [params["wait"] for params in net.asked("poll")] == ["1", "25", "25"]
     assert [name for _, name, *_ in net.requests][:3] == [
         "groups.getLongPollServer",
@@ -514,8 +603,8 @@ def test_a_first_poll_that_fails_is_short_again(longpoll: LongPoll, net: Net) ->
     """The settings wait for an answer."""
     net.answers["poll"] = [requests.ConnectionError(), QUIET_POLL]
     with pytest.raises(TransientError):
-        longpoll.poll("1000", 25)
-    longpoll.poll("1000", 25)
+        longpoll.poll(1000, 25)
+    longpoll.poll(1000, 25)
     assert [params["wait"] for params in net.asked("poll")] == ["1", "1"]
     assert not net.asked("groups.getLongPollSettings")
 
@@ -524,8 +613,8 @@ def settings(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, ans
     """Tell the warnings that the settings give."""
     caplog.set_level(logging.INFO, "fetcher")
     net.answers["groups.getLongPollSettings"] = [answer]
-    longpoll.poll("1000", 25)
-    longpoll.poll("1000", 25)
+    longpoll.poll(1000, 25)
+    longpoll.poll(1000, 25)
     return [record.getMessage() for record in caplog.records]
 
 
@@ -537,12 +626,12 @@ def test_settings_are_right(longpoll: LongPoll, net: Net, caplog: pytest.LogCapt
 @pytest.mark.parametrize("off", [False, 0])
 def test_settings_off(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, off: Any) -> None:
     """Long Poll switched off is fatal, as often as it is asked; when it is on, all goes on."""
-    with pytest.raises(FatalError, match="switch it on"):
+    with pytest.raises(VkFatalError, match="switch it on"):
         settings(longpoll, net, caplog, {"response": SETTINGS["response"] | {"is_enabled": off}})
-    with pytest.raises(FatalError, match="switch it on"):
-        longpoll.poll("1000", 25)
+    with pytest.raises(VkFatalError, match="switch it on"):
+        longpoll.poll(1000, 25)
     net.answers["groups.getLongPollSettings"] = [SETTINGS]
-    assert empty(longpoll.poll("1000", 25))
+    assert empty(longpoll.poll(1000, 25))
 
 
 @pytest.mark.parametrize("code", FATAL)
@@ -550,7 +639,7 @@ def test_settings_and_a_token_that_vk_refuses(
     longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     """That is fatal whenever VK says so."""
-    with pytest.raises(FatalError, match=str(code)):
+    with pytest.raises(VkFatalError, match=str(code)):
         settings(longpoll, net, caplog, error(code))
 
 
@@ -586,7 +675,7 @@ ODD_SETTINGS += [
 def test_settings_untold(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, answer: Any) -> None:
     """Where VK does not answer this question, the fetcher goes on, and says so to who looks for it."""
     assert settings(longpoll, net, caplog, answer) == []
-    assert empty(longpoll.poll("1000", 25))
+    assert empty(longpoll.poll(1000, 25))
 
 
 @pytest.mark.parametrize("answer", named(BROKEN))
@@ -596,7 +685,7 @@ def test_settings_untold_without_a_secret(
     """Not at any level."""
     caplog.set_level(logging.DEBUG, "fetcher")
     net.answers["groups.getLongPollSettings"] = [answer]
-    longpoll.poll("1000", 25)
-    longpoll.poll("1000", 25)
+    longpoll.poll(1000, 25)
+    longpoll.poll(1000, 25)
     assert "settings" in caplog.text
     assert not re.search(f"{TOKEN}|access_token|http:|https:", caplog.text)

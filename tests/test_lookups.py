@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl
 import pytest
 import responses
 
-from fetcher.core.names import Name
-from fetcher.errors import FatalError, RequestRejected, TransientError
+from fetcher.core.ports import Name
+from fetcher.errors import RequestRejected, TransientError, VkFatalError
 from fetcher.vk.api import Api
 from fetcher.vk.lookups import Lookups
 from tests.net import (
@@ -20,6 +20,7 @@ from tests.net import (
     NO_ANSWERS,
     OTHER,
     PASSING,
+    Metrics,
     Net,
     inside,
     named,
@@ -40,7 +41,7 @@ def net() -> Iterator[Net]:
 
 @pytest.fixture
 def lookups(net: Net) -> Lookups:
-    return Lookups(Api(TOKEN))
+    return Lookups(Api(TOKEN, Metrics()))
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def vk(monkeypatch: pytest.MonkeyPatch) -> Iterator[VK]:
 
 def names_of(ids: Any) -> dict[int, Name]:
     """Ask VK, which answers all of it."""
-    names, failure = Lookups(Api(TOKEN)).names(ids)
+    names, failure = Lookups(Api(TOKEN, Metrics())).names(ids)
     assert failure is None
     return names
 
@@ -187,7 +188,7 @@ def test_who_has_no_name_is_told_to_who_looks_for_it(vk: VK, caplog: pytest.LogC
     vk.refused[CHAT + 7] = 917
     names_of([5, 6, CHAT + 7])
     told = [record.getMessage() for record in caplog.records]
-    assert told[-1] == f"VK tells no name of [6, {CHAT + 7}]"
+    assert told[-1] == f"VK has no name for [6, {CHAT + 7}]"
     assert re.fullmatch(rf"VK error 917 in messages.getConversationsById: .* of \[{CHAT + 7}\]", told[0])
 
 
@@ -253,12 +254,13 @@ def test_refused_ids_are_split(lookups: Lookups, net: Net) -> None:
 
 @pytest.mark.parametrize("code", FATAL_AT_START + OTHER)
 def test_a_request_that_is_refused(lookups: Lookups, net: Net, code: int) -> None:
-    """Any other error about names leaves them empty, whether it is an answer's or a call's."""
-    net.answers["execute"] = [error(code)]
-    assert lookups.names([5]) == ({5: Name()}, None)
+    """Any other error about names leaves them empty, whether it is a request's or a call's, and costs nothing more."""
+    if code != 13:  # of a request: it is too large
+        net.answers["execute"] = [error(code)]
+        assert lookups.names([5, 6, -3]) == ({5: Name(), 6: Name(), -3: Name()}, None)
+        assert len(net.requests) == 1
     net.answers["execute"] = [inside(False, errors=[refusal(code)])]
     assert lookups.names([5]) == ({5: Name()}, None)
-    assert len(net.requests) == 2
 
 
 @pytest.mark.parametrize("code", FATAL)
@@ -277,13 +279,11 @@ def test_a_token_that_vk_refuses(lookups: Lookups, net: Net, code: int) -> None:
     net.answers["execute"] = [error(code)]
     names, failure = lookups.names([5])
     assert not names
-    assert type(failure) is FatalError
+    assert type(failure) is VkFatalError
     assert str(code) in str(failure)
 
 
-@pytest.mark.parametrize(
-    ("code", "within"), [(code, within) for code in PASSING for within in (False, True) if within or code != 13]
-)
+@pytest.mark.parametrize(("code", "within"), [(code, within) for code in PASSING for within in (False, True)])
 def test_names_fail_and_pass(lookups: Lookups, net: Net, code: int, within: bool) -> None:
     """A passing error is of the whole request, or of one call inside; then the others are answered."""
     failing = inside([person(5)], False, errors=[refusal(code)]) if within else error(code)
@@ -325,7 +325,7 @@ def test_one_who_fails_among_many(vk: VK, failing: set[int]) -> None:
     """All others have their names, for a few requests more."""
     ids = {*range(1, 201), -3, -4, CHAT + 7, CHAT + 8}
     vk.failing |= dict.fromkeys(failing, 10)
-    names, failure = Lookups(Api(TOKEN)).names(ids)
+    names, failure = Lookups(Api(TOKEN, Metrics())).names(ids)
     assert names.keys() == ids - failing
     assert all(name.name for name in names.values())
     assert type(failure) is TransientError
@@ -401,10 +401,7 @@ POOLS: list[Any] = [
     *({"response": response} for response in odd(None, 5, True, "text", {}, {"0": []}, [], [[]], [[], {}, [], []])),
     inside(False, {}),
     inside(False, False, errors=[refusal(917)]),
-    inside(False, {}, errors=[5]),
     inside(False, {}, errors=5),
-    inside(False, {}, errors={"error_code": 917}),
-    inside(False, {}, errors=[{"error_code": [917], "error_msg": "odd"}]),
 ]
 
 
@@ -416,6 +413,15 @@ def test_pool_is_odd(lookups: Lookups, net: Net, pool: Any) -> None:
     assert not names
     assert type(failure) is TransientError
     assert lookups.names([5, -3])[0][5].nick == "anna5"
+
+
+@pytest.mark.parametrize("errors", named([[5], {"error_code": 917}, [{"error_code": [917], "error_msg": "odd"}]]))
+def test_error_of_a_call_is_odd(lookups: Lookups, net: Net, errors: Any) -> None:
+    """It passes like any failure; the other calls are answered."""
+    net.answers["execute"] = [inside(False, {"groups": [{"id": 3, "name": "Паб"}]}, errors=errors)]
+    names, failure = lookups.names([5, -3])
+    assert {id: name.name for id, name in names.items()} == {-3: "Паб"}
+    assert type(failure) is TransientError
 
 
 ODD: list[Any] = [None, 5, True, "text", [], {}, [None, 5, "text", []]]
@@ -440,13 +446,19 @@ def test_call_is_odd(lookups: Lookups, net: Net, answer: Any) -> None:
 
 
 @pytest.mark.parametrize("field", ["first_name", "last_name", "domain", "screen_name"])
-@pytest.mark.parametrize("value", [None, 5, [], {"a": 1}, True])
-def test_person_is_odd(lookups: Lookups, net: Net, field: str, value: Any) -> None:
-    """A name of a wrong kind is empty."""
-    net.answers["execute"] = [inside([person(5) | {field: value}])]
-    name = lookups.names([5])[0][5]
-    assert all(isinstance(part, str) for part in name)
-    assert name.nick == ("id5" if field == "domain" else "anna5")
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), ("", ""), (5, "5"), ([], None), ({"a": 1}, None), (True, None)]
+)
+def test_person_is_odd(lookups: Lookups, net: Net, field: str, value: Any, text: str | None) -> None:
+    """What VK leaves out is empty, a number is text; who is malformed has no name, and the others have theirs."""
+    net.answers["execute"] = [inside([5, person(6) | {"domain": None, field: value}, person(7)])]
+    names, failure = lookups.names([6, 7])
+    assert failure is None
+    assert names[7] == Name("Анна 7-я", "Анна", "7-я", "anna7")
+    known = {"first_name": "Анна", "last_name": "6-я", "domain": "", "screen_name": ""} | {field: text}
+    first, last = known["first_name"], known["last_name"]
+    nick = known["domain"] or known["screen_name"] or "id6"
+    assert names[6] == (Name() if text is None else Name(f"{first} {last}".strip(), str(first), str(last), nick))
 
 
 def test_groups_before_5_139(lookups: Lookups, net: Net) -> None:
@@ -504,4 +516,4 @@ def test_full_messages_fail(lookups: Lookups, net: Net) -> None:
     net.answers["execute"] = [error(5)]
     messages, failure = lookups.full_messages([(5, 1)])
     assert not messages
-    assert type(failure) is FatalError
+    assert type(failure) is VkFatalError

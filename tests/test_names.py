@@ -1,13 +1,13 @@
-"""The directory of names: whose names a batch needs, where they come from, and filling them in."""
+"""The directory of names: whose names a batch needs, where they come from, and putting them in."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
 
-from fetcher.core import names as limits
-from fetcher.core.names import Directory, Name, fill, ids_to_resolve
-from fetcher.errors import FatalError, RedisUnavailable, TransientError
+from fetcher.core.names import MAX_NAMES, UNKNOWN_TTL, Directory, apply_names, ids_to_resolve
+from fetcher.core.ports import Name
+from fetcher.errors import RedisUnavailable, TransientError, VkFatalError
 from fetcher.events import Action, Event, Message, Peer, User
 from tests.net import Clock
 
@@ -26,7 +26,7 @@ def event(uuid: int, bpid: int, title: str = "", invited: int | None = None) -> 
 
 def filled(names: dict[int, Name], *events: Event) -> list[tuple[str, str]]:
     """Tell the names of user and peer of each event."""
-    return [(event.user.name, event.peer.name) for event in fill(events, names)]
+    return [(event.user.name, event.peer.name) for event in apply_names(events, names)]
 
 
 # Whose names are needed
@@ -63,27 +63,27 @@ def test_ids_to_resolve_of_a_batch() -> None:
     assert ids_to_resolve([]) == set()
 
 
-# Filling in
+# Putting names in
 
 
-def test_fill_a_person() -> None:
+def test_apply_names_to_a_person() -> None:
     """A person's names go to the user; all the rest of the event stays."""
     bare = event(5, CHAT + 7)
-    (given,) = fill([bare], {5: Name("Анна Черных", "Анна", "Черных", "anna"), CHAT + 7: Name("Беседа")})
+    (given,) = apply_names([bare], {5: Name("Анна Черных", "Анна", "Черных", "anna"), CHAT + 7: Name("Беседа")})
     assert given.user == User(5, "Анна Черных", "Анна", "Черных", "anna")
     assert given.peer == Peer(CHAT + 7, 7, "Беседа")
     assert given._replace(user=bare.user, peer=bare.peer) == bare
 
 
-def test_fill_an_action() -> None:
+def test_apply_names_to_an_action() -> None:
     """Whom it concerns is named like any other; the rest of it stays."""
-    (given,) = fill([event(5, CHAT + 7, invited=9)], {9: Name("Пётр", "Пётр", "", "id9")})
+    (given,) = apply_names([event(5, CHAT + 7, invited=9)], {9: Name("Пётр", "Пётр", "", "id9")})
     assert given.action == Action("chat_invite_user", User(9, "Пётр", "Пётр", "", "id9"), "", 0)
-    (given,) = fill([event(5, CHAT + 7, invited=MAIL)], {})
+    (given,) = apply_names([event(5, CHAT + 7, invited=MAIL)], {})
     assert given.action == Action("chat_invite_user", User(MAIL, "", "", "", ""), "", 0)
 
 
-def test_fill_a_private_dialog() -> None:
+def test_apply_names_to_a_private_dialog() -> None:
     """A private dialog bears the other side's name, whoever acts in it."""
     names = {5: Name("Анна Черных", "Анна", "Черных", "anna"), -3: Name("Паб", "Паб", "", "pub")}
     assert filled(names, event(5, 5), event(-3, 5), event(5, -3)) == [
@@ -93,9 +93,9 @@ def test_fill_a_private_dialog() -> None:
     ]
 
 
-def test_fill_the_unknown() -> None:
+def test_apply_names_to_the_unknown() -> None:
     """Whom VK does not know, and what it does not tell, has its number and nothing else."""
-    assert list(fill([event(5, CHAT + 7)], {5: Name()})) == [event(5, CHAT + 7)]
+    assert list(apply_names([event(5, CHAT + 7)], {5: Name()})) == [event(5, CHAT + 7)]
 
 
 def test_a_chats_title_is_no_users_name() -> None:
@@ -120,7 +120,7 @@ class Cache:
     """A cache in memory."""
 
     def __init__(self) -> None:
-        self.names_ttl = 600
+        self.ttl = 600
         self.known: dict[int, Name] = {}
         self.asked: list[set[int]] = []
         self.down = False
@@ -134,21 +134,22 @@ class Cache:
     def cache_names(self, names: Mapping[int, Name]) -> None:
         if self.down:
             raise RedisUnavailable("Redis is unavailable")
-        self.known |= names
+        self.known |= names if self.ttl else {}
 
 
 class VK:
-    """Tells a name of everybody, but of `failing`."""
+    """Has a name for everybody but the `unknown`, and answers it but for the `failing`."""
 
     def __init__(self) -> None:
         self.asked: list[set[int]] = []
         self.failing: set[int] = set()
-        self.failure: TransientError | FatalError = DOWN
+        self.unknown: set[int] = set()
+        self.failure: TransientError | VkFatalError = DOWN
 
-    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], TransientError | FatalError | None]:
+    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], TransientError | VkFatalError | None]:
         ids = set(ids)
         self.asked.append(ids)
-        names = {id: Name(f"name of {id}") for id in ids - self.failing}
+        names = {id: Name() if id in self.unknown else Name(f"name of {id}") for id in ids - self.failing}
         return names, self.failure if ids & self.failing else None
 
 
@@ -174,12 +175,15 @@ def directory(cache: Cache, vk: VK, clock: Clock) -> Directory:
     return Directory(cache, vk)
 
 
-def names(directory: Directory, *events: Event, give_up: bool = False, use_cache: bool = True) -> list[tuple[str, str]]:
-    return [(one.user.name, one.peer.name) for one in directory.with_names([*events], give_up, use_cache)]
+def names(directory: Directory, *events: Event, give_up: bool = False) -> list[tuple[str, str]]:
+    return [(one.user.name, one.peer.name) for one in directory.with_names([*events], give_up)]
+
+
+FIVE, SIX = ("name of 5", "name of 5"), ("name of 6", "name of 6")
 
 
 def test_memory_then_cache_then_vk(directory: Directory, cache: Cache, vk: VK) -> None:
-    """Each asks for what the one before does not know; what VK tells is known to all afterwards."""
+    """Each is asked for what the one before does not know; what VK answers is known to all afterwards."""
     cache.known[6] = Name("Six")
     assert names(directory, event(5, CHAT + 7), event(6, 6)) == [
         ("name of 5", f"name of {CHAT + 7}"),
@@ -191,41 +195,61 @@ def test_memory_then_cache_then_vk(directory: Directory, cache: Cache, vk: VK) -
     assert (len(cache.asked), len(vk.asked)) == (1, 1)
 
 
-def test_nobody_to_ask_for(directory: Directory, cache: Cache, vk: VK) -> None:
+def test_nobody_to_look_up(directory: Directory, cache: Cache, vk: VK) -> None:
     """A batch without events costs nothing."""
-    assert directory.with_names([], give_up=False, use_cache=True) == []
+    assert directory.with_names([], give_up=False) == []
     assert names(directory, event(MAIL, MAIL)) == [("", "")]
     assert not cache.asked
     assert not vk.asked
 
 
-def test_memory_lasts_for_a_while(directory: Directory, cache: Cache, clock: Clock) -> None:
-    """So long is the cache not asked; as long as names may be cached, at most."""
-    for _ in range(2):
-        names(directory, event(5, 5))
-    clock.now += limits.NAMES_MEMORY_TTL
-    names(directory, event(5, 5))
+def test_memory_lasts_as_long_as_the_cache(directory: Directory, cache: Cache, vk: VK, clock: Clock) -> None:
+    """Until then neither the cache nor VK is asked, however many batches come."""
+    for seconds in (0.0, 300.0, 299.9):
+        clock.now += seconds
+        assert names(directory, event(5, 5)) == [FIVE]
+    assert len(cache.asked) == 1
+    cache.known[5] = Name("Newer")
+    clock.now += 0.2
+    assert names(directory, event(5, 5)) == [("Newer", "Newer")]
     assert len(cache.asked) == 2
-    cache.names_ttl = 3
-    clock.now += limits.NAMES_MEMORY_TTL
-    names(directory, event(5, 5))
-    clock.now += 3
-    names(directory, event(5, 5))
-    assert len(cache.asked) == 4
+    assert len(vk.asked) == 1
+
+
+@pytest.mark.parametrize(("ttl", "lasts"), [(600, UNKNOWN_TTL), (10, 10)])
+def test_who_has_no_name(directory: Directory, cache: Cache, vk: VK, clock: Clock, ttl: int, lasts: float) -> None:
+    """It is remembered for a minute, or for as long as any name if that is shorter: VK may have a name soon."""
+    cache.ttl = ttl
+    vk.unknown.add(6)
+    names(directory, event(6, 6))
+    cache.known.clear()
+    vk.unknown.clear()
+    clock.now += lasts - 0.1
+    assert names(directory, event(6, 6)) == [("", "")]
+    clock.now += 0.2
+    assert names(directory, event(6, 6)) == [SIX]
 
 
 def test_without_a_cache_there_is_no_memory(directory: Directory, cache: Cache, vk: VK) -> None:
     """NAMES_TTL=0: every batch asks VK."""
-    cache.names_ttl = 0
-    cache.known.clear()
+    cache.ttl = 0
     for _ in range(3):
-        names(directory, event(5, 5))
-        cache.known.clear()
-    assert vk.asked == [{5}] * 3
+        assert names(directory, event(5, 5), event(5, CHAT + 7, "Title")) == [FIVE, ("name of 5", "Title")]
+    assert vk.asked == [{5, CHAT + 7}] * 3
 
 
-def test_what_another_fetcher_was_told(directory: Directory, cache: Cache) -> None:
-    """When it was first, it may have put a newer title into the cache."""
+def test_memory_is_bounded(directory: Directory, cache: Cache, vk: VK) -> None:
+    """When it is full it begins again; the cache still knows everybody."""
+    crowd = [event(id, id) for id in range(1, MAX_NAMES + 2)]
+    names(directory, *crowd)
+    names(directory, event(-7, -7))
+    assert names(directory, event(1, 1)) == [("name of 1", "name of 1")]
+    assert cache.asked[-1] == {1}
+    assert len(vk.asked) == 2
+
+
+def test_what_another_fetcher_has_cached(directory: Directory, cache: Cache) -> None:
+    """It counts once memory is emptied: that fetcher may have had a newer title."""
     names(directory, event(5, CHAT + 7))
     cache.known[CHAT + 7] = Name("Newer")
     assert names(directory, event(5, CHAT + 7)) == [("name of 5", f"name of {CHAT + 7}")]
@@ -233,87 +257,75 @@ def test_what_another_fetcher_was_told(directory: Directory, cache: Cache) -> No
     assert names(directory, event(5, CHAT + 7)) == [("name of 5", "Newer")]
 
 
-def test_a_title_is_known_to_all(directory: Directory, cache: Cache) -> None:
-    """The latest one that a batch tells goes to memory and cache."""
+def test_a_title_is_known_to_all(directory: Directory, cache: Cache, vk: VK) -> None:
+    """The latest one of a batch holds in the next batches, and goes to the cache."""
     names(directory, event(5, CHAT + 7, "New"), event(5, CHAT + 8), event(5, CHAT + 7, "Newest"))
     assert cache.known[CHAT + 7] == Name("Newest")
     assert names(directory, event(5, CHAT + 7)) == [("name of 5", "Newest")]
+    assert len(vk.asked) == 1
 
 
-def test_redis_is_down(directory: Directory, cache: Cache, vk: VK) -> None:
-    """Then VK alone is asked, and the cache gets what it lacks when Redis is back."""
+def test_redis_goes_down_while_names_are_cached(directory: Directory, cache: Cache, vk: VK) -> None:
+    """What VK has answered is not looked up again, and a title holds no earlier than it should."""
+    names(directory, event(5, CHAT + 7))
+    batch = [event(5, CHAT + 7), event(5, CHAT + 7, "Title")]
+    cache.down = True
+    with pytest.raises(RedisUnavailable):
+        names(directory, *batch)
+    cache.down = False
+    assert names(directory, *batch) == [("name of 5", f"name of {CHAT + 7}"), ("name of 5", "Title")]
+    assert cache.known[CHAT + 7] == Name("Title")
+    assert len(vk.asked) == 1
+
+
+def test_the_cache_cannot_be_read(directory: Directory, cache: Cache, vk: VK) -> None:
+    """Then the batch waits: VK is not asked for what the cache may have."""
     cache.down = True
     with pytest.raises(RedisUnavailable):
         names(directory, event(5, 5))
-    for _ in range(2):
-        assert names(directory, event(5, CHAT + 7, "Title"), use_cache=False) == [("name of 5", "Title")]
-    assert vk.asked == [{5, CHAT + 7}]
-    cache.down = False
-    names(directory, event(6, 6))
-    assert cache.known == {5: Name("name of 5"), CHAT + 7: Name("Title"), 6: Name("name of 6")}
+    assert not vk.asked
 
 
-def test_redis_goes_down_meanwhile(directory: Directory, cache: Cache, vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What VK has told is not asked again, and is cached as soon as Redis is back."""
-
-    def fail(names: Mapping[int, Name]) -> None:
-        raise RedisUnavailable("Redis is unavailable")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "cache_names", fail)
-        with pytest.raises(RedisUnavailable):
-            names(directory, event(5, 5))
-    assert names(directory, event(5, 5)) == [("name of 5", "name of 5")]
-    assert vk.asked == [{5}]
-    assert cache.known == {5: Name("name of 5")}
-
-
-@pytest.mark.parametrize("failure", [DOWN, FatalError("VK refuses the token")])
+@pytest.mark.parametrize("failure", [DOWN, VkFatalError("VK refuses the token")])
 def test_vk_fails(directory: Directory, cache: Cache, vk: VK, failure: Any) -> None:
-    """It is told, what VK did tell is kept, and only the rest is asked for again."""
+    """The failure is raised; what VK did answer is kept and cached, and only the rest is looked up again."""
     vk.failing, vk.failure = {6}, failure
     with pytest.raises(type(failure), match=str(failure)):
         names(directory, event(5, 5), event(6, 6))
+    assert cache.known.keys() == {5}
     vk.failing = set()
-    assert names(directory, event(5, 5), event(6, 6)) == [("name of 5",) * 2, ("name of 6",) * 2]
+    assert names(directory, event(5, 5), event(6, 6)) == [FIVE, SIX]
     assert vk.asked == [{5, 6}, {6}]
     assert cache.known.keys() == {5, 6}
 
 
 def test_names_are_given_up(directory: Directory, cache: Cache, vk: VK) -> None:
-    """Who waited for long enough goes out with "", which nobody remembers."""
+    """Events that have waited for long enough go out with "", which nobody remembers."""
     vk.failing = {6}
-    assert names(directory, event(5, 5), event(6, 6), give_up=True) == [("name of 5",) * 2, ("", "")]
+    assert names(directory, event(5, 5), event(6, 6), give_up=True) == [FIVE, ("", "")]
     assert cache.known.keys() == {5}
     vk.failing = set()
-    assert names(directory, event(6, 6)) == [("name of 6",) * 2]
+    assert names(directory, event(6, 6)) == [SIX]
 
 
-def test_who_was_given_up_delays_nobody(directory: Directory, cache: Cache, vk: VK) -> None:
-    """VK is asked for them with each batch, but nobody waits, until it tells: then they are like any other."""
-    vk.failing = {6}
+def test_an_outage_delays_one_batch(directory: Directory, vk: VK, caplog: pytest.LogCaptureFixture) -> None:
+    """VK is asked with each batch, but only the first waits. When VK has answered, the next outage delays one again."""
+    for _ in range(2):
+        vk.failing = {6, 7}
+        with pytest.raises(TransientError):
+            names(directory, event(6, 6))
+        assert names(directory, event(6, 6), give_up=True) == [("", "")]
+        for _ in range(3):
+            assert names(directory, event(5, 5), event(6, 6), event(7, 7)) == [FIVE, ("", ""), ("", "")]
+        vk.failing = {6}
+        assert names(directory, event(8, 8)) == [("name of 8",) * 2]
+    warnings = [record.getMessage() for record in caplog.records]
+    assert warnings == ["VK error 10: events are published without the names that VK does not answer"] * 2
+
+
+def test_a_refused_token_is_never_silent(directory: Directory, vk: VK) -> None:
+    """What only the operator can fix is raised for each batch, also after names were given up."""
+    vk.failing, vk.failure = {6}, VkFatalError("VK refuses the token")
     names(directory, event(6, 6), give_up=True)
-    for _ in range(3):
-        assert names(directory, event(5, 5), event(6, 6)) == [("name of 5",) * 2, ("", "")]
-    vk.failing = {6, 7}
-    with pytest.raises(TransientError):
-        names(directory, event(6, 6), event(7, 7))
-    vk.failing = set()
-    assert names(directory, event(6, 6)) == [("name of 6",) * 2]
-    directory.forget()
-    cache.known.clear()
-    vk.failing = {6}
-    with pytest.raises(TransientError):
+    with pytest.raises(VkFatalError):
         names(directory, event(6, 6))
-
-
-def test_who_was_given_up_is_forgotten(directory: Directory, vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There may be any number of them; the latest are known."""
-    monkeypatch.setattr(limits, "MAX_GIVEN_UP", 3)
-    vk.failing = set(range(1, 100))
-    for id in range(1, 8):
-        names(directory, event(id, id), give_up=True)
-        assert len(directory.given_up) <= 4
-    assert names(directory, event(7, 7)) == [("", "")]
-    with pytest.raises(TransientError):
-        names(directory, event(1, 1))

@@ -1,1139 +1,1303 @@
-"""The loop's decisions, with a VK in memory, a bus on a real server, and a clock of the test's own."""
+"""The loop, with VK and a bus in memory and a clock of the test's own: each test runs it as a process does."""
 
-import json
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
-from operator import itemgetter
+import itertools
+import logging
 from typing import Any
 
 import pytest
 
-from fetcher.bus.bus import Bus
-from fetcher.core import backlog as backlog_limits
-from fetcher.core import relay as limits
-from fetcher.core.backlog import Backlog
-from fetcher.core.batch import Batch, Commit, Gap
-from fetcher.core.entries import EntryBuilder
-from fetcher.core.names import Directory, Name
-from fetcher.core.relay import Relay
-from fetcher.errors import FatalError, RedisTimeout, RedisUnavailable, TransientError
-from fetcher.vk.api import Api
-from fetcher.vk.builders import BUILDERS, command_pattern
-from fetcher.vk.longpoll import LongPoll
-from fetcher.vk.lookups import Lookups
-from tests import vk as stand_in
-from tests.net import Clock
-from tests.servers import Server
-from tests.vk import GROUP, PEER, PERSON, TOKEN
+from fetcher.core import backlog as limits
+from fetcher.core.backlog import NOT_ANSWERED
+from fetcher.core.history import Batch, Gap, Position
+from fetcher.errors import RedisFatalError, RedisTimeout, VkFatalError
+from tests.fakes import PERSON, REDIS_DOWN, VK_DOWN, Clock, Fetcher, History, Store, batch, numbers, update
 
-TS = f"{{events}}:ts:{GROUP}"
-DEAD = "{events}:dead-letter"
-DOWN = RedisUnavailable("Redis is unavailable")
-VK_DOWN = TransientError("VK is unavailable")
-END = RuntimeError("the end")
-
-
-class Log:
-    """VK's updates, as a log that keeps the latest; a poll at its end takes all the time that it may."""
-
-    def __init__(self, clock: Clock, history: int = 10**6) -> None:
-        self.clock, self.history = clock, history
-        self.ts, self.oldest = 10, 10
-        self.log: list[tuple[int, Any]] = []
-
-    def push(self, *ids: Any) -> None:
-        for id in ids:
-            self.ts += 1
-            self.log.append((self.ts, stand_in.message(str(id)) | {"event_id": str(id)}))
-        if forgotten := self.log[: max(0, len(self.log) - self.history)]:
-            self.oldest = forgotten[-1][0]
-            del self.log[: len(forgotten)]
-
-    def answer(self, ts: str, wait: int) -> Batch | Gap:
-        if not self.oldest <= int(ts) <= self.ts:
-            return Gap(ts, str(self.oldest if int(ts) < self.oldest else self.ts), "forgotten")
-        first = bisect_right(self.log, int(ts), key=itemgetter(0))
-        found = self.log[first : first + 100]
-        self.clock.now += 0.01 if found else wait
-        return Batch(ts, str(found[-1][0]) if found else ts, [update for _, update in found], 1000 * len(found))
-
-
-class Poll(LongPoll):
-    """Plays what is scripted, and then answers from the log; an exception in the script is raised."""
-
-    def __init__(self, log: Log) -> None:
-        super().__init__(Api(TOKEN), GROUP, 3600, BUILDERS)
-        self.log = log
-        self.script: list[Batch | Gap | Exception] = []
-        self.polls: list[tuple[str, int]] = []
-        self.times: list[float] = []
-        self.short: list[bool] = []
-        self.renewed: list[str] = []  # what a new key tells as the latest ts, before the log does
-        self.while_polling: Callable[[], None] = lambda: None
-
-    def latest_ts(self) -> str:
-        return str(self.log.ts)
-
-    def renew(self) -> str:
-        return self.renewed.pop(0) if self.renewed else str(self.log.ts)
-
-    def shorten_timeouts(self, short: bool) -> None:
-        self.short.append(short)
-
-    def poll(self, ts: str, wait: int) -> Batch | Gap:
-        self.polls.append((ts, wait))
-        self.times.append(self.log.clock.now)
-        self.while_polling()
-        answer = self.script.pop(0) if self.script else self.log.answer(ts, wait)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-class Names(Lookups):
-    """Tells a name of everybody, but of `failing`; `failure` is of the whole request."""
-
-    def __init__(self) -> None:
-        super().__init__(Api(TOKEN))
-        self.failing: set[int] = set()
-        self.failure: TransientError | FatalError | None = None
-        self.asked: list[set[int]] = []
-
-    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], TransientError | FatalError | None]:
-        self.asked.append(set(ids))
-        if self.failure:
-            return {}, self.failure
-        failing = self.asked[-1] & self.failing
-        told = {id: Name(f"name of {id}") for id in self.asked[-1] - failing}
-        return told, TransientError("VK error 10") if failing else None
-
-
-class FlakyBus(Bus):
-    """A bus that fails, loses replies, and takes its time, as it is told."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__("redis://nowhere", "events", GROUP, 10**6, 600, 55)
-        self.clock = clock
-        self.failure: Exception | None = None
-        self.lost_replies = 0
-        self.cost: Callable[[Commit], float] = lambda commit: 0.001  # seconds that a commit takes
-        self.timeout = 10**6  # seconds; what takes longer is done all the same
-        self.commits: list[Commit] = []
-        self.beats: list[float] = []
-
-    def checkpoint(self, start_ts: str = "") -> str:
-        self.fail()
-        return super().checkpoint(start_ts)
-
-    def beat(self) -> None:
-        self.fail()
-        self.beats.append(self.clock.now)
-        super().beat()
-
-    def names(self, ids: Iterable[int]) -> dict[int, Name]:
-        self.fail()
-        return super().names(ids)
-
-    def fail(self) -> None:
-        if self.failure:
-            self.clock.now += 0.01
-            raise self.failure
-
-    def commit(self, commit: Commit) -> str:
-        self.fail()
-        self.commits.append(commit)
-        answer = super().commit(commit)
-        took = self.cost(commit)
-        self.clock.now += min(took, self.timeout)
-        if took > self.timeout:
-            raise RedisTimeout("Redis is unavailable (TimeoutError)")
-        if self.lost_replies:
-            self.lost_replies -= 1
-            raise DOWN
-        return answer
-
-
-class Loop:
-    """A fetcher's loop and all around it; several share a log, a server and a clock."""
-
-    def __init__(self, log: Log) -> None:
-        self.log, self.clock = log, log.clock
-        self.start()
-
-    def start(self) -> None:
-        """Begin anew, as a process does: nothing is in memory."""
-        self.vk, self.names, self.bus = Poll(self.log), Names(), FlakyBus(self.clock)
-        entries = EntryBuilder(self.names, Directory(self.bus, self.names), command_pattern(GROUP, "/"), False)
-        self.relay = Relay(self.vk, entries, self.bus, 25)
-
-    def play(self, *answers: Batch | Gap) -> None:
-        """Let VK answer these, and then be where they end."""
-        self.vk.script = list(answers)
-        self.log.ts = self.log.oldest = int(answers[-1].until)
-        self.log.log.clear()
-
-    @property
-    def backlog(self) -> Backlog:
-        return self.relay.backlog
-
-    def step(self, times: int = 1) -> list[str]:
-        """Step, and return what failed in the last one."""
-        for _ in range(times):
-            errors = self.relay.step()
-            self.clock.now += 0.01
-        return [str(error) for error in errors]
-
-    def run(self, seconds: float) -> None:
-        """Run for so long."""
-        end = self.clock.now + seconds
-
-        def stop() -> None:
-            if self.clock.now >= end:
-                raise END
-
-        self.vk.while_polling = stop
-        with pytest.raises(RuntimeError, match="the end"):
-            self.relay.run()
-        self.vk.while_polling = lambda: None
-
-    def settle(self) -> None:
-        """Step until all that VK has is on the bus."""
-        for _ in range(200):
-            self.step()
-            if not self.backlog.pending and self.backlog.next_ts == str(self.log.ts):
-                return
-        pytest.fail("it does not settle")
+REDIS_FATAL = RedisFatalError("Redis refuses the user or the password: fix REDIS_URL")
+VK_FATAL = VkFatalError("VK refuses the token: set another TOKEN")
+BUG = RuntimeError("a bug of ours")
+TIMEOUT = RedisTimeout("Redis is unavailable (TimeoutError)")
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("core.relay", "core.names", "bus.bus"):
-        monkeypatch.setattr(f"fetcher.{module}.time", clock)
+    for module in ("relay", "reports", "names"):
+        monkeypatch.setattr(f"fetcher.core.{module}.time", clock)
     return clock
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server() as server:
-        yield server
+@pytest.fixture
+def history(clock: Clock) -> History:
+    return History(clock)
 
 
 @pytest.fixture
-def client(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of the server, which is empty; the buses have such ones, too: only the test's clock matters."""
-
-    def connect(url: str, on_connect: Callable[[], None], **_: Any) -> Any:
-        on_connect()
-        return server.client()
-
-    monkeypatch.setattr("fetcher.bus.bus.connect", connect)
-    with server.client() as client:
-        client.flushall()
-        yield client
+def store() -> Store:
+    return Store()
 
 
 @pytest.fixture
-def log(clock: Clock) -> Log:
-    return Log(clock)
+def fetcher(history: History, store: Store) -> Fetcher:
+    return Fetcher(history, store)
 
 
 @pytest.fixture
-def loop(log: Log, client: Any) -> Loop:
-    return Loop(log)
+def other(history: History, store: Store) -> Fetcher:
+    """Another fetcher of the same community and bus."""
+    return Fetcher(history, store)
 
 
-def batch(since: int, *ids: str) -> Batch:
-    return Batch(str(since), str(since + len(ids)), [stand_in.message(id) | {"event_id": id} for id in ids])
+@pytest.fixture
+def begun(fetcher: Fetcher, caplog: pytest.LogCaptureFixture) -> Fetcher:
+    """A fetcher that polls, with its log from there on."""
+    fetcher.poll()
+    caplog.clear()
+    return fetcher
 
 
-def gap(since: int, until: int) -> Gap:
-    return Gap(str(since), str(until), "forgotten")
+def place(ts: int, epoch: int = 0, part: int = 0) -> Position:
+    return Position(epoch, ts, part)
 
 
-def sent(client: Any) -> list[str]:
-    return [json.loads(entry["event"])["event_id"] for _, entry in client.xrange("events")]
+def gap(since: Any, until: Any, error: str = "forgotten") -> dict[str, str]:
+    return {"since": str(since), "until": str(until), "error": error}
 
 
-def user_names(client: Any) -> list[str]:
-    return [json.loads(entry["event"])["user"]["name"] for _, entry in client.xrange("events")]
+def settle(*fetchers: Fetcher) -> None:
+    """Let each fetcher go on until all that VK has is on the bus, and none holds anything."""
+    for _ in range(3):
+        for fetcher in fetchers:
+            fetcher.settle()
 
 
-def dead_letters(client: Any) -> list[dict[str, str]]:
-    return [entry for _, entry in client.xrange(DEAD)]
+def hold(fetcher: Fetcher, *ids: str) -> None:
+    """Let the fetcher hold these updates, while Redis is away."""
+    fetcher.bus.failure = REDIS_DOWN
+    fetcher.history.push(*ids)
+    fetcher.run(lambda: fetcher.vk.polled_at[-1] == fetcher.history.ts)
+    fetcher.bus.failure = None
 
 
-def ids(count: int, first: int = 0) -> list[str]:
-    return [str(number) for number in range(first, first + count)]
+def fail_over(store: Store, replica: Store, *fetchers: Fetcher) -> None:
+    """Make the replica the server; connections break, which the clients notice when they use them."""
+    store.become(replica)
+    for fetcher in fetchers:
+        fetcher.bus.disconnected()
 
 
-def copy(client: Any) -> list[str]:
-    """Copy all that the bus holds, as a replica does; return the names of the copies."""
-    keys = [key for key in client.scan_iter() if not key.startswith("replica:")]
-    for key in keys:
-        client.copy(key, f"replica:{key}", replace=True)
-    return keys
+# From VK to the bus
 
 
-def fail_over(client: Any, replica: list[str], *loops: Loop) -> None:
-    """Make the replica the server; all connections break."""
-    client.delete(*(key for key in client.scan_iter() if not key.startswith("replica:")))
-    for key in replica:
-        client.copy(f"replica:{key}", key)
-    for loop in loops:
-        loop.bus.reconnected = True
+def test_what_vk_answers_is_committed_before_the_next_poll(begun: Fetcher, store: Store) -> None:
+    """Poll from the checkpoint, commit, poll from where the answer ended."""
+    begun.history.push("a", "b")
+    begun.run(lambda: begun.vk.polled_at[-1] == 12 and begun.vk.waits[-1] == 25)
+    assert store.ids == ["a", "b"]
+    assert store.checkpoint == place(12)
+    assert [commit.since for commit in begun.bus.commits] == [place(10)]
+    assert begun.vk.polled_at[:3] == [10, 10, 12]
 
 
-# One step after the other
+def test_the_first_start(fetcher: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """The checkpoint is made of VK's ts, before the first poll; the log says once that all is well."""
+    caplog.set_level(logging.INFO)
+    checkpoints: list[Position | None] = []
+    fetcher.vk.before_poll.append(lambda: checkpoints.append(store.checkpoint))
+    fetcher.history.push("before")
+    fetcher.poll(3)
+    assert checkpoints[0] == place(11)
+    assert caplog.messages == ["Polling VK, checkpoint 11"]
+    fetcher.history.push("a")
+    fetcher.settle()
+    assert store.ids == ["a"]
 
 
-def test_a_batch_is_committed_in_the_next_step(loop: Loop, client: Any) -> None:
-    """Poll from the checkpoint, hold, commit, poll from there."""
-    loop.log.push("a", "b")
-    client.set(TS, "10")
-    loop.step()
-    assert client.get(TS) == "10"
-    assert loop.step() == []
-    assert sent(client) == ["a", "b"]
-    assert client.get(TS) == "12"
-    assert loop.vk.polls == [("10", 25), ("12", 25)]
+def test_a_later_start(fetcher: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """It goes on at the checkpoint of the bus, whatever VK's latest ts is."""
+    caplog.set_level(logging.INFO)
+    store.checkpoint = place(10)
+    fetcher.history.push("a", "b")
+    fetcher.settle()
+    assert store.ids == ["a", "b"]
+    assert caplog.messages == ["Polling VK, checkpoint 10"]
 
 
-def test_the_first_start(loop: Loop, client: Any) -> None:
-    """The checkpoint is made before the first poll, of VK's ts at that moment; VK is asked for it once."""
-    loop.log.push("before")
-    seen: list[str] = []
-    loop.vk.while_polling = lambda: seen.append(client.get(TS))
-    loop.step()
-    assert seen == ["11"]
-    loop.log.push("a")
-    loop.settle()
-    assert sent(client) == ["a"]
-    assert loop.backlog.start_ts == "11"
+@pytest.mark.parametrize("failure", [VK_DOWN, VK_FATAL])
+def test_vk_fails_at_the_start(fetcher: Fetcher, store: Store, failure: Exception) -> None:
+    """Nothing is done before its ts is known; what is fatal ends it."""
+    fetcher.vk.start_failure = failure
+    if failure is VK_FATAL:
+        with pytest.raises(VkFatalError):
+            fetcher.relay.run()
+    else:
+        fetcher.run_for(10)
+    assert not fetcher.vk.polls
+    assert store.checkpoint is None
+    fetcher.vk.start_failure = None
+    fetcher.poll()
+    assert store.checkpoint == place(10)
 
 
-def test_vk_is_down_at_the_start(loop: Loop, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is done before its ts is known."""
-
-    def fail() -> str:
-        raise VK_DOWN
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.vk, "latest_ts", fail)
-        assert loop.step() == ["VK is unavailable"]
-    assert not loop.vk.polls
-    assert not client.keys("*")
-    assert loop.step() == []
-
-
-def test_a_burst_is_named_at_once(loop: Loop, client: Any) -> None:
-    """Full answers are polled one after the other, up to a limit, and one request names them all."""
-    client.set(TS, "10")
-    loop.log.push(*ids(700))
-    loop.step()
-    assert [wait for _, wait in loop.vk.polls] == [25, 1, 1, 1, 1]
-    assert len(loop.backlog.pending) == 1
-    loop.step()
-    assert sent(client) == ids(500)
-    assert len(loop.names.asked) == 1
-    loop.settle()
-    assert sent(client) == ids(700)
+def test_updates_are_looked_up_together(begun: Fetcher, store: Store) -> None:
+    """One request resolves the names of all that is held, up to 500 updates."""
+    begun.bus.failure = REDIS_DOWN
+    begun.vk.names_failure = VK_DOWN
+    begun.history.push(*(update(id, user=1000 + int(id)) for id in numbers(700)))
+    begun.run(lambda: begun.held == 700)
+    begun.bus.failure = begun.vk.names_failure = None
+    begun.vk.looked_up.clear()
+    begun.settle()
+    assert store.ids == numbers(700)
+    assert [len(people) for people in begun.vk.looked_up] == [501, 200]  # the first with the chat
 
 
-def test_one_update_cannot_hurt_its_neighbours(
-    loop: Loop, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A malformed one is a dead letter, told once however often its batch is tried."""
-    loop.step()
-    loop.play(Batch("10", "13", [*batch(10, "a").updates, {"type": "message_new"}, *batch(12, "b").updates]))
-    loop.names.failure = VK_DOWN
-    loop.step(3)
-    assert not caplog.records
-    loop.names.failure = None
-    loop.step()
-    assert sent(client) == ["a", "b"]
-    assert len(dead_letters(client)) == 1
-    assert [record.getMessage() for record in caplog.records] == ["Dead letter: missing where an object is due"]
+def test_an_update_that_is_malformed(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """It is a dead letter in its place, logged once however often its batch is tried; an unwanted one costs nothing."""
+    begun.vk.names_failure = VK_DOWN
+    begun.history.push("a", update("x", malformed="no text"), update("y", ignored=True), "b")
+    begun.poll(3)
+    assert "Dead letter" not in caplog.text
+    begun.vk.names_failure = None
+    begun.settle()
+    assert store.ids == ["a", "b"]
+    assert [letter["error"] for letter in store.dead] == ["no text"]
+    assert caplog.messages.count("Dead letter: no text") == 1
+    assert list(store.seen) == ["a", "x", "b"]
 
 
-def test_names_are_forgotten_when_another_fetcher_was_first(loop: Loop, client: Any) -> None:
-    """It may have been told a newer title, which is in the cache."""
-    loop.step()
-    loop.log.push("a", "b")
-    loop.step(2)
-    client.set(f"{{events}}:name:{PEER}", json.dumps(["new title", "", "", ""]))
-    loop.log.push("c", "d")
-    loop.step()
-    client.set(TS, "99")
-    loop.step()
-    client.set(TS, "14")
-    loop.log.push("e")
-    loop.step(3)
-    assert json.loads(client.xrevrange("events", count=1)[0][1]["event"])["peer"]["name"] == "new title"
+def test_a_large_answer_goes_out_in_pieces(begun: Fetcher, store: Store) -> None:
+    """At most 500 updates are one commit; a kill between two of them repeats and loses nothing."""
+    begun.history.page = 2000
+    begun.history.push(*numbers(300), update("x", malformed="why"), *numbers(900, 300))
+
+    def cut(commit: Any) -> None:
+        if len(store.ids) > 400:
+            begun.bus.failure = REDIS_DOWN
+            raise REDIS_DOWN
+
+    begun.bus.on_commit = cut
+    begun.run(lambda: begun.bus.failure is not None)
+    assert store.checkpoint == place(10, part=500)
+    assert (len(store.ids), len(store.dead)) == (499, 1)
+    begun.restart()
+    begun.settle()
+    assert store.ids == numbers(1200)
+    assert len(store.dead) == 1
+    assert [commit.updates for commit in begun.bus.commits] == [500, 500, 201]
 
 
 # Gaps
 
 
-def test_a_gap_is_recorded(loop: Loop, client: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """One dead letter, and one warning."""
-    loop.step()
-    loop.play(gap(10, 20), batch(20, "a"))
-    loop.step(3)
-    assert dead_letters(client) == [{"since": "10", "until": "20", "error": "forgotten"}]
-    assert [record.getMessage() for record in caplog.records] == ["A gap from ts 10 to 20: forgotten"]
-    assert sent(client) == ["a"]
+def test_a_gap_is_recorded(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """One dead letter, and one warning; what is behind it goes out."""
+    begun.history.ts = 20
+    begun.history.oldest = 20
+    begun.history.push("a")
+    begun.settle()
+    assert store.dead == [gap(10, 20)]
+    assert caplog.messages == ["A gap from ts 10 to 20: forgotten"]
+    assert store.ids == ["a"]
 
 
-def test_vks_ts_goes_back(loop: Loop, client: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """VK has begun anew and does not say so: that is told like any gap, and what came with it goes out."""
-    loop.step()
-    loop.play(Batch("10", "3", batch(2, "a").updates), batch(3, "b"))
-    loop.step(3)
-    assert dead_letters(client) == [{"since": "10", "until": "3", "error": "VK's ts went back"}]
-    assert [record.getMessage() for record in caplog.records] == ["A gap from ts 10 to 3: VK's ts went back"]
-    assert sent(client) == ["a", "b"]
-    assert client.get(TS) == "4"
+def test_vk_restarts_its_numbering(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """The gap leads to the next epoch, and so does everything after it."""
+    begun.history.push("a")
+    begun.settle()
+    begun.history.restart(3)
+    begun.history.push("b")
+    begun.settle()
+    begun.history.restart(1)
+    begun.history.push("c")
+    begun.settle()
+    assert store.ids == ["a", "b", "c"]
+    assert store.dead == [gap(11, "1:3"), gap("1:4", "2:1")]
+    assert store.checkpoint == place(2, epoch=2)
+    assert "A gap from ts 1:4 to 2:1: forgotten" in caplog.messages
 
 
-def test_no_gap_where_the_ts_stays(loop: Loop, client: Any) -> None:
-    """VK has forgotten nothing, but to ask again at once would be a tight loop."""
-    loop.step()
-    loop.play(gap(10, 10), batch(10, "a"))
-    assert loop.step() == ["VK's long poll repeats itself without progress"]
-    loop.step(2)
-    assert not dead_letters(client)
-    assert sent(client) == ["a"]
+def test_vk_restarts_its_numbering_without_a_word(begun: Fetcher, store: Store) -> None:
+    """A lower ts in an answer says it: what came with it goes out, and the place is recorded."""
+    begun.vk.script = [[batch(10, 3, "a")]]
+    begun.history.restart(3)
+    begun.history.push("b")
+    begun.settle()
+    assert store.ids == ["a", "b"]
+    assert store.dead == [gap(10, "1:3", "VK restarted its numbering")]
 
 
-def test_vk_does_not_move_on(loop: Loop, client: Any) -> None:
-    """Updates at an unchanged ts go out once, and VK is not asked in a tight loop."""
-    stuck = Batch("10", "10", batch(10, "a").updates)
-    loop.step()
-    loop.play(stuck, stuck, batch(10, "a", "b"))
-    for _ in range(2):
-        assert loop.step() == ["VK's long poll repeats itself without progress"]
-    loop.step(2)
-    assert sent(client) == ["a", "b"]
-    assert client.get(TS) == "12"
+@pytest.mark.parametrize("answer", [[batch(10, 10, "a")], [Gap(10, 10, "forgotten"), batch(10, 10, "a")]])
+def test_vk_does_not_move_on(
+    begun: Fetcher, store: Store, answer: list[Batch | Gap], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Updates at an unchanged ts go out once, VK is not polled in a tight loop, and nothing is taken for a gap."""
+    begun.vk.script = [answer] * 5
+    polls = len(begun.vk.polls)
+    begun.run_for(3)
+    assert len(begun.vk.polls) - polls <= 6
+    assert "VK's long poll repeats itself without progress: trying again" in caplog.messages
+    begun.history.push("b")
+    begun.settle()
+    assert store.ids == ["a", "b"]
+    assert not store.dead
 
 
-def test_behind_vks_memory_and_under_traffic(loop: Loop, client: Any) -> None:
-    """Each gap moves on, so none is a failure: the fetcher catches up."""
-    loop.step()
-    loop.play(gap(10, 20), gap(20, 30), gap(30, 40), batch(40, "a"))
-    for _ in range(5):
-        assert loop.step() == []
-    assert sent(client) == ["a"]
-    assert [(letter["since"], letter["until"]) for letter in dead_letters(client)] == [
-        ("10", "20"),
-        ("20", "30"),
-        ("30", "40"),
-    ]
+# Something is missing before what is pending
 
 
-# What is missing before what is pending
+def forget(store: Store, ts: Position) -> None:
+    """Let the bus be as it was at this checkpoint, with nothing of what came later, and no connection broken."""
+    store.become(Store())
+    store.checkpoint = ts
 
 
-def held(loop: Loop, *ids: str) -> None:
-    """Let the loop hold these updates, and the bus know nothing of them."""
-    loop.log.push(*ids)
-    loop.bus.failure = DOWN
-    loop.step()
-    loop.bus.failure = None
+def test_what_is_missing_is_taken_from_what_was_committed_lately(begun: Fetcher, store: Store) -> None:
+    """VK need not have it any more."""
+    begun.history.push("a", "b")
+    begun.settle()
+    begun.history.push("c")
+    polls = len(begun.vk.polls)
+    forgotten: list[bool] = []
+
+    def lose(commit: Any) -> None:
+        if not forgotten:
+            forgotten.append(True)
+            forget(store, place(10))
+
+    begun.bus.on_commit = lose
+    begun.history.kept = 1
+    begun.settle()
+    assert store.ids == ["a", "b", "c"]
+    assert not store.dead
+    assert begun.vk.polled_at[polls:] == [12]
 
 
-def test_what_is_missing_is_taken_from_vk(loop: Loop, client: Any) -> None:
-    """An older checkpoint, stored by another fetcher: VK is asked there, and order is kept."""
-    loop.step()
-    loop.log.push("a", "b")
-    loop.settle()
-    loop.backlog.recent.clear()
-    held(loop, "c")
-    client.delete("events", f"{{events}}:seen:{GROUP}")
-    client.set(TS, "10")
-    loop.bus.reconnected = False
-    loop.step()
-    loop.settle()
-    assert sent(client) == ["a", "b", "c"]
-    assert not dead_letters(client)
+@pytest.fixture
+def behind(begun: Fetcher, store: Store) -> Fetcher:
+    """A fetcher that holds "c" (12, 13], and has no memory of "a" and "b" (10, 12]; the bus stands at 10."""
+    begun.history.push("a", "b")
+    store.checkpoint = place(12)
+    begun.restart()
+    begun.poll()
+    hold(begun, "c")
+    forget(store, place(10))
+    begun.bus.disconnected()
+    begun.vk.polls.clear()
+    return begun
 
 
-def test_a_gap_never_hides_what_is_pending(loop: Loop, client: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """VK has forgotten what is missing and more; the gap ends where what is held begins, and the log says so."""
-    loop.step()
-    loop.log.push("a", "b")
-    loop.settle()
-    held(loop, "c", "d")
-    client.delete("events", f"{{events}}:seen:{GROUP}")
-    client.set(TS, "5")
-    loop.backlog.recent.clear()
-    loop.bus.reconnected = False
-    loop.vk.script = [gap(5, 14)]
-    caplog.clear()
-    loop.settle()
-    assert sent(client) == ["c", "d"]
-    assert dead_letters(client) == [{"since": "5", "until": "12", "error": "forgotten"}]
-    told = [record.getMessage() for record in caplog.records if "gap" in record.getMessage()]
-    assert told == ["A gap from ts 5 to 12: forgotten"]
+def test_what_is_missing_is_taken_from_vk(behind: Fetcher, store: Store) -> None:
+    """It is polled at the checkpoint, without waiting, and order is kept."""
+    behind.settle()
+    assert store.ids == ["a", "b", "c"]
+    assert not store.dead
+    assert behind.vk.polls[0][1:] == (10, 1)
 
 
-def test_vk_has_begun_anew(loop: Loop, client: Any) -> None:
-    """What is pending is of another time: it goes out late, and then VK is polled where it is now."""
-    loop.step()
-    loop.log.push(*ids(5))
-    loop.settle()
-    held(loop, "a")
-    client.set(TS, "3")
-    loop.backlog.recent.clear()
-    loop.bus.reconnected = False
-    loop.log.log, loop.log.ts, loop.log.oldest = [], 3, 3
-    loop.step()
-    assert sent(client)[-1] == "a"
-    assert client.get(TS) == "3"
-    loop.log.push("b")
-    loop.settle()
-    assert sent(client)[-2:] == ["a", "b"]
+def test_a_gap_never_hides_what_is_pending(behind: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """VK has forgotten what is missing, and more; the gap ends where what is held begins."""
+    behind.vk.script = [[Gap(10, 99, "forgotten"), batch(99, 99)]]
+    behind.settle()
+    assert store.ids == ["c"]
+    assert store.dead == [gap(10, 12, NOT_ANSWERED)]
+    assert f"A gap from ts 10 to 12: {NOT_ANSWERED}" in caplog.messages
 
 
-def test_vk_says_more_with_a_new_key(loop: Loop, client: Any) -> None:
-    """An empty answer where VK is further proves nothing: it is asked again."""
-    loop.step()
-    loop.log.push("a", "b")
-    loop.settle()
-    held(loop, "c")
-    client.delete("events", f"{{events}}:seen:{GROUP}")
-    client.set(TS, "10")
-    loop.backlog.recent.clear()
-    loop.bus.reconnected = False
-    loop.vk.script = [Batch("10", "10", [])]
-    loop.vk.renewed = ["13"]
-    loop.settle()
-    assert sent(client) == ["a", "b", "c"]
-    assert not dead_letters(client)
+def test_a_part_of_what_is_missing_is_forgotten(behind: Fetcher, store: Store) -> None:
+    """The gap ends where VK has something again."""
+    behind.vk.script = [[Gap(10, 11, "forgotten"), batch(11, 12, "b")]]
+    behind.settle()
+    assert store.ids == ["b", "c"]
+    assert store.dead == [gap(10, 11)]
 
 
-def test_vk_fails_where_something_is_missing(loop: Loop, client: Any) -> None:
+def test_vk_is_silent_at_the_checkpoint(behind: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """An empty answer proves nothing while a new key says that VK is past it: the place is polled again."""
+    behind.vk.script = [[Batch(10, 10, [])]]
+    behind.settle()
+    assert "VK's long poll is silent at a ts that its new key is past: trying again" in caplog.messages
+    assert store.ids == ["a", "b", "c"]
+    assert not store.dead
+
+
+def test_vk_is_not_past_the_checkpoint(behind: Fetcher, store: Store) -> None:
+    """Then nobody has what is between, and it is a gap; what is held goes out."""
+    behind.vk.script, behind.vk.renewals = [[Batch(10, 10, [])]], [10]
+    behind.settle()
+    assert store.ids == ["c"]
+    assert store.dead == [gap(10, 12, "VK does not answer what is between")]
+
+
+@pytest.mark.parametrize("answer", [[batch(10, 3, "z")], [Gap(10, 3, "forgotten"), batch(3, 3)]])
+def test_vk_has_restarted_its_numbering_where_something_is_missing(
+    behind: Fetcher, store: Store, answer: list[Batch | Gap]
+) -> None:
+    """It has nothing of the time before: a gap, what is held, and then VK's next epoch."""
+    behind.vk.script = [answer]
+    behind.history.restart(3)
+    behind.history.push("d")
+    behind.settle()
+    assert store.ids == ["c", "d"]
+    assert store.dead[0] == gap(10, 12, "VK does not answer what is between")
+    assert store.checkpoint == place(4, epoch=1)
+
+
+def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -> None:
+    """VK has none of it: it is a gap at once, without a poll."""
+    behind.history.restart(3)
+    behind.history.push("d")
+    behind.bus.failure = REDIS_DOWN
+    behind.poll(3)  # a gap to epoch 1, and "d"
+    behind.restart()
+    store.checkpoint = place(3, epoch=1)
+    behind.poll()
+    hold(behind, "e")
+    forget(store, place(10))
+    behind.bus.disconnected()
+    behind.vk.polls.clear()
+    behind.settle()
+    assert store.ids == ["d", "e"]
+    assert store.dead == [gap(10, "1:3", "VK restarted its numbering")]
+    assert 10 not in behind.vk.polled_at
+
+
+def test_vk_fails_where_something_is_missing(behind: Fetcher, store: Store) -> None:
     """Nothing is decided then."""
-    loop.step()
-    loop.log.push("a")
-    loop.settle()
-    held(loop, "b")
-    client.delete("events", f"{{events}}:seen:{GROUP}")
-    client.set(TS, "10")
-    loop.backlog.recent.clear()
-    loop.bus.reconnected = False
-    loop.vk.script = [VK_DOWN]
-    assert loop.step() == ["VK is unavailable"]
-    loop.settle()
-    assert sent(client) == ["a", "b"]
+    behind.vk.script = [VK_DOWN] * 4
+    behind.settle()
+    assert store.ids == ["a", "b", "c"]
+    assert not store.dead
+
+
+def test_vk_repeats_itself_where_something_is_missing(behind: Fetcher, store: Store) -> None:
+    """It is told, with a pause, until VK moves on; nothing is a gap."""
+    behind.vk.script = [[batch(10, 10, "a")]]
+    behind.settle()
+    assert store.ids == ["a", "b", "c"]
+    assert not store.dead
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (place(15), [gap(10, 15)]),  # VK has the rest
+        (place(15, part=1), [gap(10, 15)]),
+        (place(25), [gap(10, 25)]),
+    ],
+)
+def test_another_fetcher_has_filled_a_gap(
+    begun: Fetcher, store: Store, at: Position, expected: list[dict[str, str]]
+) -> None:
+    """In part, or past its end: VK is asked for the rest only."""
+    begun.history.ts = begun.history.oldest = 15
+    begun.history.push(*numbers(10, 16))
+    begun.vk.script = [[Gap(10, 20, "forgotten"), batch(20, 21, "21")]]
+    moved: list[bool] = []
+
+    def fill(commit: Any) -> None:
+        if commit.kind == "gap" and not moved:
+            moved.append(True)
+            store.dead.extend(expected)
+            store.checkpoint = at
+
+    begun.bus.on_commit = fill
+    begun.settle()
+    assert store.dead == expected
+    first = 16 if at.ts == 15 else 26
+    assert [id for id in store.ids if int(id) >= first] == numbers(26 - first, first)
+    assert len(set(store.ids)) == len(store.ids)
+
+
+def test_another_fetcher_was_further_in_the_epoch_before(begun: Fetcher, store: Store) -> None:
+    """The rest of that epoch is a gap up to the restart, with the reason."""
+    begun.history.restart(3)
+
+    def go_on(commit: Any) -> None:
+        if commit.kind == "gap" and store.checkpoint == place(10):
+            store.checkpoint = place(15)
+
+    begun.bus.on_commit = go_on
+    begun.settle()
+    assert store.dead == [gap(15, "1:3")]
 
 
 # Redis fails
 
 
-def test_batches_are_held_while_redis_is_down(loop: Loop, client: Any) -> None:
-    """Polling goes on, for a second in each step, and names are known before Redis is back."""
-    loop.step()
-    loop.bus.failure = DOWN
-    for number in range(3):
-        loop.log.push(number)
-        assert loop.step() == ["Redis is unavailable"]
-    assert {wait for _, wait in loop.vk.polls[1:]} == {1}
-    assert loop.vk.short[-1]
-    loop.step()
-    loop.bus.failure, loop.names.failure = None, VK_DOWN
-    loop.step()
-    assert sent(client) == ids(3)
-    assert client.get(TS) == "13"
-    assert len(loop.names.asked) == 1, "all of one person in one chat"
-    assert not loop.vk.short[-1]
+def test_batches_are_held_while_redis_is_away(begun: Fetcher, store: Store) -> None:
+    """VK is polled on, without long waits, and names are known before Redis is back."""
+    begun.bus.failure = REDIS_DOWN
+    begun.bus.disconnected()
+    begun.poll()
+    begun.history.push(*numbers(3))
+    begun.poll(3)
+    assert set(begun.vk.waits[2:]) == {1}
+    assert begun.vk.is_short
+    begun.vk.names_failure = VK_DOWN
+    begun.bus.failure = None
+    begun.poll(2)
+    assert store.ids == numbers(3)
+    assert set(store.users) == {f"name of {PERSON}"}
+    assert not begun.vk.is_short
 
 
-def test_a_reply_is_lost(loop: Loop, client: Any) -> None:
-    """The bus had it all: it goes out once."""
-    loop.step()
-    loop.log.push(*ids(3))
-    loop.bus.lost_replies = 2
-    loop.settle()
-    assert sent(client) == ids(3)
-    assert not dead_letters(client)
+def test_a_reply_is_lost(begun: Fetcher, store: Store) -> None:
+    """The bus had it all: it goes out once, and its text is sent once."""
+    begun.history.push(*numbers(3))
+    begun.bus.lost_replies = 2
+    begun.settle()
+    assert store.ids == numbers(3)
+    assert not store.dead
 
 
-def test_redis_came_back_empty(loop: Loop, client: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_what_the_bus_lacks_is_sent_again(begun: Fetcher, store: Store) -> None:
+    """A broken connection costs the ids of what was committed lately; a failover, besides, what the replica lacks."""
+    begun.history.push(*(update(id, size=10_000) for id in numbers(400)))
+    begun.settle()
+    replica = store.copy()
+    begun.history.push(*(update(id, size=10_000) for id in numbers(50, 400)))
+    begun.settle()
+    sent = len(begun.bus.commits)
+    for _ in range(20):
+        begun.bus.disconnected()
+        begun.poll()
+    assert len(begun.bus.commits) == sent
+    assert begun.bus.reads[-1] == numbers(450)
+    fail_over(store, replica, begun)
+    begun.settle()
+    assert store.ids == numbers(450)
+    assert sum(commit.updates for commit in begun.bus.commits[sent:]) == 50
+    assert sum(commit.size for commit in begun.bus.commits[sent:]) < 51 * 10_500
+
+
+def test_a_link_whose_connections_break_moves_on(begun: Fetcher, store: Store) -> None:
+    """Each lives for 2 s of 128 KB/s: what is out is not sent again, however often they break."""
+    begun.bus.failure = REDIS_DOWN
+    begun.history.push(*(update(id, size=1000) for id in numbers(3000)))
+    begun.run(lambda: begun.held == 3000)
+    begun.bus.failure = None
+    left = [0.0]  # bytes that the present connection takes
+
+    def transfer(commit: Any) -> None:
+        if begun.bus.reads and left[0] < commit.size:
+            begun.clock.now += left[0] / 131072
+            left[0] = 2 * 131072
+            raise REDIS_DOWN
+        left[0] -= commit.size
+        begun.clock.now += commit.size / 131072
+
+    begun.bus.on_commit = transfer
+    started = begun.clock.now
+    begun.settle()
+    assert store.ids == numbers(3000)
+    assert begun.clock.now - started < 200, "30 are needed"
+    assert sum(commit.updates for commit in begun.bus.commits) == 3000
+
+
+@pytest.mark.parametrize(("count", "size", "least", "most"), [(3000, 0, 1000, 1100), (300, 200_000, 79, 90)])
+def test_what_was_committed_lately_is_bounded(
+    begun: Fetcher, store: Store, count: int, size: int, least: int, most: int
+) -> None:
+    """The latest 1,000 updates, or 16 MiB of them if these are fewer."""
+    begun.history.push(*(update(id, size=size) for id in numbers(count)))
+    begun.settle()
+    begun.bus.disconnected()
+    begun.poll()
+    ids = begun.bus.reads[-1]
+    assert least <= len(ids) <= most
+    assert ids == numbers(len(ids), count - len(ids))
+
+
+def test_a_failover_to_an_older_copy(begun: Fetcher, store: Store) -> None:
+    """Acknowledged writes that the replica lacks are written again, though VK has forgotten them; gaps, too."""
+    begun.history.push(*numbers(50))
+    begun.settle()
+    replica = store.copy()
+    begun.history.push(*numbers(20, 50))
+    begun.settle()
+    begun.history.ts = begun.history.oldest = 500
+    begun.history.updates.clear()
+    begun.history.push(*numbers(30, 70))
+    begun.settle()
+    begun.history.kept = 0
+    begun.history.push()
+    fail_over(store, replica, begun)
+    begun.settle()
+    assert store.ids == numbers(100)
+    assert store.dead == [gap(80, 500)]
+    assert store.checkpoint == place(530)
+
+
+def test_a_failover_to_a_copy_from_before_vk_restarted_its_numbering(begun: Fetcher, store: Store) -> None:
+    """VK's order holds, and the gap between the epochs is recorded once more."""
+    begun.history.push("a")
+    begun.settle()
+    replica = store.copy()
+    begun.history.push("b")
+    begun.settle()
+    begun.history.restart(3)
+    begun.history.push("c", "d")
+    begun.settle()
+    fail_over(store, replica, begun)
+    begun.history.push("e")
+    begun.settle()
+    assert store.ids == ["a", "b", "c", "d", "e"]
+    assert store.dead == [gap(12, "1:3")]
+    assert store.checkpoint == place(6, epoch=1)
+
+
+def test_a_failover_between_two_restarts_of_vks_numbering(begun: Fetcher, store: Store) -> None:
+    """What came before is committed again in its order, each epoch behind its gap."""
+    replica = store.copy()
+    for ts in (5, 3, 1):
+        begun.history.restart(ts)
+        begun.history.push(f"of {ts}")
+        begun.settle()
+    fail_over(store, replica, begun)
+    begun.settle()
+    assert store.ids == ["of 5", "of 3", "of 1"]
+    assert store.dead == [gap(10, "1:5"), gap("1:6", "2:3"), gap("2:4", "3:1")]
+
+
+@pytest.mark.parametrize("noticed", [True, False], ids=["the connection broke", "no connection broke"])
+def test_redis_came_back_empty(begun: Fetcher, store: Store, noticed: bool, caplog: pytest.LogCaptureFixture) -> None:
     """The last known checkpoint is stored again, with a record, and all that is remembered goes out."""
-    loop.step()
-    loop.log.push("a", "b")
-    loop.settle()
-    loop.log.push("c")
-    loop.step()
-    fail_over(client, [], loop)
-    loop.settle()
-    assert client.get(TS) == "13"
-    assert sent(client) == ["a", "b", "c"]
-    assert dead_letters(client) == [{"since": "12", "until": "12", "error": "Redis had lost the checkpoint"}]
-    assert "Redis had lost the checkpoint" in caplog.text
+    begun.history.push("a", "b")
+    begun.settle()
+    store.become(Store())
+    if noticed:
+        begun.bus.disconnected()
+    begun.history.push("c")
+    begun.settle()
+    assert store.ids == ["a", "b", "c"]
+    assert store.dead == [gap(12, 12, "Redis had lost the checkpoint")]
+    assert caplog.messages == ["Redis had lost the checkpoint: ts 12 is stored again"]
+    assert store.checkpoint == place(13)
+
+
+def test_an_empty_redis_that_takes_no_writes(begun: Fetcher, store: Store) -> None:
+    """One checkpoint is stored again, however often that failed; memory does not grow meanwhile."""
+    begun.history.push("a")
+    begun.settle()
+    store.become(Store())
+    begun.bus.disconnected()
+    begun.bus.commit_failure = REDIS_DOWN
+    begun.run_for(60)
+    begun.bus.commit_failure = None
+    commits = len(begun.bus.commits)
+    begun.settle()
+    assert [commit.kind for commit in begun.bus.commits[commits:]] == ["restore", "batch"]
+    assert store.ids == ["a"]
+
+
+def test_the_checkpoint_was_deleted(begun: Fetcher, other: Fetcher, store: Store) -> None:
+    """Two fetchers restore it: there is one record."""
+    other.poll()
+    begun.history.push("a")
+    settle(begun, other)
+    begun.history.push("b")
+    store.checkpoint = None
+    settle(begun, other)
+    assert store.ids == ["a", "b"]
+    assert store.dead == [gap(11, 11, "Redis had lost the checkpoint")]
 
 
 @pytest.mark.parametrize(
     ("stored", "published", "goes_out"),
     [(14, "", "abcd"), (12, "ab", "cd"), (13, "abc", "d"), (14, "abcd", ""), (99, "abcd", ""), (99, "ab", "cd")],
 )
-def test_another_fetcher_is_further(loop: Loop, client: Any, stored: int, published: str, goes_out: str) -> None:
+def test_another_fetcher_is_further(begun: Fetcher, store: Store, stored: int, published: str, goes_out: str) -> None:
     """Its checkpoint takes nothing away: what is held and is not on the bus goes out, and nothing twice."""
-    loop.step()
-    held(loop, *"abcd")
-    for id in published:
-        client.zadd(f"{{events}}:seen:{GROUP}", {id: 1})
-    client.set(TS, stored)
-    loop.log.ts = max(stored, 14)
-    loop.step()
-    assert "".join(sent(client)) == goes_out
-    assert client.get(TS) == str(max(stored, 14))
-    assert not dead_letters(client)
-    assert loop.backlog.next_ts == str(max(stored, 14))
+    hold(begun, *"abcd")
+    store.seen = dict.fromkeys(published, True)
+    store.checkpoint = place(stored)
+    begun.history.ts = max(begun.history.ts, stored)
+    begun.settle()
+    assert "".join(store.ids) == goes_out
+    assert store.checkpoint == place(max(stored, 14))
+    assert not store.dead
 
 
-def test_the_checkpoint_was_deleted(loop: Loop, client: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """No connection broke; another fetcher restores it first: then there is one record only."""
-    other = Loop(loop.log)
-    loop.step()
-    other.step()
-    loop.log.push("a")
-    for one in (loop, other):
-        one.step()
-    client.delete(TS)
+def test_two_fetchers_commit_the_same(begun: Fetcher, other: Fetcher, store: Store) -> None:
+    """Each event is on the bus once, and counted once."""
+    other.poll()
+    begun.history.push(*numbers(300), update("x", malformed="why"), *numbers(300, 300))
+    for _ in range(10):
+        begun.poll()
+        other.poll()
+    settle(begun, other)
+    assert store.ids == numbers(600)
+    events = [one.metrics.events.labels(type="message").values for one in (begun, other)]
+    assert sum(map(sum, events)) == 600
+    assert sum(sum(one.metrics.dead_letters.values) for one in (begun, other)) == 1
+
+
+def test_batches_that_come_too_late(
+    begun: Fetcher, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are left out, for they might be repetitions: it is recorded and logged, once, and not tried again."""
+    monkeypatch.setattr(limits, "DEDUP_WINDOW", 20)
+    hold(begun, "a", "b")
+    store.window = 20
+    store.seen = {f"old {number}": True for number in range(20)}
+    store.checkpoint = place(30)
+    begun.history.ts = 30
     for _ in range(3):
-        for one in (loop, other):
-            one.step()
-    assert client.get(TS) == "11"
-    assert sent(client) == ["a"]
-    assert len(dead_letters(client)) == 1
-    assert caplog.text.count("Redis had lost the checkpoint") == 1
+        begun.settle()
+        begun.bus.disconnected()
+    error = "2 updates came so late that they may be on the bus already"
+    assert store.ids == []
+    assert store.dead == [gap(10, 12, error)]
+    assert [one for one in caplog.messages if "late" in one] == [
+        "2 updates from ts 10 to 12 came so late that they may be on the bus already: they are left out"
+    ]
+    assert sum(begun.metrics.dead_letters.values) == 1
+    assert not sum(begun.metrics.events.labels(type="message").values)
 
 
-def test_what_is_committed_lately_survives_a_failover(loop: Loop, client: Any) -> None:
-    """Acknowledged writes that the replica lacks are written again, though VK has forgotten them all."""
-    loop.step()
-    loop.log.push(*ids(50))
-    loop.settle()
-    replica = copy(client)
-    loop.log.push(*ids(50, 50))
-    loop.settle()
-    loop.log.history = 0
-    loop.log.push()
-    fail_over(client, replica, loop)
-    loop.settle()
-    assert sent(client) == ids(100)
-    assert not dead_letters(client)
+def test_a_new_connection_inside_a_step(begun: Fetcher, store: Store) -> None:
+    """The client replaced a closed connection while the cache was read: what the server lacks goes out first."""
+    begun.history.push("a", "b")
+    begun.settle()
+    replica = store.copy()
+    replica.become(Store())
+    replica.checkpoint = place(10)
+    begun.history.push(update("c", user=77))
+
+    def replace() -> None:
+        begun.cache.on_read = lambda: None
+        fail_over(store, replica, begun)
+
+    begun.cache.on_read = replace
+    begun.history.kept = 1
+    begun.settle()
+    assert store.ids == ["a", "b", "c"]
+    assert not store.dead
 
 
-def test_a_broken_connection_is_taken_for_a_failover(loop: Loop, client: Any) -> None:
-    """Also where the next commit goes through: nobody knows what the server lost."""
-    loop.step()
-    loop.log.push(*ids(5))
-    loop.settle()
-    replica = copy(client)
-    loop.log.push(*ids(5, 5))
-    loop.settle()
-    loop.bus.failure = DOWN
-    loop.log.push("x")
-    loop.step()
-    fail_over(client, replica)
-    loop.bus.failure = None
-    loop.settle()
-    assert sent(client) == [*ids(10), "x"]
+# Redis is away at the start
 
 
-def test_memory_is_bounded_by_number(loop: Loop, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """VK is not polled past it, and what was held goes out."""
-    monkeypatch.setattr(backlog_limits, "MAX_PENDING", 150)
-    loop.step()
-    loop.bus.failure = DOWN
-    loop.log.push(*ids(500))
-    loop.step(5)
-    assert loop.backlog.count == 200
-    assert loop.vk.polls[-1][0] == "110"
-    loop.bus.failure = None
-    loop.settle()
-    assert sent(client) == ids(500)
+@pytest.mark.parametrize(
+    ("checkpoint", "restarts", "epoch"),
+    [
+        (None, 0, 0),  # nobody was there before
+        (place(50), 0, 0),
+        (place(90), 0, 0),  # another fetcher is further
+        (place(50, epoch=3), 0, 3),
+        (place(5000), 0, 1),  # VK has restarted its numbering since then
+        (place(5000, epoch=2), 0, 3),
+        (place(50), 1, 1),  # …or while it was held
+        (place(50, epoch=2), 1, 3),
+        (place(5000), 1, 1),  # …or both: nobody can tell, and one is enough for the order
+    ],
+)
+def test_a_start_without_redis(
+    fetcher: Fetcher, store: Store, checkpoint: Position | None, restarts: int, epoch: int
+) -> None:
+    """VK is polled from its latest ts, all is held, and epochs are counted as the bus does once it can be read."""
+    fetcher.history.restart(50)
+    fetcher.bus.failure = REDIS_DOWN
+    fetcher.poll(2)
+    fetcher.history.push(*numbers(20))
+    fetcher.poll(2)
+    for _ in range(restarts):
+        fetcher.history.restart(3)
+        fetcher.history.push("after")
+        fetcher.poll(3)
+    store.checkpoint = checkpoint
+    if checkpoint and checkpoint.ts == 90:
+        fetcher.history.ts = 90
+    fetcher.bus.failure = None
+    fetcher.settle()
+    assert [id for id in store.ids if id != "after"] == numbers(20)
+    assert store.ids[20:] == ["after"] * restarts
+    assert store.checkpoint == place(fetcher.history.ts, epoch=epoch)
 
 
-def test_memory_is_bounded_by_bytes(loop: Loop, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few long messages fill it as well."""
-    monkeypatch.setattr(backlog_limits, "MAX_PENDING_BYTES", 150_000)
-    loop.step()
-    loop.bus.failure = DOWN
-    loop.names.failure = VK_DOWN  # so that VK's answers themselves are held
-    loop.log.push(*ids(500))
-    loop.step(5)
-    assert loop.backlog.count == 200
-    loop.bus.failure = loop.names.failure = None
-    loop.settle()
-    assert sent(client) == ids(500)
+def test_vk_fails_at_the_first_connection(fetcher: Fetcher, store: Store) -> None:
+    """It must say whether it has restarted its numbering: nothing is committed before."""
+    fetcher.bus.failure = REDIS_DOWN
+    fetcher.poll(2)
+    fetcher.history.push("a")
+    fetcher.poll(2)
+    store.checkpoint = place(5000)
+    renew = fetcher.vk.renew
+
+    def fail() -> int:
+        raise VK_DOWN
+
+    fetcher.vk.renew = fail  # type: ignore[method-assign]
+    fetcher.bus.failure = None
+    fetcher.poll(3)
+    assert store.ids == []
+    fetcher.vk.renew = renew  # type: ignore[method-assign]
+    fetcher.settle()
+    assert store.ids == ["a"]
 
 
-def test_vk_is_polled_while_a_backlog_drains(loop: Loop, client: Any) -> None:
-    """Redis is back and slow: at least a poll a second, so VK need not keep much; nothing is lost."""
-    loop.log.history = 256
-    loop.step()
-    loop.bus.failure = DOWN
-    for number in range(30):
-        loop.log.push(*ids(40, 40 * number))
-        loop.step()
-    loop.bus.failure, loop.bus.cost = None, lambda commit: 0.1 + len(commit.entries) / 400
-    first = len(loop.vk.times)
-    for number in range(30, 70):
-        loop.log.push(*ids(40, 40 * number))
-        loop.step()
-    times = loop.vk.times[first:]
-    assert max(later - earlier for earlier, later in pairwise(times)) < 2.5
-    loop.settle()
-    assert sent(client) == ids(2800)
-    assert not dead_letters(client)
+def test_vk_is_asked_for_its_ts_only_if_something_is_held(fetcher: Fetcher, store: Store) -> None:
+    """And only if the checkpoint is another one: a start costs no request more."""
+    store.checkpoint = place(5)
+    fetcher.history.oldest = 5
+    fetcher.poll(2)
+    fetcher.restart()
+    fetcher.bus.failure = REDIS_DOWN
+    fetcher.poll(2)
+    fetcher.history.push("a")
+    fetcher.poll()
+    store.checkpoint = None
+    fetcher.bus.failure = None
+    fetcher.settle()
+    assert fetcher.vk.renewed == 0
 
 
-def test_pieces_get_through_a_slow_link(loop: Loop, client: Any) -> None:
-    """A commit that times out is halved, down to a single event if need be, and grows again on a better link."""
-    loop.step()
-    loop.bus.failure = DOWN
-    loop.log.push(*ids(400))
-    loop.step(3)
-    loop.bus.failure = None
-    loop.bus.timeout, loop.bus.cost = 1, lambda commit: len(commit.entries) / 4
-    errors = Counter(error for _ in range(12) for error in loop.step())
-    assert set(errors) == {"Redis is unavailable (TimeoutError)"}
-    sizes = [len(commit.entries) for commit in loop.bus.commits]
-    assert sizes[0] > 50
-    assert min(sizes) <= 4
-    first = len(loop.bus.commits)
-    loop.bus.cost = lambda commit: 0.01
-    loop.settle()
-    assert sent(client) == ids(400)
-    assert max(len(commit.entries) for commit in loop.bus.commits[first:]) > 30
+# Memory
 
 
-def test_a_slow_commit_makes_the_next_one_smaller(loop: Loop, client: Any) -> None:
-    """It did not time out, but polls waited for it."""
-    loop.step()
-    loop.bus.failure = DOWN
-    loop.log.push(*ids(2000))
-    loop.step(20)
-    loop.bus.failure, loop.bus.cost = None, lambda commit: len(commit.entries) / 100
-    loop.step(20)
-    assert len(loop.bus.commits[-1].entries) <= 100
-    loop.settle()
-    assert sent(client) == ids(2000)
+@pytest.mark.parametrize(("limit", "value", "held"), [("MAX_PENDING", 150, 200), ("MAX_PENDING_BYTES", 150_000, 200)])
+def test_memory_is_bounded(
+    begun: Fetcher,
+    store: Store,
+    limit: str,
+    value: int,
+    held: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By updates and by bytes: VK is not polled beyond, the log says so, and what is held goes out."""
+    assert (limits.MAX_PENDING, limits.MAX_PENDING_BYTES) == (10_000, 256 * 2**20)
+    monkeypatch.setattr(limits, limit, value)
+    begun.bus.failure = REDIS_DOWN
+    begun.vk.names_failure = VK_DOWN  # so that VK's answers themselves are held
+    begun.history.push(*numbers(500))
+    begun.run_for(20)
+    assert begun.held == held
+    full = f"Memory is full with {held} updates: VK is not polled"
+    assert caplog.messages.count(full) == 1
+    assert begun.vk.polled_at[-1] == 110
+    begun.run_for(61)
+    assert sum("Memory is full" in message for message in caplog.messages) == 2
+    begun.bus.failure = begun.vk.names_failure = None
+    begun.settle()
+    assert store.ids == numbers(500)
+
+
+# Neither polls nor commits wait for long
+
+
+def pauses(begun: Fetcher, first: int) -> list[float]:
+    """Return the seconds between polls."""
+    return [later[0] - earlier[0] for earlier, later in itertools.pairwise(begun.vk.polls[first:])]
+
+
+def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
+    """Redis is back and slow, and much is held: VK is polled every second or two, so it need not keep much."""
+    begun.history.kept = 256
+    begun.history.flow(rate=40)
+    begun.bus.failure = REDIS_DOWN
+    begun.run_for(30)
+    assert begun.held > 1000
+    begun.bus.failure = None
+    begun.bus.cost = lambda commit: 0.3 + len(commit.entries) / 600
+    first = len(begun.vk.polls)
+    begun.run_for(40)
+    assert max(pauses(begun, first)) < 2.5
+    assert begun.held < 100
+    begun.history.rate = 0
+    begun.settle()
+    assert store.ids == numbers(begun.history.flowed)
+    assert not store.dead
+
+
+def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
+    """Each answer of VK has something, without end: something goes out every second or two."""
+    begun.history.page = 10
+    begun.history.push(*numbers(20_000))
+    commits: list[float] = []
+    begun.bus.on_commit = lambda commit: commits.append(begun.clock.now)
+    begun.bus.failure = REDIS_DOWN
+    begun.poll(5)
+    begun.bus.failure = None
+    begun.run_for(10)
+    assert max(later - earlier for earlier, later in itertools.pairwise(commits)) < 1.5
+    assert store.ids == numbers(len(store.ids))
+    assert begun.held <= 1000
+
+
+@pytest.mark.parametrize(("page", "rate", "cost"), [(50, 90, 0.3), (20, 40, 1.2), (50, 90, 0.02)])
+def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, rate: float, cost: float) -> None:
+    """Nothing is assumed about how much VK puts into an answer: it is read faster than it forgets."""
+    begun.history.page, begun.history.kept = page, 300
+    begun.bus.cost = lambda commit: cost
+    begun.history.flow(rate)
+    begun.run_for(60)
+    behind = begun.history.flowed - len(store.ids)
+    assert behind < rate * (4 * cost + 2) + page
+    assert not store.dead
+    assert store.ids == numbers(len(store.ids))
+
+
+@pytest.mark.parametrize("limit", [200, 3_000, 50_000])
+def test_commits_get_through_a_slow_link(begun: Fetcher, store: Store, limit: int) -> None:
+    """What is above a size times out: pieces become smaller, down to one event, and grow on a better link."""
+    begun.bus.failure = REDIS_DOWN
+    begun.history.push(*numbers(400))
+    begun.run(lambda: begun.held == 400)
+    begun.bus.failure = None
+    begun.bus.cost = lambda commit: 9 if commit.size > limit and commit.updates > 1 else 0.1
+    before = len(begun.bus.commits)
+    begun.run_for(60)
+    assert begun.bus.commits[-1].updates < begun.bus.commits[before].updates == 400
+    begun.bus.cost = lambda commit: 0.01
+    begun.settle()
+    assert store.ids == numbers(400)
+    begun.history.page = 1000
+    for first in range(400, 4000, 400):
+        begun.history.push(*numbers(400, first))
+        begun.settle()
+    assert begun.bus.commits[-1].updates == 400
+
+
+def test_a_slow_redis_is_no_outage(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """Replies of 0.8 to 1.5 s at 40 updates a second: distance makes no piece smaller, and nothing fails."""
+    seconds = itertools.cycle([0.8, 1.5, 1.1])
+    begun.bus.cost = lambda commit: next(seconds)
+    begun.history.flow(rate=40)
+    begun.run_for(60)
+    assert begun.history.flowed - len(store.ids) < 300
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("rate", [2, 20, 50])
+def test_steady_traffic_goes_out_at_once(begun: Fetcher, store: Store, rate: float) -> None:
+    """VK answers each update as soon as it is there: none waits for the next one."""
+    begun.history.flow(rate)
+    ages: list[float] = []
+    started = begun.clock.now
+
+    def measure(commit: Any) -> None:
+        ages.extend(begun.clock.now - started - (int(entry.id) + 1) / rate for entry in commit.entries)
+
+    begun.bus.on_commit = measure
+    begun.run_for(30)
+    assert sorted(ages)[len(ages) // 2] < 1 / rate + 0.05
+    assert max(ages) < 1 / rate + 0.1
 
 
 # Names
 
 
-def test_names_fail_and_polls_go_on(loop: Loop, client: Any) -> None:
-    """VK's API may be down while its polls are answered; the fetcher is alive."""
-    loop.step()
-    loop.names.failure = TransientError("VK error 10")
-    loop.log.push("a")
-    for _ in range(5):
-        loop.step()
-        loop.log.push("b")
-    assert loop.step() == ["VK error 10"]
-    assert {wait for _, wait in loop.vk.polls[2:]} == {1}
-    assert len(loop.bus.beats) > 1
-    assert client.exists(loop.bus.alive_key)
-    loop.names.failure = None
-    loop.settle()
-    assert sent(client)[0] == "a"
+def test_a_failed_look_up_concerns_vk_alone(begun: Fetcher, store: Store) -> None:
+    """Redis is up, the heartbeat is set, nothing is read from the bus again, and VK is polled on."""
+    for failure in (VK_DOWN, VK_FATAL):
+        begun.vk.names_failure = failure
+        beats, reads, polls = len(begun.bus.beats), len(begun.bus.reads), len(begun.vk.polls)
+        begun.history.push(update(str(failure), user=len(store.ids) + 1))
+        begun.run_for(25)
+        assert begun.held == 1
+        assert set(begun.metrics.redis_up.values) == {1}
+        assert len(begun.bus.beats) - beats >= 2
+        assert len(begun.bus.reads) == reads
+        assert set(begun.vk.waits[polls + 1 :]) == {1}
+        assert not begun.vk.is_short
+        begun.vk.names_failure = None
+        begun.settle()
+    assert len(begun.bus.commits) == 2
 
 
-@pytest.mark.parametrize("failure", [TransientError("VK error 29"), FatalError("VK refuses the token")])
-def test_names_never_block_for_longer(loop: Loop, client: Any, failure: Any) -> None:
+@pytest.mark.parametrize("kind", ["names_failure", "full_failure"])
+@pytest.mark.parametrize("failure", [VK_DOWN, VK_FATAL])
+def test_look_ups_never_block_for_longer(begun: Fetcher, store: Store, failure: Any, kind: str) -> None:
     """However VK fails, events go out within 30 s, with the names that are known; VK is polled all the time."""
-    loop.step()
-    loop.log.push("known")
-    loop.settle()
-    loop.names.failure = failure
-    loop.vk.script = [Batch("11", "12", [stand_in.message("x", user=5) | {"event_id": "unknown"}])]
-    begun, first = loop.clock.now, len(loop.vk.times)
-    while len(sent(client)) < 2:
-        loop.run(1)
-    assert 29 < loop.clock.now - begun < 34
-    assert len(loop.vk.times) - first > 25
-    assert user_names(client) == [f"name of {PERSON}", ""]
-    assert not client.exists("{events}:name:5")
-    loop.names.failure = None
-    loop.log.ts = 12
-    loop.log.push("y")
-    loop.settle()
-    assert sent(client) == ["known", "unknown", "y"]
+    begun.history.push("known")
+    begun.settle()
+    setattr(begun.vk, kind, failure)
+    begun.vk.unnamed = {77}
+    begun.history.push(update("unknown", user=77))
+    started, first = begun.clock.now, len(begun.vk.polls)
+    begun.run(lambda: len(store.ids) == 2 or begun.clock.now > started + 100)
+    assert 29 < begun.clock.now - started < 34
+    assert len(begun.vk.polls) - first > 15
+    assert store.users == [f"name of {PERSON}", ""]
+    assert 77 not in store.names
+    setattr(begun.vk, kind, None)
+    begun.vk.unnamed = set()
+    begun.history.push(update("later", user=77))
+    begun.settle()
+    assert store.users[-1] == "name of 77"
 
 
-def test_one_object_that_fails(loop: Loop, client: Any) -> None:
-    """VK fails for one person for minutes: whose batch has waited once delays nobody any more."""
-    loop.step()
-    loop.names.failing = {PERSON}
+def test_one_object_that_fails(begun: Fetcher, store: Store) -> None:
+    """VK fails for one person for minutes: nobody else waits for longer than 30 s, nor for ever."""
+    begun.vk.unnamed = {77}
     for number in range(70):
-        loop.log.push(number)
-        loop.run(1)
-        behind = number + 1 - len(sent(client))
-        assert behind <= (33 if number < 40 else 3)
-    assert set(user_names(client)) == {""}
-    loop.names.failing = set()
-    loop.log.push("named")
-    loop.run(3)
-    assert user_names(client)[-1] == f"name of {PERSON}"
+        begun.history.push(update(str(number), user=77 if number % 2 else PERSON))
+        begun.run_for(1)
+        assert number + 1 - len(store.ids) <= 33
+    begun.run_for(35)
+    assert store.ids == numbers(70)
+    assert set(store.users[1::2]) == {""}
+    assert set(store.users[::2]) == {f"name of {PERSON}"}
 
 
-def test_names_given_up_while_redis_is_down(loop: Loop, client: Any) -> None:
+def test_names_given_up_while_redis_is_away(begun: Fetcher, store: Store) -> None:
     """The 30 s begin when the batch comes, so it does not wait again when Redis is back."""
-    loop.step()
-    loop.names.failure = TransientError("VK error 10")
-    loop.bus.failure = DOWN
-    loop.log.push("a")
-    loop.run(40)
-    loop.bus.failure = None
-    loop.step()
-    assert sent(client) == ["a"]
+    begun.vk.names_failure = VK_DOWN
+    hold(begun, "a")
+    begun.bus.failure = REDIS_DOWN
+    begun.run_for(40)
+    begun.bus.failure = None
+    begun.poll(2)
+    assert store.ids == ["a"]
 
 
-# Fatal answers
+# What is fatal, and bugs
 
 
-FATAL = FatalError("Redis refuses the user or the password: fix REDIS_URL")
+@pytest.mark.parametrize("failure", [REDIS_FATAL, BUG])
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_what_only_people_can_fix_ends_it_while_nothing_is_held(
+    fetcher: Fetcher, has_begun: bool, failure: Exception
+) -> None:
+    """No poll brings more to lose."""
+    if has_begun:
+        fetcher.poll(3)
+    fetcher.bus.failure = failure
+    fetcher.bus.disconnected()
+    polls = len(fetcher.vk.polls)
+    with pytest.raises(type(failure), match=str(failure)):
+        fetcher.relay.run()
+    assert len(fetcher.vk.polls) == polls
 
 
-@pytest.mark.parametrize("place", ["start", "later"])
-def test_a_fatal_answer_ends_it_while_nothing_is_pending(loop: Loop, place: str) -> None:
-    """Only the operator can fix it, and memory holds nothing."""
-    if place == "later":
-        loop.step()
-    loop.bus.failure = FATAL
-    loop.bus.reconnected = True
-    polls = len(loop.vk.polls)
-    with pytest.raises(FatalError, match="password"):
-        loop.relay.run()
-    assert len(loop.vk.polls) == polls, "no poll brings more to lose"
-
-
-def test_a_fatal_answer_of_vk_ends_it_while_nothing_is_pending(loop: Loop) -> None:
+@pytest.mark.parametrize("failure", [VK_FATAL, BUG])
+def test_a_poll_that_fails_for_good_ends_it_while_nothing_is_held(begun: Fetcher, failure: Exception) -> None:
     """Whatever else failed before it."""
-    loop.step()
-    loop.bus.failure, loop.bus.reconnected = DOWN, True
-    loop.vk.script = [FatalError("VK refuses the token")]
-    with pytest.raises(FatalError, match="token"):
-        loop.relay.run()
+    begun.bus.failure = REDIS_DOWN
+    begun.bus.disconnected()
+    begun.vk.script = [failure]
+    with pytest.raises(type(failure), match=str(failure)):
+        begun.relay.run()
 
 
-def test_a_fatal_answer_costs_no_memory(loop: Loop, client: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """While something is pending it is CRITICAL once a minute, tried again, and VK is polled; then it ends as ever."""
-    loop.step()
-    loop.log.push("a", "b")
-    loop.step()
-    loop.bus.failure = FATAL
-    loop.run(150)
-    told = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert told == [("CRITICAL", f"{FATAL}: trying again, because 2 updates are not on the bus yet")] * 3
-    loop.log.push("c")
-    loop.run(5)
-    loop.bus.failure = None
-    loop.run(3)
-    assert sent(client) == ["a", "b", "c"]
-    assert caplog.messages[-1] == "Recovered"
-    loop.bus.failure, loop.bus.reconnected = FATAL, True
-    with pytest.raises(FatalError):
-        loop.relay.run()
+AGAIN = "trying again, because 2 updates are not on the bus yet"
 
 
-# Failures in the log, and pauses
+@pytest.mark.parametrize(
+    ("failure", "said", "has_traceback", "is_up"),
+    [
+        (REDIS_FATAL, f"{REDIS_FATAL}: {AGAIN}", False, 0),
+        (VK_FATAL, f"{VK_FATAL}: {AGAIN}", False, 1),
+        (BUG, f"A bug of the fetcher; please report it: {AGAIN}", True, 1),
+    ],
+    ids=["Redis", "VK", "bug"],
+)
+def test_what_only_people_can_fix_costs_no_memory(
+    begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture,
+    failure: Exception, said: str, has_traceback: bool, is_up: int,
+) -> None:  # fmt: skip
+    """While something is held it is CRITICAL once a minute and tried again; a bug with its traceback. Then it ends."""
+    begun.history.push("a", "b")
+    begun.bus.commit_failure = failure
+    begun.run_for(150)
+    critical = [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert [record.getMessage() for record in critical] == [said] * 3
+    assert [bool(record.exc_info) for record in critical] == [has_traceback] * 3
+    assert begun.metrics.redis_up.values[-1] == is_up
+    begun.history.push("c")
+    begun.run_for(5)
+    begun.bus.commit_failure = None
+    begun.settle()
+    begun.poll(2)
+    assert store.ids == ["a", "b", "c"]
+    assert "Recovered" in caplog.messages
+    begun.vk.script = [failure]
+    with pytest.raises(type(failure)):
+        begun.relay.run()
 
 
-def test_a_failure_is_logged_once_a_minute(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
-    """And one line tells that it is over; another failure meanwhile is told as well."""
-    loop.step()
-    loop.bus.failure = DOWN
-    loop.bus.reconnected = True
-    loop.run(150)
-    assert caplog.messages == ["Redis is unavailable: trying again"] * 3
-    loop.vk.script = [VK_DOWN]
-    loop.run(5)
-    assert caplog.messages[3:] == ["VK is unavailable: trying again"]
-    loop.bus.failure = None
-    loop.run(30)
+# The log, and pauses
+
+
+def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
+    """And one line says that it is over; another failure meanwhile is logged as well."""
+    begun.bus.failure = REDIS_DOWN
+    begun.bus.disconnected()
+    begun.run_for(150)
+    assert caplog.messages == [f"{REDIS_DOWN}: trying again"] * 3
+    begun.vk.script = [VK_DOWN]
+    begun.run_for(5)
+    assert caplog.messages[3:] == [f"{VK_DOWN}: trying again"]
+    begun.bus.failure = None
+    begun.run_for(30)
     assert caplog.messages[4:] == ["Recovered"]
     assert {record.levelname for record in caplog.records} == {"WARNING"}
-    loop.vk.script = [VK_DOWN]
-    loop.run(30)
-    assert caplog.messages[5:] == ["VK is unavailable: trying again", "Recovered"], "it is told again"
+    begun.vk.script = [VK_DOWN]
+    begun.run_for(30)
+    assert caplog.messages[5:] == [f"{VK_DOWN}: trying again", "Recovered"], "it is logged again"
 
 
-def test_pauses_grow(loop: Loop) -> None:
+def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """Updates are held for over 30 s: a line a minute says how many, how long, what is tried; one says when it ends."""
+    begun.history.push("a", "b")
+    begun.bus.commit_failure = REDIS_DOWN
+    begun.run_for(29)
+    assert not [one for one in caplog.messages if "held" in one]
+    begun.run_for(121)
+    stalled = [record for record in caplog.records if "held" in record.getMessage()]
+    assert len(stalled) == 2
+    assert {record.levelname for record in stalled} == {"WARNING"}
+    assert "2 updates are held, and none has reached the bus for 3" in stalled[0].getMessage()
+    assert stalled[0].getMessage().rpartition(": ")[2]
+    begun.bus.commit_failure = None
+    caplog.clear()
+    begun.settle()
+    begun.poll(2)
+    assert caplog.messages.count("Updates reach the bus again") == 1
+
+
+@pytest.mark.parametrize(
+    ("failing", "doing"),
+    [
+        ("commit_failure", "committing 1 updates, "),
+        ("read_failure", "asking Redis which of the latest updates it has"),
+        ("failure", "setting the heartbeat"),
+    ],
+)
+def test_what_is_being_tried_while_updates_are_held(
+    begun: Fetcher, failing: str, doing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line says it in words."""
+    hold(begun, "a")
+    setattr(begun.bus, failing, REDIS_DOWN)
+    begun.run_for(45)
+    stalled = [one for one in caplog.messages if "1 updates are held" in one]
+    assert len(stalled) == 1
+    assert doing in stalled[0]
+
+
+def test_that_vk_is_asked_for_what_is_missing(behind: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
+    """What is missing, and VK does not answer: that is being tried."""
+    behind.vk.script = [VK_DOWN] * 1000
+    behind.run_for(45)
+    assert "asking VK for what is missing after ts 10" in caplog.text
+
+
+def test_a_long_poll_is_no_stall(history: History, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """With POLL_WAIT=90 the first update may come after a minute of silence: none was held meanwhile."""
+    fetcher = Fetcher(history, store, poll_wait=90)
+    fetcher.poll(2)
+    history.flow(rate=1 / 80)
+    fetcher.run(lambda: len(store.ids) == 2)
+    assert not caplog.messages
+
+
+def test_pauses_grow(begun: Fetcher) -> None:
     """From a fifth of a second to two, half at random, and what the step took counts."""
-    loop.step()
-    loop.vk.script = [VK_DOWN] * 20
-    first = len(loop.vk.times)
-    loop.run(30)
-    times = loop.vk.times[first:][:20]
-    pauses = [later - earlier for earlier, later in pairwise(times)]
-    assert 0.1 <= pauses[0] <= 0.4
-    assert all(1 <= pause <= 2 for pause in pauses[-10:])
+    begun.vk.script = [VK_DOWN] * 20
+    first = len(begun.vk.polls)
+    begun.run(lambda: not begun.vk.script)
+    times = pauses(begun, first)
+    assert 0.1 <= times[0] <= 0.4
+    assert all(1 <= pause <= 2 for pause in times[-10:])
 
 
-def test_a_long_step_is_followed_at_once(loop: Loop) -> None:
+def test_a_long_step_is_followed_at_once(begun: Fetcher) -> None:
     """It took longer than its pause."""
-    loop.step()
-    loop.vk.script = [VK_DOWN] * 20
-    first = len(loop.vk.times)
+    begun.vk.script = [VK_DOWN] * 20
+    first = len(begun.vk.polls)
 
     def slow() -> None:
-        loop.clock.now += 3
+        begun.clock.now += 3
 
-    loop.vk.while_polling = slow
-    end = loop.clock.now + 30
-
-    def stop(seconds: float) -> None:
-        assert seconds == 0
-        if loop.clock.now > end:
-            raise END
-
-    loop.clock.sleep = stop  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="the end"):
-        loop.relay.run()
-    assert len(loop.vk.times) - first == 11
+    begun.vk.before_poll.insert(0, slow)
+    begun.run(lambda: not begun.vk.script)
+    assert pauses(begun, first) == pytest.approx([3] * 19)
 
 
-# The heartbeat
+# The heartbeat, and what operators count
 
 
-def test_no_heartbeat_without_an_answer(loop: Loop, client: Any) -> None:
+def test_no_heartbeat_without_an_answer(fetcher: Fetcher) -> None:
     """A poll that failed is none."""
-    loop.vk.script = [VK_DOWN]
-    loop.step(2)
-    assert not client.exists(loop.bus.alive_key)
-    loop.step()
-    assert client.exists(loop.bus.alive_key)
+    fetcher.vk.script = [VK_DOWN] * 10
+    fetcher.poll(10)
+    assert not fetcher.bus.beats
+    fetcher.poll()
+    assert len(fetcher.bus.beats) == 1
 
 
-def test_heartbeats_are_spaced(loop: Loop) -> None:
-    """Not each of many batches costs one."""
-    loop.step()
-    for number in range(150):
-        loop.log.push(number)
-        loop.step()
-    seconds = 150 * 0.02
-    assert seconds / limits.HEARTBEAT_INTERVAL - 2 <= len(loop.bus.beats) <= seconds / limits.HEARTBEAT_INTERVAL + 2
+def test_heartbeats_are_spaced(begun: Fetcher) -> None:
+    """One every ten seconds, not one for each of many batches; a new connection is given one at once."""
+    begun.history.flow(rate=20)
+    begun.run_for(60)
+    beats = begun.bus.beats
+    assert 5 <= len(beats) <= 8
+    assert min(later - earlier for earlier, later in itertools.pairwise(beats)) >= 10
+    total = len(beats) + 1
+    begun.run(lambda: len(beats) == total)
+    begun.bus.disconnected()
+    begun.run_for(3)
+    assert len(beats) == total + 1
 
 
-# What operators count
+def test_what_is_counted(begun: Fetcher, store: Store) -> None:
+    """Once, whatever goes out in pieces, is refused the first time, or is committed again; ages where VK has a date."""
+    date = int(begun.clock.now) - 7
+    begun.history.push(update("a", date=date), "b", update("x", malformed="why"))
+    begun.bus.lost_replies = 1
+    begun.settle()
+    begun.history.ts = begun.history.oldest = 20
+    begun.history.updates.clear()
+    begun.history.push("c")
+    begun.settle()
+    begun.bus.disconnected()
+    begun.poll(2)
+    counted = begun.metrics.events.labels(type="message").values
+    assert sum(counted) in (1, 3), "what was recorded when a reply was lost cannot be counted"
+    assert sum(begun.metrics.gaps.values) == 1
+    assert all(7 <= age < 300 for age in begun.metrics.publish_age.values)
+    assert begun.metrics.commit_seconds.values == pytest.approx([0.001] * len(begun.metrics.commit_seconds.values))
 
 
-class Count:
-    """A counter, a gauge or a histogram: it keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[float] = []
-        self.of_label: dict[Any, Count] = {}
-
-    def labels(self, **labels: Any) -> "Count":
-        return self.of_label.setdefault(next(iter(labels.values())), Count())
-
-    def inc(self) -> None:
-        self.told.append(1)
-
-    set = observe = lambda self, value: self.told.append(value)
-
-
-COUNTS = ("EVENTS", "DEAD_LETTERS", "GAPS", "HELD_UPDATES", "LAST_POLL", "COMMIT_SECONDS", "PUBLISH_AGE", "REDIS_UP")
-
-
-@pytest.fixture
-def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Count]:
-    counts = {name: Count() for name in COUNTS}
-    for name, count in counts.items():
-        monkeypatch.setattr(f"fetcher.metrics.{name}", count)
-    return counts
-
-
-def test_events_and_dead_letters_are_counted_once(loop: Loop, client: Any, counts: dict[str, Count]) -> None:
-    """Whatever goes out in parts, or is refused the first time, or is committed again."""
-    loop.step()
-    loop.backlog.piece = 2
-    updates = [*batch(10, "a", "b", "c").updates, {"type": "message_new"}, stand_in.button() | {"event_id": "d"}]
-    loop.play(Batch("10", "15", updates), gap(15, 20))
-    loop.step()
-    client.delete(TS)
-    loop.settle()
-    assert sent(client) == ["a", "b", "c", "d"]
-    loop.bus.reconnected = True
-    loop.settle()
-    assert {kind: sum(count.told) for kind, count in counts["EVENTS"].of_label.items()} == {"message": 3, "button": 1}
-    assert len(counts["PUBLISH_AGE"].told) == 3, "VK tells when a message was sent"
-    assert sum(counts["DEAD_LETTERS"].told) == 1
-    assert sum(counts["GAPS"].told) == 1
-
-
-def test_what_is_held_is_told(loop: Loop, counts: dict[str, Count]) -> None:
-    """And whether Redis is up, when VK was polled, and how long commits take."""
-    loop.step()
-    assert (counts["REDIS_UP"].told[-1], counts["HELD_UPDATES"].told[-1]) == (1, 0)
-    assert abs(counts["LAST_POLL"].told[-1] - loop.clock.now) < 30
-    loop.bus.failure = DOWN
-    loop.log.push("a", "b")
-    loop.step()
-    assert (counts["REDIS_UP"].told[-1], counts["HELD_UPDATES"].told[-1]) == (0, 2)
-    loop.bus.failure, loop.bus.cost = None, lambda commit: 0.5
-    loop.step()
-    assert (counts["REDIS_UP"].told[-1], counts["HELD_UPDATES"].told[-1]) == (1, 0)
-    assert counts["COMMIT_SECONDS"].told[-1] == pytest.approx(0.5)
+def test_what_is_held_is_counted(begun: Fetcher) -> None:
+    """And whether Redis is up, and when VK was polled."""
+    begun.poll()
+    assert (begun.metrics.redis_up.values[-1], begun.metrics.held_updates.values[-1]) == (1, 0)
+    assert begun.clock.now - begun.metrics.last_poll.values[-1] < 1
+    hold(begun, "a", "b")
+    begun.bus.failure = REDIS_DOWN
+    begun.poll(2)
+    assert (begun.metrics.redis_up.values[-1], begun.metrics.held_updates.values[-1]) == (0, 2)
+    moved = len(begun.metrics.checkpoint.values)
+    begun.bus.failure = None
+    begun.poll(3)
+    assert (begun.metrics.redis_up.values[-1], begun.metrics.held_updates.values[-1]) == (1, 0)
+    assert len(begun.metrics.checkpoint.values) == moved + 1
 
 
 # Two faults at once: what is in memory is never lost
 
 
-def test_an_outage_and_then_a_failover(loop: Loop, client: Any) -> None:
+def test_an_outage_and_then_a_failover(begun: Fetcher, store: Store) -> None:
     """Redis is down for 30 s, and the replica that follows lacks the latest writes; VK keeps 200 updates."""
-    loop.log.history = 200
-    loop.step()
-    loop.log.push(*ids(160))
-    loop.settle()
-    replica = copy(client)
-    loop.log.push(*ids(40, 160))
-    loop.settle()
-    loop.bus.failure = DOWN
+    begun.history.kept = 200
+    begun.history.push(*numbers(160))
+    begun.settle()
+    replica = store.copy()
+    begun.history.push(*numbers(40, 160))
+    begun.settle()
+    begun.bus.failure = REDIS_DOWN
     for number in range(30):
-        loop.log.push(*ids(20, 200 + 20 * number))
-        loop.step()
-    fail_over(client, replica)
-    loop.bus.failure = None
-    loop.settle()
-    assert sent(client) == ids(800)
-    assert not dead_letters(client)
+        begun.history.push(*numbers(20, 200 + 20 * number))
+        begun.run_for(1)
+    fail_over(store, replica)
+    begun.bus.failure = None
+    begun.settle()
+    assert store.ids == numbers(800)
+    assert not store.dead
 
 
-def test_a_restart_while_redis_is_down(loop: Loop, client: Any) -> None:
-    """The one update that nobody has any more is a gap, told; all that came after the restart is there."""
-    loop.step()
-    loop.log.push(*ids(219))
-    loop.settle()
-    loop.log.history = 100
-    loop.bus.failure = DOWN
-    loop.log.push("nobody has it")
-    loop.step()
-    loop.start()
-    loop.bus.failure = DOWN
+def test_a_restart_while_redis_is_away(begun: Fetcher, store: Store) -> None:
+    """The one update that nobody has any more is a recorded gap; all that came after the restart is there."""
+    begun.history.push(*numbers(219))
+    begun.settle()
+    begun.history.kept = 100
+    begun.bus.failure = REDIS_DOWN
+    begun.history.push("nobody has it")
+    begun.poll(2)
+    begun.restart()
+    begun.bus.failure = REDIS_DOWN
     for number in range(30):
-        loop.step()
-        loop.log.push(*ids(10, 220 + 10 * number))
-    loop.step()
-    loop.bus.failure = None
-    loop.settle()
-    assert sent(client) == ids(219) + ids(300, 220)
-    assert [(letter["since"], letter["until"]) for letter in dead_letters(client)] == [("229", "230")]
+        begun.poll(2)
+        begun.history.push(*numbers(10, 220 + 10 * number))
+    begun.poll(2)
+    begun.bus.failure = None
+    begun.settle()
+    assert store.ids == numbers(219) + numbers(300, 220)
+    assert [(letter["since"], letter["until"]) for letter in store.dead] == [("229", "230")]
 
 
-def test_two_fetchers_one_restarted_during_the_outage(loop: Loop, client: Any) -> None:
+def test_two_fetchers_one_restarted_during_the_outage(begun: Fetcher, other: Fetcher, store: Store) -> None:
     """It is back first, and its gap takes nothing away from what the other holds."""
-    loop.log.history = 100
-    other = Loop(loop.log)
-    for one in (loop, other):
-        one.step()
-    loop.log.push(*ids(100))
-    for one in (loop, other):
-        one.settle()
-    for one in (loop, other):
-        one.bus.failure = DOWN
+    begun.history.kept = 100
+    other.poll()
+    begun.history.push(*numbers(100))
+    settle(begun, other)
+    for one in (begun, other):
+        one.bus.failure = REDIS_DOWN
     for number in range(18):
-        loop.log.push(*ids(10, 100 + 10 * number))
-        for one in (loop, other):
-            one.step()
-    other.start()
-    other.bus.failure = DOWN
-    other.step()
+        begun.history.push(*numbers(10, 100 + 10 * number))
+        for one in (begun, other):
+            one.poll(2)
+    other.restart()
+    other.bus.failure = REDIS_DOWN
+    other.poll()
     for number in range(18):
-        loop.log.push(*ids(10, 280 + 10 * number))
-        for one in (loop, other):
-            one.step()
+        begun.history.push(*numbers(10, 280 + 10 * number))
+        for one in (begun, other):
+            one.poll(2)
     other.bus.failure = None
     other.settle()
-    loop.bus.failure = None
-    loop.settle()
-    assert sorted(sent(client), key=int) == ids(460)
-    assert len(sent(client)) == 460
-    loop.log.push("x")
-    for one in (loop, other):
-        one.settle()
-    assert sent(client)[-1] == "x"
+    begun.bus.failure = None
+    settle(begun, other)
+    assert sorted(store.ids, key=int) == numbers(460)
+    begun.history.push("x")
+    settle(begun, other)
+    assert store.ids[-1] == "x"
 
 
-def test_two_fetchers_and_an_empty_redis(loop: Loop, client: Any) -> None:
-    """One was started meanwhile and stores VK's latest ts: the other's updates go out all the same, and it is told."""
-    loop.step()
-    loop.log.push(*ids(40))
-    loop.settle()
-    loop.bus.failure = DOWN
-    loop.log.push(*ids(60, 40))
-    loop.step(3)
-    fail_over(client, [])
-    newcomer = Loop(loop.log)
-    newcomer.step()
-    loop.bus.failure = None
-    loop.settle()
-    newcomer.settle()
-    loop.log.push("x")
-    newcomer.settle()
-    loop.settle()
-    assert sent(client) == [*ids(100), "x"]
+def test_two_fetchers_and_an_empty_redis(begun: Fetcher, other: Fetcher, store: Store) -> None:
+    """One was started meanwhile and stores VK's latest ts: the other's updates go out all the same."""
+    begun.history.push(*numbers(40))
+    begun.settle()
+    begun.bus.failure = REDIS_DOWN
+    begun.history.push(*numbers(60, 40))
+    begun.poll(3)
+    fail_over(store, Store())
+    other.poll()
+    begun.bus.failure = None
+    settle(begun, other)
+    begun.history.push("x")
+    settle(other, begun)
+    assert store.ids == [*numbers(100), "x"]
 
 
-def test_a_lost_reply_and_then_a_failover(loop: Loop, client: Any) -> None:
+def test_a_lost_reply_and_then_a_failover(begun: Fetcher, store: Store) -> None:
     """The first server had it, the second one does not: it goes out there."""
-    loop.step()
-    replica = copy(client)
-    loop.log.push(*ids(3))
-    loop.bus.lost_replies = 1
-    loop.step(2)
-    fail_over(client, replica, loop)
-    loop.settle()
-    assert sent(client) == ids(3)
+    replica = store.copy()
+    begun.history.push(*numbers(3))
+    begun.bus.lost_replies = 1
+    begun.run(lambda: not begun.bus.lost_replies)
+    fail_over(store, replica, begun)
+    begun.settle()
+    assert store.ids == numbers(3)
 
 
-def test_a_failover_while_a_large_batch_goes_out_in_parts(loop: Loop, client: Any) -> None:
-    """The parts that were acknowledged go out again."""
-    loop.step()
-    replica = copy(client)
-    loop.backlog.piece = 30
-    loop.bus.cost = lambda commit: 0.6
-    loop.log.push(*ids(100))
-    loop.step(2)
-    assert 0 < len(sent(client)) < 100
-    fail_over(client, replica, loop)
-    loop.settle()
-    assert sent(client) == ids(100)
+@pytest.mark.parametrize("what", ["failover", "kill"])
+def test_a_fault_between_two_pieces(begun: Fetcher, store: Store, what: str) -> None:
+    """The pieces that were acknowledged go out again if they were lost, and are passed over if not."""
+    begun.history.page = 2000
+    replica = store.copy()
+    begun.history.push(*numbers(1300))
+    begun.bus.cost = lambda commit: 1.1
+    begun.run(lambda: store.checkpoint == place(10, part=500))
+    if what == "kill":
+        begun.restart()
+    else:
+        fail_over(store, replica, begun)
+    begun.settle()
+    assert store.ids == numbers(1300)
 
 
-def test_a_kill_while_a_large_batch_goes_out_in_parts(loop: Loop, client: Any) -> None:
-    """The checkpoint stands before it; the parts that are out are passed over."""
-    loop.step()
-    loop.backlog.piece = 30
-    loop.bus.cost = lambda commit: 0.6
-    loop.log.push(*ids(100))
-    loop.step(2)
-    assert 0 < len(sent(client)) < 100
-    assert client.get(TS) == "10"
-    loop.start()
-    loop.settle()
-    assert sent(client) == ids(100)
-
-
-def test_vk_and_redis_fail_together(loop: Loop, client: Any) -> None:
+def test_vk_and_redis_fail_together(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever is back first."""
-    loop.step()
-    loop.log.push(*ids(5))
-    loop.step()
-    loop.bus.failure = DOWN
-    loop.vk.script = [VK_DOWN]
-    assert loop.step() == ["Redis is unavailable", "VK is unavailable"]
-    loop.bus.failure, loop.vk.script = None, [VK_DOWN]
-    assert loop.step() == ["VK is unavailable"]
-    assert sent(client) == ids(5)
+    hold(begun, *numbers(5))
+    begun.bus.failure = REDIS_DOWN
+    begun.vk.script = [VK_DOWN] * 10
+    begun.run(lambda: len(begun.vk.script) == 5)
+    assert {f"{REDIS_DOWN}: trying again", f"{VK_DOWN}: trying again"} <= set(caplog.messages)
+    begun.bus.failure = None
+    begun.run(lambda: not begun.vk.script)
+    assert store.ids == numbers(5)

@@ -12,7 +12,7 @@ UNKNOWN_TTL = 60  # seconds: who has no name at VK today may have one soon
 
 
 class NameCache:
-    """The cache of names. It neither reads nor writes while the bus is not connected.
+    """The cache of names. While the bus is not connected it has no names, and those that it is given wait.
 
     Methods raise RedisUnavailable or RedisFatalError, as those of the bus do.
     """
@@ -21,6 +21,7 @@ class NameCache:
         """`ttl` is in seconds; 0 means that there is no cache."""
         self.bus, self.ttl = bus, ttl
         self.keys = f"{{{bus.bus}}}:name:"
+        self.unwritten: dict[int, Name] = {}  # names that came while the bus was not connected
 
     def names(self, ids: Iterable[int]) -> dict[int, Name]:
         """Return the cached names of those ids that the cache has."""
@@ -36,11 +37,16 @@ class NameCache:
             return {}  # put there by somebody else: VK's answer will replace it
 
     def cache_names(self, names: Mapping[int, Name]) -> None:
-        """Cache names for `ttl` seconds; empty ones, which VK does not know, for a minute at most."""
-        if not names or not self.ttl or not self.bus.is_connected:
+        """Cache names for `ttl` seconds; empty ones, which VK does not know, for a minute at most.
+
+        What cannot be cached now is cached by the next call for which the bus is connected.
+        """
+        self.unwritten |= names if self.ttl else {}
+        if not self.unwritten or not self.bus.is_connected:
             return
         with redis_errors(), self.bus.client.pipeline(transaction=False) as pipeline:
-            for id, name in names.items():
+            for id, name in self.unwritten.items():
                 ttl = self.ttl if any(name) else min(UNKNOWN_TTL, self.ttl)
                 pipeline.set(f"{self.keys}{id}", dumps([*name]), ex=ttl)
             pipeline.execute()
+        self.unwritten = {}

@@ -95,11 +95,6 @@ class Pending:
         """How many updates these are."""
         return len(self.updates if self.entries is None else self.entries) if self.kind == "batch" else 0
 
-    @property
-    def error(self) -> str:
-        """Why it is recorded."""
-        return next((one.fields["error"] for one in self.entries or () if isinstance(one, DeadLetter)), "")
-
 
 class Backlog:
     """What one fetcher holds. It does no arithmetic on ts but comparing: VK's steps are VK's."""
@@ -179,10 +174,7 @@ class Backlog:
         if commit.kind != "restore" and commit.since > checkpoint:
             return  # something before it is missing: the bus has done nothing
         done = [self.pending.popleft() for _ in range(commit.items)]
-        if commit.kind == "gap" and checkpoint < commit.until:  # another fetcher has had a part of it
-            if checkpoint.epoch < commit.until.epoch:  # VK is asked for the rest, unless it is of an earlier epoch
-                self.pending.appendleft(Pending.record("gap", checkpoint, commit.until, done[0].error))
-        elif commit.kind != "restore":
+        if commit.kind != "restore" and checkpoint >= commit.until:  # else another fetcher has filled a part of the gap
             self._remember(done)
 
     def _remember(self, done: list[Pending]) -> None:
@@ -216,11 +208,10 @@ class Backlog:
         """Put what VK answered at the checkpoint before what is pending; no answer means that VK was not asked."""
         checkpoint, start = self.checkpoint or self.start, self.pending[0].since
         found = located(checkpoint, answers, now)
-        if not found or found[-1].until.epoch > checkpoint.epoch:  # VK is not that far, or has restarted its numbering
+        is_behind = not found or found[-1].until.epoch > checkpoint.epoch  # or VK has restarted its numbering
+        if is_behind or (found[0].kind == "gap" and found[0].until >= start):  # a gap must not hide what is pending
             error = NOT_ANSWERED if checkpoint.epoch == start.epoch else RESTARTED
             found = [Pending.record("gap", checkpoint, start, error)]
-        elif found[0].kind == "gap" and found[0].until >= start:  # it must not hide what is pending
-            found = [Pending.record("gap", checkpoint, start, found[0].error)]
         self.pending.extendleft(reversed(found))
 
     def _commit_again(self, batches: list[Pending]) -> None:

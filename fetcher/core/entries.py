@@ -10,7 +10,7 @@ from typing import Any
 
 from ..events import Event
 from .backlog import Pending
-from .history import DeadLetter, Entry
+from .history import DeadLetter, Entry, Position
 from .names import Directory
 from .ports import Updates
 
@@ -23,6 +23,7 @@ class EntryBuilder:
     def __init__(self, updates: Updates, directory: Directory, to_json: Callable[[Event], bytes]) -> None:
         """`to_json` writes an event; it raises ValueError or RecursionError if that cannot be."""
         self.updates, self.directory, self.to_json = updates, directory, to_json
+        self.built_until = Position(0, 0)
         self.nameless = Counter[str]()  # dead letters without event_id, by their text
 
     def build(self, batches: Sequence[Pending], give_up: bool) -> None:
@@ -31,11 +32,17 @@ class EntryBuilder:
         Raise TransientError or FatalError if VK or Redis cannot be asked now for what they need; with `give_up` they
         go out without what VK does not answer.
         """
+        for batch in batches:
+            if batch.since > self.built_until:  # what is between was another fetcher's, or is in a gap
+                self.directory.forget()
+            self.built_until = max(self.built_until, batch.until)
         updates, failure = self.updates.with_full_messages([update for batch in batches for update in batch.updates])
         if failure and not give_up:
             raise failure
-        self.nameless.clear()
-        built = [self.event_or_error(update) for update in updates]
+        unread, built = iter(updates), list[Event | DeadLetter | None]()
+        for batch in batches:
+            self.nameless.clear()  # batches may overlap: only within one is the same text another update
+            built += [self.event_or_error(update) for update in islice(unread, len(batch.updates))]
         named = iter(self.directory.with_names([event for event in built if isinstance(event, Event)], give_up))
         entries = iter(
             [

@@ -1,57 +1,70 @@
-"""The directory of names: whose names a batch needs, where they come from, and filling them in.
+"""The directory of names: whose names a batch needs, where they come from, and putting them into events.
 
-A name is looked for in memory first, then in the cache that all fetchers share, then at VK.
+A name is looked for in memory first, then in the cache that all fetchers share, then at VK. Titles of chats also come
+with events, and hold from that event on: a fetcher that sees all events knows as much as the cache.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
+from ..errors import FatalError
 from ..events import CHATS, Event, Peer, User
 from .ports import Cache, Lookups, Name
 
-NAMES_MEMORY_TTL = 10.0  # seconds that names stay in memory, so that not every batch asks the cache
-
+UNKNOWN_TTL = 60.0  # seconds: who has no name at VK today may have one soon
+MAX_NAMES = 20_000  # in memory
 
 UNKNOWN = Name()
 
+log = logging.getLogger("fetcher")
+
 
 class Directory:
-    """Names of people, communities and chats, each asked for as rarely as possible."""
+    """Names of people, communities and chats, each looked up as rarely as possible."""
 
     def __init__(self, cache: Cache, lookups: Lookups) -> None:
-        """Know nobody yet."""
+        """Begin without any names."""
         self.cache, self.lookups = cache, lookups
-        self.memory: dict[int, Name] = {}
-        self.uncached: dict[int, Name] = {}  # newer than what the cache has, because Redis was unavailable
-        self.forget_at = 0.0
+        self.memory: dict[int, tuple[Name, float]] = {}  # names, and until when they hold
+        self.has_given_up = False  # VK did not answer in time, and it has not answered since
 
     def with_names(self, events: list[Event], give_up: bool) -> list[Event]:
-        """Return the events with all names filled in.
+        """Return the events with all names.
 
-        Raise TransientError or FatalError if VK or Redis cannot be asked for some of them now; what is known is kept.
-        With `give_up` they go out with "" in place of what VK does not answer, which is not remembered.
+        Raise TransientError or FatalError if VK or Redis does not answer now; what they do answer is kept. With
+        `give_up` events go out with "" in place of what VK does not answer, and so do those of later batches until it
+        answers again: an outage delays no batch but the first.
         """
-        now = time.monotonic()
-        if now >= self.forget_at:
-            self.memory.clear()
-            self.forget_at = now + min(NAMES_MEMORY_TTL, self.cache.ttl)
-        missing = ids_to_resolve(events) - self.memory.keys()
-        if missing:
-            self.memory |= self.cache.names(missing)
-            missing -= self.memory.keys()
-        resolved, failure = self.lookups.names(missing) if missing else ({}, None)
-        self.memory |= resolved
-        self.uncached |= resolved
-        missing -= resolved.keys()
-        if failure and missing and not give_up:
-            raise failure
-        named = list(fill(events, self.memory))
+        ids, now = ids_to_resolve(events), time.monotonic()
+        names = {id: known[0] for id in ids if (known := self.memory.get(id)) and now < known[1]}
+        if missing := ids - names.keys():
+            names |= self.remember(self.cache.names(missing))
+        if missing := ids - names.keys():
+            answers, failure = self.lookups.names(missing)
+            names |= self.remember(answers)
+            self.cache.cache_names(answers)
+            if failure and not give_up and (isinstance(failure, FatalError) or not self.has_given_up):
+                raise failure
+            if failure and not self.has_given_up:
+                log.warning("%s: events are published without the names that VK does not answer", failure)
+            self.has_given_up = bool(failure)
         titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
-        self.memory |= titles
-        self.uncached |= titles
-        self.cache.cache_names(self.uncached)
-        self.uncached = {}
-        return named
+        self.cache.cache_names(titles)  # first: if it fails, these events are built again with the titles before
+        self.remember(titles)
+        return list(apply_names(events, names))
+
+    def forget(self) -> None:
+        """Empty the memory: another fetcher may have had an event with a new title, and put it into the cache."""
+        self.memory.clear()
+
+    def remember(self, names: dict[int, Name]) -> dict[int, Name]:
+        """Keep names in memory for as long as in the cache, and return them."""
+        now, ttl = time.monotonic(), self.cache.ttl
+        if len(self.memory) > MAX_NAMES:
+            self.memory.clear()
+        self.memory |= {id: (name, now + (ttl if any(name) else min(ttl, UNKNOWN_TTL))) for id, name in names.items()}
+        return names
 
 
 def ids_to_resolve(events: Iterable[Event]) -> set[int]:
@@ -64,8 +77,8 @@ def ids_to_resolve(events: Iterable[Event]) -> set[int]:
     return {id for id in ids if id > -CHATS and id not in (0, CHATS)}  # below are e-mail addresses, which have no name
 
 
-def fill(events: Iterable[Event], names: Mapping[int, Name]) -> Iterator[Event]:
-    """Yield the events with the names of users and peer; a title that an event tells holds from that event on."""
+def apply_names(events: Iterable[Event], names: Mapping[int, Name]) -> Iterator[Event]:
+    """Yield the events with the names of users and peer; a title in an event holds from that event on."""
     titles: dict[int, str] = {}
     for event in events:
         peer, action = event.peer, event.action

@@ -54,7 +54,7 @@ class Bus(Protocol):
 
 
 class Cache(Protocol):
-    """The names that all fetchers share; nothing is read or written while the bus is not connected."""
+    """The names that all fetchers share; while the bus is not connected there are none."""
 
     ttl: int
 

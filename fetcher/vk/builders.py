@@ -4,14 +4,14 @@ Each takes the update as VK sent it and the pattern of a command, returns the ev
 still empty, and raises ValueError with the reason where VK left out what an event cannot do without.
 """
 
-import json
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from ..events import CHATS, Action, Button, Event, Message, Peer, Reaction, Reply, User
+from ..fastjson import dumps, loads, utf8
+from .fields import Json, require_list, require_number, require_object, require_text
 
-Json = dict[str, Any]
 Builder = Callable[[Json, re.Pattern[str]], Event]
 
 # Who caused an update is the first of these that is there.
@@ -30,22 +30,24 @@ def command_pattern(group: int, prefixes: str) -> re.Pattern[str]:
 def message_new(update: Json, command: re.Pattern[str]) -> Event:
     """https://dev.vk.com/ru/reference/objects/message"""
     message = require_message(update)
-    text = text_or_empty(message, "text")
+    text = require_text(message, "text", "")
     found = command.fullmatch(text)
-    attachments = [require_text(require_object(item), "type") for item in list_or_empty(message, "attachments")]
+    attachments = [require_text(require_object(item), "type") for item in require_list(message, "attachments")]
     more = (("geo", "geo"), ("reply", "reply_message"), ("forward", "fwd_messages"))
     action = action_of(message["action"]) if message.get("action") else None
     payload = message.get("payload")
     return Event(
         "command" if found else "message",
         require_text(update, "event_id"),
-        user_of(require_id(message, "from_id")),
-        peer_of(require_id(message, "peer_id"), action.text if action and action.type == "chat_title_update" else ""),
+        user_of(require_number(message, "from_id")),
+        peer_of(
+            require_number(message, "peer_id"), action.text if action and action.type == "chat_title_update" else ""
+        ),
         message=Message(
-            number_or_zero(message, "conversation_message_id"),
+            require_number(message, "conversation_message_id", 0),
             found[1] if found else text,
             reply_of(message["reply_message"]) if message.get("reply_message") else None,
-            [reply_of(item) for item in list_or_empty(message, "fwd_messages")],
+            [reply_of(item) for item in require_list(message, "fwd_messages")],
             attachments + [name for name, key in more if message.get(key)],
         ),
         action=action,
@@ -59,10 +61,10 @@ def message_event(update: Json, command: re.Pattern[str]) -> Event:
     return Event(
         "button",
         require_text(update, "event_id"),
-        user_of(require_id(pressed, "user_id")),
-        peer_of(require_id(pressed, "peer_id")),
+        user_of(require_number(pressed, "user_id")),
+        peer_of(require_number(pressed, "peer_id")),
         button=Button(
-            number_or_zero(pressed, "conversation_message_id"),
+            require_number(pressed, "conversation_message_id", 0),
             require_text(pressed, "event_id"),
             payload_of(pressed.get("payload")),
         ),
@@ -72,15 +74,15 @@ def message_event(update: Json, command: re.Pattern[str]) -> Event:
 def message_reaction_event(update: Json, command: re.Pattern[str]) -> Event:
     """https://dev.vk.com/ru/api/community-events/json-schema#message_reaction_event"""
     reaction = require_object(update.get("object"))
-    rid = number_or_zero(reaction, "reaction_id")
+    rid = require_number(reaction, "reaction_id", 0)
     if rid < 0:
         raise ValueError("reaction_id is negative")
     return Event(
         "reaction",
         require_text(update, "event_id"),
-        user_of(require_id(reaction, "reacted_id")),
-        peer_of(require_id(reaction, "peer_id")),
-        reaction=Reaction(number_or_zero(reaction, "cmid"), rid),
+        user_of(require_number(reaction, "reacted_id")),
+        peer_of(require_number(reaction, "peer_id")),
+        reaction=Reaction(require_number(reaction, "cmid", 0), rid),
     )
 
 
@@ -88,12 +90,12 @@ def other(update: Json, command: re.Pattern[str]) -> Event:
     """https://dev.vk.com/ru/api/community-events/json-schema"""
     fields = require_object(update.get("object"))
     actor = next((key for key in ACTORS if fields.get(key)), None)
-    uuid = require_id(fields, actor) if actor else -require_id(update, "group_id")
+    uuid = require_number(fields, actor) if actor else -require_number(update, "group_id")
     return Event(
         require_text(update, "type"),
         require_text(update, "event_id"),
         user_of(uuid),
-        peer_of(number_or_zero(fields, "peer_id") or uuid),
+        peer_of(require_number(fields, "peer_id", 0) or uuid),
     )
 
 
@@ -103,7 +105,7 @@ def user_of(uuid: int) -> User:
 
 
 def peer_of(bpid: int, name: str = "") -> Peer:
-    """Return the place; its name is looked up later unless the update tells it."""
+    """Return the place; its name is looked up later unless the update has it."""
     return Peer(bpid, max(bpid - CHATS, 0), name)
 
 
@@ -111,21 +113,21 @@ def reply_of(value: Any) -> Reply:
     """Return a message inside a message."""
     message = require_object(value)
     return Reply(
-        number_or_zero(message, "conversation_message_id"),
-        text_or_empty(message, "text"),
-        number_or_zero(message, "from_id"),
+        require_number(message, "conversation_message_id", 0),
+        require_text(message, "text", ""),
+        require_number(message, "from_id", 0),
     )
 
 
 def action_of(value: Any) -> Action:
     """Return what a message reports about its chat. Types that are new to us are like any other."""
     action = require_object(value)
-    member = number_or_zero(action, "member_id")  # of a person, a community or an e-mail address
+    member = require_number(action, "member_id", 0)  # of a person, a community or an e-mail address
     return Action(
         require_text(action, "type"),
         user_of(member) if member else None,
-        text_or_empty(action, "text") or text_or_empty(action, "email"),
-        number_or_zero(action, "conversation_message_id"),
+        require_text(action, "text", "") or require_text(action, "email", ""),
+        require_number(action, "conversation_message_id", 0),
     )
 
 
@@ -133,90 +135,20 @@ def payload_of(value: Any) -> Json:
     """Return an object as it is, nothing as {}, JSON text of an object parsed, any other value v as {"value": v}."""
     if isinstance(value, str):
         try:
-            parsed = json.loads(value, parse_constant=_refuse)
-        except (ValueError, RecursionError):
-            parsed = value
+            parsed = loads(utf8(value))
+            dumps(parsed)  # NaN is no JSON
+        except ValueError:
+            parsed = None
         value = parsed if isinstance(parsed, dict) else value
-    if value in (None, "") or value == []:
+    if value in (None, "", []):
         return {}
-    return require_json(value if isinstance(value, dict) else {"value": value}, "payload")
+    return value if isinstance(value, dict) else {"value": value}
 
 
 def require_message(update: Json) -> Json:
     """Return the message of a message_new. Before 5.103 the object is the message itself."""
     contents = require_object(update.get("object"))
     return require_object(contents.get("message", contents))
-
-
-def require_json(value: Json, name: str) -> Json:
-    """Return the value; raise ValueError if there is NaN or Infinity in it, or if it is nested too deep."""
-    try:
-        json.dumps([[[value]]], allow_nan=False)  # deeper than it is in the event
-    except (ValueError, RecursionError):
-        raise ValueError(f"{name} cannot be written as JSON") from None
-    return value
-
-
-def require_object(value: Any) -> Json:
-    """Return the value; raise ValueError if it is no object."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{_kind(value)} where an object is due")
-    return value
-
-
-def require_text(fields: Json, key: str) -> str:
-    """Return the text; raise ValueError if it is empty, missing or something else."""
-    value = fields.get(key)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{key} is {_kind(value)}, not text")
-    return value
-
-
-def require_id(fields: Json, key: str) -> int:
-    """Return the number, also if VK sent it as text; raise ValueError if it is missing or something else."""
-    if fields.get(key) is None:
-        raise ValueError(f"{key} is missing")
-    return number_or_zero(fields, key)
-
-
-def list_or_empty(fields: Json, key: str) -> list[Any]:
-    """Return the list, [] if it is missing; raise ValueError if it is something else."""
-    value = fields.get(key) or []
-    if not isinstance(value, list):
-        raise ValueError(f"{key} is {_kind(value)}, not a list")
-    return value
-
-
-def text_or_empty(fields: Json, key: str) -> str:
-    """Return the text, also if VK sent a number, "" if it is missing; raise ValueError if it is something else."""
-    value = fields.get(key)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{key} is {_kind(value)}, not text")
-    return value or ""
-
-
-def number_or_zero(fields: Json, key: str) -> int:
-    """Return the number, also if VK sent it as text, 0 if it is missing; raise ValueError if it is something else."""
-    value = fields.get(key)
-    if type(value) is int:  # nearly always
-        return value
-    if value is None:
-        return 0
-    if isinstance(value, str) and re.fullmatch("-?[0-9]{1,20}", value):
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        raise ValueError(f"{key} is {_kind(value)}, not a whole number")
-    return int(value)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def _kind(value: Any) -> str:
-    return "missing" if value is None else "empty" if value == "" else f"of type {type(value).__name__}"
 
 
 BUILDERS: dict[str, Builder] = {

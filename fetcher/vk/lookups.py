@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -12,16 +13,18 @@ from vk_api.requests_pool import VkRequestsPool
 from ..core.ports import Failure, Name
 from ..errors import FatalError, RequestRejected, TransientError
 from ..events import CHATS
-from .api import ERRORS, Api, Json, Kind, translate_errors
+from .api import Api, translate_errors
+from .fields import Json, object_or_empty, require_number, require_object, require_text
 
 MAX_CALLS = 25  # of one `execute`
 MAX_PEOPLE, MAX_COMMUNITIES, MAX_CHATS, MAX_MESSAGES = 1000, 500, 100, 100  # ids of one call
+TOO_LARGE = 13  # VK's error for an `execute` that takes too long or answers too much
 
 log = logging.getLogger("fetcher")
 
 
 class Lookup(NamedTuple):
-    """One call for many ids, and how to read its answer into a dict by id.
+    """One call for many ids, and how to read an item of its answer into an id and a value.
 
     An id is what the caller knows it by: negative for communities, (peer_id, conversation_message_id) for messages.
     """
@@ -30,11 +33,11 @@ class Lookup(NamedTuple):
     param: str
     ids: list[Any]
     more: Json
-    read: Callable[[Any], dict[Any, Any]]
+    read: Callable[[Json], tuple[Any, Any]]
 
-    def chunks(self, most: int) -> list[Self]:
-        """Return the same look-up in chunks of at most `most` ids."""
-        return [self._replace(ids=self.ids[i : i + most]) for i in range(0, len(self.ids), most)]
+    def chunks(self, size: int) -> list[Self]:
+        """Return the same look-up in chunks of at most `size` ids."""
+        return [self._replace(ids=self.ids[i : i + size]) for i in range(0, len(self.ids), size)]
 
     @property
     def values(self) -> Json:
@@ -47,147 +50,122 @@ class Lookups:
     """Names and full messages from VK.
 
     Methods return what VK answered, and the failure that kept it from answering the rest, or None. What VK refuses for
-    good counts as answered: one person, chat or message that it does not tell never delays the others.
+    good counts as answered: one person, chat or message that it refuses never delays the others.
     """
 
     def __init__(self, api: Api) -> None:
-        """Ask nothing yet."""
+        """Send no request yet."""
         self.api = api
 
     def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
-        """Return the names by id, empty ones where VK tells none; 1000 people and 100 chats cost one request."""
+        """Return the names by id, empty ones where VK has none; 1000 people and 100 chats cost one request."""
         ids = sorted(ids)
         people = [id for id in ids if 0 < id < CHATS]
         communities = [id for id in ids if id < 0]
         chats = [id for id in ids if id > CHATS]
         fields = {"fields": "domain,screen_name"}
-        lookups = Lookup("users.get", "user_ids", people, fields, read_people).chunks(MAX_PEOPLE)
-        lookups += Lookup("groups.getById", "group_ids", communities, {}, read_communities).chunks(MAX_COMMUNITIES)
-        lookups += Lookup("messages.getConversationsById", "peer_ids", chats, {}, read_chats).chunks(MAX_CHATS)
+        lookups = Lookup("users.get", "user_ids", people, fields, read_person).chunks(MAX_PEOPLE)
+        lookups += Lookup("groups.getById", "group_ids", communities, {}, read_community).chunks(MAX_COMMUNITIES)
+        lookups += Lookup("messages.getConversationsById", "peer_ids", chats, {}, read_chat).chunks(MAX_CHATS)
         resolved, failure = self.resolve(lookups)
         if nameless := [id for id, name in resolved.items() if not name]:
-            log.debug("VK tells no name of %s", nameless)
+            log.debug("VK has no name for %s", nameless)
         return {id: name or Name() for id, name in resolved.items()}, failure
 
     def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], Json], Failure]:
         """Return the full messages by (peer_id, conversation_message_id), those that VK still has."""
-        lookups, method = [], "messages.getByConversationMessageId"
+        lookups, method, param = [], "messages.getByConversationMessageId", "conversation_message_ids"
         for peer, group in groupby(sorted(places), key=itemgetter(0)):
-            read = partial(read_messages, peer)
-            lookups += Lookup(method, "conversation_message_ids", list(group), {"peer_id": peer}, read).chunks(
-                MAX_MESSAGES
-            )
+            lookup = Lookup(method, param, list(group), {"peer_id": peer}, partial(read_message, peer))
+            lookups += lookup.chunks(MAX_MESSAGES)
         resolved, failure = self.resolve(lookups)
         return {place: message for place, message in resolved.items() if message}, failure
 
     def resolve(self, lookups: list[Lookup]) -> tuple[dict[Any, Any], Failure]:
-        """Return what VK answers, None where it has nothing.
+        """Return what VK answers, None where it has nothing, and the first failure if that has left something out.
 
-        What it refuses for several ids is asked in chunks; so is what fails for them, as long as VK answers anything.
+        A call that fails or is refused for several ids is split. If all calls of a request fail, it is not about some
+        of the ids, and VK is left alone.
         """
         resolved: dict[Any, Any] = {}
         failure: Failure = None
-        cause: Failure = None
-        answering = True
+        ids = {id for lookup in lookups for id in lookup.ids}
         while lookups:
             now, lookups = lookups[:MAX_CALLS], lookups[MAX_CALLS:]
             try:
                 answers = self.execute(now)
             except (TransientError, FatalError) as error:
-                return resolved, cause or error
+                return resolved, failure or error
+            failures = [answer for answer in answers if isinstance(answer, TransientError)]
+            failure = failure or next(iter(failures), None)
+            if 1 < len(failures) == len(now):
+                break
             for lookup, answer in zip(now, answers, strict=True):
-                rejected = isinstance(answer, RequestRejected)
-                failed = isinstance(answer, TransientError) and not rejected
-                if rejected:
-                    log.debug("%s of %s", answer, lookup.ids)
-                cause = answer if failed else cause
-                if len(lookup.ids) > 1 and (rejected or (failed and answering)):
+                if len(lookup.ids) > 1 and (answer is None or isinstance(answer, TransientError)):
                     lookups = lookups + lookup.chunks(-(-len(lookup.ids) // MAX_CALLS))
-                elif failed:
-                    failure = answer
-                else:
-                    resolved |= dict.fromkeys(lookup.ids) | lookup.read(None if rejected else answer)
-            answering = any(not isinstance(answer, TransientError) for answer in answers)
-        return resolved, failure
+                elif not isinstance(answer, TransientError):
+                    resolved |= dict.fromkeys(lookup.ids)
+                    for item in items_of(answer):
+                        with suppress(ValueError):
+                            id, value = lookup.read(require_object(item))
+                            resolved[id] = value
+        return resolved, failure if ids - resolved.keys() else None
 
     def execute(self, lookups: list[Lookup]) -> list[Any]:
-        """Return the answer of each look-up, or what is wrong with it, from one request."""
+        """Return the answers of one request, or of more if it is too large for VK.
+
+        In place of an answer there is None if VK refuses that call, and TransientError if the call failed.
+        """
         pool = VkRequestsPool(self.api)
         results = [pool.method(lookup.method, lookup.values) for lookup in lookups]
         try:
             with translate_errors("execute"):
                 pool.execute()
-                return [
-                    result.result if result.ok else self.api.failure(lookup.method, result.error, inside=True)
-                    for lookup, result in zip(lookups, results, strict=True)
-                ]
+                answers = [None if result.error else result.result for result in results]
         except RequestRejected as rejected:
-            if rejected.code not in ERRORS or ERRORS[rejected.code].kind is not Kind.TOO_LARGE:
-                log.debug("%s", rejected)
-                return [None] * len(lookups)
-            if any(len(lookup.ids) > 1 for lookup in lookups):
-                return [rejected] * len(lookups)
-            if len(lookups) > 1:
-                return [answer for lookup in lookups for answer in self.execute([lookup])]
-            raise TransientError(str(rejected)) from None
+            if rejected.code == TOO_LARGE and len(lookups) > 1:
+                half = len(lookups) // 2
+                return self.execute(lookups[:half]) + self.execute(lookups[half:])
+            log.debug("%s", rejected)
+            return [TransientError(str(rejected)) if rejected.code == TOO_LARGE else []] * len(lookups)
+        for number, (lookup, result) in enumerate(zip(lookups, results, strict=True)):
+            if result.error:
+                failure = self.api.failure(lookup.method, result.error, inside=True)
+                log.debug("%s, of %s", failure, lookup.ids)
+                answers[number] = None if isinstance(failure, RequestRejected) else failure
+        return answers
 
 
-def read_people(answer: Any) -> dict[int, Name]:
-    """https://dev.vk.com/ru/method/users.get: whom VK does not know is left out."""
-    found = {}
-    for person in objects_or_empty(answer):
-        first, last = text_or_empty(person, "first_name"), text_or_empty(person, "last_name")
-        id = id_or_zero(person)
-        nick = text_or_empty(person, "domain") or text_or_empty(person, "screen_name") or f"id{id}"
-        found[id] = Name(f"{first.strip()} {last.strip()}".strip(), first, last, nick)
-    return found
+def items_of(answer: Any) -> list[Any]:
+    """Return the list in VK's answer: it is the answer itself, or its `items` or `groups`."""
+    if isinstance(answer, dict):
+        answer = answer.get("items", answer.get("groups"))
+    return answer if isinstance(answer, list) else []
 
 
-def read_communities(answer: Any) -> dict[int, Name]:
+# Each reads one item, and raises ValueError if it is malformed: then it has no name.
+
+
+def read_person(person: Json) -> tuple[int, Name]:
+    """https://dev.vk.com/ru/method/users.get: people that VK does not know are left out."""
+    id = require_number(person, "id")
+    first, last = require_text(person, "first_name", ""), require_text(person, "last_name", "")
+    nick = require_text(person, "domain", "") or require_text(person, "screen_name", "") or f"id{id}"
+    return id, Name(f"{first.strip()} {last.strip()}".strip(), first, last, nick)
+
+
+def read_community(group: Json) -> tuple[int, Name]:
     """https://dev.vk.com/ru/method/groups.getById: ids are positive; before 5.139 the answer was the list itself."""
-    found = {}
-    for group in objects_or_empty(answer.get("groups") if isinstance(answer, dict) else answer):
-        name = text_or_empty(group, "name")
-        found[-id_or_zero(group)] = Name(name, name, "", text_or_empty(group, "screen_name"))
-    return found
+    name = require_text(group, "name", "")
+    return -require_number(group, "id"), Name(name, name, "", require_text(group, "screen_name", ""))
 
 
-def read_chats(answer: Any) -> dict[int, Name]:
+def read_chat(item: Json) -> tuple[int, Name]:
     """https://dev.vk.com/ru/method/messages.getConversationsById: a chat may be left out, or come without settings."""
-    found = {}
-    for item in items_or_empty(answer):
-        peer, settings = object_or_empty(item.get("peer")), object_or_empty(item.get("chat_settings"))
-        found[id_or_zero(peer)] = Name(text_or_empty(settings, "title"))
-    return found
+    settings = object_or_empty(item.get("chat_settings"))
+    return require_number(object_or_empty(item.get("peer")), "id"), Name(require_text(settings, "title", ""))
 
 
-def read_messages(peer: int, answer: Any) -> dict[tuple[int, int], Json]:
+def read_message(peer: int, message: Json) -> tuple[tuple[int, int], Json]:
     """https://dev.vk.com/ru/method/messages.getByConversationMessageId"""
-    return {(peer, id_or_zero(item, "conversation_message_id")): item for item in items_or_empty(answer)}
-
-
-def object_or_empty(value: Any) -> Json:
-    """Return the object, {} for anything else."""
-    return value if isinstance(value, dict) else {}
-
-
-def objects_or_empty(value: Any) -> list[Json]:
-    """Return the objects in a list, [] for anything else."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def items_or_empty(answer: Any) -> list[Json]:
-    """Return the objects in `items`."""
-    return objects_or_empty(object_or_empty(answer).get("items"))
-
-
-def id_or_zero(fields: Json, key: str = "id") -> int:
-    """Return the id, 0 for anything that is none."""
-    value = fields.get(key)
-    return value if isinstance(value, int) else 0
-
-
-def text_or_empty(fields: Json, key: str) -> str:
-    """Return the text, "" for anything else."""
-    value = fields.get(key)
-    return value if isinstance(value, str) else ""
+    return (peer, require_number(message, "conversation_message_id")), message

@@ -1,12 +1,23 @@
-"""VK's updates as the core needs them: made whole where VK has cropped them, and built into events."""
+"""VK's updates as the core needs them: full messages in place of cropped ones, and events."""
 
+import logging
 import re
+import time
 from typing import Any
 
-from ..errors import FatalError, TransientError
+from ..core.ports import Failure
 from ..events import Event
-from .builders import BUILDERS, Json, number_or_zero, other, require_id, require_json, require_message
+from .api import API_VERSION
+from .builders import BUILDERS, other, require_message
+from .fields import Json, object_or_empty, require_number
 from .lookups import Lookups
+
+WARNING_INTERVAL = 60.0  # seconds between two warnings
+# https://dev.vk.com/ru/api/deprecated-version-message
+REMEDY = f"set version {API_VERSION} in the community's Long Poll settings"
+MAX_DATE = 2**32  # Unix time; a message of a later date has none
+
+log = logging.getLogger("fetcher")
 
 
 class Updates:
@@ -15,57 +26,69 @@ class Updates:
     def __init__(self, lookups: Lookups, command: re.Pattern[str], raw: bool) -> None:
         """`command` is the pattern of a command's text; with `raw` every update is published as VK sent it."""
         self.lookups, self.command, self.raw = lookups, command, raw
+        self.warn_at = 0.0
 
-    def with_full_messages(self, updates: list[Any]) -> tuple[list[Any], TransientError | FatalError | None]:
+    def with_full_messages(self, updates: list[Any]) -> tuple[list[Any], Failure]:
         """Return the updates with full messages in place of cropped ones, where VK still has them.
 
-        Return also the failure that kept VK from answering the rest.
+        Return also the failure that kept VK from answering the rest, if there is one.
         """
-        places = [cropped_message(update) for update in updates]
-        if not any(places):
+        places = {place for update in updates if (place := cropped_message(update))}
+        if not places:
             return updates, None
-        messages, failure = self.lookups.full_messages({place for place in places if place})
-        full = [
-            with_full_message(update, messages[place]) if place in messages else update
-            for update, place in zip(updates, places, strict=True)
-        ]
-        return full, failure
+        messages, failure = self.lookups.full_messages(places)
+        return [with_full_message(update, messages) for update in updates], failure
 
     def build(self, update: Any) -> Event | None:
         """Return the update's event; raise ValueError if the update is malformed.
 
         A type that is not in BUILDERS gives None, but with `raw` an event: then every event has the update in it, the
-        very dict, and one that cannot be written as JSON is malformed.
+        very dict. VK's notice in place of an update gives None and a warning.
         """
         if not isinstance(update, dict) or not isinstance(update.get("type"), str):
             raise ValueError("the update has no type")
+        contents = update.get("object")
+        if isinstance(contents, dict) and "warning" in contents and len(contents) == 1:
+            if (now := time.monotonic()) >= self.warn_at:
+                self.warn_at = now + WARNING_INTERVAL
+                log.warning("VK sends a notice in place of an event: %s", REMEDY)
+            return None
         builder = BUILDERS.get(update["type"], other if self.raw else None)
         if not builder:
             return None
         event = builder(update, self.command)
-        return event._replace(raw=require_json(update, "the update")) if self.raw else event
+        return event._replace(raw=update) if self.raw else event
 
     def sent_at(self, update: Any) -> int:
         """Return when a message_new was sent, in Unix time, 0 if VK does not say."""
-        try:
-            return number_or_zero(require_message(update), "date") if update["type"] == "message_new" else 0
-        except (AttributeError, KeyError, TypeError, ValueError):
-            return 0
+        date = message_or_empty(update).get("date")
+        return date if type(date) is int and 0 < date < MAX_DATE else 0
+
+
+def message_or_empty(update: Any) -> Json:
+    """Return the message of a message_new, {} for anything else."""
+    if not isinstance(update, dict) or update.get("type") != "message_new":
+        return {}
+    contents = object_or_empty(update.get("object"))
+    return object_or_empty(contents.get("message", contents))
 
 
 def cropped_message(update: Any) -> tuple[int, int] | None:
-    """Return (peer_id, conversation_message_id) of a message_new that VK has cut short, else None."""
+    """Return (peer_id, conversation_message_id) of a message_new that VK has cropped, else None."""
+    message = message_or_empty(update)
+    if not message.get("is_cropped"):
+        return None
     try:
-        message = require_message(update) if update["type"] == "message_new" else {}
-        if not message.get("is_cropped"):
-            return None
-        return require_id(message, "peer_id"), number_or_zero(message, "conversation_message_id")
-    except (KeyError, TypeError, ValueError):
+        return require_number(message, "peer_id"), require_number(message, "conversation_message_id", 0)
+    except ValueError:
         return None  # malformed: building it says why
 
 
-def with_full_message(update: Json, message: Json) -> Json:
-    """Return the update with the full message in place of the cropped one; what `message` lacks stays."""
+def with_full_message(update: Any, messages: dict[tuple[int, int], Json]) -> Any:
+    """Return the update with the full message in place of the cropped one, if there is one; what that lacks stays."""
+    place = cropped_message(update)
+    if place not in messages:
+        return update
     contents = update["object"]
-    full = {name: value for name, value in require_message(update).items() if name != "is_cropped"} | message
+    full = {name: value for name, value in require_message(update).items() if name != "is_cropped"} | messages[place]
     return {**update, "object": {**contents, "message": full} if "message" in contents else full}

@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from .vk import KINDS, PEOPLE, Habits
-from .world import SETTLE, Plan, Process, Stop, World, clock
+from .world import FAST, FOREVER, SETTLE, Link, Plan, Process, Stop, World, clock
 
-FAST = 1e9  # bytes per second
 REDIS_FAULTS = ("lost request", "lost reply", "timeout", "refused")
 POLL_FAULTS = ("unavailable", "malformed", "failed 2", "silence")
 LOSING_FAULTS = ("failed 1", "failed 3")
@@ -18,6 +17,12 @@ REFUSALS = (
     "OOM command not allowed when used memory > 'maxmemory'.",
     "NOPERM User has no permissions",
 )
+LINKS = {
+    "connections live 1 to 3 s": Link(life=(1.0, 3.0), bandwidth=2500.0),
+    "one connect in five is refused": Link(refuses=0.2, life=(5.0, 50.0)),
+    "answers after 0.8 to 1.5 s": Link(latency=(0.8, 1.5)),
+    "a whole piece takes too long": Link(bandwidth=1200.0),
+}
 
 
 class Result(NamedTuple):
@@ -61,13 +66,27 @@ class Chaos(Plan):
             self.change_password: pick([0, 0, 0.003]) * rate,
             self.slow_down: pick([0, 0, 0.005]) * rate,
             self.forget: pick([0, 0, 0.004]) * rate,
-            self.begin_anew: pick([0, 0, 0, 0.004]) * rate,
+            self.restart_vk: pick([0, 0, 0, 0.004]) * rate,
             self.spoil: pick([0, 0, 0, 0.003]) * rate,
             self.empty: pick([0, 0, 0, 0, 0.002]) * rate,
         }
         self.most_fetchers, self.last_era = 3, 6
         theme = pick(
-            ["", "", "", "", "failovers", "failovers", "parts", "times", "time"]
+            [
+                "",
+                "",
+                "",
+                "",
+                "failovers",
+                "failovers",
+                "parts",
+                "restarts",
+                "restart",
+                "outage",
+                "apart",
+                "links",
+                "links",
+            ]
         )  # what happens often, with little besides
         if theme:
             self.request_faults, self.poll_faults, self.lookup_faults = pick([0.0, 0.05]), pick([0.0, 0.05]), 0.0
@@ -76,12 +95,19 @@ class Chaos(Plan):
         if theme == "parts":
             self.loud, self.pace, self.troubles[self.kill] = 0.0, 0.05, 0.01
             self.habits = replace(self.habits, batch=30, text=1500, memory=30)
-        if theme == "times":
-            self.troubles[self.begin_anew] = self.troubles[self.cut] = 0.01
-        if theme == "time":  # one fetcher, and `seen` has forgotten some when VK begins anew, once
+        if theme == "restarts":
+            self.troubles[self.restart_vk] = self.troubles[self.cut] = 0.01
+        if theme == "restart":  # one fetcher, and `seen` has forgotten some when VK restarts, once
             self.most_fetchers, self.last_era, self.pace, self.bursts = 1, 8, 0.03, 1
-            self.troubles[self.begin_anew], self.troubles[self.cut] = 0.003, 0.01
+            self.troubles[self.restart_vk], self.troubles[self.cut] = 0.003, 0.01
             self.habits = replace(self.habits, memory=10**6, answers_newest=False)
+        if theme == "apart":  # VK's servers are, and it loses nothing
+            self.habits = replace(self.habits, apart=5, memory=10**6, beyond=pick(["failed 1", "silence"]))
+            self.jumps = self.troubles[self.forget] = self.troubles[self.restart_vk] = self.troubles[self.spoil] = 0.0
+        self.outages = [100.0, 300.0] if theme == "outage" else [0.0, 0.5, 5.0, 20.0]  # seconds, at most
+        if theme == "outage":
+            self.troubles[self.cut] = 0.01
+        self.links = list(LINKS.values()) if theme == "links" else [Link()]
         self.most_updates = 300
         self.any_trouble = sum(self.troubles.values())
         self.names_stay_lost = rng.random() < 0.1
@@ -128,12 +154,12 @@ class Chaos(Plan):
     def refusal(self) -> str:
         return self.rng.choice(REFUSALS)
 
-    def refuses_script(self) -> str:
-        """Return why the server refuses a script before its first write, if it does."""
-        if self.calm or self.rng.random() >= self.request_faults / 10:
-            return ""
+    def allows_script(self) -> bool:
+        """Tell whether the server allows what a script asks for before its first write."""
+        if self.calm or self.rng.random() >= self.request_faults / 20:
+            return True
         self.count("refused in the script")
-        return "NOPERM no permission for PUBLISH"
+        return False
 
     def breaks_loudly(self) -> bool:
         return self.rng.random() < self.loud
@@ -162,18 +188,17 @@ class Chaos(Plan):
 
     def kill(self) -> None:
         self.count("kill")
-        old = self.some()
-        self.world.kill(old)
-        new = self.world.start(self.latency("restart"))
-        new.link_down_until, new.vk_down_until, new.bandwidth = old.link_down_until, old.vk_down_until, old.bandwidth
+        process = self.some()
+        self.world.kill(process)
+        self.world.start(self.latency("restart"), process.link)
 
     def cut(self) -> None:
         self.count("cut")
         process = self.some()
-        process.link_down_until = self.world.now + self.rng.choice([0.0, 0.5, 5, 20]) * self.rng.random()
-        self.world.note(process, f"cut off until {process.link_down_until:.3f}")
-        for client in process.clients:
-            client.server = 0
+        process.link.down_until = self.world.now + self.rng.choice(self.outages) * self.rng.random()
+        self.world.note(process, f"cut off until {process.link.down_until:.3f}")
+        if process.client:
+            process.client.server = 0
 
     def fail_over(self) -> None:
         if self.world.fail_over(self.rng.randrange(12), behind_proxy=self.rng.random() < 0.2):
@@ -185,7 +210,7 @@ class Chaos(Plan):
 
     def lose_vk(self) -> None:
         self.count("VK is away")
-        self.some().vk_down_until = self.world.now + self.rng.random() * 10
+        self.some().link.vk_down_until = self.world.now + self.rng.random() * 10
 
     def lose_names(self) -> None:
         self.count("look-ups fail")
@@ -201,17 +226,17 @@ class Chaos(Plan):
 
     def slow_down(self) -> None:
         self.count("slow link")
-        self.some().bandwidth = self.rng.choice([2**11, 2**11, 2**12, FAST])
+        self.some().link.bandwidth = self.rng.choice([2**11, 2**11, 2**12, FAST])
 
     def forget(self) -> None:
         self.count("VK forgets")
         self.world.vk.forget()
 
-    def begin_anew(self) -> None:
+    def restart_vk(self) -> None:
         if self.world.vk.era > self.last_era:
-            self.count("VK begins anew")
-            self.world.note(None, "VK begins anew")
-            self.world.vk.begin_anew()
+            self.count("VK restarts its numbering")
+            self.world.note(None, "VK restarts its numbering")
+            self.world.vk.restart()
 
     def spoil(self) -> None:
         self.count("unreadable place")
@@ -228,9 +253,9 @@ class Chaos(Plan):
             world.names_fail, world.nameless = "", set()
         world.vk.unreadable_until = 0.0
         for process in world.processes:
-            process.link_down_until = process.vk_down_until = 0.0
-            if not self.link_stays_slow:
-                process.bandwidth = FAST
+            process.link.down_until = process.link.vk_down_until = 0.0
+            if not self.link_stays_slow and process.link.life == FOREVER:
+                process.link.bandwidth = FAST
 
 
 def habits(rng: random.Random) -> Habits:
@@ -242,7 +267,7 @@ def habits(rng: random.Random) -> Habits:
         answers_newest=pick([True, False]),
         steps=pick([(1,), (1,), (2,), (1, 2, 3), (0, 1)]),
         batch=pick([2, 5, 10, 30]),
-        beyond=pick(["failed 3", "failed 1", "silence"]),
+        beyond=pick(["failed 3", "failed 1", "silence", "updates"]),
         kinds=kinds,
         text=pick([20, 20, 200, 1500]),
     )
@@ -254,13 +279,13 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
     worlds: list[World] = []
     plan = Chaos(rng, worlds)
     fetchers = min(rng.choice([1, 1, 2, 2, 3]), plan.most_fetchers)
-    if fetchers > 1 and plan.troubles[plan.begin_anew]:
+    if fetchers > 1 and plan.troubles[plan.restart_vk]:
         # The ts of what is late does not tell how old it is: `seen` has to reach back to all that others published.
         plan.most_updates = 150
     world = World(plan, plan.habits, fetchers, trace)
     worlds.append(world)
     clock.world = world
-    world.store.refused = plan.refuses_script
+    world.store.allows = plan.allows_script
     try:
         for _ in range(rng.randrange(3)):
             world.vk.push()
@@ -268,7 +293,7 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
         world.start_order = world.vk.history[-1].order if world.vk.history else None
         world.remember()
         for i in range(fetchers):
-            world.start(0.0 if i == 0 else rng.choice([0.0, 0.0, rng.random() * 20]))
+            world.start(0.0 if i == 0 else rng.choice([0.0, 0.0, rng.random() * 20]), replace(rng.choice(plan.links)))
         while world.turns < turns:
             world.turn()
         plan.be_calm()

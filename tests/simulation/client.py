@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .world import Process
 
 T = TypeVar("T")
-CONNECT_TIMEOUT = 1.0  # seconds
+COMMAND_BYTES = 100  # of a request besides what it carries
 
 
 class Client:
@@ -18,77 +18,79 @@ class Client:
     def __init__(self, process: "Process", on_connect: Callable[[], None], timeout: float) -> None:
         self.process, self.world, self.on_connect, self.timeout = process, process.world, on_connect, timeout
         self.server = 0  # which server it is connected to; 0: to none
+        self.dies_at = 0.0  # when something on the way drops the connection
         self.refusals = 0  # requests that will be refused
-        process.clients.append(self)
+        process.client = self
         self.connect()
 
+    @property
+    def is_connected(self) -> bool:
+        return self.server == self.world.server and self.world.now < self.dies_at
+
     def connect(self) -> None:
-        process, world = self.process, self.world
-        if world.now < process.link_down_until:
-            process.wait(min(CONNECT_TIMEOUT, world.plan.latency("connect")))
+        process, world, link = self.process, self.world, self.process.link
+        if world.now < link.down_until:
+            process.wait(min(self.timeout, world.plan.latency("connect")))
+            raise ConnectionError
+        if world.plan.rng.random() < link.refuses:
             raise ConnectionError
         if world.now < world.refused_until:
             process.wait(world.plan.latency("connect"))
             raise AuthenticationError
-        self.server = world.server
+        self.server, self.dies_at = world.server, world.now + world.plan.rng.uniform(*link.life)
         self.on_connect()
 
     def call(self, name: str, effect: Callable[[], T], size: int = 0) -> T:
         """Let the effect happen and return its answer; or not, and raise what redis-py raises."""
-        process, world = self.process, self.world
-        fault = world.plan.redis_fault(process, name)
-        world.note(process, f"asks Redis: {name}, {size} bytes{fault and ', '}{fault}")
-        if self.server != world.server:  # closed by a failover, or by an error before
-            if self.server and world.plan.breaks_loudly():
+        process, world, plan = self.process, self.world, self.world.plan
+        fault = plan.redis_fault(process, name)
+        size += COMMAND_BYTES
+        world.note(process, f"sends Redis: {name}, {size} bytes{fault and ', '}{fault}")
+        if not self.is_connected:  # closed by a failover, by something on the way, or by an error before
+            if self.server and plan.breaks_loudly():
                 self.server = 0
                 raise ConnectionError
             self.connect()
-        due = world.plan.latency(name) + size / process.bandwidth
+        process.sent_bytes += size
+        due = plan.latency(name) + process.link.delay(plan.rng) + size / process.link.bandwidth
         if fault == "timeout":
             due += self.timeout
         process.request = name
-        process.wait(min(due, self.timeout))
+        process.wait(min(due, self.timeout, self.dies_at - world.now))
         process.request = ""
-        if self.server != world.server or world.now < process.link_down_until:
-            self.server = 0
-            raise ConnectionError
-        if fault == "lost request":
+        if not self.is_connected or world.now < process.link.down_until or fault == "lost request":
             self.server = 0
             raise ConnectionError
         if due > self.timeout:  # the server may do it all the same, later
             self.server = 0
-            if world.plan.takes_effect_late():
+            if plan.takes_effect_late():
                 world.later(due - self.timeout, effect)
             raise TimeoutError
         if fault == "refused" or self.refusals:
             self.refusals = 0
-            raise ResponseError(world.plan.refusal())
+            raise ResponseError(plan.refusal())
         answer = effect()
         if fault == "kill after":
             process.die()
         if fault == "lost reply":
             self.server = 0
             raise ConnectionError
-        if delay := world.plan.delay():
+        if delay := plan.delay():
             process.wait(delay)
         process.answered_at = world.now
         return answer
 
-    def register_script(self, text: str) -> Callable[..., str]:
-        def script(keys: list[str], arguments: list[Any], client: Self) -> str:
+    def register_script(self, text: str) -> Callable[..., list[Any]]:
+        def script(keys: list[str], arguments: list[Any]) -> list[Any]:
             size = sum(len(one) for one in arguments if isinstance(one, bytes))
-            return client.call("commit", lambda: client.world.commit(client.process, arguments), size)
+            answer, growth = self.call("commit", lambda: self.world.commit(self.process, text, keys, arguments), size)
+            self.process.recorded += growth
+            return answer
 
         return script
 
-    def set(self, key: str, value: object, nx: bool = False, ex: int = 0) -> None:
-        if nx:
-            self.call("set", lambda: self.world.store.set_if_missing(str(value)))
-        else:
-            self.call("beat", lambda: None)
-
-    def get(self, key: str) -> str:
-        return self.call("get", lambda: self.world.store.checkpoint)
+    def set(self, key: str, value: object, ex: int) -> None:
+        self.call("beat", lambda: None)
 
     def mget(self, keys: list[str]) -> list[str | None]:
         return self.call("mget", lambda: [self.world.cached(key) for key in keys])
@@ -98,21 +100,35 @@ class Client:
 
 
 class Pipeline:
-    """Several SETs in one request."""
+    """Several commands in one request."""
 
     def __init__(self, client: Client) -> None:
-        self.client = client
-        self.values: list[tuple[str, str, int]] = []
+        self.client, self.store = client, client.world.store
+        self.name, self.size = "", 0
+        self.commands: list[Callable[[], Any]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.values.clear()
+        self.commands.clear()
 
-    def set(self, key: str, value: str, ex: int) -> None:
-        self.values.append((key, value, ex))
+    def add(self, name: str, command: Callable[[], Any], size: int = 0) -> None:
+        self.name, self.size = name, self.size + size
+        self.commands.append(command)
 
-    def execute(self) -> None:
-        values = self.values[:]
-        self.client.call("cache", lambda: self.client.world.cache(values))
+    def set(self, key: str, value: str | bytes, nx: bool = False, ex: int = 0) -> None:
+        if nx:
+            self.add("read", lambda: self.client.world.store.set_if_missing(str(value)))
+        else:
+            self.add("cache", lambda: self.client.world.cache(key, value, ex), len(value))
+
+    def get(self, key: str) -> None:
+        self.add("read", lambda: self.store.checkpoint or None)
+
+    def zmscore(self, key: str, ids: list[bytes]) -> None:
+        self.add("read", lambda: [self.store.seen.get(id.decode()) for id in ids], sum(len(id) + 5 for id in ids))
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        commands = self.commands[:]
+        return self.client.call(self.name, lambda: [command() for command in commands], self.size)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from .vk import Habits
 from .world import Plan, Process, Stop, World, clock, simulated
 
-SHARED = ("commit", "set", "get")  # requests to Redis that the other fetcher can notice
+SHARED = ("commit", "read")  # requests to Redis that the other fetcher can notice
 FAULTS = ("", "lost request", "lost reply", "kill", "kill after", "failover", "older failover", "silent failover")
 MAX_TURNS = 1000  # of a history that does not end
 

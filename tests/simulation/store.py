@@ -1,24 +1,30 @@
-"""Redis in memory: what the fetcher keeps there, and commit.lua once more in Python."""
+"""Redis in memory: the keys of one bus, and the commands that the fetcher and commit.lua send. The script is the real one."""
 
+import functools
+import itertools
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from lupa.lua51 import LuaRuntime
 from redis.exceptions import ResponseError
 
-TRIM_EVERY = 256  # event_ids: commit.lua trims `seen` when so many have been added
+LUA = LuaRuntime(unpack_returned_tuples=True)  # as in Redis: Lua 5.1
 
 
-class Refused(ResponseError):
-    """What the script asks before its first write is refused."""
+@functools.cache
+def compiled(script: str) -> Any:
+    """Return the script as a function of KEYS, ARGV and redis."""
+    return LUA.execute(f"return function(KEYS, ARGV, redis) {script}\nend")
 
 
-class Letters(NamedTuple):
-    """An entry of the dead letters: names and values, in turns."""
+class Record(NamedTuple):
+    """A dead letter."""
 
-    fields: tuple[str, ...]
+    fields: dict[str, str]
 
     def get(self, name: str) -> str | None:
-        return dict(zip(self.fields[::2], self.fields[1::2], strict=True)).get(name)
+        return self.fields.get(name)
 
 
 class Copy(NamedTuple):
@@ -27,118 +33,76 @@ class Copy(NamedTuple):
     checkpoint: str
     lengths: tuple[int, int, int]
     seen: dict[str, int]
-    score: int
 
 
 class Store:
-    """The keys of one bus. `commit` is the script; `on_commit` is told what it has done."""
+    """The keys of one bus."""
 
     def __init__(self) -> None:
         self.checkpoint = ""
         self.seen: dict[str, int] = {}  # ids in the order of their scores
-        self.score = 0
         self.stream: list[tuple[str, str]] = []  # event_id, JSON
-        self.dead: list[Letters] = []
+        self.dead: list[Record] = []
         self.published: list[tuple[str, str]] = []  # channel, JSON
-        self.refused: Callable[[], str] = str  # why the server refuses a script, if it does
-        self.on_move: Callable[[str, str], None] = lambda old, new: None
-        self.on_left_out: Callable[[list[str]], None] = lambda ids: None
+        self.allows: Callable[[], bool] = lambda: True  # whether the server allows what a script asks for
+        may = {"call": self.call, "acl_check_cmd": lambda *command: self.allows()}
+        self.redis = LUA.table_from({**may, "error_reply": lambda text: LUA.table_from({"err": text})})
 
     def copy(self) -> Copy:
-        lengths = len(self.stream), len(self.dead), len(self.published)
-        return Copy(self.checkpoint, lengths, dict(self.seen), self.score)
+        return Copy(self.checkpoint, (len(self.stream), len(self.dead), len(self.published)), dict(self.seen))
 
     def restore(self, copy: Copy) -> None:
         self.checkpoint, (stream, dead, published), self.seen = copy.checkpoint, copy.lengths, dict(copy.seen)
-        self.score = copy.score
         del self.stream[stream:], self.dead[dead:], self.published[published:]
 
     def empty(self) -> None:
-        self.checkpoint, self.score = "", 0
-        for keys in (self.seen, self.stream, self.dead, self.published):
-            keys.clear()
+        self.checkpoint = ""
+        for key in (self.seen, self.stream, self.dead, self.published):
+            key.clear()
 
-    def set_if_missing(self, ts: str) -> None:
-        if not self.checkpoint:
-            self.checkpoint = ts
+    def set_if_missing(self, checkpoint: str) -> None:
+        self.checkpoint = self.checkpoint or checkpoint
 
-    def commit(self, arguments: list[Any]) -> str:
-        """Do what commit.lua does. The arguments are its ARGV."""
-        text = [one.decode() if isinstance(one, bytes) else str(one) for one in arguments]
-        kind, since, until, keep, window = text[0], text[1], text[2], int(text[3]), int(text[4])
-        stored = self.checkpoint
-        self.score = next(reversed(self.seen.values()), 0)
-        if kind == "restore":
-            if stored:
-                return stored
-        elif not stored:
-            return ""
-        elif kind == "gap":
-            if stored != since:
-                return stored
-        elif kind != "late" and self.is_missing(since, stored):
-            return stored
-        at = 8 + 3 * int(text[7])
-        events = [(text[i], text[i + 1], text[i + 2]) for i in range(8, at, 3)]
-        letters = []
-        count, at = int(text[at]), at + 1
-        for _ in range(count):
-            last = at + 2 + int(text[at + 1])
-            letters.append((text[at], Letters(tuple(text[at + 2 : last]))))
-            at = last
-        told = kind in ("gap", "restore")
-        forgotten = not told and self.is_forgotten(float(stored) - float(until), window)  # Lua's numbers
-        ids = [event[0] for event in events] + [id for id, _ in letters]
-        if forgotten and (kind == "repeat" or not ids):
-            self.on_left_out(ids)
-            return stored
-        if events and not events[0][2] and not forgotten and events[0][0] not in self.seen:
-            raise ResponseError("LOST the part before")
-        moves = told or self.moves(kind, keep, until, stored)
-        if why := self.refused():
-            raise Refused(why)
-        trims = keep > 0 and self.score // TRIM_EVERY != (self.score + len(ids)) // TRIM_EVERY
-        if forgotten:
-            reason = f"{len(events)} events and {count} dead letters came so late that they may be on the bus already"
-            self.add_letter(
-                f"late:{since}:{until}:{len(events)}", Letters(("since", since, "until", until, "error", reason))
-            )
-            self.on_left_out(ids)
-            return stored
-        self.write(events, letters, fresh=kind == "batch" and since == stored)
-        if moves:
-            self.checkpoint = until
-            self.on_move(stored, until)
-        if trims:
-            for id in list(self.seen)[: max(0, len(self.seen) - keep)]:
-                del self.seen[id]
-        return self.checkpoint
+    def run(self, script: str, keys: list[str], arguments: list[Any]) -> list[Any]:
+        """Run the script and return its answer; raise ResponseError if it answers an error."""
+        argv = [one if isinstance(one, bytes | str) else str(one) for one in arguments]
+        answer = dict(compiled(script)(LUA.table_from(keys), LUA.table_from(argv), self.redis))
+        if "err" in answer:
+            raise ResponseError(answer["err"])
+        return [answer[1], list(answer[2].values()), answer[3]]
 
-    def is_missing(self, since: str, stored: str) -> bool:
-        """Tell whether something between the checkpoint and the batch is missing."""
-        return int(since) > int(stored)
+    def call(self, command: str, key: str, *arguments: Any) -> Any:
+        """Do what a script asks for, and answer in Lua's types."""
+        match command:
+            case "GET":
+                return self.checkpoint or False
+            case "SET":
+                self.checkpoint = arguments[0]
+            case "TYPE":
+                return LUA.table_from({"ok": "stream"})
+            case "ZADD":
+                _, score, id = arguments
+                return int(self.seen.setdefault(id, int(score)) == score)
+            case "ZREVRANGE":
+                first, last, *with_scores = arguments
+                latest = self.latest(int(first), int(last))
+                return LUA.table_from(
+                    [part for id in latest for part in (id, str(self.seen[id]))[: 1 + len(with_scores)]]
+                )
+            case "ZREMRANGEBYRANK":
+                first, last = map(int, arguments)
+                for id in list(self.seen)[first : max(0, len(self.seen) + 1 + last)]:
+                    del self.seen[id]
+            case "XADD":
+                fields = arguments[4:]
+                if key.endswith(":dead-letter"):
+                    self.dead.append(Record(dict(zip(fields[::2], fields[1::2], strict=True))))
+                else:
+                    self.stream.append((json.loads(fields[1])["event_id"], fields[1]))
+            case "PUBLISH":
+                self.published.append((key, arguments[0]))
+        return None
 
-    def is_forgotten(self, behind: float, window: int) -> bool:
-        """Tell whether a batch so far behind the checkpoint may be on the bus without being in `seen`."""
-        return behind >= window / 2 and len(self.seen) >= window
-
-    def moves(self, kind: str, keep: int, until: str, stored: str) -> bool:
-        """Tell whether the checkpoint moves to the end of the batch."""
-        return kind != "late" and keep > 0 and int(until) > int(stored)
-
-    def write(self, events: list[tuple[str, str, str]], letters: list[tuple[str, Letters]], fresh: bool) -> None:
-        """Write what is not in `seen`; publish last."""
-        new = [event for event in events if self.is_new(event[0])]
-        self.stream += [(id, text) for id, _, text in new]
-        for id, letter in letters:
-            self.add_letter(id, letter, fresh)
-        self.published += [(channel, text) for _, channel, text in new]
-
-    def is_new(self, id: str) -> bool:
-        self.score += 1
-        return self.seen.setdefault(id, self.score) == self.score
-
-    def add_letter(self, id: str, letter: Letters, fresh: bool = False) -> None:
-        known = bool(id) and not self.is_new(id)
-        if not known or (fresh and id.startswith("sha256:")):
-            self.dead.append(letter)
+    def latest(self, first: int, last: int) -> list[str]:
+        """Return ids of `seen`, the latest first."""
+        return list(itertools.islice(reversed(self.seen), first, last + 1))

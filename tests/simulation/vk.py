@@ -6,17 +6,19 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fetcher.core.names import Name
-from fetcher.errors import FatalError, MalformedResponse, TransientError
+from fetcher.core.history import Position
+from fetcher.core.ports import Failure, Name
+from fetcher.errors import FatalError, MalformedResponse, TransientError, VkFatalError
 from fetcher.events import CHATS
 from tests.vk import GROUP
 
 if TYPE_CHECKING:
     from .world import Process
 
-ERA = 1_000_000  # ts of one time of VK's; when it begins anew, its ts falls into the next lower million
+ERA = 1_000_000  # ts of one era of VK's; when it restarts its numbering, its ts falls into the next lower million
 FIRST_ERA = 9
 PEOPLE, COMMUNITY, UNKNOWN, CHAT_PEERS = (101, 102, 103, 104), -55, 999, (CHATS + 1, CHATS + 2)
 POLL_LIMIT = 0.001  # seconds: less than this is no wait
@@ -34,9 +36,9 @@ class Pushed(NamedTuple):
     passed_over: bool
 
 
-def order_of(ts: str | int) -> int:
+def order_of(ts: int) -> int:
     """Return a ts as a number that grows through all eras."""
-    return (FIRST_ERA - int(ts) // ERA) * ERA + int(ts) % ERA
+    return (FIRST_ERA - ts // ERA) * ERA + ts % ERA
 
 
 def key_of(update: Any) -> str:
@@ -54,6 +56,7 @@ class Habits:
     steps: tuple[int, ...] = (1,)  # by how much ts grows with an update; 0: now and then without any
     batch: int = 5  # updates in an answer
     beyond: str = "failed 3"  # the answer to a ts that it has not reached
+    apart: int = 0  # by how many numbers one of its servers is behind, at most
     kinds: tuple[str, ...] = ("message",)
     text: int = 20  # characters of a message, at most
 
@@ -71,6 +74,8 @@ class VK:
     current: list[Pushed] = field(default_factory=list)  # of this era
     places: list[int] = field(default_factory=list)  # ts of these
     floor: int = 0  # ts before which it has forgotten everything
+    begin: int = FIRST_ERA * ERA + 1000  # ts at which this era begins
+    has_lost: bool = False  # it has ever forgotten something, or said so
     titles: dict[int, list[str]] = field(default_factory=lambda: {chat: [f"Chat {chat}"] for chat in CHAT_PEERS})
     keys: dict[str, str] = field(default_factory=dict)  # of malformed updates, by text and by its hash
     cropped: dict[tuple[int, int], Json] = field(default_factory=dict)
@@ -94,7 +99,7 @@ class VK:
         self.current.append(one)
         self.places.append(self.ts)
         if len(self.current) > self.habits.memory:
-            self.floor = max(self.floor, self.places[-self.habits.memory - 1])
+            self.floor, self.has_lost = max(self.floor, self.places[-self.habits.memory - 1]), True
 
     def make(self, kind: str, number: int) -> Any:
         """Make an update of some kind."""
@@ -140,34 +145,43 @@ class VK:
                 return [number]
         return envelope
 
-    def begin_anew(self) -> None:
+    def place(self, text: str) -> int:
+        """Return a position's order."""
+        position = Position.parse(text)
+        order = order_of(position.ts)
+        if not position.part:
+            return order
+        return self.history[bisect_right(self.history, order, key=attrgetter("order")) + position.part - 1].order
+
+    def restart(self) -> None:
         """Lose everything, and count from lower numbers on."""
         self.era -= 1
-        self.ts = self.floor = self.era * ERA + self.rng.randrange(1000)
-        self.key += 1
+        self.ts = self.floor = self.begin = self.era * ERA + self.rng.randrange(1000)
+        self.key, self.has_lost = self.key + 1, True
         self.current, self.places = [], []
 
     def forget(self) -> None:
         """Keep nothing of what was."""
-        self.floor = self.ts
+        self.floor, self.has_lost = self.ts, True
 
-    def answer(self, since: int) -> tuple[Json, int]:
-        """Return the answer at a ts, and its size."""
-        if since > self.ts:
-            return self.answer_beyond(), 30
+    def answer(self, since: int, ts: int) -> tuple[Json, int]:
+        """Return the answer at `since` of a server that knows everything up to `ts`, and its size."""
+        if since > ts:
+            return self.answer_beyond(ts), 30
         if since < self.floor:
-            return {"failed": 1, "ts": str(self.ts if self.habits.answers_newest else self.floor)}, 30
-        first = bisect_right(self.places, since)
-        found = self.current[first : first + self.habits.batch]
-        last = self.places[first + len(found) - 1] if first + len(found) < len(self.places) else self.ts
-        return {"ts": str(last), "updates": [one.update for one in found]}, sum(one.size for one in found) + 50
+            return {"failed": 1, "ts": ts if self.habits.answers_newest else self.floor}, 30
+        first, end = bisect_right(self.places, since), bisect_right(self.places, ts)
+        found = self.current[first : min(first + self.habits.batch, end)]
+        until = self.places[first + len(found) - 1] if first + len(found) < end else ts
+        return {"ts": until, "updates": [one.update for one in found]}, sum(one.size for one in found) + 50
 
-    def answer_beyond(self) -> Json:
+    def answer_beyond(self, ts: int) -> Json:
         if self.habits.beyond == "failed 3":
             return {"failed": 3}
         if self.habits.beyond == "failed 1":
-            return {"failed": 1, "ts": str(self.ts)}
-        return {"ts": str(self.ts), "updates": []}
+            return {"failed": 1, "ts": ts}
+        first = -1 if self.habits.beyond == "updates" and ts == self.ts else len(self.current)
+        return {"ts": ts, "updates": [one.update for one in self.current[first:]]}
 
     def is_unreadable(self, since: int, until: int, now: float, key: int) -> bool:
         """Tell whether an answer from one ts to another cannot be read now with this key."""
@@ -219,41 +233,52 @@ class Server:
     def update_longpoll_server(self) -> None:
         self.process.request_vk("key")
         vk = self.process.world.vk
-        self.key, self.ts = vk.key, str(vk.ts)
+        self.key, self.ts = vk.key, vk.ts
 
-    def poll(self, ts: str, wait: int, timeout: float) -> tuple[Json, int]:
+    def poll(self, ts: int, wait: int, timeout: float) -> tuple[Json, int]:
         process, world = self.process, self.process.world
         process.polls()
         try:
             fault = world.plan.vk_fault(process, "poll")
             process.wait(world.plan.latency("poll"))
-            if world.now < process.vk_down_until or fault == "unavailable":
+            if world.now < process.link.vk_down_until or fault == "unavailable":
                 raise TransientError("VK's long poll is unavailable")
             if fault == "malformed":
                 raise MalformedResponse("VK's long poll answers what cannot be read")
             if fault == "failed 2" or self.key != world.vk.key:
                 return {"failed": 2}, 20
+            world.vk.has_lost |= fault in ("failed 1", "failed 3")
             if fault == "failed 3":
                 return {"failed": 3}, 20
             if fault == "failed 1":
-                return {"failed": 1, "ts": str(world.vk.ts)}, 20
+                return {"failed": 1, "ts": world.vk.ts}, 20
             if fault == "silence":  # of a key that is too old
                 process.wait(wait)
+                world.answered.add(ts)
                 return {"ts": ts, "updates": []}, 30
-            deadline = world.now + wait
-            while world.vk.ts == int(ts) and world.now < deadline - POLL_LIMIT:
+            deadline, behind = world.now + wait, world.plan.rng.randint(0, world.vk.habits.apart)
+            while self.known(behind) == ts and world.now < deadline - POLL_LIMIT:
                 process.wait_for_update(deadline)
-                if world.now < process.vk_down_until:
+                if world.now < process.link.vk_down_until:
                     raise TransientError("VK's long poll is unavailable")
-            answer, size = world.vk.answer(int(ts))
+            answer, size = world.vk.answer(ts, self.known(behind))
             if "failed" in answer:
                 world.faults["gap"] += 1
-            elif world.vk.is_unreadable(int(ts), int(answer["ts"]), world.now, self.key):
+                world.vk.has_lost |= answer["failed"] == 3
+            elif world.vk.is_unreadable(ts, answer["ts"], world.now, self.key):
                 world.faults["unreadable"] += 1
+                world.vk.has_lost = True
                 raise MalformedResponse("VK's long poll answers what cannot be read")
+            else:
+                world.answered |= {ts, answer["ts"]}
             return answer, size
         finally:
             process.polled()
+
+    def known(self, behind: int) -> int:
+        """Return the ts of a server that is behind by so many numbers."""
+        vk = self.process.world.vk
+        return max(vk.begin, vk.ts - behind)
 
 
 class Lookups:
@@ -262,19 +287,17 @@ class Lookups:
     def __init__(self, process: "Process") -> None:
         self.process = process
 
-    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], TransientError | FatalError | None]:
+    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
         vk = self.process.world.vk
         resolved, failure = self.resolve(ids)
         return {id: vk.name_of(id) for id in resolved}, failure
 
-    def full_messages(
-        self, places: Iterable[tuple[int, int]]
-    ) -> tuple[dict[tuple[int, int], Json], TransientError | FatalError | None]:
+    def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], Json], Failure]:
         vk = self.process.world.vk
         resolved, failure = self.resolve(places)
         return {place: vk.cropped[place] for place in resolved if place[1] % 4}, failure  # it has some no more
 
-    def resolve(self, ids: Iterable[Any]) -> tuple[list[Any], TransientError | FatalError | None]:
+    def resolve(self, ids: Iterable[Any]) -> tuple[list[Any], Failure]:
         """Return for which of them VK answers, and why it does not for the others."""
         ids, world = sorted(ids), self.process.world
         fault = world.plan.vk_fault(self.process, "names")
@@ -285,6 +308,6 @@ class Lookups:
         if fault == "unavailable" or world.names_fail == "all":
             return [], TransientError("VK error 10")
         if fault == "refused":
-            return [], FatalError("VK refuses the token")
+            return [], VkFatalError("VK refuses the token")
         broken = {ids[0]} if fault == "partly" else {id for id in ids if id in world.nameless}
         return [id for id in ids if id not in broken], TransientError("VK error 29") if broken else None

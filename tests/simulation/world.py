@@ -5,49 +5,74 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, Never
+from typing import Any, Never, Self
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from fetcher.bus import bus
 from fetcher.bus.bus import Bus
-from fetcher.core import backlog, backoff, names, relay
-from fetcher.core.batch import Batch, Gap
+from fetcher.bus.cache import NameCache
+from fetcher.core import backlog, backoff, names, pieces, relay, reports
+from fetcher.core.backlog import Backlog
 from fetcher.core.entries import EntryBuilder
+from fetcher.core.history import Batch, Commit, Gap, Outcome, Position
 from fetcher.core.names import Directory
 from fetcher.core.relay import Relay
-from fetcher.errors import FatalError, RedisUnavailable, TransientError
+from fetcher.errors import FatalError, RedisUnavailable, TransientError, VkFatalError
+from fetcher.fastjson import event_to_json
 from fetcher.vk import longpoll
 from fetcher.vk.builders import command_pattern
 from fetcher.vk.longpoll import LongPoll
+from fetcher.vk.updates import Updates
 from tests.vk import GROUP
 
 from .client import Client
 from .store import Copy, Store
-from .vk import CHAT_PEERS, UNKNOWN, VK, Api, Habits, Lookups, Server, key_of, name_of, order_of
+from .vk import CHAT_PEERS, UNKNOWN, VK, Api, Habits, Lookups, Server, key_of, name_of
 
 POLL_WAIT = 5  # seconds
 LONG_REQUEST = 0.5  # seconds of one request that count as the fetcher's own time, not VK's or Redis's
 MAX_SILENCE = 4.5  # seconds of the fetcher's own time without a poll: a step's pause, a second of commits, and some
 MAX_NAMES_WAIT = 30.0 + 6.0  # seconds that a batch waits for names: the limit and one step that fails
+STALL_SLACK = 25.0  # seconds that a log line about a stall may be late: a step in which every request times out
 COPIES = 12  # states that a failover may go back
 LEFT_OUT = "came so late that they may be on the bus already"
 SETTLE = 600.0  # seconds in which everything has to come to an end after the last fault
+FAST = 1e9  # bytes per second
+FOREVER = (1e9, 1e9)  # seconds that a connection lives
 
 # The limits of the core in small, in the same proportions: so few updates reach them.
 LIMITS: dict[Any, dict[str, Any]] = {
     backlog: {
-        "MAX_PENDING": 60, "MAX_PENDING_BYTES": 2**17, "MAX_RECENT": 30, "MAX_RECENT_BYTES": 2**15,
-        "DEDUP_WINDOW": 180, "MAX_UNBUILT": 15, "MAX_PIECE": 10, "MAX_PIECE_BYTES": 2**12, "FIRST_PIECE_BYTES": 2**11,
+        "MAX_PENDING": 60, "MAX_PENDING_BYTES": 2**17, "MAX_REPLAY": 30, "MAX_REPLAY_BYTES": 2**15,
+        "DEDUP_WINDOW": 180, "MAX_UNBUILT": 15,
     },
-    bus: {"DEDUP_WINDOW": 180, "SLOWEST_LINK": 2**11},
-    relay: {"MAX_UNBUILT": 15, "BURST": 5},
+    pieces: {"MAX_PIECE": 10, "MAX_PIECE_BYTES": 2**13, "MIN_SHARE": 1 / 10},
+    bus: {"DEDUP_WINDOW": 180},
+    relay: {"MAX_UNBUILT": 15},
     longpoll: {"UNREADABLE_TIMEOUT": 20.0, "RETRY_INTERVAL": 5.0},
 }  # fmt: skip
 
 MOST_HELD = 60 + 30 + 2 * 30  # updates: the limit, those that were committed lately, and two answers of VK's
+
+
+@dataclass
+class Link:
+    """What is between a fetcher and the others; a restart of the fetcher does not change it."""
+
+    down_until: float = 0.0  # to Redis
+    vk_down_until: float = 0.0
+    bandwidth: float = FAST
+    life: tuple[float, float] = FOREVER  # seconds that a connection to Redis lives, at least and at most
+    refuses: float = 0.0  # part of the connects that Redis refuses
+    latency: tuple[float, float] = (0.0, 0.0)  # seconds more for each answer of Redis
+
+    def delay(self, rng: random.Random) -> float:
+        """Return how long an answer of Redis is on its way."""
+        return rng.uniform(*self.latency)
 
 
 class Plan:
@@ -90,38 +115,41 @@ class Plan:
         """Let something go wrong between two requests."""
 
 
-class Stop(Exception):
+class Stop(BaseException):
     """The history is over: an invariant is broken."""
 
 
 class Process:
     """One life of a fetcher: the real loop with everything of it, in a greenlet."""
 
-    def __init__(self, world: "World", starts_at: float) -> None:
-        self.world = world
+    def __init__(self, world: "World", starts_at: float, link: Link) -> None:
+        self.world, self.link = world, link
         self.number = world.lives = world.lives + 1
         self.wake = starts_at
         self.waits_for_update = False
         self.request = ""  # to Redis, that is on its way
-        self.link_down_until = self.vk_down_until = 0.0
-        self.bandwidth = 1e9  # bytes per second
         self.had: set[str] = set()  # keys of updates that it has ever had in memory
         self.polled_at: float | None = None
         self.excused = 0.0  # seconds since the last poll that VK and Redis took for themselves
         self.offered = self.offered_bytes = 0  # what it has committed, in updates and bytes
-        self.parts = self.parts_bytes = 0  # of a batch that is not complete
+        self.sent_bytes = self.polled_times = 0
+        self.recorded = Counter[str]()  # what the script has recorded, and it knows
+        self.metrics = Metrics()
+        self.progress_at = starts_at  # when an update reached the bus last, or none was held
+        self.stall_logged_at, self.is_stalled = -60.0, False
         self.relay: Relay | None = None
-        self.clients: list[Client] = []
+        self.client: Client | None = None
         self.answered_at = 0.0  # when Redis has answered last
         self.greenlet = greenlet(self.run, world.hub)
 
     def run(self) -> None:
         world, api, lookups = self.world, Api(self), Lookups(self)
         try:
-            store = Bus("redis://", "events", GROUP, 10**6, 600, 55)
-            entries = Entries(self, lookups, Directory(store, lookups))
-            poll: Any = Poll(self, api)
-            self.relay = Relay(poll, entries, store, POLL_WAIT)
+            store = RealBus(self)
+            directory = Directory(NameCache(store, 600), lookups)
+            entries = Entries(self, lookups, directory)
+            self.relay = Relay(Poll(self, api), entries, store, POLL_WAIT, self.metrics)
+            note_held(self.relay.backlog, self.had)
             self.relay.run()
         except FatalError as error:
             if self.relay and self.relay.backlog.pending:
@@ -132,8 +160,7 @@ class Process:
         except Stop:
             pass
         except Exception as error:
-            world.error = error
-            world.broken(f"a fetcher crashed: {error!r}", stop=False)
+            world.crashed(error)
 
     def wait(self, seconds: float) -> None:
         """Let others go on while a request takes its time."""
@@ -157,7 +184,7 @@ class Process:
         """Be killed in the middle of a request; another life begins at once."""
         self.world.note(self, "is killed")
         self.world.processes.remove(self)
-        self.world.start()
+        self.world.start(0.0, self.link)
         raise GreenletExit
 
     def request_vk(self, request: str) -> None:
@@ -168,8 +195,8 @@ class Process:
         if request == "key" and self.polled_at is not None:
             self.polled()  # it is asked in place of a poll
         if fault == "refused":
-            raise FatalError("VK refuses the token")
-        if fault == "unavailable" or self.world.now < self.vk_down_until:
+            raise VkFatalError("VK refuses the token")
+        if fault == "unavailable" or self.world.now < self.link.vk_down_until:
             raise TransientError("VK's API is unavailable")
 
     def polls(self) -> None:
@@ -177,6 +204,7 @@ class Process:
         self.world.note(self, "polls")
         if self.relay and self.relay.backlog.count > MOST_HELD:
             self.world.broken("more is held than there is room for")
+        self.polled_times += 1
         if self.polled_at is None:
             return
         silence = self.world.now - self.polled_at - self.excused
@@ -191,41 +219,106 @@ class Process:
         if self.polled_at is not None and self.relay and self.relay.backlog.is_full:
             self.polled()
 
+    def check_log(self) -> None:
+        """What is held for long without any of it reaching the bus is logged, once a minute, and that it is over."""
+        now = self.world.now
+        if not self.relay or not self.relay.backlog.pending:
+            self.progress_at = now
+        if now > max(self.progress_at + 30, self.stall_logged_at + 60) + STALL_SLACK:
+            self.world.broken("updates are held for long, and the log does not say so", stop=False)
+        if self.is_stalled and now > self.progress_at + STALL_SLACK > self.stall_logged_at + STALL_SLACK:
+            self.world.broken("updates reach the bus again, and the log does not say so", stop=False)
+
     @property
     def is_idle(self) -> bool:
         """Whether everything that it has is on the bus, as far as it knows."""
         relay = self.relay
-        idle = bool(relay and not relay.backlog.pending and not relay.bus.reconnected and relay.backlog.start_ts)
-        return idle and self.answered_at > self.world.calm_since
+        if not relay or relay.backlog.pending or relay.backlog.start_ts is None or not relay.bus.is_connected:
+            return False
+        return self.answered_at > self.world.calm_since
+
+
+class Metrics:
+    """Counts what the loop counts."""
+
+    def __init__(self) -> None:
+        self.counts = Counter[str]()
+
+    def __getattr__(self, name: str) -> "Metric":
+        return Metric(self.counts, name)
+
+
+class Metric:
+    def __init__(self, counts: Counter[str], name: str) -> None:
+        self.counts, self.name = counts, name
+
+    def labels(self, **labels: str) -> Self:
+        return self
+
+    def inc(self, amount: int = 1) -> None:
+        self.counts[self.name] += amount
+
+    def set(self, value: float) -> None:
+        pass
+
+    def observe(self, value: float) -> None:
+        pass
+
+
+class RealBus(Bus):
+    """The real bus; what goes through it is noted."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__("redis://", "events", GROUP, 10**6, 55)
+        self.process = process
+
+    def commit(self, commit: Commit) -> Outcome:
+        process = self.process
+        process.offered, process.offered_bytes = process.offered + commit.updates, process.offered_bytes + commit.size
+        outcome = super().commit(commit)
+        if outcome.checkpoint and commit.since <= outcome.checkpoint:
+            process.progress_at = process.world.now
+        return outcome
+
+
+def note_held(backlog: Backlog, had: set[str]) -> None:
+    """Note the keys of what it ever holds."""
+
+    def add(answers: list[Batch | Gap], now: float) -> None:
+        had.update(key_of(update) for one in answers if isinstance(one, Batch) for update in one.updates)
+        type(backlog).add(backlog, answers, now)
+
+    def fill(answers: list[Batch | Gap], now: float) -> None:
+        type(backlog).fill(backlog, answers, now)
+        had.update(key_of(update) for one in backlog.pending for update in one.updates)
+
+    vars(backlog).update(add=add, fill=fill)
 
 
 class Poll(LongPoll):
-    """The real long poll; what it hands to the loop is noted."""
+    """The real long poll; it can be traced."""
 
     def __init__(self, process: Process, api: Any) -> None:
         super().__init__(api, GROUP, 50.0, ())
         self.process = process
 
-    def poll(self, ts: str, wait: int) -> Batch | Gap:
-        answer = super().poll(ts, wait)
-        if isinstance(answer, Batch):
-            self.process.had.update(map(key_of, answer.updates))
+    def poll(self, ts: int, wait: int) -> list[Batch | Gap]:
+        answers = super().poll(ts, wait)
         if self.process.world.trace is not None:
-            kind = type(answer).__name__
-            self.process.world.note(self.process, f"polled at {ts}: {kind} {answer.until} {keys_of(answer)}")
-        return answer
+            self.process.world.note(self.process, f"polled at {ts}: {'; '.join(map(describe, answers))}")
+        return answers
 
 
 class Entries(EntryBuilder):
     """The real builder; a batch that waits too long for names is noted."""
 
     def __init__(self, process: Process, lookups: Any, directory: Directory) -> None:
-        super().__init__(lookups, directory, command_pattern(GROUP, "/"), raw=False)
+        super().__init__(Updates(lookups, command_pattern(GROUP, "/"), raw=False), directory, event_to_json)
         self.process = process
 
-    def build(self, batches: Any, give_up: bool, use_cache: bool) -> None:
+    def build(self, batches: Any, give_up: bool) -> None:
         try:
-            super().build(batches, give_up, use_cache)
+            super().build(batches, give_up)
         except RedisUnavailable:
             raise
         except (TransientError, FatalError):
@@ -243,8 +336,7 @@ class World:
         self.plan, self.now = plan, 0.0
         self.hub = getcurrent()
         self.vk, self.store = VK(plan.rng, habits), Store()
-        self.excused: set[str] = set()  # keys that were left out, as too late, and told
-        self.store.on_move, self.store.on_left_out = self.moved, self.leave_out
+        self.excused: set[str] = set()  # keys that were left out, as too late, and recorded so
         self.trace: list[str] | None = [] if trace else None
         self.faults: Counter[str] = Counter()
         self.violation = ""
@@ -253,10 +345,11 @@ class World:
         self.refused_until = 0.0  # Redis refuses the password
         self.names_fail = ""
         self.nameless: set[int] = set()
+        self.answered: set[int] = set()  # ts at which VK's long poll has ever had an answer, or to which one led
         self.cache_entries: dict[str, tuple[str, float]] = {}
         self.effects: list[tuple[float, int, Callable[[], Any]]] = []  # that come later
         self.acknowledged: set[str] = set()  # keys that were on a bus that was emptied
-        self.told_before: list[tuple[int, int]] = []  # gaps on such a bus
+        self.gaps_before: list[tuple[int, int]] = []  # on such a bus
         self.lost: set[str] = set()  # keys that were on the bus before a failover: not all of them are
         self.emptied = False
         self.start_order: int | None = None  # from here on nothing may be missing
@@ -269,8 +362,8 @@ class World:
 
     # What happens
 
-    def start(self, at: float = 0.0) -> Process:
-        process = Process(self, self.now + at)
+    def start(self, at: float = 0.0, link: Link | None = None) -> Process:
+        process = Process(self, self.now + at, link or Link())
         self.processes.append(process)
         return process
 
@@ -281,33 +374,40 @@ class World:
         self.switch(process, GreenletExit)
 
     def exited(self, process: Process) -> None:
-        """Start anew what has ended by itself."""
+        """Restart what has ended by itself."""
         self.note(process, "ended")
         self.processes.remove(process)
-        new = self.start(self.plan.latency("restart"))
-        new.link_down_until, new.vk_down_until = process.link_down_until, process.vk_down_until
+        self.start(self.plan.latency("restart"), process.link)
+
+    def crashed(self, error: BaseException) -> None:
+        """The fetcher has a bug."""
+        self.error = self.error or error
+        self.broken(f"a bug: {error!r}", stop=False)
 
     def later(self, seconds: float, effect: Callable[[], Any]) -> None:
         """Let something take effect in some seconds, if the server is there then."""
         self.effects.append((self.now + seconds, self.server, effect))
 
-    def commit(self, process: Process, arguments: list[Any]) -> str:
-        """Run the script."""
-        before = self.store.checkpoint
-        answer = self.store.commit(arguments)
-        if arguments[0] == "gap" and before != answer == arguments[2]:
-            self.check_gap(process, arguments[1], arguments[2])
-        process.parts += max(1, arguments[7] + arguments[8 + 3 * arguments[7]])
-        process.parts_bytes += sum(len(one) for one in arguments if isinstance(one, bytes))
-        if arguments[3]:  # not a part of a batch: what is remembered is whole batches
-            process.offered += process.parts
-            process.offered_bytes += process.parts_bytes
-            process.parts = process.parts_bytes = 0
+    def commit(self, process: Process, script: str, keys: list[str], arguments: list[Any]) -> tuple[Any, Counter[str]]:
+        """Run the script; return its answer, and what it has recorded."""
+        store = self.store
+        kind, since, until = arguments[:3]
+        before, events, dead, seen = store.checkpoint, len(store.stream), len(store.dead), set(store.seen)
+        answer = store.run(script, keys, arguments)
+        growth = Counter(events=len(store.stream) - events, dead_letters=len(store.dead) - dead)
+        if kind == "gap":
+            growth["gaps"] = growth["dead_letters"]
+        if answer[2]:
+            self.leave_out(store.seen.keys() - seen)
+        if before != store.checkpoint:
+            if kind == "gap":
+                self.check_gap(process, since, until)
+            self.moved(before, store.checkpoint)
         self.remember()
         if self.trace is not None:
-            ids = [str(one, "utf-8")[:20] for one in arguments[8:] if isinstance(one, bytes) and len(one) < 90]
-            self.note(process, f"commits {arguments[:4]} {ids}: {before} -> {self.store.checkpoint}")
-        return answer
+            new = [id for id, _ in store.stream[events:]] + [one.get("update") or "record" for one in store.dead[dead:]]
+            self.note(process, f"commits {kind} {since} {until}: {before} -> {store.checkpoint}, new are {new}")
+        return answer, growth
 
     def remember(self) -> None:
         """Keep the state for a failover."""
@@ -327,8 +427,8 @@ class World:
             old = [process for process in self.processes if process in offered]
             lost = [(p.offered - offered[p][0], p.offered_bytes - offered[p][1]) for p in old]
             fresh = [process for process in self.processes if process not in offered]
-            fits = all(n <= limits["MAX_RECENT"] // 2 and size <= limits["MAX_RECENT_BYTES"] // 2 for n, size in lost)
-            if fits and copy.checkpoint and all(p.offered <= limits["MAX_RECENT"] // 2 for p in fresh):
+            fits = all(n <= limits["MAX_REPLAY"] // 2 and size <= limits["MAX_REPLAY_BYTES"] // 2 for n, size in lost)
+            if fits and copy.checkpoint and all(p.offered <= limits["MAX_REPLAY"] // 2 for p in fresh):
                 break
         else:
             return False
@@ -337,7 +437,7 @@ class World:
         self.store.restore(copy)
         self.server += 1
         for process in self.processes if behind_proxy else ():
-            for client in process.clients:
+            if client := process.client:
                 client.server = self.server if client.server == self.server - 1 else 0
                 client.refusals = 1
         self.copies = [(copy, {p: (p.offered, p.offered_bytes) for p in self.processes})]
@@ -347,7 +447,7 @@ class World:
         """Let Redis come back empty."""
         self.note(None, "Redis is emptied")
         self.acknowledged |= self.on_the_bus()
-        self.told_before += self.gaps()
+        self.gaps_before += self.gaps()
         self.emptied = True
         self.store.empty()
         self.cache_entries.clear()
@@ -358,11 +458,10 @@ class World:
         text, until = self.cache_entries.get(key, ("", 0.0))
         return text if self.now < until else None
 
-    def cache(self, values: list[tuple[str, str, int]]) -> None:
-        for key, text, ttl in values:
-            if not any(json.loads(text)) and not key.endswith(f":{UNKNOWN}"):
-                self.broken(f"a name that VK has not told is cached: {key}")
-            self.cache_entries[key] = text, self.now + ttl
+    def cache(self, key: str, text: str | bytes, ttl: int) -> None:
+        if not any(json.loads(text)) and not key.endswith(f":{UNKNOWN}"):
+            self.broken(f"a name that VK has not answered is cached: {key}")
+        self.cache_entries[key] = str(text, "utf-8") if isinstance(text, bytes) else text, self.now + ttl
 
     def push(self) -> None:
         self.vk.push()
@@ -397,6 +496,9 @@ class World:
             process.greenlet.throw(*error)
         else:
             process.greenlet.switch()
+            process.check_log()
+            if process.metrics.counts != process.recorded:
+                self.broken(f"counted {process.metrics.counts}, though {process.recorded} were recorded", stop=False)
         if self.violation:
             raise Stop
 
@@ -413,13 +515,15 @@ class World:
 
     @property
     def is_settled(self) -> bool:
-        if self.effects or self.store.checkpoint != str(self.vk.ts):
+        if self.effects or not self.store.checkpoint:
+            return False
+        if Position.parse(self.store.checkpoint)[1:] != (self.vk.ts, 0):
             return False
         return all(process.is_idle for process in self.processes)
 
     def unsettled(self) -> str:
         relays = [process.relay for process in self.processes if process.relay]
-        pending = [[(one.kind, one.since, one.until) for one in relay.backlog.pending][:3] for relay in relays]
+        pending = [[(one.kind, f"{one.since}-{one.until}") for one in relay.backlog.pending][:3] for relay in relays]
         return f"never settles: checkpoint {self.store.checkpoint}, VK's ts {self.vk.ts}, pending {pending}"
 
     def close(self) -> None:
@@ -445,43 +549,55 @@ class World:
     def on_the_bus(self) -> set[str]:
         """Return the keys of all updates that are in the stream or in the dead letters."""
         keys = {event_id for event_id, _ in self.store.stream}
-        raws = (letter.get("update") for letter in self.store.dead)
+        raws = (record.get("update") for record in self.store.dead)
         return keys | {self.vk.keys.get(raw, raw) for raw in raws if raw is not None}
 
-    def leave_out(self, ids: list[str]) -> None:
+    @property
+    def epochs_differ(self) -> bool:
+        """Whether fetchers may count epochs differently: one that misses a restart of VK's holds it for the next one."""
+        return self.fetchers > 1 and self.faults["VK restarts its numbering"] > 1
+
+    def leave_out(self, ids: Iterable[str]) -> None:
         """Note what was left out as too late; a dead letter's id may end in the hash of its text."""
-        keys = {self.vk.keys.get(id.rpartition(":")[2], id) for id in ids}
-        # When VK has begun anew twice, ts no longer tell which of the times the checkpoint of a copy is of.
-        if self.fetchers == 1 and self.faults["VK begins anew"] < 2 and keys - self.on_the_bus():
+        if self.fetchers == 1:
             self.broken("left out as too late, though no other fetcher can have committed it")
-        self.excused |= keys
+        self.excused |= {self.vk.keys.get(id.rpartition(":")[2], id) for id in ids}
 
     def gaps(self) -> list[tuple[int, int]]:
         """Return the gaps that are recorded, in the order of all eras."""
-        letters = [letter for letter in self.store.dead if not str(letter.get("error")).endswith(LEFT_OUT)]
-        told = [(letter.get("since"), letter.get("until")) for letter in letters]
-        return [(order_of(since), order_of(until)) for since, until in told if since and until]
+        records = [record for record in self.store.dead if not str(record.get("error")).endswith(LEFT_OUT)]
+        places = [(record.get("since"), record.get("until")) for record in records]
+        return [(self.vk.place(since), self.vk.place(until)) for since, until in places if since and until]
 
     def moved(self, old: str, new: str) -> None:
-        """The checkpoint moves: everything up to it is on the bus, told as a gap, or passed over."""
+        """The checkpoint moves: everything up to it is on the bus, in a recorded gap, or passed over."""
         if not old and (not self.store.dead or self.store.dead[-1].get("until") != new):
             self.broken("the checkpoint was restored without a record")
         if not old:
             return
-        after, until = order_of(old), order_of(new)
-        if found := self.nowhere(after, until):
+        if Position.parse(new) < Position.parse(old):
+            self.broken(f"the checkpoint moves back from {old} to {new}")
+        if found := self.nowhere(self.vk.place(old), self.vk.place(new)):
             self.broken(f"the checkpoint passed {found[:5]}")
 
     def check_gap(self, process: Process, since: str, until: str) -> None:
-        """A fetcher that tells a gap holds nothing inside of it that it has not committed yet."""
-        after, last = order_of(since), order_of(until)
+        """A fetcher that records a gap holds nothing inside of it that it has not committed yet."""
+        if not self.vk.has_lost:
+            self.broken("a gap is recorded, though VK has everything")
+        assert process.relay
+        filled = [one.kind for one in process.relay.backlog.pending][:2] == ["gap", "gap"]  # up to what is pending
+        if Position.parse(until).ts not in self.answered and not filled:
+            self.broken("a gap is recorded, though VK has not answered the place where it ends")
+        after, last = self.vk.place(since), self.vk.place(until)
         inside = [one.key for one in self.vk.history if after < one.order <= last and not one.passed_over]
         known = self.on_the_bus() | self.excused | self.acknowledged | self.lost
+        if self.epochs_differ:
+            return
         if hidden := process.had.intersection(inside) - known:
             self.broken(f"a gap hides what is held: {sorted(hidden)[:5]}")
 
     def nowhere(self, after: int, until: int) -> list[str]:
-        """Return the updates in a part of VK's history that are neither on the bus, nor told, nor passed over."""
+        """Return the updates in a part of VK's history that are neither on the bus, nor recorded, nor passed over."""
         part = []
         for one in reversed(self.vk.history):
             if one.order <= after:
@@ -491,7 +607,7 @@ class World:
         if not part:
             return []
         events = self.on_the_bus() | self.excused | self.acknowledged
-        gaps = self.told_before + self.gaps()
+        gaps = self.gaps_before + self.gaps()
         return [one.key for one in part if one.key not in events and not any(a < one.order <= b for a, b in gaps)]
 
     def verify(self) -> None:
@@ -505,26 +621,24 @@ class World:
         ids = [event_id for event_id, _ in store.stream]
         if len(set(ids)) < len(ids):
             return f"repeated: {[id for id, n in Counter(ids).items() if n > 1][:5]}"
-        # A copy from before VK began anew takes what is of the new time at once: its ts are lower.
-        out_of_time = self.faults["failover"] and self.faults["VK begins anew"]
-        raws = [raw for letter in store.dead if (raw := letter.get("update")) is not None]
-        # What several fetchers have of the time before is late, and does not tell where a nameless dead letter was.
-        late = self.faults["VK begins anew"] and self.fetchers > 1
-        if len(set(raws)) < len(raws) and not out_of_time and not late:
-            return f"a dead letter repeated: {[id for id, n in Counter(raws).items() if n > 1][:5]}"
+        raws = [raw for record in store.dead if (raw := record.get("update")) is not None]
+        if len(set(raws)) < len(raws):
+            return f"a dead letter repeated: {[raw for raw, n in Counter(raws).items() if n > 1][:5]}"
         if [text for _, text in store.stream] != [text for _, text in store.published]:
             return "channels and stream differ"
         passed = {one.key for one in self.vk.history if one.passed_over}
+        gaps = self.gaps()
+        excused = self.acknowledged | self.excused | passed
         for process in self.processes:
-            if lost := process.had - events - self.acknowledged - self.excused - passed:
+            if lost := process.had - events - excused:
                 return f"in memory, and lost: {sorted(lost)[:5]}"
         if not self.emptied:
             if lost_in_silence := self.nowhere(self.start_order or 0, 10**12):
                 return f"lost in silence: {lost_in_silence[:5]}"
-            gaps = Counter(gap for gap in self.gaps() if gap[0] != gap[1])
-            if twice := [gap for gap, n in gaps.items() if n > 1]:
-                return f"a gap told twice: {twice[:3]}"
-            if self.fetchers == 1 and not out_of_time:
+            counts = Counter(gap for gap in gaps if gap[0] != gap[1])
+            if not self.epochs_differ and (twice := [gap for gap, n in counts.items() if n > 1]):
+                return f"a gap recorded twice: {twice[:3]}"
+            if self.fetchers == 1:
                 orders = {one.key: one.order for one in self.vk.history}
                 places = [orders[id] for id in ids]
                 if places != sorted(places):
@@ -548,9 +662,29 @@ class World:
         return ""
 
 
-def keys_of(answer: Batch | Gap) -> list[str] | str:
+def describe(answer: Batch | Gap) -> str:
     """Return what is in an answer, for the trace."""
-    return [key_of(update)[:20] for update in answer.updates] if isinstance(answer, Batch) else answer.error
+    if isinstance(answer, Gap):
+        return f"gap to {answer.until}, {answer.error}"
+    return f"batch to {answer.until} {[key_of(update)[:20] for update in answer.updates]}"
+
+
+class Log(logging.Handler):
+    """What the fetchers log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        world = clock.world
+        process, text = world.current, record.getMessage()
+        world.note(process, f"logs {record.levelname}: {text}")
+        assert process
+        if record.exc_info and (error := record.exc_info[1]):
+            world.crashed(error)
+        if "none has reached the bus for" in text:
+            if process.progress_at + 30 - STALL_SLACK > world.now:
+                world.broken(f"the log is wrong: {text}", stop=False)
+            process.stall_logged_at, process.is_stalled = world.now, True
+        elif text == "Updates reach the bus again":
+            process.is_stalled = False
 
 
 class Clock:
@@ -592,6 +726,7 @@ def simulated() -> Iterator[None]:
         longpoll: {"time": clock, "LongPollServer": Server},
         names: {"time": clock},
         relay: {"time": clock, "backoff": FunctionType(backoff.backoff.__code__, dice)},
+        reports: {"time": clock},
     }
     saved = []
     for table in (seams, LIMITS):
@@ -599,11 +734,14 @@ def simulated() -> Iterator[None]:
             for name, value in values.items():
                 saved.append((module, name, getattr(module, name)))
                 setattr(module, name, value)
-    level = logging.getLogger("fetcher").level
-    logging.getLogger("fetcher").setLevel(logging.CRITICAL + 1)
+    log = logging.getLogger("fetcher")
+    handlers, level, propagate = log.handlers, log.level, log.propagate
+    log.handlers, log.propagate = [Log()], False
+    log.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        logging.getLogger("fetcher").setLevel(level)
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)
         for module, name, value in reversed(saved):
             setattr(module, name, value)

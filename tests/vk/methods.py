@@ -17,6 +17,7 @@ MAX_PEOPLE = 1000  # in one call
 MAX_COMMUNITIES = 500
 MAX_PEERS = 100
 MAX_MESSAGES = 100
+RIGHTS = {"stories": 1, "photos": 4, "app_widget": 64, "messages": 4096, "docs": 131072, "manage": 262144}
 
 
 class RequestRejected(Exception):
@@ -44,6 +45,7 @@ def numbers(value: Any) -> list[int]:
 
 def get_long_poll_server(vk: "VK", params: Json) -> Any:
     check_group(vk, params)
+    check_manage(vk)
     if not vk.settings["is_enabled"]:
         raise RequestRejected(100, "One of the parameters specified was missing or invalid: "
                            "longpoll for this group is not enabled")  # fmt: skip
@@ -54,7 +56,24 @@ def get_long_poll_server(vk: "VK", params: Json) -> Any:
 
 def get_long_poll_settings(vk: "VK", params: Json) -> Any:
     check_group(vk, params)
+    check_manage(vk)
     return vk.settings
+
+
+def set_long_poll_settings(vk: "VK", params: Json) -> Any:
+    """Set them. VK does not say what becomes of types that are not named: here they are switched off."""
+    check_group(vk, params)
+    check_manage(vk)
+    flags = {kind: int(params.get(kind, 0)) for kind in vk.settings["events"]}
+    version = params.get("api_version", vk.settings["api_version"])
+    enabled = bool(int(params.get("enabled", vk.settings["is_enabled"])))
+    vk.settings = {"is_enabled": enabled, "api_version": version, "events": flags}
+    return 1
+
+
+def get_token_permissions(vk: "VK", params: Json) -> Any:
+    permissions = [{"name": name, "setting": RIGHTS[name]} for name in vk.rights]
+    return {"mask": sum(RIGHTS[name] for name in vk.rights), "permissions": permissions}
 
 
 def users_get(vk: "VK", params: Json) -> Any:
@@ -140,6 +159,11 @@ def check_group(vk: "VK", params: Json) -> None:
         raise RequestRejected(100, "One of the parameters specified was missing or invalid: group_id is incorrect")
 
 
+def check_manage(vk: "VK") -> None:
+    if "manage" not in vk.rights:
+        raise RequestRejected(15, "Access denied: no access to call this method")
+
+
 def check(vk: "VK", ids: list[Any], limit: int, parameter: str) -> None:
     if not ids or len(ids) > limit:
         raise RequestRejected(100, f"One of the parameters specified was missing or invalid: {parameter}")
@@ -154,6 +178,8 @@ def check(vk: "VK", ids: list[Any], limit: int, parameter: str) -> None:
 METHODS: dict[str, Callable[["VK", Json], Any]] = {
     "groups.getLongPollServer": get_long_poll_server,
     "groups.getLongPollSettings": get_long_poll_settings,
+    "groups.setLongPollSettings": set_long_poll_settings,
+    "groups.getTokenPermissions": get_token_permissions,
     "users.get": users_get,
     "groups.getById": groups_get_by_id,
     "messages.getConversationsById": get_conversations_by_id,

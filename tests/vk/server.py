@@ -63,6 +63,8 @@ class VK:
             "events": dict.fromkeys(flags, 1) | {"message_reply": 0, "message_read": 0, "group_join": 0},
         }  # fmt: skip
 
+        self.rights = ["photos", "messages", "docs", "manage"]  # of the token
+
         self.people: dict[int, dict[str, Any]] = {}  # id: what differs from an invented person; None: absent
         self.communities: dict[int, dict[str, Any]] = {}
         self.chats: dict[int, str] = {}  # peer: title

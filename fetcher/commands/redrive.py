@@ -1,0 +1,134 @@
+"""`--redrive`: dead letters get another chance, those of the fetcher or those of a consumer group."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from ..bus.bus import Bus
+from ..bus.cache import NameCache
+from ..bus.connection import redis_errors
+from ..bus.scripts import run_script
+from ..config import Config
+from ..core.backlog import Pending
+from ..core.entries import EntryBuilder
+from ..core.history import DeadLetter, Entry, Position
+from ..core.names import Directory
+from ..errors import TransientError
+from ..events import channel
+from ..fastjson import event_to_json, loads, utf8
+from ..metrics import OFF
+from ..vk.api import Api
+from ..vk.builders import command_pattern
+from ..vk.lookups import Lookups
+from ..vk.updates import Updates
+
+PAGE = 100  # dead letters that are read and built at once
+MAX_FAILURES = 3  # dead letters in a row whose names VK does not return, before the command gives up
+SOMEWHERE = Position(0, 0)  # the updates of dead letters have lost their place in VK's history
+WENT, GAP = "", "a gap in VK's history"
+
+
+def redrive(settings: Config, group: str | None) -> int:
+    """Publish the fetcher's dead letters that are events now, or give those of a consumer group back to it.
+
+    Print a line for each that stays, and how many went and stayed; return the exit code 0. Raise TransientError or
+    FatalError if VK or Redis fails. It may be killed and repeated at any time: a dead letter goes in one atomic step.
+    """
+    bus = Bus(settings.redis_url, settings.bus, settings.group, settings.stream_maxlen, 0)
+    counts: Counter[str] = Counter()
+    try:
+        for letter, reason in give_back(bus, group) if group else publish(bus, settings):
+            counts[reason if reason in (WENT, GAP) else "stay"] += 1
+            if reason not in (WENT, GAP):
+                print(f"{letter} stays: {reason}", flush=True)
+    finally:
+        went = f"given back to the group {group}" if group else "published"
+        gaps = f", gaps in VK's history: {counts[GAP]}" if counts[GAP] else ""
+        print(f"{went}: {counts[WENT]}, stay: {counts['stay']}{gaps}", flush=True)
+    return 0
+
+
+def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
+    """Publish what makes an event now; yield the id of each dead letter of the fetcher, and why it stays."""
+    lookups = Lookups(Api(settings.token, OFF))
+    cache = NameCache(bus, settings.names_ttl)  # unused, for only the loop connects it: old titles must not get there
+    updates = Updates(lookups, command_pattern(settings.group, settings.prefixes), settings.raw)
+    builder = EntryBuilder(updates, Directory(cache, lookups), event_to_json)
+    _, seen, stream, dead_letters = bus.keys
+    for page in pages(bus, dead_letters):
+        found = {letter: read_update(fields["update"]) for letter, fields in page if "update" in fields}
+        yield from ((letter, GAP) for letter, _ in page if letter not in found)
+        for (letter, update), entry in zip(found.items(), build(builder, [*found.values()]), strict=True):
+            if isinstance(update, dict) and update.get("group_id", settings.group) != settings.group:
+                yield letter, "it is of another community"
+            elif isinstance(entry, Entry):
+                event = utf8(entry.id), utf8(channel(bus.bus, entry.event_type)), entry.text
+                if run_script(bus, "redrive", [dead_letters, stream, seen], letter, *event, settings.stream_maxlen):
+                    yield letter, WENT
+            else:
+                yield letter, entry
+
+
+def read_update(text: str) -> Any:
+    """Return the update in a dead letter, None if it cannot be read."""
+    try:
+        return loads(text.encode())
+    except (ValueError, RecursionError):
+        return None
+
+
+def build(builder: EntryBuilder, updates: list[Any]) -> Iterator[Entry | str]:
+    """Yield the event of each update as it is published now, or why there is none.
+
+    One whose names VK does not return never keeps the others. Raise TransientError if VK returns none at all.
+    """
+    batches = [Pending("batch", SOMEWHERE, SOMEWHERE, [update]) for update in updates]
+    with suppress(TransientError):
+        builder.build(batches, give_up=False)  # one request serves all of them
+    failures = 0  # in a row
+    for batch in batches:
+        try:
+            if batch.entries is None:
+                builder.build([batch], give_up=False)
+        except TransientError as error:
+            failures += 1
+            if failures > MAX_FAILURES:
+                raise
+            yield str(error)
+            continue
+        failures = 0
+        for entry in batch.entries or ():
+            if isinstance(entry, DeadLetter):
+                yield entry.fields["error"]
+            else:
+                yield entry or "no event is made of it; with RAW=1 all types are published"
+
+
+def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str]]:
+    """Give events back to their group, as if a consumer had left them; yield each dead letter's id, and why it stays.
+
+    https://redis.io/docs/latest/commands/xclaim/
+    """
+    keys = [f"{{{bus.bus}}}:dead-letter:{group}", bus.bus, f"{{{bus.bus}}}:attempts:{group}"]
+    for page in pages(bus, keys[0]):
+        for letter, fields in page:
+            id = fields.get("id", "")
+            if not re.fullmatch("[0-9]{1,19}-[0-9]{1,19}", id):
+                yield letter, "it names no entry of the stream"
+            elif (reason := run_script(bus, "give_back", keys, letter, group, id)) is not None:
+                yield letter, reason
+
+
+def pages(bus: Bus, key: str) -> Iterator[list[tuple[str, dict[str, str]]]]:
+    """Yield in pages the dead letters that are there now: an event that fails again must not go round."""
+    with redis_errors():
+        page: Any = bus.client.xrevrange(key, count=1)
+    last, after = page[0][0] if page else "", "-"
+    while page:
+        with redis_errors():
+            page = bus.client.xrange(key, after, last, count=PAGE)
+        if page:
+            after = f"({page[-1][0]}"
+            yield page

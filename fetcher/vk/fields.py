@@ -1,0 +1,70 @@
+"""Reading VK's JSON: `require_...` raise ValueError with the reason if a value is missing or of a wrong kind.
+
+`object_or_empty` takes whatever is wrong for missing.
+"""
+
+import re
+from typing import Any
+
+Json = dict[str, Any]
+
+MAX_NUMBER = 2**63 - 1  # VK's ids have 64 bits
+
+
+def require_object(value: Any) -> Json:
+    """Return the object."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{kind_of(value)} where an object is due")
+    return value
+
+
+def require_list(fields: Json, key: str) -> list[Any]:
+    """Return the list, [] if it is missing."""
+    value = fields.get(key) or []
+    if not isinstance(value, list):
+        raise wrong(key, value, "a list")
+    return value
+
+
+def require_text(fields: Json, key: str, default: str | None = None) -> str:
+    """Return the text; an empty one is missing. With a default, a number is read as text, too."""
+    value = fields.get(key)
+    if isinstance(value, str) and value:
+        return value
+    if default is not None and (value is None or value == ""):
+        return default
+    if default is not None and type(value) is int:
+        return str(value)
+    raise wrong(key, value, "text")
+
+
+def require_number(fields: Json, key: str, default: int | None = None) -> int:
+    """Return the whole number of at most 64 bits, also if VK sent it as text."""
+    value = fields.get(key)
+    if value is None and default is not None:
+        return default
+    if type(value) is int:
+        number = value
+    elif found := re.fullmatch(r"(-?[0-9]{1,20})(\.0)?", str(value)):  # as text, or 5.0
+        number = int(found[1])
+    else:
+        raise wrong(key, value, "a whole number")
+    if not -MAX_NUMBER <= number <= MAX_NUMBER:
+        raise ValueError(f"{key} is too large")
+    return number
+
+
+def object_or_empty(value: Any) -> Json:
+    """Return the object, {} for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def wrong(key: str, value: Any, due: str) -> ValueError:
+    """Return what is wrong with a value."""
+    return ValueError(f"{key} is missing" if value is None else f"{key} is {kind_of(value)}, not {due}")
+
+
+def kind_of(value: Any) -> str:
+    """Return what kind of value it is, in words."""
+    kind = "float" if isinstance(value, float) else type(value).__name__  # NotFinite is a float of ours
+    return "missing" if value is None else "empty" if value == "" else f"of type {kind}"

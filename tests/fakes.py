@@ -1,0 +1,415 @@
+"""The core's two sides in memory, by a clock of the test's own: VK, a bus, and fetchers between them."""
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
+
+from fetcher.core.backlog import DEDUP_WINDOW
+from fetcher.core.entries import EntryBuilder
+from fetcher.core.history import Batch, Commit, DeadLetter, Entry, Gap, Outcome, Position, State
+from fetcher.core.names import Directory
+from fetcher.core.ports import Failure, Name
+from fetcher.core.relay import Relay
+from fetcher.errors import RedisTimeout, RedisUnavailable, TransientError
+from fetcher.events import Event, Message, Peer, User
+from tests import net
+
+PERSON, CHAT = 5, 2_000_000_007
+REDIS_DOWN = RedisUnavailable("Redis is unavailable (ConnectionError)")
+VK_DOWN = TransientError("VK error 10")
+
+
+class Stop(BaseException):
+    """The end of a run: the loop catches every Exception."""
+
+
+class Clock(net.Clock):
+    """A clock that calls `before_sleep` first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_sleep: Callable[[], None] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        self.before_sleep()
+        super().sleep(seconds)
+
+
+def update(id: str, **more: Any) -> dict[str, Any]:
+    """Make an update as the fake VK understands it.
+
+    `user` caused it, `date` is when, `size` is of its text; `malformed` makes it a dead letter, `ignored` no event.
+    """
+    return {"type": "message_new", "event_id": id, "user": PERSON} | more
+
+
+def batch(since: int, until: int, *ids: str, **more: Any) -> Batch:
+    return Batch(since, until, [update(id, **more) for id in ids])
+
+
+def numbers(count: int, first: int = 0) -> list[str]:
+    """List ids that are numbers."""
+    return [str(number) for number in range(first, first + count)]
+
+
+# VK
+
+
+class History:
+    """VK's updates, of which it keeps the latest; `page` is how many it puts into an answer.
+
+    A poll at a place that it does not have is answered from the oldest one that it has.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.kept, self.page = 10**6, 100
+        self.ts = self.oldest = 10
+        self.updates: list[tuple[int, Any]] = []
+        self.rate, self.flows_since, self.flowed = 0.0, 0.0, 0
+
+    def push(self, *updates: Any) -> None:
+        """Add updates; text is the id of one."""
+        for one in updates:
+            self.ts += 1
+            self.updates.append((self.ts, update(one) if isinstance(one, str) else one))
+        if forgotten := self.updates[: max(0, len(self.updates) - self.kept)]:
+            self.oldest = forgotten[-1][0]
+            del self.updates[: len(forgotten)]
+
+    def restart(self, ts: int) -> None:
+        """Begin the numbering again, without the updates of before."""
+        self.ts = self.oldest = ts
+        self.updates.clear()
+
+    def flow(self, rate: float) -> None:
+        """Let so many updates come every second from now on; their ids are numbers from 0."""
+        self.rate, self.flows_since = rate, self.clock.now
+
+    def arrive(self) -> None:
+        """Add what has come since the last time."""
+        total = max(self.flowed, int((self.clock.now - self.flows_since) * self.rate))
+        self.push(*numbers(total - self.flowed, self.flowed))
+        self.flowed = total
+
+    def answer(self, ts: int, wait: float) -> list[Batch | Gap]:
+        """Answer a poll; behind a gap comes what is there where it ends."""
+        self.arrive()
+        answers: list[Batch | Gap] = []
+        if not self.oldest <= ts <= self.ts:
+            answers, ts = [Gap(ts, self.oldest, "forgotten")], self.oldest
+        elif ts == self.ts:
+            self.clock.now += min(wait, 1 / self.rate if self.rate else wait)
+            self.arrive()
+        self.clock.now += 0.01
+        found = [(at, one) for at, one in self.updates if at > ts][: self.page]
+        until = found[-1][0] if found else ts
+        return [*answers, Batch(ts, until, [one for _, one in found], 1000 * len(found))]
+
+
+class VK:
+    """One fetcher's VK: its long poll, what its updates mean, and its names.
+
+    Polls are answered with what is scripted, then from the history; an exception in the script is raised.
+    """
+
+    def __init__(self, history: History) -> None:
+        self.history, self.clock = history, history.clock
+        self.script: list[list[Batch | Gap] | Exception] = []
+        self.polls: list[tuple[float, int, int]] = []  # when, at which ts, and `wait`
+        self.before_poll: list[Callable[[], None]] = []
+        self.start_failure: Exception | None = None
+        self.renewals: list[int] = []  # the ts of the next new keys; then it is that of the history
+        self.renewed = 0
+        self.is_short = False
+        self.full_failure: Failure = None  # of full messages
+        self.names_failure: Failure = None  # of a whole look-up
+        self.unnamed: set[int] = set()  # whose names VK does not answer now
+        self.looked_up: list[set[int]] = []
+
+    @property
+    def waits(self) -> list[int]:
+        return [wait for _, _, wait in self.polls]
+
+    @property
+    def polled_at(self) -> list[int]:
+        return [ts for _, ts, _ in self.polls]
+
+    def latest_ts(self) -> int:
+        if self.start_failure:
+            raise self.start_failure
+        return self.history.ts
+
+    def renew(self) -> int:
+        self.renewed += 1
+        return self.renewals.pop(0) if self.renewals else self.history.ts
+
+    def shorten_timeouts(self, short: bool) -> None:
+        self.is_short = short
+
+    def poll(self, ts: int, wait: int) -> list[Batch | Gap]:
+        for call in self.before_poll:
+            call()
+        self.polls.append((self.clock.now, ts, wait))
+        answer = self.script.pop(0) if self.script else self.history.answer(ts, wait)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def with_full_messages(self, updates: list[Any]) -> tuple[list[Any], Failure]:
+        return updates, self.full_failure
+
+    def build(self, update: Any) -> Event | None:
+        if "malformed" in update:
+            raise ValueError(update["malformed"])
+        if "ignored" in update:
+            return None
+        message = Message(1, "x" * update.get("size", 0), None, [], [])
+        user, peer = User(update["user"], "", "", "", ""), Peer(CHAT, 7, "")
+        return Event("message", update["event_id"], user, peer, message=message)
+
+    def sent_at(self, update: Any) -> int:
+        return int(update.get("date", 0))
+
+    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
+        self.looked_up.append(set(ids))
+        if self.names_failure:
+            return {}, self.names_failure
+        failure = VK_DOWN if self.looked_up[-1] & self.unnamed else None
+        return {id: Name(f"name of {id}") for id in self.looked_up[-1] - self.unnamed}, failure
+
+
+# The bus
+
+
+class Store:
+    """What a Redis holds, and what commit.lua does with it: test_bus.py compares the two."""
+
+    def __init__(self) -> None:
+        self.window = DEDUP_WINDOW
+        self.checkpoint: Position | None = None
+        self.seen: dict[str, bool] = {}
+        self.stream: list[Entry] = []
+        self.dead: list[dict[str, str]] = []
+        self.names: dict[int, Name] = {}
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the stream's events."""
+        return [entry.id for entry in self.stream]
+
+    @property
+    def users(self) -> list[str]:
+        """The users' names in the stream's events."""
+        return [json.loads(entry.text)["user"]["name"] for entry in self.stream]
+
+    def copy(self) -> "Store":
+        """Return a copy as a replica has one."""
+        return copy.deepcopy(self)
+
+    def become(self, other: "Store") -> None:
+        """Hold what another one holds, as after a failover."""
+        self.__dict__.update(other.copy().__dict__)
+
+    def read(self, ids: Iterable[str], start: Position | None) -> State:
+        self.checkpoint = self.checkpoint or start
+        return State(self.checkpoint, {id for id in ids if id not in self.seen})
+
+    def commit(self, commit: Commit) -> Outcome:
+        kind, since, until = commit.kind, commit.since, commit.until
+        at = self.checkpoint
+        if at is None or kind == "restore":
+            applies = at is None and kind == "restore"
+        else:
+            applies = since == at if kind == "gap" else since <= at
+        if not applies:
+            return Outcome(at, [])
+        is_late = bool(
+            at and kind == "batch" and until.epoch == at.epoch
+            and at.ts - until.ts >= self.window / 2 and len(self.seen) >= self.window
+        )  # fmt: skip
+        recorded: list[Entry | DeadLetter] = []
+        left_out = 0
+        for entry in commit.entries:
+            is_new = not entry.id or entry.id not in self.seen
+            if entry.id:
+                self.seen.setdefault(entry.id, True)
+            left_out += is_new and is_late
+            if is_new and not is_late:
+                recorded.append(entry)
+                if isinstance(entry, Entry):
+                    self.stream.append(entry)
+                else:
+                    self.dead.append(entry.fields)
+        if left_out:
+            error = f"{left_out} updates came so late that they may be on the bus already"
+            self.dead.append({"since": str(since), "until": str(until), "error": error})
+        for id in list(self.seen)[: max(0, len(self.seen) - self.window)]:
+            del self.seen[id]
+        self.checkpoint = until if at is None else max(at, until)
+        return Outcome(self.checkpoint, recorded, left_out)
+
+
+class Bus:
+    """One fetcher's way to the store: it fails, loses replies and takes its time as a test says."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store, self.clock = store, clock
+        self.is_connected = False
+        self.failure: Exception | None = None  # of every request
+        self.commit_failure: Exception | None = None  # of commits only
+        self.read_failure: Exception | None = None  # of reading the checkpoint only
+        self.lost_replies = 0  # of the next commits
+        self.timeout = 5.0  # seconds; what takes longer is done all the same
+        self.cost: Callable[[Commit], float] = lambda commit: 0.001  # seconds that a commit takes
+        self.on_commit: Callable[[Commit], None] = lambda commit: None
+        self.commits: list[Commit] = []
+        self.reads: list[list[str]] = []  # the ids that were looked up
+        self.beats: list[float] = []
+
+    def disconnected(self) -> None:
+        self.is_connected = False
+
+    def request(self, failure: Exception | None = None) -> None:
+        if failure := self.failure or failure:
+            self.clock.now += 0.01
+            raise failure
+
+    def read(self, ids: list[str], start: Position | None = None) -> State:
+        self.request(self.read_failure)
+        self.reads.append(ids)
+        return self.store.read(ids, start)
+
+    def commit(self, commit: Commit) -> Outcome:
+        self.request(self.commit_failure)
+        self.on_commit(commit)
+        self.commits.append(commit)
+        outcome = self.store.commit(commit)
+        took = self.cost(commit)
+        self.clock.now += min(took, self.timeout)
+        if took > self.timeout:
+            raise RedisTimeout("Redis is unavailable (TimeoutError)")
+        if self.lost_replies:
+            self.lost_replies -= 1
+            raise REDIS_DOWN
+        return outcome
+
+    def beat(self) -> None:
+        self.request()
+        self.beats.append(self.clock.now)
+
+
+class Cache:
+    """The cache of names beside the bus; `on_read` may break the connection."""
+
+    ttl = 600
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.on_read: Callable[[], None] = lambda: None
+
+    def names(self, ids: Iterable[int]) -> dict[int, Name]:
+        if not self.bus.is_connected:
+            return {}
+        self.bus.request()
+        self.on_read()
+        return {id: self.bus.store.names[id] for id in ids if id in self.bus.store.names}
+
+    def cache_names(self, names: Mapping[int, Name]) -> None:
+        if self.bus.is_connected:
+            self.bus.request()
+            self.bus.store.names |= names
+
+
+# A fetcher
+
+
+class Metric:
+    """A counter, a gauge or a histogram: it keeps all values."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.of_label: dict[str, Metric] = {}
+
+    def labels(self, **labels: str) -> "Metric":
+        return self.of_label.setdefault(",".join(labels.values()), Metric())
+
+    def inc(self, amount: float = 1) -> None:
+        self.values.append(amount)
+
+    set = observe = inc
+
+
+class Metrics:
+    """All metrics by name."""
+
+    def __getattr__(self, name: str) -> Metric:
+        self.__dict__[name] = Metric()
+        return self.__dict__[name]  # type: ignore[no-any-return]
+
+
+class Fetcher:
+    """A loop and what is around it; several share a history, a store and a clock."""
+
+    def __init__(self, history: History, store: Store, poll_wait: int = 25) -> None:
+        self.history, self.store, self.clock = history, store, history.clock
+        self.poll_wait = poll_wait
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again as a process does: nothing is in memory."""
+        self.vk, self.bus, self.metrics = VK(self.history), Bus(self.store, self.clock), Metrics()
+        self.cache = Cache(self.bus)
+        entries = EntryBuilder(
+            self.vk, Directory(self.cache, self.vk), lambda event: json.dumps(event.as_dict()).encode()
+        )
+        self.relay = Relay(self.vk, entries, self.bus, self.poll_wait, self.metrics)
+
+    @property
+    def held(self) -> int:
+        """How many updates are in memory that are not on the bus."""
+        return self.relay.backlog.count
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that VK has is on the bus."""
+        return bool(
+            not self.relay.backlog.pending
+            and self.bus.is_connected
+            and self.store.checkpoint
+            and self.store.checkpoint.ts == self.history.ts
+        )
+
+    def run(self, until: Callable[[], bool], limit: float = 600) -> Self:
+        """Run until this holds before a poll or a pause, for so many seconds at most."""
+        end = self.clock.now + limit
+
+        def check() -> None:
+            if until() or self.clock.now > end:
+                raise Stop
+
+        self.clock.before_sleep = check
+        self.vk.before_poll.append(check)
+        try:
+            self.relay.run()
+        except Stop:
+            assert until(), "it goes on too long"
+            return self
+        finally:
+            self.vk.before_poll.remove(check)
+            self.clock.before_sleep = lambda: None
+
+    def run_for(self, seconds: float) -> Self:
+        """Run for so long."""
+        end = self.clock.now + seconds
+        return self.run(lambda: self.clock.now >= end, seconds + 200)
+
+    def poll(self, times: int = 1) -> Self:
+        """Run until so many polls are answered, and what follows each of them is done."""
+        total = len(self.vk.polls) + times
+        return self.run(lambda: len(self.vk.polls) >= total)
+
+    def settle(self) -> Self:
+        """Run until all that VK has is on the bus."""
+        return self.run(lambda: self.is_settled)

@@ -1,0 +1,124 @@
+"""JSON by orjson: what is read and written is what the standard library would read and write, or refused."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fetcher.events import Action, Button, Event, Message, Peer, Reaction, Reply, User
+from fetcher.fastjson import NotFinite, dumps, event_to_json, loads, utf8
+
+STEADY = settings(max_examples=200, derandomize=True, deadline=None, database=None)
+EDGES = [2**53 + 1, 10**18, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**30, 10**400]
+numbers = st.integers() | st.sampled_from([*EDGES, *(-edge for edge in EDGES)]) | st.floats(allow_nan=False)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(st.characters(), max_size=8),  # with halves of surrogate pairs
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def has_only_finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(has_only_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+@STEADY
+@given(values)
+def test_loads_reads_what_the_standard_library_reads(value: Any) -> None:
+    """Numbers of any size, text of any kind: an update is what VK has sent, to the last digit."""
+    text = json.dumps(value)
+    assert repr(loads(text.encode())) == repr(json.loads(text))
+
+
+@STEADY
+@given(values)
+def test_dumps_writes_what_loads_reads(value: Any) -> None:
+    """But for halves of surrogate pairs, which no UTF-8 can carry."""
+    read = loads(json.dumps(value).encode())
+    if not has_only_finite(value):
+        with pytest.raises(ValueError, match="it cannot be written as JSON"):
+            dumps(read)
+        return
+    written = dumps(read)
+    assert repr(json.loads(written)) == repr(json.loads(utf8(json.dumps(value, ensure_ascii=False))))
+
+
+@pytest.mark.parametrize("text", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999"])
+def test_what_no_json_can_hold(text: bytes) -> None:
+    """It is read as NotFinite, wherever it stands, and never written."""
+    assert isinstance(loads(text), NotFinite)
+    (inner,) = loads(b'[{"a": ' + text + b"}]")
+    assert isinstance(inner["a"], NotFinite)
+    with pytest.raises(ValueError, match="it cannot be written as JSON"):
+        dumps(inner)
+
+
+@pytest.mark.parametrize("text", [b"", b"<html>", b"{", b'{"a": 1,}', b"[1,", b"nan", b"1 2", b"[" * 100_000])
+def test_what_is_no_json(text: bytes) -> None:
+    """Nor is what is nested too deep: ValueError, and nothing else."""
+    with pytest.raises(ValueError, match=r"."):
+        loads(text)
+
+
+@pytest.mark.parametrize(
+    ("data", "value"),
+    [
+        (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+        (b'"\xd0\xd0\xb0"', "\ufffdа"),
+        (b'"\\ud83d\\ude00 \\ud83d"', "😀 \ud83d"),
+        (b"-9223372036854775809", -(2**63) - 1),
+        (b"18446744073709551616", 2**64),
+        (b'["00000000000000000000", 1]', ["00000000000000000000", 1]),
+    ],
+)
+def test_what_orjson_alone_would_not_read(data: bytes, value: Any) -> None:
+    """A byte order mark, broken UTF-8, half a surrogate pair, numbers beyond 64 bits."""
+    assert loads(data) == value
+    assert type(loads(data)) is type(value)
+
+
+def test_utf8() -> None:
+    """Text becomes UTF-8, halves of surrogate pairs U+FFFD; two halves that meet are one character."""
+    assert utf8("я😀") == "я😀".encode()
+    assert utf8("a\ud83db\udc4d") == "a\ufffdb\ufffd".encode()
+    assert utf8("\ud83d\ude00") == "😀".encode()
+
+
+ANNA, PEER = User(5, "Анна Черных", "Анна", "Черных", "anna"), Peer(2_000_000_007, 7, "Беседа")
+MESSAGE = Message(1, "привет\ud83d", Reply(2, "да", 5), [Reply(3, "нет")], ["photo", "reply", "forward"])
+EVENTS = [
+    Event("message", "1", ANNA, PEER, message=MESSAGE),
+    Event("message", "1", ANNA, PEER, message=MESSAGE, action=Action("chat_kick_user", ANNA, "", 0), payload={"a": 1}),
+    Event("button", "1", ANNA, PEER, button=Button(1, "2", {"a": [1, {"b": None}]})),
+    Event("reaction", "1", ANNA, PEER, reaction=Reaction(1, 2), raw={"type": "x", "object": {"number": 10**30}}),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_event_to_json(event: Event) -> None:
+    """It is the JSON of as_dict(), keys in their order, what is None left out."""
+    text = event_to_json(event)
+    assert json.dumps(json.loads(text)) == json.dumps(json.loads(utf8(json.dumps(event.as_dict(), ensure_ascii=False))))
+
+
+@pytest.mark.parametrize("value", [NotFinite("nan"), [NotFinite("inf")], {"a": {"b": NotFinite("-inf")}}])
+def test_an_event_that_cannot_be_written(value: Any) -> None:
+    """ValueError, wherever it stands, and never null in its place."""
+    with pytest.raises(ValueError, match="it cannot be written as JSON"):
+        event_to_json(Event("button", "1", ANNA, PEER, button=Button(1, "2", {"a": value})))
+
+
+def test_an_event_that_is_nested_too_deep() -> None:
+    """Deeper than orjson goes is written all the same; deeper than the standard library goes is refused."""
+    deep: Any = 1
+    for depth in range(1, 100_001):
+        deep = [deep]
+        if depth == 500:
+            assert b"[" * 500 + b"1" in event_to_json(Event("a", "1", ANNA, PEER, payload={"a": deep}))
+    with pytest.raises(ValueError, match="it cannot be written as JSON"):
+        event_to_json(Event("a", "1", ANNA, PEER, payload={"a": deep}))

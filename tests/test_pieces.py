@@ -1,0 +1,200 @@
+"""The size of commits: as much as the link takes, on links of every kind."""
+
+import pytest
+
+from fetcher.core.history import Commit, DeadLetter, Entry, Position
+from fetcher.core.pieces import MAX_PIECE, MAX_PIECE_BYTES, PieceSize, size_of
+
+UNLIMITED = 10**9
+
+
+def entries(count: int, size: int = 200) -> list[Entry | DeadLetter | None]:
+    """Make entries that are so many bytes on the wire, each."""
+    return [Entry("id", "message", b"x" * (size - 100))] * count
+
+
+def commit(updates: int, size: int) -> Commit:
+    return Commit("batch", Position(0, 1), Position(0, 2), [], updates=updates, size=size)
+
+
+def send(piece: PieceSize, limit: float, size: int = 200, times: int = 1, pending: int = 1000) -> list[int]:
+    """Commit pieces of what is pending through a link that times out above so many bytes; return their numbers.
+
+    A time-out is told by a number below 0.
+    """
+    sent = []
+    for _ in range(times):
+        count = piece.how_many(entries(pending, size))
+        if count * size > limit:
+            piece.timed_out(commit(count, count * size))
+        else:
+            piece.succeeded(commit(count, count * size))
+        sent.append(-count if count * size > limit else count)
+    return sent
+
+
+def grown(piece: PieceSize) -> bool:
+    """Return whether the next commit may be as large as any."""
+    return piece.has_room(MAX_PIECE, MAX_PIECE_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("entry", "size"),
+    [
+        (Entry("id", "message", b"x" * 50), 150),
+        (DeadLetter("id", {"update": "u" * 1000, "error": "e" * 50}), 1150),
+        (None, 0),
+    ],
+)
+def test_the_size_of_an_entry(entry: Entry | DeadLetter | None, size: int) -> None:
+    """The text counts, and a little for the rest; what is not published costs nothing."""
+    assert size_of(entry) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "pending", "fits"),
+    [
+        (200, 1000, 500),
+        (200, 500, 500),
+        (200, 3, 3),
+        (100_000, 1000, 10),
+        (2**20, 2, 1),
+        (2**19, 2, 2),
+        (2**21, 2, 1),
+        (2**21, 1, 1),
+    ],
+)
+def test_a_commit_is_at_most_500_events_and_1_mib(size: int, pending: int, fits: int) -> None:
+    """But one event goes out at least, however large."""
+    assert PieceSize().how_many(entries(pending, size)) == fits
+    assert (MAX_PIECE, MAX_PIECE_BYTES) == (500, 2**20)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "has_room"),
+    [(500, 2**20, True), (501, 1, False), (1, 2**20 + 1, False), (0, 0, True)],
+)
+def test_whether_there_is_room(count: int, size: int, has_room: bool) -> None:
+    """Both bounds count."""
+    assert PieceSize().has_room(count, size) is has_room
+
+
+def test_updates_that_are_not_published_count_by_number() -> None:
+    """They weigh nothing."""
+    assert PieceSize().how_many([None] * 1000) == 500
+
+
+def test_a_time_out_halves_down_to_a_single_event() -> None:
+    """And no further."""
+    assert send(PieceSize(), limit=0, times=11) == [-500, -250, -125, -62, -31, -15, -7, -3, -1, -1, -1]
+
+
+def test_a_small_commit_that_times_out_makes_the_next_one_smaller() -> None:
+    """Half of what was sent, not of what might have been."""
+    piece = PieceSize()
+    send(piece, limit=0, pending=100)
+    assert piece.how_many(entries(1000)) == 50
+
+
+def test_successes_grow_again() -> None:
+    """Back to the limits, on any link."""
+    piece = PieceSize()
+    send(piece, limit=0, times=20)
+    sent = send(piece, UNLIMITED, times=40)
+    assert sent == sorted(sent)
+    assert sent[-1] == 500
+    assert grown(piece)
+
+
+def test_it_is_not_grown_beyond_its_limits() -> None:
+    """However many successes there are, one time-out halves."""
+    piece = PieceSize()
+    send(piece, UNLIMITED, times=40)
+    assert send(piece, limit=0, times=2) == [-500, -250]
+
+
+@pytest.mark.parametrize("pending", [1, 125])
+def test_a_small_commit_proves_nothing_about_a_larger_one(pending: int) -> None:
+    """Also many of them, up to half of what may be sent."""
+    piece = PieceSize()
+    send(piece, limit=0)
+    send(piece, UNLIMITED, times=100, pending=pending)
+    assert piece.how_many(entries(1000)) == 250
+
+
+@pytest.mark.parametrize("size", [200, 1000, 5000])
+@pytest.mark.parametrize("limit", [6_000, 30_000, 70_000, 150_000, 300_000, 500_000, 900_000, 2**20 - 1])
+def test_at_most_one_commit_in_ten_times_out(limit: int, size: int) -> None:
+    """On a steady link, whatever fits through it; and the commits that get through are not small for that."""
+    piece = PieceSize()
+    send(piece, limit, size, times=20)
+    sent = send(piece, limit, size, times=1000)
+    assert sum(count < 0 for count in sent) <= 100
+    largest = min(limit // size, 500)
+    assert min(count for count in sent if count > 0) >= max(1, largest // 4)
+    assert max(sent) >= max(1, largest // 2 - 1)
+
+
+def test_a_link_that_becomes_better() -> None:
+    """What timed out once is tried again, and then it is forgotten that it did."""
+    piece = PieceSize()
+    send(piece, 60_000, times=50)
+    send(piece, UNLIMITED, times=40)
+    assert grown(piece)
+    send(piece, limit=0)
+    assert send(piece, UNLIMITED, times=30)[-1] == 500
+
+
+@pytest.mark.parametrize("pending", [1000, 1])
+def test_an_outage_is_forgotten_soon(pending: int) -> None:
+    """Everything timed out for a while: that said nothing about sizes."""
+    piece = PieceSize()
+    send(piece, limit=0, times=30, pending=pending)
+    assert send(piece, UNLIMITED, times=25)[-1] == 500
+
+
+def test_a_size_that_has_timed_out_passes() -> None:
+    """Then nothing is known against it, nor against larger ones."""
+    piece = PieceSize()
+    assert send(piece, limit=60_000) == [-500]
+    assert send(piece, UNLIMITED) == [250]
+    assert send(piece, limit=40_000) == [-250]
+    assert send(piece, UNLIMITED, times=12) == [125] * 10 + [250, 500]
+
+
+def test_growth_is_tried_after_a_few_successes_only() -> None:
+    """A size that timed out is not tried at once."""
+    piece = PieceSize()
+    send(piece, UNLIMITED)
+    assert send(piece, 99_999) == [-500]
+    assert send(piece, 99_999, times=10) == [250] * 10
+    assert send(piece, 99_999) == [-500]
+
+
+@pytest.mark.parametrize(
+    ("happens", "fits"),
+    [
+        ("bb", 500),
+        ("bbb", 250),
+        ("bbbbb", 250),
+        ("bbbbbb", 125),
+        ("b" * 300, 1),
+        ("bbsbb", 500),
+        ("s" + "b" * 8, 500),
+        ("s" + "b" * 9, 250),
+        ("s" + "b" * 12, 125),
+        ("-bbb", 250),
+        ("bbb" + "s" * 9, 250),
+        ("bbb" + "s" * 10, 500),
+    ],
+)
+def test_connections_that_break(happens: str, fits: int) -> None:
+    """Three in a row: maybe none lives long enough for a commit of this size; nine, if one of this size has passed.
+
+    "b" breaks, "s" succeeds, "-" is a success of a small commit. Growth waits as it does after a time-out.
+    """
+    piece = PieceSize()
+    for event in happens:
+        count = 50 if event == "-" else piece.how_many(entries(1000))
+        (piece.broke if event == "b" else piece.succeeded)(commit(count, 200 * count))
+    assert piece.how_many(entries(1000)) == fits

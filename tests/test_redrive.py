@@ -1,0 +1,583 @@
+"""`--redrive`: dead letters get another chance. Nothing is lost, nothing is twice, whoever kills it or runs another."""
+
+import contextlib
+import itertools
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from requests.adapters import HTTPAdapter
+
+from fetcher import config, consume
+from fetcher.bus.bus import Bus
+from fetcher.commands.redrive import redrive
+from fetcher.core.history import Commit, DeadLetter, Position
+from fetcher.errors import FatalError, TransientError
+from fetcher.events import Event
+from tests.processes import Fetcher
+from tests.run import lead_vk_to
+from tests.servers import Proxy, Server, address, cluster, wait_until
+from tests.vk import CHAT, GROUP, PEER, PERSON, VK, button, error, message, reaction, update
+
+Fetch = Callable[..., Fetcher]
+LETTERS = "{events}:dead-letter"
+RULES = "~events ~{events}:* resetchannels &events:* -@all +info +evalsha +script|load +type +xrange +xrevrange +xdel"
+
+
+class Bury:
+    """Record dead letters as a fetcher of an older version did, in one commit for each call."""
+
+    def __init__(self, url: str) -> None:
+        self.bus = Bus(url, "events", GROUP, 100_000, 60)
+        self.ts = itertools.count(1)
+        self.bus.read([], Position(0, 0))
+
+    def __call__(self, *updates: Any) -> None:
+        ts = next(self.ts)
+        letters: Any = [
+            DeadLetter(
+                update["event_id"], {"update": json.dumps(update), "error": "an older version could not read it"}
+            )
+            for update in updates
+        ]
+        assert len(self.bus.commit(Commit("batch", Position(0, ts - 1), Position(0, ts), letters)).recorded) == len(
+            letters
+        )
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server(aof=True) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared: Server) -> Server:
+    """The same for all tests here, and empty."""
+    with shared.client() as client:
+        client.flushall()
+        client.script_flush()
+    return shared
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Any]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def bury(server: Server) -> Bury:
+    return Bury(server.url)
+
+
+@pytest.fixture
+def run(vk: VK, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Return what runs the command here, without a process, and returns the lines that it prints."""
+    monkeypatch.setattr(HTTPAdapter, "send", HTTPAdapter.send)  # to be put back
+    lead_vk_to(vk.url)
+
+    def here(group: str | None = None, raises: type[Exception] | None = None, **settings: Any) -> list[str]:
+        usual = {"TOKEN": vk.token, "GROUPID": str(vk.group_id), "REDIS_URL": server.url}
+        given = config.parse({name: str(value) for name, value in (usual | settings).items()})
+        with pytest.raises(raises) if raises else contextlib.nullcontext():
+            assert redrive(given, group) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return here
+
+
+def events(client: Any) -> list[dict[str, Any]]:
+    return [json.loads(fields["event"]) for _, fields in client.xrange("events")]
+
+
+def ids(client: Any) -> list[str]:
+    return [event["event_id"] for event in events(client)]
+
+
+def counts(*outputs: str) -> list[int]:
+    """Return how many each of these runs has published, or given back."""
+    return [
+        int(count)
+        for output in outputs
+        for count in re.findall("^(?:published|given back.*): ([0-9]+), stay", output, re.MULTILINE)
+    ]
+
+
+# --- The fetcher's dead letters ----------------------------------------------------------------------------------
+
+
+def test_a_dead_letter_becomes_the_event(fetch: Fetch, vk: VK, client: Any, server: Server) -> None:
+    """The very event that a fetcher makes of the update, names included; at the stream's end, on its channel, once."""
+    first, second = message("/ban Вася", peer=PEER), button({"a": 1})
+    fetcher = fetch()
+    wait_until(lambda: client.exists(f"{{events}}:ts:{GROUP}"), 60)
+    vk.push(first, second)
+    wait_until(lambda: client.xlen("events") == 2, 60)
+    fetcher.kill()
+    expected = events(client)
+    client.flushall()
+    Bury(server.url)(first, second)
+    client.xadd("events", {"event": "{}"})
+    with client.pubsub() as live:
+        live.psubscribe("*")
+        live.get_message(timeout=60)
+        process = fetch("--redrive")
+        assert process.wait(60) == 0
+        heard = [live.get_message(timeout=60) for _ in expected]
+    assert process.output == "published: 2, stay: 0"
+    assert events(client) == [{}, *expected]
+    assert expected[0]["peer"]["name"] == "Беседа 7"
+    assert [(one["channel"], json.loads(one["data"])) for one in heard if one] == [
+        ("events:command", expected[0]), ("events:button", expected[1]),
+    ]  # fmt: skip
+    assert client.xlen(LETTERS) == 0
+
+
+def test_the_fetcher_does_not_publish_it_again(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
+    """Not even if `seen` had forgotten it: VK may repeat it at any time."""
+    repeated, forgotten, new = message(), message(), message()
+    bury(repeated, forgotten)
+    client.zrem(f"{{events}}:seen:{GROUP}", forgotten["event_id"])
+    fetcher = fetch()
+    fetcher.wait_for("Polling VK", 60)
+    assert fetch("--redrive").wait(60) == 0
+    vk.push(repeated, forgotten, new)
+    wait_until(lambda: new["event_id"] in ids(client), 60)
+    assert ids(client) == [repeated["event_id"], forgotten["event_id"], new["event_id"]]
+
+
+def test_what_stays(run: Any, client: Any, bury: Bury) -> None:
+    """Each with the reason of today; its neighbours go; nothing of what stays is changed."""
+    without_user = message()
+    del without_user["object"]["message"]["from_id"]
+    foreign = message(group_id=5) | {"group_id": 5}
+    bury(message(), without_user, update("wall_post_new", {"id": 1}), foreign, message())
+    client.xadd(LETTERS, {"update": '"no object"', "error": "no update"})
+    client.xadd(LETTERS, {"update": "{", "error": "no JSON"})
+    client.xadd(LETTERS, {"since": "1", "until": "5", "error": "VK has forgotten"})
+    before = client.xrange(LETTERS)
+    lines = run()
+    assert client.xrange(LETTERS) == [*before[1:4], *before[5:]]
+    assert lines == [
+        f"{before[1][0]} stays: from_id is missing",
+        f"{before[2][0]} stays: no event is made of it; with RAW=1 all types are published",
+        f"{before[3][0]} stays: it is of another community",
+        f"{before[5][0]} stays: the update has no type",
+        f"{before[6][0]} stays: the update has no type",
+        "published: 2, stay: 5, gaps in VK's history: 1",
+    ]
+    assert len(events(client)) == 2
+    assert run()[-1] == "published: 0, stay: 5, gaps in VK's history: 1"
+    assert len(events(client)) == 2
+
+
+def test_nothing_to_do(run: Any, client: Any) -> None:
+    """There is no dead letter, not even a stream of them; none is made."""
+    assert run() == ["published: 0, stay: 0"]
+    assert client.dbsize() == 0
+
+
+def test_the_settings_count(run: Any, client: Any, bury: Bury) -> None:
+    """BUS, prefixes, RAW and STREAM_MAXLEN are those of the fetcher."""
+    bury(message("#go"), update("wall_post_new", {"id": 1, "from_id": PERSON}))
+    assert run(BUS="other") == ["published: 0, stay: 0"]
+    assert run(COMMAND_PREFIXES="#", RAW=1) == ["published: 2, stay: 0"]
+    made = events(client)
+    assert [event["event_type"] for event in made] == ["command", "wall_post_new"]
+    assert all(event["raw"]["type"] in ("message_new", "wall_post_new") for event in made)
+    bury(*[message() for _ in range(350)])
+    run(STREAM_MAXLEN=1)
+    assert client.xlen("events") < 150
+
+
+def test_a_cropped_message_is_published_whole(run: Any, vk: VK, client: Any, bury: Bury) -> None:
+    """As the fetcher does it."""
+    cropped = message("the beginn", is_cropped=True)
+    whole = cropped["object"]["message"] | {"text": "the beginning"}
+    vk.messages[PEER, whole["conversation_message_id"]] = whole
+    bury(cropped)
+    run()
+    assert events(client)[0]["message"]["text"] == "the beginning"
+
+
+def test_old_titles_do_not_come_back(run: Any, client: Any, bury: Bury) -> None:
+    """A dead letter with a title is older than what fetchers have cached since."""
+    client.set(f"{{events}}:name:{PEER}", json.dumps(["Новое имя", "", "", ""]))
+    renamed = message("", action={"type": "chat_title_update", "member_id": PERSON, "text": "Старое имя"})
+    bury(renamed)
+    run()
+    assert events(client)[0]["peer"]["name"] == "Старое имя"
+    assert json.loads(client.get(f"{{events}}:name:{PEER}"))[0] == "Новое имя"
+
+
+def test_names_cost_one_request_for_many(run: Any, vk: VK, client: Any, bury: Bury) -> None:
+    """The fetcher beside needs VK's requests for itself."""
+    bury(*[message(user=1000 + number, peer=CHAT + number % 50 + 1) for number in range(250)])
+    assert run() == ["published: 250, stay: 0"]
+    assert len(vk.requests) <= 3
+    assert all(event["user"]["name"] and event["peer"]["name"] for event in events(client))
+
+
+# --- VK fails ----------------------------------------------------------------------------------------------------
+
+
+def test_vk_fails_once(run: Any, vk: VK, client: Any, bury: Bury) -> None:
+    """The same is asked again."""
+    bury(message(), message())
+    vk.fail_api(error(10))
+    assert run() == ["published: 2, stay: 0"]
+    assert all(event["user"]["name"] for event in events(client))
+
+
+def test_one_chat_that_vk_cannot_tell(run: Any, vk: VK, client: Any, bury: Bury) -> None:
+    """Its dead letters stay, without delaying others: an event is published with its names."""
+    chats = [1, 2, 1, 3, 1, 4, 1, 5]
+    bury(*[message(peer=CHAT + chat) for chat in chats])
+    vk.failing[CHAT + 1] = 10
+    lines = run()
+    assert lines[-1] == "published: 4, stay: 4"
+    assert all("stays: VK error 10 in messages.getConversationsById" in line for line in lines[:-1])
+    assert [event["peer"]["name"] for event in events(client)] == ["Беседа 2", "Беседа 3", "Беседа 4", "Беседа 5"]
+    vk.failing.clear()
+    assert run() == ["published: 4, stay: 0"]
+    assert {event["peer"]["name"] for event in events(client)[4:]} == {"Беседа 1"}
+
+
+def test_vk_is_away(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
+    """It ends soon, with code 1 and one sentence; all stays, and the next run has it."""
+    bury(*[message() for _ in range(150)])
+    vk.down()
+    process = fetch("--redrive")
+    assert process.wait(60) == 1
+    lines = process.output.splitlines()
+    assert len(lines) == 5
+    assert lines[3:] == ["published: 0, stay: 3", "event-fetcher: VK's API is unavailable (ConnectionError)"]
+    assert client.xlen(LETTERS) == 150
+    vk.up()
+    assert fetch("--redrive").wait(60) == 0
+    assert len(set(ids(client))) == client.xlen("events") == 150
+
+
+def test_a_refused_token(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
+    """One sentence with the remedy, and not the token."""
+    bury(message())
+    process = fetch("--redrive", TOKEN="vk1.a.wrong")
+    assert process.wait(60) == 1
+    assert "VK refuses the token: put a valid community token into TOKEN" in process.output
+    assert "vk1.a.wrong" not in process.output
+    assert "Traceback" not in process.output
+    assert client.xlen(LETTERS) == 1
+
+
+# --- Redis fails -------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_reply(run: Any, client: Any, bury: Bury, server: Server) -> None:
+    """Nobody knows whether it is published: it is, and the next run does not do it again."""
+    bury(message(), message())
+    with Proxy(server.port) as proxy:
+        proxy.drop_replies()
+        assert run(raises=TransientError, REDIS_URL=proxy.url) == ["published: 0, stay: 0"]
+        assert run(REDIS_URL=proxy.url) == ["published: 1, stay: 0"]
+    assert len(set(ids(client))) == client.xlen("events") == 2
+    assert client.xlen(LETTERS) == 0
+
+
+@pytest.mark.parametrize("rule", ["-xdel", "-xadd", "-zadd", "-publish", "-xrange", "-xrevrange", "-zrevrange"])
+def test_a_missing_permission(run: Any, rule: str) -> None:
+    """Whichever it is, nothing is written without it: a script does not roll back."""
+    with Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as server, server.client() as client:
+        Bury(server.url)(message())
+        run(raises=FatalError, REDIS_URL=address(server.port, "x", "limited"))
+        assert (client.xlen(LETTERS), client.xlen("events")) == (1, 0)
+
+
+def test_the_permissions_are_enough(run: Any) -> None:
+    """Those of the operations page."""
+    acl = [f"user op on >x {RULES} +zrevrange +zadd +xadd +publish"]
+    with Server(acl=acl) as server, server.client() as client:
+        Bury(server.url)(*[message() for _ in range(3)])
+        assert run(REDIS_URL=address(server.port, "x", "op")) == ["published: 3, stay: 0"]
+        assert {entry["object"] for entry in client.acl_log()} <= {"client|setinfo"}
+
+
+@pytest.mark.parametrize("key", ["events", f"{{events}}:seen:{GROUP}"])
+def test_a_key_of_another_type(run: Any, client: Any, bury: Bury, key: str) -> None:
+    """Somebody else uses these names: the dead letter stays."""
+    bury(message())
+    client.delete(key)
+    client.set(key, "mine")
+    run(raises=FatalError)
+    assert client.xlen(LETTERS) == 1
+
+
+def test_a_full_redis(run: Any, client: Any, bury: Bury) -> None:
+    """The dead letter is removed first, and what takes its place is not refused for want of memory."""
+    bury(*[message() for _ in range(3)])
+    client.config_set("maxmemory", 1)
+    try:
+        assert run() == ["published: 3, stay: 0"]
+    finally:
+        client.config_set("maxmemory", 0)
+    assert client.xlen("events") == 3
+
+
+def test_a_cluster(run: Any) -> None:
+    """All its keys are in one slot."""
+    with cluster(3) as nodes, contextlib.ExitStack() as stack:
+        client = stack.enter_context(redis.RedisCluster("127.0.0.1", nodes[0].port, decode_responses=True))
+        Bury(nodes[0].url)(message(), reaction())
+        for node in nodes:
+            run(REDIS_URL=node.url)
+        assert client.xlen("events") == 2
+        assert client.xlen(LETTERS) == 0
+
+
+# --- Several at once, and kill -9 --------------------------------------------------------------------------------
+
+
+def test_two_at_once(fetch: Fetch, client: Any, bury: Bury, server: Server) -> None:
+    """Each event is published by one of them."""
+    updates = [message() for _ in range(300)]
+    bury(*updates)
+    with Proxy(server.port, delay=0.001) as proxy:
+        both = [fetch("--redrive", REDIS_URL=proxy.url) for _ in range(2)]
+        assert [process.wait(60) for process in both] == [0, 0]
+    assert Counter(ids(client)) == Counter(update["event_id"] for update in updates)
+    assert sum(counts(*[process.output for process in both])) == 300
+    assert client.xlen(LETTERS) == 0
+
+
+def test_killed_again_and_again(fetch: Fetch, client: Any, bury: Bury, server: Server) -> None:
+    """At any moment: what it has done is done, the rest is left, and there is no third state."""
+    updates = [message() for _ in range(200)]
+    bury(*updates)
+    kills = 0
+    with Proxy(server.port, delay=0.002) as proxy:
+        while client.xlen(LETTERS):
+            process = fetch("--redrive", REDIS_URL=proxy.url)
+            done = client.xlen("events") + 40
+            wait_until(lambda: client.xlen("events") >= done or not process.running, 60)  # noqa: B023
+            kills += process.running
+            process.kill()
+            proxy.cut()
+            assert client.xlen(LETTERS) + client.xlen("events") == 200
+    assert kills >= 3
+    assert ids(client) == [update["event_id"] for update in updates]
+
+
+def test_beside_a_fetcher(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
+    """It goes on publishing what VK sends, what VK repeats, and dead letters of its own."""
+    old = [message() for _ in range(100)]
+    bury(*old)
+    fetcher = fetch()
+    fetcher.wait_for("Polling VK", 60)
+    new = [message() for _ in range(50)]
+    process = fetch("--redrive")
+    for one in new:
+        vk.push(one, {"type": "message_new", "event_id": f"bad {one['event_id']}"})
+        vk.push(*old[:2])
+    assert process.wait(60) == 0
+    wait_until(lambda: client.xlen("events") >= 150 and client.xlen(LETTERS) >= 50, 60)
+    assert fetch("--redrive").wait(60) == 0
+    assert Counter(ids(client)) == Counter(one["event_id"] for one in old + new)
+    assert sum("update" in fields for _, fields in client.xrange(LETTERS)) == 50
+
+
+# --- A consumer group's dead letters -----------------------------------------------------------------------------
+
+GROUPS_LETTERS, ATTEMPTS = "{events}:dead-letter:moderation", "{events}:attempts:moderation"
+
+
+@pytest.fixture
+def failed(client: Any) -> list[str]:
+    """Two groups have had three events, and `moderation` has set all of them aside; return the ids of their entries."""
+    client.xgroup_create("events", "moderation", "0", mkstream=True)
+    client.xgroup_create("events", "other", "0")
+    entries = []
+    for number in "123":
+        text = json.dumps(Event("message", number, *EMPTY).as_dict())
+        entries.append(client.xadd("events", {"event": text}))
+        client.xadd(GROUPS_LETTERS, {"event": text, "id": entries[-1], "attempts": "3"})
+        client.hset(ATTEMPTS, entries[-1], 3)
+    for group in ("moderation", "other"):
+        client.xreadgroup(group, f"{group}-1", {"events": ">"})
+        client.xack("events", group, *entries)
+    return entries
+
+
+EMPTY: Any = {"uuid": 1, "name": "", "firstname": "", "lastname": "", "nick": ""}, {"bpid": 1, "cid": 0, "name": ""}
+
+
+def taken(client: Any, group: str, count: int, **options: Any) -> list[str]:
+    """Consume so many events."""
+    with contextlib.closing(consume(client, group, f"{group}-1", **options)) as found:
+        return [event.event_id for event in itertools.islice(found, count)]
+
+
+def test_given_back_to_the_group_alone(fetch: Fetch, client: Any, failed: list[str]) -> None:
+    """Each once more, at once whatever the consumers' `idle`, with all its attempts; other groups hear nothing."""
+    process = fetch("--redrive", "moderation", TOKEN=None, GROUPID=None)
+    assert process.wait(60) == 0
+    assert process.output == "given back to the group moderation: 3, stay: 0"
+    assert client.xlen(GROUPS_LETTERS) == 0
+    assert not client.exists(ATTEMPTS)
+    client.xadd("events", {"event": json.dumps(Event("message", "4", *EMPTY).as_dict())})
+    assert sorted(taken(client, "moderation", 4, attempts=3, idle=200_000)) == ["1", "2", "3", "4"]
+    assert taken(client, "other", 1) == ["4"]
+
+
+def test_what_stays_of_a_group(run: Any, client: Any, failed: list[str]) -> None:
+    """What is trimmed from the stream, and what is no dead letter at all."""
+    client.xdel("events", failed[1])
+    client.xadd(GROUPS_LETTERS, {"note": "by hand"})
+    client.xadd(GROUPS_LETTERS, {"event": "{}", "id": "first"})
+    letters = [letter for letter, _ in client.xrange(GROUPS_LETTERS)]
+    lines = [
+        f"{letters[1]} stays: its event is no longer in the stream",
+        f"{letters[3]} stays: it names no entry of the stream",
+        f"{letters[4]} stays: it names no entry of the stream",
+    ]
+    assert run("moderation") == [*lines, "given back to the group moderation: 2, stay: 3"]
+    assert [letter for letter, _ in client.xrange(GROUPS_LETTERS)] == [letters[1], *letters[3:]]
+    assert run("moderation") == [*lines, "given back to the group moderation: 0, stay: 3"]
+    assert client.xpending("events", "moderation")["pending"] == 2
+
+
+def test_a_group_that_does_not_exist(run: Any, client: Any, failed: list[str]) -> None:
+    """It is said; nothing is created, nothing is lost."""
+    client.xgroup_destroy("events", "moderation")
+    lines = run("moderation")
+    assert len(lines) == 4
+    assert all(line.endswith("stays: the group does not exist") for line in lines[:3])
+    assert client.xlen(GROUPS_LETTERS) == 3
+    assert run("nobody") == ["given back to the group nobody: 0, stay: 0"]
+    assert [group["name"] for group in client.xinfo_groups("events")] == ["other"]
+
+
+def test_what_a_consumer_has_in_hand_is_left_to_it(run: Any, client: Any, failed: list[str]) -> None:
+    """A consumer that crashed before its XACK has the event again: it must not be given to a second one."""
+    client.xclaim("events", "moderation", "moderation-1", 0, [failed[0]], force=True)
+    assert run("moderation") == ["given back to the group moderation: 3, stay: 0"]
+    pending = client.xpending_range("events", "moderation", "-", "+", 10)
+    assert {entry["message_id"]: (entry["consumer"], entry["times_delivered"]) for entry in pending} == {
+        failed[0]: ("moderation-1", 2), failed[1]: ("redrive", 0), failed[2]: ("redrive", 0),
+    }  # fmt: skip
+    assert not client.exists(ATTEMPTS)
+
+
+def test_a_pending_event_that_is_trimmed(run: Any, client: Any, failed: list[str]) -> None:
+    """Consumers would pass over it, so its dead letter is all that is left of it."""
+    client.xclaim("events", "moderation", "moderation-1", 0, [failed[0]], force=True)
+    client.xdel("events", failed[0])
+    assert run("moderation")[-1] == "given back to the group moderation: 2, stay: 1"
+    assert client.xlen(GROUPS_LETTERS) == 1
+
+
+def test_what_fails_again_does_not_go_round(fetch: Fetch, client: Any, failed: list[str]) -> None:
+    """It ends, though a consumer sets aside again and again what it gives back."""
+    ended = threading.Event()
+    fields = dict(client.xrange(GROUPS_LETTERS)[0][1])
+
+    def fail() -> None:
+        while not ended.is_set():
+            with client.pipeline(transaction=False) as pipeline:
+                for _ in range(20):
+                    pipeline.xadd(GROUPS_LETTERS, fields)
+                pipeline.execute()
+
+    failing = threading.Thread(target=fail)
+    failing.start()
+    try:
+        process = fetch("--redrive", "moderation")
+        assert process.wait(60) == 0
+    finally:
+        ended.set()
+        failing.join()
+
+
+def test_two_give_back_at_once(fetch: Fetch, client: Any, server: Server) -> None:
+    """An event that one of them has given back, and a consumer has handled, is not given back by the other."""
+    client.xgroup_create("events", "moderation", "0", mkstream=True)
+    for number in range(200):
+        text = json.dumps(Event("message", str(number), *EMPTY).as_dict())
+        client.xadd(GROUPS_LETTERS, {"event": text, "id": client.xadd("events", {"event": text}), "attempts": "3"})
+    client.xreadgroup("moderation", "moderation-1", {"events": ">"})
+    client.xack("events", "moderation", *[entry for entry, _ in client.xrange("events")])
+    with Proxy(server.port, delay=0.001) as proxy, server.client() as own:
+        both = [fetch("--redrive", "moderation", REDIS_URL=proxy.url) for _ in range(2)]
+        handled = Counter(taken(own, "moderation", 200))
+        assert [process.wait(60) for process in both] == [0, 0]
+    assert handled == Counter(str(number) for number in range(200))
+    assert client.xpending("events", "moderation")["pending"] <= 1  # the last one is acknowledged when the next comes
+    assert sum(counts(*[process.output for process in both])) == 200
+
+
+def test_give_back_killed_again_and_again(fetch: Fetch, client: Any, server: Server) -> None:
+    """Each dead letter is there, or its event is pending."""
+    client.xgroup_create("events", "moderation", "0", mkstream=True)
+    for number in range(150):
+        text = json.dumps(Event("message", str(number), *EMPTY).as_dict())
+        client.xadd(GROUPS_LETTERS, {"event": text, "id": client.xadd("events", {"event": text}), "attempts": "3"})
+    client.xreadgroup("moderation", "moderation-1", {"events": ">"})
+    client.xack("events", "moderation", *[entry for entry, _ in client.xrange("events")])
+
+    def given() -> int:
+        return int(client.xpending("events", "moderation")["pending"])
+
+    kills = 0
+    with Proxy(server.port, delay=0.002) as proxy:
+        while client.xlen(GROUPS_LETTERS):
+            process = fetch("--redrive", "moderation", REDIS_URL=proxy.url)
+            done = given() + 40
+            wait_until(lambda: given() >= done or not process.running, 60)  # noqa: B023
+            kills += process.running
+            process.kill()
+            proxy.cut()
+            assert client.xlen(GROUPS_LETTERS) + given() == 150
+    assert kills >= 2
+
+
+GROUP_RULES = f"{RULES} +xpending +xclaim +hdel"
+
+
+@pytest.mark.parametrize("rule", ["-xdel", "-xclaim", "-hdel", "-xpending", "-xrange", "-xrevrange"])
+def test_a_missing_permission_for_a_group(run: Any, rule: str) -> None:
+    """Nothing is written without it."""
+    with Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as server, server.client() as client:
+        entry = client.xadd("events", {"event": "{}"})
+        client.xgroup_create("events", "moderation", "$")
+        client.xadd(GROUPS_LETTERS, {"event": "{}", "id": entry, "attempts": "3"})
+        client.hset(ATTEMPTS, entry, 3)
+        run("moderation", raises=FatalError, REDIS_URL=address(server.port, "x", "limited"))
+        assert client.xlen(GROUPS_LETTERS) == client.hlen(ATTEMPTS) == 1
+        assert client.xpending("events", "moderation")["pending"] == 0
+
+
+def test_the_permissions_are_enough_for_a_group(run: Any) -> None:
+    """Those of the operations page."""
+    with Server(acl=[f"user op on >x {GROUP_RULES}"]) as server, server.client() as client:
+        entry = client.xadd("events", {"event": "{}"})
+        client.xgroup_create("events", "moderation", "$")
+        client.xadd(GROUPS_LETTERS, {"event": "{}", "id": entry, "attempts": "3"})
+        lines = run("moderation", REDIS_URL=address(server.port, "x", "op"))
+        assert lines == ["given back to the group moderation: 1, stay: 0"]
+        assert {entry["object"] for entry in client.acl_log()} <= {"client|setinfo"}
+
+
+def test_a_group_on_a_cluster(run: Any) -> None:
+    """All its keys are in one slot."""
+    with cluster(3) as nodes, redis.RedisCluster("127.0.0.1", nodes[0].port, decode_responses=True) as client:
+        entry = client.xadd("events", {"event": "{}"})
+        client.xgroup_create("events", "moderation", "$")
+        client.xadd(GROUPS_LETTERS, {"event": "{}", "id": entry, "attempts": "3"})
+        for node in nodes:
+            run("moderation", REDIS_URL=node.url)
+        assert client.xpending("events", "moderation")["pending"] == 1
+        assert client.xlen(GROUPS_LETTERS) == 0

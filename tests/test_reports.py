@@ -1,0 +1,72 @@
+"""What the loop tells the operator about each commit: log lines and metrics."""
+
+from typing import NamedTuple
+
+import pytest
+
+from fetcher.core.history import Commit, DeadLetter, Entry, Outcome, Position
+from fetcher.core.reports import Reports
+from tests.fakes import Clock, Metrics
+
+SINCE, UNTIL = Position(0, 10), Position(1, 20)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("fetcher.core.reports.time", clock)
+    return clock
+
+
+@pytest.fixture
+def reports(clock: Clock) -> Reports:
+    return Reports(Metrics())
+
+
+class Case(NamedTuple):
+    kind: str
+    recorded: list[Entry | DeadLetter]
+    left_out: int
+    log: list[str]
+    counted: dict[str, float]  # sums of metrics that are not 0
+    checkpoint: Position | None = UNTIL
+
+
+A = Entry("a", "message", b"{}", 1_000_000 - 7)
+LETTER = DeadLetter("x", {"update": "{}", "error": "no text: %s"})
+GAP = DeadLetter("", {"since": "10", "until": "1:20", "error": "forgotten"})
+LOST = DeadLetter("", {"since": "1:20", "until": "1:20", "error": "Redis had lost the checkpoint"})
+LATE = "3 updates from ts 10 to 1:20 came so late that they may be on the bus already: they are left out"
+
+CASES = {
+    "events": Case("batch", [A, A._replace(date=0)], 0, [], {"message": 2, "publish_age": 7}),
+    "a dead letter": Case("batch", [A, LETTER], 0, ["Dead letter: no text: %s"],
+                          {"message": 1, "publish_age": 7, "dead_letters": 1}),
+    "nothing new": Case("batch", [], 0, [], {}),
+    "begins after the checkpoint": Case("batch", [], 0, [], {}, Position(0, 9)),
+    "no checkpoint": Case("batch", [], 0, [], {}, None),
+    "left out": Case("batch", [], 3, [LATE], {"dead_letters": 1}),
+    "a gap": Case("gap", [GAP], 0, ["A gap from ts 10 to 1:20: forgotten"], {"dead_letters": 1, "gaps": 1}),
+    "a gap of another fetcher's": Case("gap", [], 0, [], {}),
+    "a lost checkpoint": Case("restore", [LOST], 0, ["Redis had lost the checkpoint: ts 1:20 is stored again"],
+                              {"dead_letters": 1}),
+    "a lost checkpoint that is there again": Case("restore", [], 0, [], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_is_logged_and_counted_is_what_the_script_did(
+    case: Case, reports: Reports, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not what was offered: another fetcher may have been faster."""
+    offered = [A, LETTER, GAP] * 5
+    commit = Commit(case.kind, SINCE, UNTIL, list(offered))  # type: ignore[arg-type]  # text of the table
+    reports.committed(commit, Outcome(case.checkpoint, case.recorded, case.left_out), 0.25)
+    assert caplog.messages == case.log
+    assert {record.levelname for record in caplog.records} <= {"WARNING"}
+    counted = {name: sum(metric.values) for name, metric in vars(reports.metrics).items()}
+    counted |= {name: sum(metric.values) for name, metric in reports.metrics.events.of_label.items()}
+    assert counted.pop("commit_seconds") == 0.25
+    assert ("checkpoint" in counted) == (case.checkpoint == UNTIL), "whether it is where the commit is, or later"
+    counted.pop("checkpoint", None)
+    assert {name: value for name, value in counted.items() if value} == case.counted

@@ -1,0 +1,358 @@
+"""`--setup`: it makes the community ready, and its exit code says whether the fetcher would run."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from requests.adapters import HTTPAdapter
+
+from fetcher import config
+from fetcher.commands.setup import setup as make_ready
+from tests import HOST, free_port
+from tests.processes import Fetcher
+from tests.run import lead_vk_to
+from tests.servers import Server, address, cluster
+from tests.test_deploy import acl, rules
+from tests.vk import GROUP, VK, error
+
+Setup = Callable[..., tuple[int, dict[str, str]]]
+Fetch = Callable[..., Fetcher]
+TYPES = "message_new, message_event, message_reaction_event"
+READY = {
+    "token": f"ok      token: of the community 'Сообщество {GROUP}'",
+    "GROUPID": f"ok      GROUPID: {GROUP}",
+    "rights": "ok      rights: manage, messages",
+    "Long Poll": "ok      Long Poll: on",
+    "Long Poll version": "ok      Long Poll version: 5.199",
+    "event types": f"ok      event types: {TYPES}",
+    "Redis": "ok      Redis: it answers",
+    "Redis permissions": "ok      Redis permissions: all that the fetcher needs",
+    "Redis role": "ok      Redis role: master",
+    "Redis maxmemory-policy": "ok      Redis maxmemory-policy: noeviction",
+    "Redis appendonly": "ok      Redis appendonly: 1",
+}
+REDIS = {thing: line for thing, line in READY.items() if thing.startswith("Redis")}
+
+
+def by_thing(output: str) -> dict[str, str]:
+    """Return the lines by what they are about."""
+    return {line[8:].partition(":")[0]: line for line in output.splitlines()}
+
+
+@pytest.fixture
+def setup(vk: VK, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Setup:
+    """Return what runs --setup here, without a process, with further settings: its exit code and its lines."""
+    monkeypatch.setattr(HTTPAdapter, "send", HTTPAdapter.send)  # to be put back
+    lead_vk_to(vk.url)
+
+    def here(**settings: Any) -> tuple[int, dict[str, str]]:
+        usual = {"TOKEN": vk.token, "GROUPID": vk.group_id, "REDIS_URL": server.url}
+        given = {name: str(value) for name, value in (usual | settings).items() if value is not None}
+        code = make_ready(config.parse(given, ("TOKEN",)))
+        return code, by_thing(capsys.readouterr().out)
+
+    return here
+
+
+@pytest.fixture
+def process(vk: VK, fetch: Fetch) -> Setup:
+    """Return the same in a process of its own, where no secret and no traceback must be printed."""
+
+    def there(**settings: Any) -> tuple[int, dict[str, str]]:
+        process = fetch("--setup", **settings)
+        code = process.wait(60)
+        assert settings.get("TOKEN", vk.token) not in process.output
+        assert "Traceback" not in process.output
+        return code, by_thing(process.output)
+
+    return there
+
+
+def changes(vk: VK) -> list[dict[str, Any]]:
+    """Return what was asked of VK besides questions."""
+    return [request.params for request in vk.requests if request.name == "groups.setLongPollSettings"]
+
+
+def test_a_ready_community(process: Setup, vk: VK, server: Server) -> None:
+    """All is ok, nothing is changed, neither at VK nor on the bus."""
+    assert process() == (0, READY)
+    assert not changes(vk)
+    with server.client() as client:
+        assert client.dbsize() == 0
+
+
+def test_a_new_community_is_made_ready(process: Setup, fetch: Fetch, vk: VK, server: Server) -> None:
+    """What is wrong is changed and said; what is on stays on, what is off stays off; then the fetcher runs."""
+    events = dict.fromkeys(vk.settings["events"], 0) | {"message_new": 1, "message_read": 1}
+    vk.settings = {"is_enabled": False, "api_version": "5.131", "events": events}
+    types = "changed event types: " + TYPES + " (was without message_event, message_reaction_event)"
+    assert process() == (0, READY | {
+        "Long Poll": "changed Long Poll: on (was off)",
+        "Long Poll version": "changed Long Poll version: 5.199 (was 5.131)",
+        "event types": types,
+    })  # fmt: skip
+    on = {"message_new": 1, "message_event": 1, "message_reaction_event": 1, "message_read": 1}
+    assert vk.settings == {
+        "is_enabled": True, "api_version": "5.199", "events": dict.fromkeys(events, 0) | on
+    }  # fmt: skip
+    assert len(changes(vk)) == 1
+    assert process() == (0, READY)
+    assert len(changes(vk)) == 1
+    fetch().wait_for("Polling VK", 60)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"is_enabled": False}, "changed Long Poll: on (was off)"),
+        ({"api_version": "5.95"}, "changed Long Poll version: 5.199 (was 5.95)"),
+        ({"events": {"message_new": 1, "message_event": 1, "message_reaction_event": 0}},
+         f"changed event types: {TYPES} (was without message_reaction_event)"),
+    ],
+)  # fmt: skip
+def test_one_wrong_setting(setup: Setup, vk: VK, wrong: dict[str, Any], line: str) -> None:
+    """Only its line says that something was changed."""
+    vk.settings |= wrong
+    code, lines = setup()
+    assert code == 0
+    assert {thing: text for thing, text in lines.items() if text != READY[thing]} == {line[8:].partition(":")[0]: line}
+
+
+def test_a_newer_version_stays(setup: Setup, vk: VK) -> None:
+    """Others may need it."""
+    vk.settings |= {"api_version": "5.1000", "is_enabled": False}
+    assert setup()[0] == 0
+    assert vk.settings["api_version"] == "5.1000"
+
+
+def test_settings_that_cannot_be_changed(setup: Setup, vk: VK) -> None:
+    """VK answers well and changes nothing: that is not called a change, and the remedy is said."""
+    vk.settings |= {"is_enabled": False}
+    vk.fail_api({"response": 1}, method="groups.setLongPollSettings")
+    code, lines = setup()
+    assert code == 1
+    by_hand = "off: change this in the community's settings (API usage, Long Poll API)"
+    assert lines == READY | {"Long Poll": f"to do   Long Poll: {by_hand}"}
+
+
+@pytest.mark.parametrize(("given", "more"), [(None, ""), (5, ", 5 is another community")])
+def test_groupid_is_printed(process: Setup, vk: VK, given: int | None, more: str) -> None:
+    """If it is missing, or not that of the token; the fetcher would not run. All else is checked, and made ready."""
+    vk.settings |= {"is_enabled": False}
+    code, lines = process(GROUPID=given)
+    assert code == 1
+    assert lines == READY | {
+        "GROUPID": f"to do   GROUPID: put GROUPID={GROUP} into .env{more}",
+        "Long Poll": "changed Long Poll: on (was off)",
+    }
+
+
+def test_without_a_token(fetch: Fetch) -> None:
+    """It is the one setting that is needed."""
+    process = fetch("--setup", TOKEN=None, GROUPID=None)
+    assert process.wait(60) == 2
+    assert "TOKEN must hold the community's access token" in process.output
+
+
+REFUSED = "VK refuses the token: put a valid community token into TOKEN (VK error 5 in groups.getById: User authorization failed: invalid access_token (4).)"  # noqa: E501
+NEW_TOKEN = "make a community token with the rights manage and messages, and put it into TOKEN"
+NOT_A_COMMUNITYS = f"{NEW_TOKEN} (VK error 100 in groups.getById: Error of the tests)"
+
+
+def test_a_refused_token(process: Setup, vk: VK) -> None:
+    """One line says so; Redis is looked at all the same."""
+    vk.token = "another"
+    assert process(TOKEN="vk1.a.wrong") == (1, {"token": f"to do   token: {REFUSED}", **REDIS})
+
+
+def test_a_token_of_a_person(setup: Setup, vk: VK) -> None:
+    """VK knows no community of such a token."""
+    vk.fail_api(error(100), times=9, method="groups.getById")
+    vk.fail_api(error(27, "Group authorization failed"), method="groups.getTokenPermissions")
+    code, lines = setup()
+    assert code == 1
+    assert lines.pop("token") == f"to do   token: {NOT_A_COMMUNITYS}"
+    assert lines.pop("rights").startswith("to do   rights: VK refuses the community token: make a new one")
+    assert lines == REDIS
+
+
+@pytest.mark.parametrize(
+    ("rights", "missing"),
+    [(["manage"], "messages"), (["messages", "docs"], "manage"), ([], "manage and messages")],
+)  # fmt: skip
+def test_missing_rights(setup: Setup, vk: VK, rights: list[str], missing: str) -> None:
+    """Each is named; without `manage` VK says nothing of Long Poll."""
+    vk.rights = rights
+    denied = "VK error 15 in groups.getLongPollSettings: Access denied: no access to call this method"
+    long_poll = {"Long Poll": f"to do   Long Poll: {NEW_TOKEN} ({denied})"}
+    if "manage" in rights:
+        long_poll = {thing: READY[thing] for thing in ("Long Poll", "Long Poll version", "event types")}
+    assert setup() == (1, {
+        "token": READY["token"], "GROUPID": READY["GROUPID"],
+        "rights": f"to do   rights: {missing} missing: {NEW_TOKEN}", **long_poll, **REDIS,
+    })  # fmt: skip
+
+
+def test_vk_is_away(process: Setup, vk: VK) -> None:
+    """Each thing that VK would say gets a line; Redis is looked at."""
+    vk.down()
+    again = "try again when VK answers (VK's API is unavailable (ConnectionError))"
+    things = ("token", "rights", "Long Poll")
+    assert process() == (1, {thing: f"to do   {thing}: {again}" for thing in things} | REDIS)
+
+
+@pytest.mark.parametrize(
+    ("method", "things"),
+    [
+        ("groups.getTokenPermissions", ["rights"]),
+        ("groups.getLongPollSettings", ["Long Poll"]),
+        ("groups.setLongPollSettings", ["Long Poll"]),
+        ("groups.getById", ["token", "Long Poll"]),
+    ],
+)
+def test_vk_fails_once(setup: Setup, vk: VK, method: str, things: list[str]) -> None:
+    """One failure costs its own lines, and the others come."""
+    vk.settings |= {"is_enabled": False}
+    vk.fail_api(error(10, "Internal server error"), times=len(things), method=method)
+    code, lines = setup()
+    assert code == 1
+    for thing in things:
+        assert lines[thing] == (
+            f"to do   {thing}: try again when VK answers (VK error 10 in {method}: Internal server error)"
+        )
+    others = {"token", "rights", "Redis", "Redis permissions"} - {*things}
+    assert all(lines[thing] == READY[thing] for thing in others)
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("groups.getById", {"groups": []}),
+        ("groups.getById", {"groups": [{}]}),
+        ("groups.getById", []),
+        ("groups.getTokenPermissions", {"permissions": [1]}),
+        ("groups.getTokenPermissions", {}),
+        ("groups.getLongPollSettings", {}),
+        ("groups.getLongPollSettings", {"is_enabled": True, "api_version": "5.199", "events": ["a"]}),
+    ],
+)
+def test_vk_answers_oddly(setup: Setup, vk: VK, method: str, answer: Any) -> None:
+    """One line says that it cannot be read; nothing is changed on the ground of such an answer."""
+    vk.fail_api({"response": answer}, times=9, method=method)
+    code, lines = setup()
+    assert code == 1
+    assert any(f"VK's {method} answers what cannot be read" in line for line in lines.values())
+    assert REDIS.items() <= lines.items()
+    assert not changes(vk)
+
+
+def test_vk_has_no_types_yet(setup: Setup, vk: VK) -> None:
+    """An empty object may come as an empty list."""
+    vk.fail_api(
+        {"response": {"is_enabled": True, "api_version": "5.199", "events": []}}, method="groups.getLongPollSettings"
+    )
+    code, lines = setup()
+    assert code == 0
+    assert lines["event types"] == f"changed event types: {TYPES} (was without {TYPES})"
+
+
+# --- Redis -------------------------------------------------------------------------------------------------------
+
+
+def test_redis_is_away(process: Setup) -> None:
+    """One line, with the remedy."""
+    code, lines = process(REDIS_URL=f"redis://user:Very-Secret@{HOST}:{free_port()}/0")
+    assert code == 1
+    remedy = "start Redis, or correct REDIS_URL (Redis is unavailable (connection refused))"
+    assert lines == {thing: READY[thing] for thing in READY if thing not in REDIS} | {
+        "Redis": f"to do   Redis: {remedy}"
+    }
+
+
+def test_a_wrong_password(process: Setup) -> None:
+    """It is in no line."""
+    with Server(password="right") as server:
+        code, lines = process(REDIS_URL=address(server.port, "Very-Secret"))
+    assert code == 1
+    assert lines["Redis"] == "to do   Redis: Redis refuses the user or the password: fix REDIS_URL"
+    assert "Very-Secret" not in "".join(lines.values())
+
+
+def test_a_server_that_may_lose_the_bus(setup: Setup) -> None:
+    """That is advice: the fetcher runs."""
+    with Server(maxmemory="100mb", maxmemory_policy="allkeys-lru") as server:
+        code, lines = setup(REDIS_URL=server.url)
+    policy, appendonly = lines["Redis maxmemory-policy"], lines["Redis appendonly"]
+    assert code == 0
+    assert policy == "advice  Redis maxmemory-policy: allkeys-lru: it may discard the bus, set noeviction"
+    assert appendonly == "advice  Redis appendonly: 0: a crash loses what no snapshot has yet, set appendonly yes"
+
+
+def test_a_replica(setup: Setup, server: Server) -> None:
+    """It answers, and takes no writes."""
+    with Server() as replica:
+        replica.replica_of(server)
+        code, lines = setup(REDIS_URL=replica.url)
+    assert code == 1
+    remedy = "slave: a replica takes no writes, put the address of its master into REDIS_URL"
+    assert lines["Redis role"] == f"to do   Redis role: {remedy}"
+
+
+def test_a_bus_of_another_program(setup: Setup, server: Server) -> None:
+    """A key of another type cannot take events."""
+    with server.client() as client:
+        client.set("events", "mine")
+    code, lines = setup()
+    assert code == 1
+    assert lines["Redis"].startswith("to do   Redis: Redis: a key of the bus is of another type")
+
+
+def test_a_cluster(setup: Setup) -> None:
+    """The address of any node will do."""
+    with cluster(3, aof=True) as nodes:
+        for node in nodes:
+            assert setup(REDIS_URL=node.url) == (0, READY)
+
+
+@pytest.fixture(scope="module")
+def limited() -> Iterator[Server]:
+    """A server with the documented user for the fetcher."""
+    with Server(acl=acl("fetcher"), aof=True) as server:
+        yield server
+
+
+def test_the_documented_rules_suffice(setup: Setup, limited: Server) -> None:
+    """The user of the operations page."""
+    assert setup(REDIS_URL=address(limited.port, "SECRET", "fetcher")) == (0, READY)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in rules("fetcher") if rule not in ("-@all", "resetchannels")])
+def test_a_missing_rule(setup: Setup, rule: str) -> None:
+    """If it keeps the fetcher from its work, the line for Redis or for its permissions says so, and the code is 1."""
+    with Server(acl=acl("fetcher", without=rule), aof=True) as server:
+        code, lines = setup(REDIS_URL=address(server.port, "SECRET", "fetcher"))
+    if rule == "+info":
+        assert (code, lines) == (0, {thing: READY[thing] for thing in list(READY)[:8]})
+    else:
+        found = lines.get("Redis permissions", lines["Redis"])
+        assert code == 1
+        assert found.startswith("to do")
+        assert found.endswith("give the user of REDIS_URL the ACL rules of docs/operations.md")
+
+
+def test_refused_permissions_are_named(setup: Setup) -> None:
+    """Each with its key or channel."""
+    acl = ["user fetcher on >SECRET ~* resetchannels &others +@all -xadd"]
+    with Server(acl=acl) as server:
+        _, lines = setup(REDIS_URL=address(server.port, "SECRET", "fetcher"))
+        with server.client() as client:
+            assert client.dbsize() == 0
+    named = "XADD events, XADD {events}:dead-letter, PUBLISH events:message refused"
+    assert lines["Redis permissions"].startswith(f"to do   Redis permissions: {named}: give")
+
+
+def test_a_terminal_without_cyrillic(process: Setup) -> None:
+    """A name that it cannot show is no reason to fail."""
+    code, lines = process(PYTHONIOENCODING="ascii")
+    assert code == 0
+    assert lines["token"] == f"ok      token: of the community '?????????? {GROUP}'"
