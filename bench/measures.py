@@ -13,7 +13,7 @@ from typing import Any
 from bench.stage import BATCH, LATENCY, RPS, Contender, Subscriber, VKProcess, apart
 from fetcher.bus.bus import Bus
 from fetcher.core.history import Commit, Entry, Position
-from fetcher.core.names import fill, ids_to_resolve
+from fetcher.core.names import apply_names, ids_to_resolve
 from fetcher.core.ports import Name
 from fetcher.fastjson import event_to_json, loads
 from fetcher.vk.builders import command_pattern
@@ -181,7 +181,7 @@ def parts() -> Values:
     build = Updates(nobody, command_pattern(GROUP, "/!"), raw=False).build
     events = [event for update in updates if (event := build(update))]
     names = dict.fromkeys(ids_to_resolve(events), Name("Руслан Башинский", "Руслан", "Башинский", "oidaho"))
-    named = list(fill(events, names))
+    named = list(apply_names(events, names))
     entries = [Entry(event.event_id, event.event_type, event_to_json(event)) for event in named]
 
     def least(work: Callable[[], object], times: int, count: int) -> float:
@@ -190,7 +190,7 @@ def parts() -> Values:
     figures = {
         "parse": least(lambda: loads(answer), 30, 500),
         "build": least(lambda: [build(update) for update in updates], 30, 500),
-        "names": least(lambda: list(fill(events, names)), 30, 500),
+        "names": least(lambda: list(apply_names(events, names)), 30, 500),
         "write": least(lambda: [event_to_json(event) for event in named], 30, 500),
     }
     with Server() as redis, redis.client() as client:

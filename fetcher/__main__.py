@@ -48,12 +48,9 @@ def main() -> int:
     logs.to_stderr()
     try:
         return execute(options)
-    except config.SettingsError as error:
-        log.critical("%s", error)
-        return EXIT_SETTINGS
     except (FatalError, TransientError) as error:
         log.critical("%s", error)
-        return EXIT_FATAL
+        return EXIT_SETTINGS if isinstance(error, config.SettingsError) else EXIT_FATAL
     except BrokenPipeError:  # nobody reads the output any more, as in `--watch | head`
         os._exit(0)
     except Exception:

@@ -9,13 +9,14 @@ from typing import Any
 from dotenv import dotenv_values
 
 from .bus import connection
+from .errors import FatalError
 
 REQUIRED = ("TOKEN", "GROUPID")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 MAX_NUMBER = 10**9  # Redis accepts it everywhere as a count or as seconds
 
 
-class SettingsError(ValueError):
+class SettingsError(FatalError, ValueError):
     """Some settings are missing or wrong; the message is one sentence that names each."""
 
 

@@ -11,16 +11,15 @@ import threading
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
-
-def wait_for_signal() -> None:
-    """Wait for one of the signals, and end the process."""
-    signal.sigwait(SIGNALS)
-    os._exit(0)
-
-
 if sys.platform == "win32":
     for number in SIGNALS:
         signal.signal(number, lambda *of_signal: os._exit(0))
 else:
+
+    def wait() -> None:
+        """Wait for a signal, and end the process."""
+        signal.sigwait(SIGNALS)
+        os._exit(0)
+
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    threading.Thread(target=wait_for_signal, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()

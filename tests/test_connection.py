@@ -109,7 +109,7 @@ def test_passwords_are_found_in_both_spellings(url: str, hidden: list[str]) -> N
 
 
 @pytest.mark.parametrize("password", ["", "p@ss/w#rd%"])
-def test_every_new_connection_is_told(password: str) -> None:
+def test_every_new_connection_is_reported(password: str) -> None:
     """The first one, and each that replaces a broken one; user, password and database are set on all of them."""
     with Server(password=password or None) as server:
         client, new = connected(server.url.removesuffix("0") + "2")
@@ -117,7 +117,9 @@ def test_every_new_connection_is_told(password: str) -> None:
         assert len(new) == 1
         with server.client(db=2) as owner:
             owner.client_kill_filter(_type="normal", skipme=True)
-            with contextlib.suppress(redis.ConnectionError):  # redis-py may notice before it asks, or when it asks
+            with contextlib.suppress(
+                redis.ConnectionError
+            ):  # redis-py may notice before it sends the command, or when it does
                 client.get("name")
             assert client.get("name") == owner.get("name") == "value"
         assert len(new) == 2
@@ -135,7 +137,7 @@ def test_a_socket_is_an_address() -> None:
                 assert owner.get("name") == "value"
 
 
-def test_nobody_need_be_told() -> None:
+def test_the_callback_is_optional() -> None:
     """Without a callback the client is the same."""
     with Server() as server:
         assert connect(server.url, **OPTIONS).ping()
@@ -150,7 +152,7 @@ def test_whoever_may_not_ask_for_a_cluster_has_none() -> None:
 
 
 def test_a_node_of_a_cluster_leads_to_all_of_it() -> None:
-    """Keys of every node are served, and each node's new connection is told once."""
+    """Keys of every node are served, and each node's new connection is reported once."""
     with cluster() as nodes:
         client, new = connected(nodes[0].url)
         assert isinstance(client, redis.RedisCluster)
@@ -158,14 +160,14 @@ def test_a_node_of_a_cluster_leads_to_all_of_it() -> None:
         for key in keys:
             client.set(key, key)
         assert [client.get(key) for key in keys] == keys
-        told = len(new)
-        assert told >= 1 + len(nodes)
+        reported = len(new)
+        assert reported >= 1 + len(nodes)
         for node in nodes:
             with node.client() as owner:
                 owner.client_kill_filter(_type="normal", skipme=True)
         for key in keys:
             wait_until(functools.partial(client.get, key), what="the cluster's answer")
-        assert len(new) >= told + len(nodes)
+        assert len(new) >= reported + len(nodes)
         assert connect(nodes[0].url, **OPTIONS).get("a") == "a"
 
 
@@ -202,7 +204,7 @@ def follows(server: Server, primary: Server) -> bool:
 
 @pytest.mark.parametrize("fault", ["kill", "pause", "demote"])
 def test_a_failover_is_followed(watched: Watched, fault: str) -> None:
-    """The primary dies, hangs, or is told to step down: the next connections are to the new one, and are told."""
+    """The primary dies, hangs, or must step down: the next connections are to the new one, and are reported."""
     client, new = connected(watched.url("p%40ss", query=SENTINEL))
     client.set("before", fault)
     former = watched.primary
@@ -270,7 +272,7 @@ def sentence(url: str, kind: type[Exception] = RedisUnavailable, *command: str) 
     return str(raised.value)
 
 
-def test_what_does_not_answer_is_told_apart() -> None:
+def test_each_kind_of_silence_has_its_own_words() -> None:
     """A refused connection, an unknown host, a missing socket and a silent server have their own words."""
     port = free_port()
     assert sentence(f"redis://:secret@{HOST}:{port}") == "Redis is unavailable (connection refused)"

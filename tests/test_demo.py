@@ -145,6 +145,14 @@ def test_usual_port_or_another() -> None:
         assert "taken" not in fetcher.lines[0]
 
 
+def test_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that is taken is not used."""
+    with socket.create_server((HOST, 0)) as taken:
+        monkeypatch.setattr(demo, "PORT", taken.getsockname()[1])
+        assert demo.free_port() != demo.PORT
+    assert demo.free_port() == demo.PORT
+
+
 def test_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed pipe ends the process as a signal does."""
     codes: list[int] = []

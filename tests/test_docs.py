@@ -21,7 +21,7 @@ from fetcher.bus import bus
 from fetcher.bus.bus import Bus
 from fetcher.commands.watch import describe
 from fetcher.core import backlog, relay
-from fetcher.core.names import Name, fill, ids_to_resolve
+from fetcher.core.names import Name, apply_names, ids_to_resolve
 from fetcher.events import CHATS, channel
 from fetcher.vk import lookups
 from fetcher.vk.builders import BUILDERS, command_pattern
@@ -467,7 +467,7 @@ def test_everybody_in_an_event_gets_a_name(name: str) -> None:
     event = built(name)._replace(peer=Peer(0, 0, ""))  # so that nobody is looked up because of the place
     ids = ids_to_resolve([event])
     assert {user.uuid for user in users(event) if -CHATS < user.uuid < CHATS and user.uuid} <= ids
-    (named,) = fill([event], {id: Name(f"Name of {id}") for id in ids})
+    (named,) = apply_names([event], {id: Name(f"Name of {id}") for id in ids})
     for user in users(named):
         assert user.name == (f"Name of {user.uuid}" if user.uuid in ids else ""), user
 

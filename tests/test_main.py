@@ -338,7 +338,7 @@ def test_what_only_the_operator_can_fix(fetch: Fetch, server: Server, settings: 
 
 
 def test_long_poll_switched_off(fetch: Fetch, vk: VK) -> None:
-    """Long Poll off is told in one sentence, also where VK still gives a key."""
+    """Long Poll off is one sentence, also if VK still gives a key."""
     vk.fail_api({"response": {"is_enabled": False}}, method="groups.getLongPollSettings")
     fetcher = fetch()
     assert fetcher.wait() == 1
@@ -350,7 +350,7 @@ def test_long_poll_switched_off(fetch: Fetch, vk: VK) -> None:
 
 
 def test_the_settings_of_long_poll_are_checked(fetch: Fetch, vk: VK, server: Server) -> None:
-    """An old version and types that are not ticked are told at the start; no answer is no trouble."""
+    """An old version and types that are not ticked are logged at the start; the fetcher runs without an answer, too."""
     vk.settings |= {"api_version": "5.92", "events": {"message_new": 1, "message_event": 0}}
     fetcher = fetch()
     fetcher.wait_for("set 5.199")
@@ -372,7 +372,7 @@ def test_settings_come_from_dotenv_and_token_file(fetch: Fetch, vk: VK, server: 
 
 
 def test_health(fetch: Fetch, vk: VK, server: Server) -> None:
-    """0 while the fetcher polls and Redis answers, else 1 with one sentence; 2 for wrong settings. No token is needed."""
+    """0 while the fetcher polls and Redis answers, else 1 with one sentence; 2 for wrong settings. No token needed."""
 
     def health(**settings: Any) -> tuple[int, list[str]]:
         check = fetch("--health", TOKEN=None, **settings)

@@ -72,7 +72,21 @@ class Chaos(Plan):
         }
         self.most_fetchers, self.last_era = 3, 6
         theme = pick(
-            ["", "", "", "", "failovers", "failovers", "parts", "restarts", "restart", "outage", "apart", "links", "links"]
+            [
+                "",
+                "",
+                "",
+                "",
+                "failovers",
+                "failovers",
+                "parts",
+                "restarts",
+                "restart",
+                "outage",
+                "apart",
+                "links",
+                "links",
+            ]
         )  # what happens often, with little besides
         if theme:
             self.request_faults, self.poll_faults, self.lookup_faults = pick([0.0, 0.05]), pick([0.0, 0.05]), 0.0

@@ -349,7 +349,9 @@ script("batch after a gap is taken", " and sortable(since) <= sortable(stored)",
 script("positions compared without their epoch", "return ('0'):rep(9 - #epoch) .. epoch .. ", "return ")
 script("positions compared without their part", " .. ('0'):rep(9 - #part) .. part", "")
 script("batch that seen may have forgotten is taken", "local is_late = ", "local is_late = false and ")
-script("gap taken anywhere", "stored == since or kind == 'batch'", "stored == since or kind == 'gap' or kind == 'batch'")
+script(
+    "gap taken anywhere", "stored == since or kind == 'batch'", "stored == since or kind == 'gap' or kind == 'batch'"
+)
 script("restore that overwrites", "applies = stored == ''", "applies = true")
 
 

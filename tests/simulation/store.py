@@ -86,7 +86,9 @@ class Store:
             case "ZREVRANGE":
                 first, last, *with_scores = arguments
                 latest = self.latest(int(first), int(last))
-                return LUA.table_from([part for id in latest for part in (id, str(self.seen[id]))[: 1 + len(with_scores)]])
+                return LUA.table_from(
+                    [part for id in latest for part in (id, str(self.seen[id]))[: 1 + len(with_scores)]]
+                )
             case "ZREMRANGEBYRANK":
                 first, last = map(int, arguments)
                 for id in list(self.seen)[first : max(0, len(self.seen) + 1 + last)]:
