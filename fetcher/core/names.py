@@ -1,7 +1,8 @@
 """The directory of names: whose names a batch needs, where they come from, and putting them into events.
 
-A name is looked for in memory first, which is emptied once a minute, then in the cache that all fetchers share, then at VK. Titles of chats also come
-with events, and hold from that event on: a fetcher that sees all events knows as much as the cache.
+A name is looked for in memory first, which is emptied once a minute, then in the cache that all fetchers share, then at
+VK. Titles of chats also come with events, and hold from that event on: a fetcher that sees all events knows as much as
+the cache.
 """
 
 import logging
