@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from contextlib import suppress
 from typing import Any
 
 from ..core.ports import Failure
@@ -47,8 +48,7 @@ class Updates:
         """
         if not isinstance(update, dict) or not isinstance(update.get("type"), str):
             raise ValueError("the update has no type")
-        contents = update.get("object")
-        if isinstance(contents, dict) and "warning" in contents and len(contents) == 1:
+        if object_or_empty(update.get("object")).keys() == {"warning"}:
             if (now := time.monotonic()) >= self.warn_at:
                 self.warn_at = now + WARNING_INTERVAL
                 log.warning("VK sends a notice in place of an event: %s", REMEDY)
@@ -76,12 +76,10 @@ def message_or_empty(update: Any) -> Json:
 def cropped_message(update: Any) -> tuple[int, int] | None:
     """Return (peer_id, conversation_message_id) of a message_new that VK has cropped, else None."""
     message = message_or_empty(update)
-    if not message.get("is_cropped"):
-        return None
-    try:
-        return require_number(message, "peer_id"), require_number(message, "conversation_message_id", 0)
-    except ValueError:
-        return None  # malformed: building it says why
+    with suppress(ValueError):  # building it says what is malformed
+        if message.get("is_cropped"):
+            return require_number(message, "peer_id"), require_number(message, "conversation_message_id", 0)
+    return None
 
 
 def with_full_message(update: Any, messages: dict[tuple[int, int], Json]) -> Any:
