@@ -110,7 +110,7 @@ def test_title_holds_from_the_update_on() -> None:
     chat, other = event(5, CHAT + 7), event(5, CHAT + 8)
     batch = [chat, event(5, CHAT + 7, "Новая"), chat, other, event(5, CHAT + 7, "Новейшая"), chat]
     assert [peer for _, peer in filled(names, *batch)] == ["Старая", "Новая", "Новая", "Другая", "Новейшая", "Новейшая"]
-    assert names == {CHAT + 7: Name("Старая"), CHAT + 8: Name("Другая")}, "what was handed in is left as it was"
+    assert names == {CHAT + 7: Name("Новейшая"), CHAT + 8: Name("Другая")}, "later batches know it, too"
 
 
 # The directory

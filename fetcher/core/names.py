@@ -54,9 +54,7 @@ class Directory:
             self.has_given_up = bool(failure)
         titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
         self.cache.cache_names(titles)  # first: if it fails, these events are built again with the titles before
-        named = list(apply_names(events, self.memory))
-        self.memory |= titles
-        return named
+        return list(apply_names(events, self.memory))
 
     def forget(self) -> None:
         """Empty the memory: another fetcher may have had an event with a new title, and put it into the cache."""
@@ -74,14 +72,13 @@ def ids_to_resolve(events: Iterable[Event]) -> set[int]:
     return {id for id in ids if id > -CHATS and id not in (0, CHATS)}  # below are e-mail addresses, which have no name
 
 
-def apply_names(events: Iterable[Event], names: Mapping[int, Name]) -> Iterator[Event]:
-    """Yield the events with the names of users and peer; a title in an event holds from that event on."""
-    titles: dict[int, str] = {}
+def apply_names(events: Iterable[Event], names: dict[int, Name]) -> Iterator[Event]:
+    """Yield the events with the names of users and peer; a title in an event goes to `names`, and holds from there."""
     for event in events:
         peer, action = event.peer, event.action
         if peer.name:
-            titles[peer.bpid] = peer.name
-        title = titles.get(peer.bpid) or names.get(peer.bpid, UNKNOWN).name
+            names[peer.bpid] = Name(peer.name)
+        title = names.get(peer.bpid, UNKNOWN).name
         if action and action.user:
             event = event._replace(action=action._replace(user=with_name(action.user, names)))
         user = with_name(event.user, names)

@@ -113,7 +113,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
 def translate_errors(what: str) -> Iterator[None]:
     """Raise TransientError for what the libraries raise for a failed or odd answer, without address, key or token.
 
-    Only a call of vk_api or requests stands inside: vk_api does not check what an answer looks like before it reads it.
+    Inside are only a call of vk_api or requests, and checks of what it has read: vk_api does not check an answer.
     """
     try:
         yield

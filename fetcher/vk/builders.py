@@ -6,6 +6,7 @@ still empty, and raises ValueError with the reason where VK left out what an eve
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..events import CHATS, Action, Button, Event, Message, Peer, Reaction, Reply, User
@@ -105,12 +106,10 @@ def action_of(value: Any) -> Action:
 def payload_of(value: Any) -> Json:
     """Return an object as it is, nothing as {}, JSON text of an object parsed, any other value v as {"value": v}."""
     if isinstance(value, str):
-        try:
+        with suppress(ValueError):
             parsed = loads(utf8(value))
             dumps(parsed)  # NaN is no JSON
-        except ValueError:
-            parsed = None
-        value = parsed if isinstance(parsed, dict) else value
+            value = parsed if isinstance(parsed, dict) else value
     if value in (None, "", []):
         return {}
     return value if isinstance(value, dict) else {"value": value}
