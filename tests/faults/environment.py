@@ -216,7 +216,7 @@ class Environment:
 
     # Waiting
 
-    def expect(self, condition: Callable[[], Any], timeout: float = 20, what: str = "it") -> None:
+    def expect(self, condition: Callable[[], Any], what: str = "it") -> None:
         """Wait until the condition holds; when another fault may prevent it, not for long."""
 
         def holds_or_ending() -> Any:
@@ -224,7 +224,7 @@ class Environment:
             return condition()
 
         try:
-            wait_until(holds_or_ending, timeout if self.is_strict else min(timeout, 5), what)
+            wait_until(holds_or_ending, 60 if self.is_strict else 5, what)
         except AssertionError:
             if self.is_strict:
                 raise
@@ -284,7 +284,7 @@ class Environment:
         """Return a replica that has all that the server has, and lacks what is written from now on."""
         replica = self.stack.enter_context(Server(**self.options))
         with self.server_lock, contextlib.suppress(AssertionError):
-            replica.replica_of(self.server)
+            replica.replica_of(self.server, 60 if self.is_strict else 10)
             time.sleep(0.1)  # what was written while it copied
         replica.replica_of(None)
         return replica
@@ -450,7 +450,7 @@ class Environment:
 
         def is_quiet() -> bool:
             counts: list[int] = []
-            for pause in (2.5, 0):
+            for pause in (1.5, 0):
                 stats = self.command(lambda client: client.info("commandstats"))
                 counts.append(stats.get("cmdstat_evalsha", {}).get("calls", 0))
                 time.sleep(pause)
@@ -470,7 +470,7 @@ class Environment:
             return False
         return not missing or ((self.is_emptied or all(map(self.is_recorded, missing))) and not missing & self.had())
 
-    def account(self, timeout: float = 30) -> Count:
+    def account(self, timeout: float = 60) -> Count:
         """Wait until what was pushed has arrived, and count what came of it since the last account."""
         with contextlib.suppress(AssertionError):
             wait_until(self.has_arrived, timeout)

@@ -122,9 +122,9 @@ def pauses(env: Environment) -> None:
     link.delay = FAR
     for _ in range(5):
         push_steadily(env, 20, 5)
-        env.server.pause()
+        link.swallow()
         push_steadily(env, 20, 2.5)
-        env.server.resume()
+        link.release()
     push_steadily(env, 20, 60)
 
 
@@ -162,16 +162,13 @@ def short_memory(env: Environment) -> None:
     push_steadily(env, 50, 12)
 
 
+SMALL_PAGES = {"batch": 50, "history": 300}
 SCENARIOS = [
     Scenario("4,000 messages of 16 kB held, 4 MB/s, drops what is silent for 2 s", long_messages, {"history": 5000}),
     Scenario("3,000 short messages held, 128 kB/s, connections live for 3 s", short_messages, {"history": 5000}),
     Scenario("20 updates/s, Redis 0.3 s away each way, five pauses of 2.5 s", pauses),
     Scenario("40 updates/s, replies after 0.8 to 1.5 s", late_replies),
-    Scenario(
-        "90 updates/s, 50 in an answer, VK keeps 300, Redis 0.3 s away each way",
-        small_pages,
-        {"batch": 50, "history": 300},
-    ),
+    Scenario("90 updates/s, 50 in an answer, VK keeps 300, Redis 0.3 s away each way", small_pages, SMALL_PAGES),
     Scenario("40 updates/s, connections live for 1 to 3 s, one in five refused", short_lives),
     Scenario("40 updates/s, two VK servers 1 to 5 numbers apart", servers_apart),
     Scenario("50 updates/s, VK 0.05 s away each way has forgotten 20", short_memory, vk_delay=0.05),
