@@ -12,7 +12,7 @@ from typing import Any, Never, Self
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from fetcher.bus import bus
+from fetcher.bus import bus, connection
 from fetcher.bus.bus import Bus
 from fetcher.bus.cache import NameCache
 from fetcher.core import backlog, backoff, names, pieces, relay, reports
@@ -710,10 +710,10 @@ class Clock:
 clock = Clock()
 
 
-def connect(url: str, on_connect: Callable[[], None], socket_timeout: float, **options: Any) -> Client:
+def connect(url: str, on_connect: Callable[[], None]) -> Client:
     """Stand in for `fetcher.bus.connection.connect`."""
     assert clock.world.current
-    return Client(clock.world.current, on_connect, socket_timeout)
+    return Client(clock.world.current, on_connect, connection.TIMEOUT)
 
 
 @contextlib.contextmanager
