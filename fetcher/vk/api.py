@@ -113,7 +113,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
 def translate_errors(what: str) -> Iterator[None]:
     """Raise TransientError for what the libraries raise for a failed or odd answer, without address, key or token.
 
-    Inside are only a call of vk_api or requests, and checks of what it has read: vk_api does not check an answer.
+    Only a request and the reading of its answer stand inside: vk_api, too, reads answers without a look at their form.
     """
     try:
         yield
