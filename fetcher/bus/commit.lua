@@ -65,10 +65,9 @@ local function add(key, ...) redis.call('XADD', key, 'MAXLEN', '~', limits[key],
 local recorded, left_out = {}, 0
 for number, i in ipairs(entries) do
   local id, key = ARGV[i], ARGV[i + 1] == '' and dead or stream
-  if not is_new(id) then -- nothing: the bus has it
-  elseif is_late then
-    left_out = left_out + 1
-  else
+  if is_late then -- `seen` must not forget newer ids for these
+    left_out = left_out + (redis.call('ZSCORE', seen, id) and 0 or 1)
+  elseif is_new(id) then
     add(key, unpack(ARGV, i + 3, i + 2 + ARGV[i + 2]))
     recorded[#recorded + 1] = number
   end

@@ -83,6 +83,8 @@ class Store:
             case "ZADD":
                 _, score, id = arguments
                 return int(self.seen.setdefault(id, int(score)) == score)
+            case "ZSCORE":
+                return self.seen.get(arguments[0], False)
             case "ZREVRANGE":
                 first, last, *with_scores = arguments
                 latest = self.latest(int(first), int(last))
