@@ -39,13 +39,10 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
         """Request key, server and ts from VK. https://dev.vk.com/ru/method/groups.getLongPollServer"""
         with translate_errors("groups.getLongPollServer"):
             super().__init__(vk, group)
-        self.session = vk.http  # with time-outs, unlike vk_api's own
-        try:
             self.ts: int = require_ts(self.ts)
             if not str(self.server).startswith("http"):
                 raise ValueError("no address")
-        except ValueError as error:
-            raise TransientError(f"VK's groups.getLongPollServer answers what cannot be read ({error})") from None
+        self.session = vk.http  # with time-outs, unlike vk_api's own
 
     def poll(self, ts: int, wait: int, timeout: float) -> tuple[Json, int]:
         """Return VK's answer at this ts and its size in bytes; `wait` and `timeout` are in seconds.
@@ -194,11 +191,9 @@ class LongPoll:
         version, types = str(settings.get("api_version")), object_or_empty(settings.get("events"))
         if re.fullmatch(r"[0-4]\..*|5\.(\d|\d\d|10[0-2])", version):  # before 5.103 updates were of another form
             log.warning("Long Poll's API version is %s: set %s in the community's settings", version, API_VERSION)
-        missing = [kind for kind in self.types if not types.get(kind)]
+        missing = ", ".join(kind for kind in self.types if not types.get(kind))
         if types and missing:
-            log.warning(
-                "Long Poll does not send %s: tick these event types in the community's settings", ", ".join(missing)
-            )
+            log.warning("Long Poll does not send %s: tick these event types in the community's settings", missing)
 
 
 def read_answer(content: bytes) -> Json:
