@@ -57,7 +57,7 @@ if refused then return refused end
 
 local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0)
 local function is_new(id)
-  score = score + 1
+  score = is_late and 0 or score + 1 -- what is left out is the first to go: `seen` must not forget newer ids for it
   return id == '' or redis.call('ZADD', seen, 'NX', score, id) == 1
 end
 local function add(key, ...) redis.call('XADD', key, 'MAXLEN', '~', limits[key], '*', ...) end
@@ -65,9 +65,10 @@ local function add(key, ...) redis.call('XADD', key, 'MAXLEN', '~', limits[key],
 local recorded, left_out = {}, 0
 for number, i in ipairs(entries) do
   local id, key = ARGV[i], ARGV[i + 1] == '' and dead or stream
-  if is_late then -- `seen` must not forget newer ids for these
-    left_out = left_out + (redis.call('ZSCORE', seen, id) and 0 or 1)
-  elseif is_new(id) then
+  if not is_new(id) then -- nothing: the bus has it
+  elseif is_late then
+    left_out = left_out + 1
+  else
     add(key, unpack(ARGV, i + 3, i + 2 + ARGV[i + 2]))
     recorded[#recorded + 1] = number
   end

@@ -174,7 +174,8 @@ class Backlog:
         if commit.kind != "restore" and commit.since > checkpoint:
             return  # something before it is missing: the bus has done nothing
         done = [self.pending.popleft() for _ in range(commit.items)]
-        if commit.kind != "restore" and checkpoint >= commit.until and not left_out:  # else another fetcher has filled a part of the gap
+        # Not if another fetcher has filled a part of the gap, or if it came too late: that would be recorded again.
+        if commit.kind != "restore" and checkpoint >= commit.until and not left_out:
             self._remember(done)
 
     def _remember(self, done: list[Pending]) -> None:
