@@ -563,7 +563,7 @@ class World:
 
     @property
     def epochs_differ(self) -> bool:
-        """Whether fetchers may count epochs differently: one that misses a restart of VK's holds it for the next one."""
+        """Whether fetchers may count epochs differently: one that misses a restart takes the next one for it."""
         return self.fetchers > 1 and self.faults["VK restarts its numbering"] > 1
 
     def leave_out(self, ids: Iterable[str]) -> None:
