@@ -10,7 +10,7 @@ from redis.asyncio import Redis, RedisCluster
 from .consumers import connection as own
 from .consumers.durable import Durable
 from .consumers.live import Live
-from .consumers.steps import Connect, Core
+from .consumers.steps import Connect, Core, LoopLeft
 from .events import Event
 
 
@@ -23,7 +23,7 @@ def consume(
     redis: "Redis | RedisCluster", group: str, consumer: str, bus: str = "events", start: str = "$", idle: float = 60,
     attempts: int | None = None,
 ) -> AsyncGenerator[Event, None]:  # fmt: skip
-    """Yield the stream's events, each to one consumer of the group: see `fetcher.consume`. A consumer is one task."""
+    """Yield the stream's events, each at least once: see `fetcher.consume`. A consumer is one task."""
     return drive(redis, Durable(bus, group, consumer, start, idle, attempts))
 
 
@@ -55,5 +55,5 @@ async def drive(redis: Any, core: Core) -> AsyncGenerator[Event, None]:
                         result = [await connection.read_response(disconnect_on_error=False) for _ in replies]
                 else:
                     await asyncio.sleep(0)  # other tasks have their turn, even if the handler waits for nothing
-            except (Exception, GeneratorExit, asyncio.CancelledError) as error:
-                result = error
+            except BaseException as error:
+                result = LoopLeft(error) if isinstance(error, GeneratorExit | asyncio.CancelledError) else error

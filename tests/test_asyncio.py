@@ -129,6 +129,38 @@ def test_what_was_read_ahead_is_released_when_a_task_is_cancelled_between_two_ev
     assert dead_letters(client) == []
 
 
+def test_a_task_may_be_cancelled_twice(server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time while it waits for Redis to confirm what was released."""
+    monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", PATIENCE)
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 10 * PATIENCE)
+    fill(client, 300)
+
+    async def work(own: Redis) -> None:
+        got = 0
+        async for _ in consume(own, GROUP, "a", start="0"):
+            got += 1
+            if got == 150:
+                server.pause()
+                current = asyncio.current_task()
+                assert current
+                current.cancel()
+
+    async def run() -> None:
+        async with Redis(host=HOST, port=server.port) as own:
+            task = asyncio.create_task(work(own))
+            try:
+                await asyncio.wait([task], timeout=0.5)
+                assert not task.done()
+                task.cancel()
+                async with asyncio.timeout(PATIENCE):
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+            finally:
+                server.resume()
+
+    asyncio.run(run())
+
+
 def test_no_event_is_set_aside_that_no_handler_had(server: Server, client: redis.Redis) -> None:
     """Redis is 40 ms away, and a task with one attempt is cancelled dozens of times, whatever it is doing then."""
     fill(client, 100)

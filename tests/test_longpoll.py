@@ -409,13 +409,14 @@ def test_servers_that_are_a_few_updates_apart(polling: LongPoll, net: Net, apart
 
 def test_vk_restarts_its_numbering(polling: LongPoll, net: Net) -> None:
     """It is believed if VK repeats it and a new key's ts is lower, too: the answer leads there, with what it brings."""
-    lower = {"ts": "30", "updates": [5]}
+    lower, forgotten = {"ts": "30", "updates": [5]}, {"failed": 1, "ts": 30}
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "31"}}]
-    net.answers["poll"] = [lower, lower, {"failed": 1, "ts": 30}, {"ts": "31", "updates": [6]}]
-    with pytest.raises(TransientError, match="an earlier ts than it was polled at"):
-        polling.poll(1000, 25)
-    assert found(polling.poll(1000, 25)) == [(1000, 30, [5])]
-    assert found(polling.poll(1000, 25)) == [(1000, 30, f"{FORGOTTEN} (failed 1)"), (30, 31, [6])]
+    net.answers["poll"] = [lower, lower, forgotten, forgotten, {"ts": "31", "updates": [6]}]
+    expected = [[(1000, 30, [5])], [(1000, 30, f"{FORGOTTEN} (failed 1)"), (30, 31, [6])]]
+    for answers in expected:
+        with pytest.raises(TransientError, match="an earlier ts than it was polled at"):
+            polling.poll(1000, 25)
+        assert found(polling.poll(1000, 25)) == answers
 
 
 # Places that cannot be read

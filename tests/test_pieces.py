@@ -113,11 +113,12 @@ def test_it_is_not_grown_beyond_its_limits() -> None:
     assert send(piece, limit=0, times=2) == [-500, -250]
 
 
-def test_a_small_commit_proves_nothing_about_a_larger_one() -> None:
-    """Also many of them."""
+@pytest.mark.parametrize("pending", [1, 125])
+def test_a_small_commit_proves_nothing_about_a_larger_one(pending: int) -> None:
+    """Also many of them, up to half of what may be sent."""
     piece = PieceSize()
     send(piece, limit=0)
-    send(piece, UNLIMITED, times=100, pending=100)
+    send(piece, UNLIMITED, times=100, pending=pending)
     assert piece.how_many(entries(1000)) == 250
 
 
@@ -150,6 +151,15 @@ def test_an_outage_is_forgotten_soon(pending: int) -> None:
     piece = PieceSize()
     send(piece, limit=0, times=30, pending=pending)
     assert send(piece, UNLIMITED, times=25)[-1] == 500
+
+
+def test_a_size_that_has_timed_out_passes() -> None:
+    """Then nothing is known against it, nor against larger ones."""
+    piece = PieceSize()
+    assert send(piece, limit=60_000) == [-500]
+    assert send(piece, UNLIMITED) == [250]
+    assert send(piece, limit=40_000) == [-250]
+    assert send(piece, UNLIMITED, times=12) == [125] * 10 + [250, 500]
 
 
 def test_growth_is_tried_after_a_few_successes_only() -> None:

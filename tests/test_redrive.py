@@ -22,11 +22,11 @@ from fetcher.events import Event
 from tests.processes import Fetcher
 from tests.run import lead_vk_to
 from tests.servers import Proxy, Server, address, cluster, wait_until
+from tests.test_deploy import acl, rules
 from tests.vk import CHAT, GROUP, PEER, PERSON, VK, button, error, message, reaction, update
 
 Fetch = Callable[..., Fetcher]
 LETTERS = "{events}:dead-letter"
-RULES = "~events ~{events}:* resetchannels &events:* -@all +info +evalsha +script|load +type +xrange +xrevrange +xdel"
 
 
 class Bury:
@@ -298,15 +298,6 @@ def test_a_missing_permission(run: Any, rule: str) -> None:
         assert (client.xlen(LETTERS), client.xlen("events")) == (1, 0)
 
 
-def test_the_permissions_are_enough(run: Any) -> None:
-    """Those of the operations page."""
-    acl = [f"user op on >x {RULES} +zrevrange +zadd +xadd +publish"]
-    with Server(acl=acl) as server, server.client() as client:
-        Bury(server.url)(*[message() for _ in range(3)])
-        assert run(REDIS_URL=address(server.port, "x", "op")) == ["published: 3, stay: 0"]
-        assert {entry["object"] for entry in client.acl_log()} <= {"client|setinfo"}
-
-
 @pytest.mark.parametrize("key", ["events", f"{{events}}:seen:{GROUP}"])
 def test_a_key_of_another_type(run: Any, client: Any, bury: Bury, key: str) -> None:
     """Somebody else uses these names: the dead letter stays."""
@@ -544,9 +535,6 @@ def test_give_back_killed_again_and_again(fetch: Fetch, client: Any, server: Ser
     assert kills >= 2
 
 
-GROUP_RULES = f"{RULES} +xpending +xclaim +hdel"
-
-
 @pytest.mark.parametrize("rule", ["-xdel", "-xclaim", "-hdel", "-xpending", "-xrange", "-xrevrange"])
 def test_a_missing_permission_for_a_group(run: Any, rule: str) -> None:
     """Nothing is written without it."""
@@ -560,15 +548,26 @@ def test_a_missing_permission_for_a_group(run: Any, rule: str) -> None:
         assert client.xpending("events", "moderation")["pending"] == 0
 
 
-def test_the_permissions_are_enough_for_a_group(run: Any) -> None:
-    """Those of the operations page."""
-    with Server(acl=[f"user op on >x {GROUP_RULES}"]) as server, server.client() as client:
+@pytest.mark.parametrize("rule", ["", *rules("redrive")])
+def test_the_documented_permissions(run: Any, rule: str) -> None:
+    """They suffice for both kinds of dead letters, and each serves one of them; without it nothing is lost."""
+    with Server(acl=acl("redrive", rule)) as server, server.client() as client:
         entry = client.xadd("events", {"event": "{}"})
         client.xgroup_create("events", "moderation", "$")
         client.xadd(GROUPS_LETTERS, {"event": "{}", "id": entry, "attempts": "3"})
-        lines = run("moderation", REDIS_URL=address(server.port, "x", "op"))
-        assert lines == ["given back to the group moderation: 1, stay: 0"]
-        assert {entry["object"] for entry in client.acl_log()} <= {"client|setinfo"}
+        Bury(server.url)(message())
+        url = address(server.port, "SECRET", "redrive")
+        refused = []
+        for group in (None, "moderation"):
+            try:
+                run(group, REDIS_URL=url)
+            except FatalError as error:
+                refused.append(str(error))
+        assert client.xlen(LETTERS) + client.xlen("events") == 2
+        assert client.xlen(GROUPS_LETTERS) + client.xpending("events", "moderation")["pending"] == 1
+        assert bool(refused) == (rule not in ("", "+info"))
+        assert all("Redis refuses a permission" in sentence for sentence in refused)
+        assert {entry["object"] for entry in client.acl_log()} <= {"client|setinfo"} or rule
 
 
 def test_a_group_on_a_cluster(run: Any) -> None:

@@ -1,6 +1,7 @@
 """`--setup`: it makes the community ready, and its exit code says whether the fetcher would run."""
 
 from collections.abc import Callable, Iterator
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -341,15 +342,30 @@ def test_a_missing_rule(setup: Setup, rule: str) -> None:
         assert found.endswith("give the user of REDIS_URL the ACL rules of docs/operations.md")
 
 
-def test_refused_permissions_are_named(setup: Setup) -> None:
-    """Each with its key or channel."""
-    acl = ["user fetcher on >SECRET ~* resetchannels &others +@all -xadd"]
-    with Server(acl=acl) as server:
-        _, lines = setup(REDIS_URL=address(server.port, "SECRET", "fetcher"))
+@pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        ("-xadd", "XADD events, XADD {events}:dead-letter"),
+        ("resetchannels &others", "PUBLISH events:message"),
+        ("-set (~{events}:ts:* +set)", "SET {events}:alive:GROUP:HOST, SET {events}:name:1"),
+        ("-set (~{events}:name:* ~{events}:alive:* +set)", "SET {events}:ts:GROUP"),
+        ("-type (~events +type)", "TYPE {events}:dead-letter"),
+        ("-xadd (~events +xadd)", "XADD {events}:dead-letter"),
+        ("-xadd (~{events}:dead-letter +xadd)", "XADD events"),
+        ("-mget -exists", "EXISTS {events}:alive:GROUP:HOST, MGET {events}:name:1"),
+        ("-zadd -zmscore -zrevrange -zremrangebyrank", "ZADD {events}:seen:GROUP, ZMSCORE {events}:seen:GROUP, "
+         "ZREVRANGE {events}:seen:GROUP, ZREMRANGEBYRANK {events}:seen:GROUP"),
+    ],
+)  # fmt: skip
+def test_refused_permissions_are_named(setup: Setup, rule: str, named: str) -> None:
+    """Each with its key or channel, and only these; nothing is written to find out."""
+    with Server(acl=[f"user fetcher on >SECRET ~* &* +@all {rule}"]) as server:
+        code, lines = setup(REDIS_URL=address(server.port, "SECRET", "fetcher"))
         with server.client() as client:
             assert client.dbsize() == 0
-    named = "XADD events, XADD {events}:dead-letter, PUBLISH events:message refused"
-    assert lines["Redis permissions"].startswith(f"to do   Redis permissions: {named}: give")
+    named = named.replace("GROUP", str(GROUP)).replace("HOST", gethostname())
+    assert code == 1
+    assert lines["Redis permissions"].startswith(f"to do   Redis permissions: {named} refused: give the user")
 
 
 def test_a_terminal_without_cyrillic(process: Setup) -> None:

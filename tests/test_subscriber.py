@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import inspect
 import json
 import queue
@@ -649,6 +650,37 @@ def test_what_was_read_ahead_is_released_when_the_loop_is_left(client: Any) -> N
     events.close()
     assert take(consume(client, GROUP, "other"), 149) == [str(id) for id in range(251, 400)]
     assert take(consume(client, GROUP, "leaving")) == ["250"]
+
+
+class Interrupted(redis.Connection):
+    """Ctrl-C comes while a command is written."""
+
+    interrupts = False
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        if self.interrupts:
+            raise KeyboardInterrupt
+        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
+
+
+def test_an_interrupted_consumer_ends_without_another_word(
+    server: Server, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it was doing: only the KeyboardInterrupt comes out."""
+    said: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", said.append)
+    monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", PATIENCE)
+    fill(client, 10)
+    pool: Any = redis.ConnectionPool(connection_class=Interrupted, host=HOST, port=server.port)
+    events = fetcher.consume(redis.Redis(connection_pool=pool), GROUP, "a", start="0")
+    for _ in range(5):
+        next(events)
+    monkeypatch.setattr(Interrupted, "interrupts", True)
+    with pytest.raises(KeyboardInterrupt):
+        next(events)
+    del events
+    gc.collect()
+    assert said == []
 
 
 def test_no_connection_of_the_clients_pool_is_kept(server: Server, client: Any) -> None:

@@ -11,7 +11,7 @@ from ..events import Event
 from . import connection as own
 from .durable import Durable
 from .live import Live
-from .steps import Connect, Core
+from .steps import Connect, Core, LoopLeft
 
 
 def subscribe(redis: "Redis | RedisCluster", *event_types: str, bus: str = "events") -> Generator[Event, None, None]:
@@ -74,5 +74,5 @@ def drive(redis: Any, core: Core) -> Generator[Event, None, None]:
                     yield step.event
                 else:
                     result = [connection.read_response(disconnect_on_error=False) for _ in range(step.replies)]
-            except (Exception, GeneratorExit) as error:
-                result = error
+            except BaseException as error:
+                result = LoopLeft(error) if isinstance(error, GeneratorExit) else error

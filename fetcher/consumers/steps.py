@@ -1,7 +1,6 @@
 """What the core and a driver say to each other: a generator that does no I/O yields one step after the other."""
 
 import logging
-from asyncio import CancelledError
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -42,6 +41,10 @@ class Exchange(NamedTuple):
     event: Event | None = None
 
 
+class LoopLeft(BaseException):
+    """The loop is left, by this exception. In its place, for after GeneratorExit a generator must not yield."""
+
+
 Steps = Generator[Connect | Exchange, Any, Any]
 
 
@@ -61,7 +64,7 @@ class Core:
     def steps(self) -> Steps:
         """Connect and hand over events, for ever. An error that the driver meets is raised here, and ends the session.
 
-        If the loop is left or its task is cancelled, that is raised here, too, and the last step ends what was begun.
+        If the loop is left, LoopLeft is raised here, and one last step ends what was begun.
         """
         delay = 0.0
         try:
@@ -72,11 +75,11 @@ class Core:
                 except Exception as error:
                     delay = self.delay_after(error)
                     self.commands, self.due = (), 0
-        except (GeneratorExit, CancelledError):
+        except LoopLeft as left:
             if self.due:  # not while the driver connects or reads
-                with suppress(Exception):
+                with suppress(Exception, LoopLeft):
                     yield self.exchange(self.due)
-            raise
+            raise left.args[0] from None
 
     def delay_after(self, error: Exception) -> float:
         """Return the seconds to wait before the next session; raise what the caller has to fix."""

@@ -72,7 +72,7 @@ class LongPoll:
         self.server: LongPollServer | None = None  # None at the start
         self.next_key_at = 0.0  # no new key before
         self.renew_at = 0.0  # a new key at this time, even if the old one serves
-        self.behind_at = -1  # the ts at which VK last answered an earlier one
+        self.lower_answers = 0  # in a row
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
         self.poll_margin = POLL_MARGIN
         # A first short poll, so that the first events need not wait until the Long Poll settings are checked.
@@ -156,9 +156,10 @@ class LongPoll:
         failed = answer.get("failed")
         until: int = self.renew() if failed == 3 else answer["ts"]
         if until < ts and failed != 3:  # VK's servers may be a few updates apart: another one may answer next time
-            is_first, self.behind_at = self.behind_at != ts, ts
-            if is_first or self.renew() >= ts:
+            self.lower_answers += 1
+            if self.lower_answers == 1 or self.renew() >= ts:
                 raise TransientError("VK's long poll answers an earlier ts than it was polled at")
+        self.lower_answers = 0
         if failed:
             return Gap(ts, until, f"{FORGOTTEN} (failed {failed})")
         if answer["updates"]:

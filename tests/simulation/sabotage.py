@@ -66,36 +66,30 @@ def script(way: str, old: str, new: str) -> None:
 
 
 @instead_of(Backlog, "answered")
-def pending_dropped_on_conflict(right: Any, self: Any, commit: Any, checkpoint: Any) -> bool:
-    if right(self, commit, checkpoint):
+def pending_dropped_on_conflict(right: Any, self: Any, commit: Any, checkpoint: Any) -> None:
+    right(self, commit, checkpoint)
+    if commit.since > checkpoint:
         self.pending.clear()
-    return False
 
 
 @instead_of(Backlog, "answered")
-def nothing_is_remembered(right: Any, self: Any, commit: Any, checkpoint: Any) -> Any:
-    missing = right(self, commit, checkpoint)
+def nothing_is_remembered(right: Any, self: Any, commit: Any, checkpoint: Any) -> None:
+    right(self, commit, checkpoint)
     self.replay.clear()
     self.replay_count = self.replay_size = 0
-    return missing
 
 
 @instead_of(Backlog, "answered")
-def what_came_late_is_not_remembered(right: Any, self: Any, commit: Any, checkpoint: Any) -> Any:
+def what_came_late_is_not_remembered(right: Any, self: Any, commit: Any, checkpoint: Any) -> None:
     before = deque(self.replay), self.replay_count, self.replay_size
-    missing = right(self, commit, checkpoint)
+    right(self, commit, checkpoint)
     if commit.kind == "batch" and commit.until < checkpoint:
         self.replay, self.replay_count, self.replay_size = before
-    return missing
 
 
-@instead_of(Backlog, "answered")
-def rest_of_a_gap_is_dropped(right: Any, self: Any, commit: Any, checkpoint: Any) -> Any:
-    held = len(self.pending)
-    missing = right(self, commit, checkpoint)
-    if commit.kind == "gap" and not missing and len(self.pending) == held:
-        self.pending.popleft()
-    return missing
+@instead_of(Backlog, "is_missing_updates")
+def what_is_missing_is_not_noticed(right: Any, self: Any) -> bool:
+    return False
 
 
 @instead_of(Backlog, "connected")
@@ -201,15 +195,16 @@ def pieces_stay_as_large_whatever_breaks(right: Any, self: Any, commit: Any) -> 
 
 
 @instead_of(Relay, "fill")
-def filled_from_the_end_of_what_is_pending(right: Any, self: Any, checkpoint: Any) -> None:
-    right(self, self.backlog.next)
+def filled_from_the_end_of_what_is_pending(right: Any, self: Any) -> None:
+    self.backlog.fill(self.longpoll.poll(self.backlog.next.ts, 1), time.monotonic())
 
 
 @instead_of(Relay, "fill")
-def one_empty_answer_is_believed(right: Any, self: Any, checkpoint: Any) -> None:
+def one_empty_answer_is_believed(right: Any, self: Any) -> None:
     if not self.backlog.recall():
-        asks = checkpoint.epoch == self.backlog.pending[0].since.epoch
-        self.backlog.fill(self.longpoll.poll(checkpoint.ts, 1) if asks else [], time.monotonic())
+        since = self.backlog.checkpoint or self.backlog.start
+        asks = since.epoch == self.backlog.pending[0].since.epoch
+        self.backlog.fill(self.longpoll.poll(since.ts, 1) if asks else [], time.monotonic())
 
 
 @instead_of(Relay, "commit_piece")
@@ -245,9 +240,11 @@ def a_stall_is_not_logged(right: Any, self: Any, held: int, is_pending: bool) ->
     pass
 
 
-@instead_of(Reports, "progressed")
-def progress_is_not_noted(right: Any, self: Any) -> None:
-    pass
+@instead_of(Reports, "committed")
+def progress_is_not_noted(right: Any, self: Any, commit: Any, outcome: Any, seconds: float) -> None:
+    progress_at = self.progress_at
+    right(self, commit, outcome, seconds)
+    self.progress_at = progress_at
 
 
 @instead_of(Reports, "committed")

@@ -254,6 +254,7 @@ class Server:
                 return {"failed": 1, "ts": world.vk.ts}, 20
             if fault == "silence":  # of a key that is too old
                 process.wait(wait)
+                world.answered.add(ts)
                 return {"ts": ts, "updates": []}, 30
             deadline, behind = world.now + wait, world.plan.rng.randint(0, world.vk.habits.apart)
             while self.known(behind) == ts and world.now < deadline - POLL_LIMIT:
@@ -268,6 +269,8 @@ class Server:
                 world.faults["unreadable"] += 1
                 world.vk.has_lost = True
                 raise MalformedResponse("VK's long poll answers what cannot be read")
+            else:
+                world.answered |= {ts, answer["ts"]}
             return answer, size
         finally:
             process.polled()

@@ -345,6 +345,7 @@ class World:
         self.refused_until = 0.0  # Redis refuses the password
         self.names_fail = ""
         self.nameless: set[int] = set()
+        self.answered: set[int] = set()  # ts at which VK's long poll has ever had an answer, or to which one led
         self.cache_entries: dict[str, tuple[str, float]] = {}
         self.effects: list[tuple[float, int, Callable[[], Any]]] = []  # that come later
         self.acknowledged: set[str] = set()  # keys that were on a bus that was emptied
@@ -583,6 +584,10 @@ class World:
         """A fetcher that records a gap holds nothing inside of it that it has not committed yet."""
         if not self.vk.has_lost:
             self.broken("a gap is recorded, though VK has everything")
+        assert process.relay
+        filled = [one.kind for one in process.relay.backlog.pending][:2] == ["gap", "gap"]  # up to what is pending
+        if Position.parse(until).ts not in self.answered and not filled:
+            self.broken("a gap is recorded, though VK has not answered the place where it ends")
         after, last = self.vk.place(since), self.vk.place(until)
         inside = [one.key for one in self.vk.history if after < one.order <= last and not one.passed_over]
         known = self.on_the_bus() | self.excused | self.acknowledged | self.lost
