@@ -177,10 +177,17 @@ def test_options(text: str, program: Program) -> None:
     assert set(re.findall("--[a-z]+", told)) == program.options
 
 
-@readme
-def test_exit_codes(text: str, program: Program) -> None:
+@pytest.mark.parametrize("name", ["docs/operations.md", "docs/operations.ru.md"])
+def test_exit_codes(name: str, program: Program) -> None:
     """The table has every exit code."""
-    assert {int(row[0]) for row in table(text, "70")} == program.exit_codes
+    assert {int(row[0]) for row in table(TEXTS[name], "70")} == program.exit_codes
+
+
+@readme
+def test_exit_codes_of_the_readme(text: str, program: Program) -> None:
+    """One sentence has every exit code."""
+    (sentence,) = re.findall("^(?:It ends with exit code|Код завершения).+", text, re.MULTILINE)
+    assert figures(sentence) == program.exit_codes
 
 
 @readme
