@@ -27,7 +27,7 @@ def test_what_is_cached(bus: Bus, server: Server) -> None:
     cache, client = NameCache(bus, 600), server.client()
     assert cache.names([5, 2_000_000_007]) == {}
     cache.cache_names({5: ANNA, 2_000_000_007: CHAT, 6: Name()})
-    assert json.loads(client.get(KEY + "5")) == [*ANNA]
+    assert json.loads(str(client.get(KEY + "5"))) == [*ANNA]
     assert cache.names([5, 6, 7, 2_000_000_007]) == {5: ANNA, 6: Name(), 2_000_000_007: CHAT}
     assert 590 <= client.ttl(KEY + "5") <= 600
     assert 50 <= client.ttl(KEY + "6") <= 60

@@ -21,7 +21,8 @@ from fetcher.bus import bus
 from fetcher.bus.bus import Bus
 from fetcher.commands.watch import describe
 from fetcher.core import backlog, pieces, relay
-from fetcher.core.names import Name, apply_names, ids_to_resolve
+from fetcher.core.names import apply_names, ids_to_resolve
+from fetcher.core.ports import Name
 from fetcher.events import CHATS, channel
 from fetcher.vk import lookups
 from fetcher.vk.builders import BUILDERS, command_pattern

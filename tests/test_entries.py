@@ -227,8 +227,8 @@ def test_updates_that_another_fetcher_had(vk: VK) -> None:
 
     def build(since: int, until: int) -> int:
         vk.asked.clear()
-        place = [Position(0, ts) for ts in (since, until)]
-        entries.build([Pending("batch", *place, [message("a")]), Pending("batch", place[1], place[1])], give_up=False)
+        begin, end = Position(0, since), Position(0, until)
+        entries.build([Pending("batch", begin, end, [message("a")]), Pending("batch", end, end)], give_up=False)
         return len(vk.asked)
 
     assert [build(10, 20), build(20, 30), build(25, 30), build(12, 20), build(30, 40)] == [1, 0, 0, 0, 0]

@@ -25,7 +25,12 @@ ERRORS = {
 REASONS = {"vk/builders.py": "", "vk/fields.py": "", "vk/updates.py": "", "fastjson.py": ""}
 REASONS |= {"config.py": "… ", "bus/connection.py": "REDIS_URL "}
 READING = "nested too deep"  # of VK's answers, where only the class is logged
-TABLES = [api.FATAL, api.FATAL_AT_START, connection.FATAL, reports.DEAD_LETTER]  # sentences that the code picks from
+TABLES: list[dict[Any, str]] = [
+    api.FATAL,
+    api.FATAL_AT_START,
+    connection.FATAL,
+    reports.DEAD_LETTER,
+]  # sentences that the code picks from
 
 page = pytest.mark.parametrize("name", PAGES)
 

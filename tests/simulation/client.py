@@ -83,6 +83,7 @@ class Client:
     def register_script(self, text: str) -> Callable[..., list[Any]]:
         def script(keys: list[str], arguments: list[Any]) -> list[Any]:
             size = sum(len(one) for one in arguments if isinstance(one, bytes))
+            answer: list[Any]
             answer, growth = self.call("commit", lambda: self.world.commit(self.process, text, keys, arguments), size)
             self.process.recorded += growth
             return answer

@@ -126,7 +126,7 @@ def every_epoch_is_the_one_of_the_checkpoint(right: Any, self: Any, checkpoint: 
 
 
 @instead_of(Backlog, "fill")
-def gap_hides_what_is_pending(right: Any, self: Any, answers: Any, now: float) -> None:
+def gap_hides_what_is_pending(right: Any, self: Any, answers: Any, now: float) -> Any:
     if not answers:
         return right(self, answers, now)
     return self.pending.extendleft(reversed(backlog.located(self.checkpoint, answers, now)))

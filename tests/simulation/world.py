@@ -342,7 +342,7 @@ class World:
         self.trace: list[str] | None = [] if trace else None
         self.faults: Counter[str] = Counter()
         self.violation = ""
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.server = 1  # of Redis: each failover makes another one
         self.refused_until = 0.0  # Redis refuses the password
         self.names_fail = ""
@@ -408,8 +408,10 @@ class World:
             self.moved(before, store.checkpoint)
         self.remember()
         if self.trace is not None:
-            new = [id for id, _ in store.stream[events:]] + [one.get("update") or "record" for one in store.dead[dead:]]
-            self.note(process, f"commits {kind} {since} {until}: {before} -> {store.checkpoint}, new are {new}")
+            found = [id for id, _ in store.stream[events:]] + [
+                one.get("update") or "record" for one in store.dead[dead:]
+            ]
+            self.note(process, f"commits {kind} {since} {until}: {before} -> {store.checkpoint}, new are {found}")
         return answer, growth
 
     def remember(self) -> None:
