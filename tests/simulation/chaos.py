@@ -32,7 +32,7 @@ class Result(NamedTuple):
     violation: str
     faults: Counter[str]
     trace: list[str]
-    error: Exception | None
+    error: BaseException | None
     turns: int
     seconds: float
 
