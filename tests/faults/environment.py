@@ -110,9 +110,14 @@ class Environment:
         clustered: bool = False,
         versions: Sequence[Version] = (THIS,),
         lead: Callable[[int], str] | None = None,
+        max_wait: float = 0.3,
         **of_vk: Any,
     ) -> None:
-        """Start everything. `lead` returns the address of a link to the port of VK; `of_vk` is for VK."""
+        """Start everything.
+
+        `lead` returns the address of a link to the port of VK, `max_wait` is how many seconds a poll may last there,
+        and `of_vk` is for VK.
+        """
         self.random = random.Random(seed)
         self.versions = deque(versions)
         self.options: dict[str, Any] = {
@@ -147,6 +152,7 @@ class Environment:
 
         with contextlib.ExitStack() as self.stack:
             self.vk = self.stack.enter_context(RecordingVK(**{"ts": 10**9, **of_vk}))
+            self.vk.max_wait = max_wait
             self.vk_url = lead(self.vk.port) if lead else self.vk.url
             self.server = self.start_servers(clustered)
             self.listener = Listener(self.server, [])

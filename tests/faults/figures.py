@@ -58,7 +58,10 @@ COLUMNS = (
 
 def measure(scenario: Scenario, version: Version) -> Figures:
     """Play the scenario with one fetcher of this version, whose constants are its own."""
-    with far_vk(scenario.vk_delay) as vk, Environment(versions=[version.as_it_is], **scenario.of_vk, **vk) as env:
+    with (
+        far_vk(scenario.vk_delay) as far,
+        Environment(versions=[version.as_it_is], **scenario.of_vk, **far) as env,
+    ):
         (link,) = env.links
         first, link.sent = len(env.ts), [0, 0]
         scenario.play(env)
@@ -75,13 +78,13 @@ def measure(scenario: Scenario, version: Version) -> Figures:
 
 @contextlib.contextmanager
 def far_vk(delay: float) -> Iterator[dict[str, Any]]:
-    """Return the option of an environment whose VK is so far away."""
+    """Return the options of an environment whose VK is so far away, and waits for updates as long as a poll says."""
     with contextlib.ExitStack() as stack:
 
         def lead(port: int) -> str:
             return f"http://127.0.0.1:{stack.enter_context(Proxy(port, delay=delay)).port}"
 
-        yield {"lead": lead} if delay else {}
+        yield {"max_wait": 90} | ({"lead": lead} if delay else {})
 
 
 def push_steadily(env: Environment, rate: float, seconds: float) -> None:

@@ -37,7 +37,7 @@ def drop_what_is_silent(env: Environment) -> None:
     long = "я" * 4096
     env.down()
     for _ in range(4):
-        env.push(100, lambda: message(long, user=PERSON, peer=CHAT + 1))
+        env.push(100, lambda: message(long, user=PERSON + env.random.randrange(10**6), peer=CHAT + 1))
         env.wait_for_polls()
     for link in env.links:
         link.bandwidth, link.max_silence, link.sent = 2_000_000, 0.3, [0, 0]
