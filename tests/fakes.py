@@ -233,7 +233,9 @@ class Store:
         left_out = 0
         for entry in commit.entries:
             is_new = not entry.id or entry.id not in self.seen
-            if entry.id:
+            if entry.id and is_new and is_late:
+                self.seen = {entry.id: True} | self.seen  # the first to go
+            elif entry.id:
                 self.seen.setdefault(entry.id, True)
             left_out += is_new and is_late
             if is_new and not is_late:

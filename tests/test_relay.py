@@ -752,6 +752,18 @@ def test_vk_is_asked_for_its_ts_only_if_something_is_held(fetcher: Fetcher, stor
     assert fetcher.vk.renewed == 0
 
 
+def test_what_vk_has_is_read_without_a_pause_while_redis_is_away(begun: Fetcher) -> None:
+    """However small its answers are: VK forgets soon."""
+    begun.bus.failure = REDIS_DOWN
+    begun.bus.disconnected()
+    begun.poll(2)
+    first = len(begun.vk.polls)
+    begun.vk.script = [[batch(10, 15, *"abcde")], [batch(15, 18, *"fgh")], [batch(18, 20, *"ij")], [batch(20, 21, "k")]]
+    begun.run(lambda: not begun.vk.script)
+    assert begun.held == 11
+    assert sum(pauses(begun, first)) < 0.1
+
+
 # Memory
 
 
