@@ -4,7 +4,7 @@ FROM python:3.13-slim
 
 LABEL org.opencontainers.image.title="event-fetcher" \
       org.opencontainers.image.description="VK community events on a Redis bus: each once, typed, in VK's order" \
-      org.opencontainers.image.version="1.1.0" \
+      org.opencontainers.image.version="1.2.0" \
       org.opencontainers.image.licenses="MIT"
 
 WORKDIR /app

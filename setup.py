@@ -18,7 +18,7 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["fetcher", "fetcher.bus", "fetcher.commands", "fetcher.core", "fetcher.vk"],
+    packages=["fetcher", "fetcher.bus", "fetcher.commands", "fetcher.consumers", "fetcher.core", "fetcher.vk"],
     package_data={
         "fetcher": ["event.schema.json", "py.typed"],
         "fetcher.bus": ["*.lua"],

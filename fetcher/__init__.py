@@ -5,7 +5,7 @@ if TYPE_CHECKING:
     from .consumers.blocking import consume, subscribe
     from .events import Action, Button, Event, Message, Peer, Reaction, Reply, User
 
-__version__ = "1.1.0"
+__version__ = "1.2.0"
 __all__ = ["Action", "Button", "Event", "Message", "Peer", "Reaction", "Reply", "User", "consume", "subscribe"]
 
 

@@ -11,11 +11,12 @@ import requests
 import responses
 import urllib3
 
+from fetcher.vk.builders import BUILDERS
 from tests.vk import GROUP, TOKEN
 
 KEY = "eyJhbGciOiJFZERTQSJ9.secret-Key.of-the-tests"
 SERVER = f"https://lp.vk.ru/whp/{GROUP}"
-EVENTS = {"message_new": 1, "message_event": 1, "message_reaction_event": 1}
+EVENTS = dict.fromkeys(BUILDERS, 1)
 SETTINGS: dict[str, Any] = {"response": {"is_enabled": True, "api_version": "5.199", "events": EVENTS}}
 START: dict[str, Any] = {"response": {"key": KEY, "server": SERVER, "ts": "1000"}}
 QUIET_POLL: dict[str, Any] = {"ts": "1000", "updates": []}

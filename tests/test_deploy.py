@@ -1,6 +1,5 @@
 """What operators use: image, job, Compose, Kubernetes, and docs/operations.md, whose ACL rules are tried for real."""
 
-import ast
 import configparser
 import contextlib
 import json
@@ -19,7 +18,6 @@ from redis.exceptions import NoPermissionError
 
 from fetcher import __version__, config, consume, subscribe
 from fetcher.bus import connection
-from fetcher.vk import api
 from tests import HOST
 from tests.processes import Fetcher
 from tests.sentinels import Sentinel
@@ -559,40 +557,3 @@ def test_the_unit_runs_what_the_document_installs(text: str) -> None:
     assert f'"{program} = fetcher.__main__:main"' in (ROOT / "setup.py").read_text(encoding="utf-8")
     assert f"install -m 600 .env {service['EnvironmentFile']}\n" in text
     assert (service["Restart"], unit["Install"]["WantedBy"]) == ("always", "multi-user.target")
-
-
-# --- The document of operations --------------------------------------------------------------------------
-
-
-def fatal_sentences() -> Iterator[str]:
-    """Find every sentence of the code that only the operator can act on; "…" stands for what differs in it."""
-    yield from (*connection.FATAL.values(), *api.FATAL_AT_START.values())
-    for path in (ROOT / "fetcher").rglob("*.py"):
-        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-        for call in calls:
-            name = call.func.id if isinstance(call.func, ast.Name) else ""
-            if name.endswith("FatalError"):
-                sentence = max(map(text_of, call.args), key=len, default="")
-                if re.search("[a-z]", sentence) and path.name != "demo.py":  # who runs the demo reads no document
-                    yield sentence
-
-
-def text_of(node: ast.expr) -> str:
-    """Return a text in the code, with "…" for each value in it."""
-    if isinstance(node, ast.JoinedStr):
-        return "".join(map(text_of, node.values))
-    if isinstance(node, ast.FormattedValue):
-        return "…"
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
-
-
-@pytest.mark.parametrize("text", [OPERATIONS, RUSSIAN], ids=["en", "ru"])
-def test_every_fatal_sentence_is_explained(text: str) -> None:
-    """Whoever meets one finds it in the document, where "…" stands for anything."""
-    cells = " ".join(re.findall(r"^\| (`.+?`) \|", text, re.MULTILINE))  # the first one of each row
-    quotes = [quote for quote in re.findall("`([^`]+)`", cells) if len(quote) > 15]
-    explained = "|".join(re.escape(quote).replace("…", ".+") for quote in quotes)
-    sentences = set(fatal_sentences())
-    assert len(sentences) >= 10
-    assert any(sentence.startswith("METRICS_PORT: port …") for sentence in sentences)
-    assert not [sentence for sentence in sentences if not re.search(explained, sentence)]

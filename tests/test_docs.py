@@ -20,7 +20,7 @@ from fetcher import Event, Peer, User, __version__, config, events
 from fetcher.bus import bus
 from fetcher.bus.bus import Bus
 from fetcher.commands.watch import describe
-from fetcher.core import backlog, relay
+from fetcher.core import backlog, pieces, relay
 from fetcher.core.names import Name, apply_names, ids_to_resolve
 from fetcher.events import CHATS, channel
 from fetcher.vk import lookups
@@ -51,6 +51,15 @@ UPDATES = [  # what the events in the READMEs are made of
 TRY = "python3 -m venv .venv && .venv/bin/pip install '.[demo]' && .venv/bin/python main.py --demo\n"
 TEST = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/python -m pytest\n"
 MARKERS = {"docs/benchmark.md": ["bench"], "docs/reliability.md": ["simulation", "soak"]}
+
+# The test files that a new type of event concerns: those without servers, and those with some
+OF_TYPES, OF_TYPES_WITH_SERVERS = (
+    [f"tests/test_{name}.py" for name in names.split()]
+    for names in ("builders docs entries events longpoll names schema", "demo deploy setup")
+)
+
+# …but for random updates, the rules of Redis's users, and this test
+NOT_OF_TYPES = "any_update or any_full_message or the_rules or each_rule or the_guide"
 
 readme = pytest.mark.parametrize("text", [ENGLISH, RUSSIAN], ids=["en", "ru"])
 
@@ -168,10 +177,17 @@ def test_options(text: str, program: Program) -> None:
     assert set(re.findall("--[a-z]+", told)) == program.options
 
 
-@readme
-def test_exit_codes(text: str, program: Program) -> None:
+@pytest.mark.parametrize("name", ["docs/operations.md", "docs/operations.ru.md"])
+def test_exit_codes(name: str, program: Program) -> None:
     """The table has every exit code."""
-    assert {int(row[0]) for row in table(text, "70")} == program.exit_codes
+    assert {int(row[0]) for row in table(TEXTS[name], "70")} == program.exit_codes
+
+
+@readme
+def test_exit_codes_of_the_readme(text: str, program: Program) -> None:
+    """One sentence has every exit code."""
+    (sentence,) = re.findall("^(?:It ends with exit code|Код завершения).+", text, re.MULTILINE)
+    assert figures(sentence) == program.exit_codes
 
 
 @readme
@@ -183,6 +199,13 @@ def test_types(text: str) -> None:
     (rows,) = [rows[2:] for rows in tables(text) if rows[0][0] == "`event_type`"]
     assert {(code(row[0]), code(row[1])) for row in rows} == built
     assert {kind for _, kind in built} == BUILDERS.keys()
+
+
+@pytest.mark.parametrize("name", ["docs/operations.md", "docs/operations.ru.md"])
+def test_types_to_tick(name: str) -> None:
+    """The page names every type that --setup ticks."""
+    (line,) = re.findall("^ {4}(message_new.*)$", TEXTS[name], re.MULTILINE)
+    assert line.split(", ") == [*BUILDERS]
 
 
 def noun(hint: Any) -> Any:
@@ -219,10 +242,10 @@ def test_limits() -> None:
     mebibyte = 2**20
     assert [figures(row[1]) for row in rows] == [
         {backlog.MAX_PENDING, backlog.MAX_PENDING_BYTES / mebibyte},
-        {backlog.MAX_RECENT, backlog.MAX_RECENT_BYTES / mebibyte},
+        {backlog.MAX_REPLAY, backlog.MAX_REPLAY_BYTES / mebibyte},
         {backlog.DEDUP_WINDOW},
         {bus.DEAD_LETTERS},
-        {backlog.MAX_PIECE, backlog.MAX_PIECE_BYTES / mebibyte},
+        {pieces.MAX_PIECE, pieces.MAX_PIECE_BYTES / mebibyte},
         {lookups.MAX_PEOPLE, lookups.MAX_CHATS},
         {20},
         {relay.NAMES_TIMEOUT},
@@ -463,7 +486,7 @@ every_sample = pytest.mark.parametrize("name", sorted(name for name, sample in S
 
 @every_sample
 def test_everybody_in_an_event_gets_a_name(name: str) -> None:
-    """Whoever adds an attribute with a user in it adds it to `ids_to_resolve` and `fill` in names.py."""
+    """Whoever adds an attribute with a user in it adds it to `ids_to_resolve` and `apply_names` in names.py."""
     event = built(name)._replace(peer=Peer(0, 0, ""))  # so that nobody is looked up because of the place
     ids = ids_to_resolve([event])
     assert {user.uuid for user in users(event) if -CHATS < user.uuid < CHATS and user.uuid} <= ids
@@ -495,16 +518,20 @@ def test_the_demo_shows_each_type(type: str) -> None:
     assert any(update["type"] == type for update in RECORDED), f"no update of type {type} in demo.json"
 
 
-def follow(guide: str, root: Path) -> list[str]:
-    """Make the changes that the blocks of the guide show, and return the names of the files.
+def examples() -> dict[str, str]:
+    """Return the examples of the guide: the sample that each adds, and the text."""
+    parts = re.split("^### ", GUIDE, flags=re.MULTILINE)[1:]
+    return {re.findall(r"^\+\+\+ (tests/samples/.+)$", part, re.MULTILINE)[0]: part for part in parts}
+
+
+def follow(example: str, root: Path) -> None:
+    """Make the changes that the blocks of an example show.
 
     A block has `+++ file` before the changes of each file, and `@@` between two places of a file. Lines with `+` are
     new, those with `-` go, all others show the place, which is there once; `…` at their end stands for the rest.
     """
-    changed = []
-    for name, hunks in re.findall(
-        r"^\+\+\+ (.+)\n((?:(?!\+\+\+ ).*\n)*)", "".join(blocks(guide, "diff")), re.MULTILINE
-    ):
+    diffs = "".join(blocks(example, "diff"))
+    for name, hunks in re.findall(r"^\+\+\+ (.+)\n((?:(?!\+\+\+ ).*\n)*)", diffs, re.MULTILINE):
         path = root / name
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         for hunk in hunks.split("@@\n"):
@@ -516,8 +543,6 @@ def follow(guide: str, root: Path) -> list[str]:
             new = [(mark, text if mark == "+" else next(there)) for mark, text in marked]
             lines[places[0] : places[0] + len(shown)] = [text for mark, text in new if mark != "-"]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        changed.append(name)
-    return changed
 
 
 def is_shown(lines: list[str], shown: list[str]) -> bool:
@@ -526,21 +551,20 @@ def is_shown(lines: list[str], shown: list[str]) -> bool:
 
 
 def test_the_guide_to_the_letter(tmp_path: Path) -> None:
-    """Whoever follows CONTRIBUTING has two more types of event, and every test that knows of types passes."""
+    """Whoever follows CONTRIBUTING has two more types of event, and all that concerns types passes, also in between.
+
+    An example that this clone has already is not followed again.
+    """
     copy = tmp_path / "event fetcher"  # with a space: paths are like that
-    left_out = shutil.ignore_patterns(".*", "__pycache__", "bench", "faults", "simulation", "*.egg-info")
+    left_out = shutil.ignore_patterns(".git", ".venv", ".hypothesis", "__pycache__", "node_modules", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=left_out)
-    changed = follow(GUIDE, copy)
-    assert {"README.md", "README.ru.md", "fetcher/vk/builders.py", "fetcher/core/names.py"} < set(changed)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-    told = "types attributes both_languages_are_built_alike everybody_in_an_event_gets_a_name"
-    told += " people_are_told_of_each_attribute nouns_are_public the_demo_shows_each_type"
-    tests = ["tests/test_builders.py", "tests/test_schema.py", "tests/test_events.py"]
-    tests += ["tests/test_demo.py::test_each_round_is_new"]
-    tests += [f"tests/test_docs.py::test_{name}" for name in told.split()]
-    slow = "not any_update and not any_full_message and not operations and not consumers"
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:randomly", "-v", *tests, "-k", slow]
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, encoding="utf-8", check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "test_samples[41-allow] PASSED" in done.stdout
-    assert "test_samples[42-block] PASSED" in done.stdout
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE", "PYTEST"))}
+    samples = list(examples())
+    for sample in samples:
+        if not (copy / sample).exists():
+            follow(examples()[sample], copy)
+            files = OF_TYPES + OF_TYPES_WITH_SERVERS * (sample == samples[-1])
+            command = [sys.executable, "-m", "pytest", "-n", "2", "-v", *files, "-k", f"not ({NOT_OF_TYPES})"]
+            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, encoding="utf-8")
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert re.search(rf"PASSED.* tests/test_builders.py::test_samples\[{Path(sample).stem}\]", done.stdout)

@@ -653,7 +653,8 @@ def test_settings_version(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptur
 
 def test_settings_types(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture) -> None:
     """A warning names the types that are not ticked, and no other."""
-    events = {"message_new": 1, "message_event": 0, "message_reply": 0}
+    events = dict.fromkeys(BUILDERS, 1) | {"message_event": 0, "message_reply": 0}
+    del events["message_reaction_event"]
     (warning,) = settings(longpoll, net, caplog, {"response": SETTINGS["response"] | {"events": events}})
     assert re.findall(r"message_\w+", warning) == ["message_event", "message_reaction_event"]
 

@@ -9,6 +9,7 @@ from requests.adapters import HTTPAdapter
 
 from fetcher import config
 from fetcher.commands.setup import setup as make_ready
+from fetcher.vk.builders import BUILDERS
 from tests import HOST, free_port
 from tests.processes import Fetcher
 from tests.run import lead_vk_to
@@ -18,7 +19,7 @@ from tests.vk import GROUP, VK, error
 
 Setup = Callable[..., tuple[int, dict[str, str]]]
 Fetch = Callable[..., Fetcher]
-TYPES = "message_new, message_event, message_reaction_event"
+TYPES = ", ".join(BUILDERS)
 READY = {
     "token": f"ok      token: of the community 'Сообщество {GROUP}'",
     "GROUPID": f"ok      GROUPID: {GROUP}",
@@ -86,13 +87,13 @@ def test_a_new_community_is_made_ready(process: Setup, fetch: Fetch, vk: VK, ser
     """What is wrong is changed and said; what is on stays on, what is off stays off; then the fetcher runs."""
     events = dict.fromkeys(vk.settings["events"], 0) | {"message_new": 1, "message_read": 1}
     vk.settings = {"is_enabled": False, "api_version": "5.131", "events": events}
-    types = "changed event types: " + TYPES + " (was without message_event, message_reaction_event)"
+    types = f"changed event types: {TYPES} (was without {TYPES.removeprefix('message_new, ')})"
     assert process() == (0, READY | {
         "Long Poll": "changed Long Poll: on (was off)",
         "Long Poll version": "changed Long Poll version: 5.199 (was 5.131)",
         "event types": types,
     })  # fmt: skip
-    on = {"message_new": 1, "message_event": 1, "message_reaction_event": 1, "message_read": 1}
+    on = {**dict.fromkeys(BUILDERS, 1), "message_read": 1}
     assert vk.settings == {
         "is_enabled": True, "api_version": "5.199", "events": dict.fromkeys(events, 0) | on
     }  # fmt: skip
@@ -107,7 +108,7 @@ def test_a_new_community_is_made_ready(process: Setup, fetch: Fetch, vk: VK, ser
     [
         ({"is_enabled": False}, "changed Long Poll: on (was off)"),
         ({"api_version": "5.95"}, "changed Long Poll version: 5.199 (was 5.95)"),
-        ({"events": {"message_new": 1, "message_event": 1, "message_reaction_event": 0}},
+        ({"events": dict.fromkeys(BUILDERS, 1) | {"message_reaction_event": 0}},
          f"changed event types: {TYPES} (was without message_reaction_event)"),
     ],
 )  # fmt: skip

@@ -8,8 +8,10 @@ from typing import Any
 from urllib.parse import unquote, unquote_plus, urlsplit
 
 from redis import ConnectionError, Redis, RedisCluster, RedisError, ResponseError, TimeoutError
+from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.exceptions import NoPermissionError, RedisClusterException
+from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable
@@ -29,6 +31,8 @@ FATAL = {  # redis-py's class and Redis's answer: an error inside a script or of
     ".*(DB index is out|SELECT is not allowed)": "Redis does not have the database of REDIS_URL: choose another number",
 }
 
+TIMEOUT = 5  # seconds, to connect and for each answer: the loop alone retries
+
 
 def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options: Any) -> Redis | RedisCluster:
     """Return a client for this address; raise what redis-py raises if Redis does not answer.
@@ -37,6 +41,10 @@ def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options
     The options are redis-py's; those in the address win. Sentinels are asked for their master before each new
     connection.
     """
+    options = {
+        "protocol": 2, "decode_responses": True, "encoding_errors": "replace",
+        "socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "retry": Retry(NoBackoff(), 0), **options,
+    }  # fmt: skip
 
     def connected(connection: Any) -> None:
         connection.driver_info = connection.lib_name = connection.lib_version = None  # each is one more round trip

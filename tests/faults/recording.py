@@ -20,7 +20,7 @@ from tests.vk import VK, Fault
 from tests.vk.updates import Json
 
 SHORT = {  # seconds; the product's own are too long to wait for in a test
-    "fetcher.bus.bus:TIMEOUT": 1.0,
+    "fetcher.bus.connection:TIMEOUT": 1.0,
     "fetcher.core.relay:HEARTBEAT_INTERVAL": 0.5,
     "fetcher.core.relay:DRAIN_TIME": 0.3,
     "fetcher.core.relay:MIN_BACKOFF": 0.1,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from fetcher.commands.demo import inner_calls
+from fetcher.vk.builders import BUILDERS
 from tests import HOST, Loopback, free_port
 from tests.vk.methods import METHODS, RequestRejected, numbers
 from tests.vk.updates import GROUP, Json, error
@@ -57,10 +58,9 @@ class VK:
         self.newest_on_failed_1 = False  # answer failed 1 with the newest ts, not with the oldest that is kept
         self.max_wait = MAX_WAIT  # seconds after which a poll is answered; 0: at once
         self.drip = 3.0  # seconds that a slow answer takes
-        flags = ("message_new", "message_event", "message_reaction_event")
         self.settings: dict[str, Any] = {
             "is_enabled": True, "api_version": "5.199",
-            "events": dict.fromkeys(flags, 1) | {"message_reply": 0, "message_read": 0, "group_join": 0},
+            "events": dict.fromkeys(BUILDERS, 1) | {"message_reply": 0, "message_read": 0, "group_join": 0},
         }  # fmt: skip
 
         self.rights = ["photos", "messages", "docs", "manage"]  # of the token

@@ -1,0 +1,126 @@
+"""docs/operations.md explains what the program logs: every sentence of the code, and no other one."""
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fetcher.bus import connection
+from fetcher.core import reports
+from fetcher.vk import api
+from tests.processes import ROOT
+
+PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("operations.md", "operations.ru.md")}
+FETCHER = ROOT / "fetcher"
+# These print for a person who watches, with the remedy in the line itself.
+LEFT_OUT = {FETCHER / "commands/demo.py", FETCHER / "commands/setup.py"}
+LEVELS = {"info", "warning", "critical"}
+ERRORS = {
+    "FatalError", "MalformedResponse", "RedisFatalError", "RedisTimeout", "RedisUnavailable", "RequestRejected",
+    "SettingsError", "TransientError", "VkFatalError", "kind",
+}  # fmt: skip
+# Where a ValueError is the reason of a dead letter, or says what is wrong with a setting; and what comes before it.
+REASONS = {"vk/builders.py": "", "vk/fields.py": "", "vk/updates.py": "", "fastjson.py": ""}
+REASONS |= {"config.py": "… ", "bus/connection.py": "REDIS_URL "}
+READING = "nested too deep"  # of VK's answers, where only the class is logged
+TABLES = [api.FATAL, api.FATAL_AT_START, connection.FATAL, reports.DEAD_LETTER]  # sentences that the code picks from
+
+page = pytest.mark.parametrize("name", PAGES)
+
+
+def sentences() -> set[str]:
+    """Return what the code logs and raises for operators; "…" stands for what differs."""
+    found = {text for table in TABLES for text in table.values()}
+    for path in {*FETCHER.rglob("*.py")} - LEFT_OUT:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assigned = {
+            node.targets[0].id: node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            reason = REASONS.get(path.relative_to(FETCHER).as_posix())
+            for before, argument in spoken(call, reason):
+                found |= {before + text for text in texts(argument, assigned)}
+    plain = {re.sub(r"%(\(\w+\))?[sdr]", "…", text) for text in found}
+    return {text for text in plain if re.search("[A-Za-z]{2}", text)} - {READING}
+
+
+def spoken(call: ast.Call, reason: str | None) -> list[tuple[str, ast.expr]]:
+    """Return the argument of a call that is a sentence for the operator, and what comes before it; [] if none is."""
+    function: Any = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    owner = getattr(getattr(function, "value", None), "id", "")
+    if name == "_remind":
+        return [("", call.args[2])]
+    if (owner == "log" and name in LEVELS) or name in ERRORS or (owner, name) == ("wrong", "append"):
+        return [("", argument) for argument in call.args[:1]]
+    if name == "ValueError" and reason is not None:
+        return [(reason, call.args[0])]
+    return []
+
+
+def texts(node: ast.expr, assigned: dict[str, ast.expr]) -> Iterator[str]:
+    """Yield what an expression may be, with "…" for each value in it."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.JoinedStr):
+        values = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+        yield "".join(map(str, values))
+    elif isinstance(node, ast.IfExp):
+        yield from (*texts(node.body, assigned), *texts(node.orelse, assigned))
+    elif isinstance(node, ast.Name) and node.id in assigned:
+        yield from texts(assigned[node.id], {})
+
+
+def quotes(text: str) -> list[str]:
+    """Return the sentences in the tables of the log: what is quoted in the first cells."""
+    (part,) = re.findall(r"^## (?:Log|Лог|Журнал)\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    cells = re.findall(r"^\| (`.+?`) \|", part, re.MULTILINE)
+    return [quote for cell in cells for quote in re.findall("`([^`]+)`", cell)]
+
+
+def is_explained(sentence: str, quote: str) -> bool:
+    """Return whether this is the sentence that is quoted: whole, or up to the remedy."""
+    pattern = re.escape(quote).replace("…", ".+")
+    return bool(re.fullmatch(rf"{pattern}(?:[:;,] .+| \(.+)?", sentence))
+
+
+@page
+def test_every_sentence_is_explained(name: str) -> None:
+    """Whoever meets one finds it in the page."""
+    explained = quotes(PAGES[name])
+    assert not [one for one in sorted(sentences()) if not any(is_explained(one, quote) for quote in explained)]
+
+
+@page
+def test_every_explained_sentence_is_one(name: str) -> None:
+    """What the page quotes is what the code says."""
+    said = sentences()
+    assert not [quote for quote in quotes(PAGES[name]) if not any(is_explained(one, quote) for one in said)]
+
+
+@page
+def test_every_reason_is_explained(name: str) -> None:
+    """The page quotes why Redis is unavailable, as far as the code has words of its own for it."""
+    tree = ast.parse((FETCHER / "bus/connection.py").read_text(encoding="utf-8"))
+    (function,) = [one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == "reason"]
+    returned = [text for node in ast.walk(function) if isinstance(node, ast.Return) for text in words(node.value)]
+    assert len(returned) >= 5
+    assert [text for text in returned if f"`{text}`" not in PAGES[name]] == []
+
+
+def words(node: ast.expr | None) -> Iterator[str]:
+    """Yield the texts in an expression that are no condition."""
+    if node:
+        yield from texts(node, {})
+
+
+def test_another_word_is_noticed() -> None:
+    """A sentence that has changed is no longer explained: this is what the two tests above rest on."""
+    assert is_explained("METRICS_PORT: port … cannot be opened (…): …", "METRICS_PORT: port … cannot be opened (…)")
+    assert not is_explained("METRICS_PORT: port … cannot be used (…): …", "METRICS_PORT: port … cannot be opened (…)")
+    assert not is_explained("Recovered from it", "Recovered")
+    assert len(sentences()) > 60
