@@ -110,15 +110,16 @@ class Environment:
         clustered: bool = False,
         versions: Sequence[Version] = (THIS,),
         lead: Callable[[int], str] | None = None,
-        max_wait: float = 0.3,
+        is_unhurried: bool = False,
         **of_vk: Any,
     ) -> None:
         """Start everything.
 
-        `lead` returns the address of a link to the port of VK, `max_wait` is how many seconds a poll may last there,
-        and `of_vk` is for VK.
+        `lead` returns the address of a link to the port of VK, and `of_vk` is for VK. Polls are short, so that less is
+        waited for, unless it `is_unhurried`.
         """
         self.random = random.Random(seed)
+        self.is_unhurried = is_unhurried
         self.versions = deque(versions)
         self.options: dict[str, Any] = {
             "password": PASSWORD,
@@ -152,7 +153,7 @@ class Environment:
 
         with contextlib.ExitStack() as self.stack:
             self.vk = self.stack.enter_context(RecordingVK(**{"ts": 10**9, **of_vk}))
-            self.vk.max_wait = max_wait
+            self.vk.max_wait = 90 if is_unhurried else 0.3
             self.vk_url = lead(self.vk.port) if lead else self.vk.url
             self.server = self.start_servers(clustered)
             self.listener = Listener(self.server, [])
@@ -190,8 +191,8 @@ class Environment:
     def add_fetcher(self) -> Process:
         """Start one more fetcher of the community, with a link of its own to Redis."""
         url = self.server.url if self.nodes else self.add_link().url
-        settings = {"REDIS_URL": url, "LOG_LEVEL": "DEBUG", "POLL_WAIT": 1, "RENEW_AFTER": 1, "STREAM_MAXLEN": 20_000}
-        settings["VK_URL"] = self.vk_url
+        settings = {"REDIS_URL": url, "VK_URL": self.vk_url, "LOG_LEVEL": "DEBUG", "STREAM_MAXLEN": 20_000}
+        settings |= {"POLL_WAIT": 25, "RENEW_AFTER": 3600} if self.is_unhurried else {"POLL_WAIT": 1, "RENEW_AFTER": 1}
         self.fetchers.append(self.stack.enter_context(Process(self.vk, list(self.versions), **settings)))
         self.versions.rotate(-1)
         return self.fetchers[-1]
