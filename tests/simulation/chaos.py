@@ -71,23 +71,8 @@ class Chaos(Plan):
             self.empty: pick([0, 0, 0, 0, 0.002]) * rate,
         }
         self.most_fetchers, self.last_era = 3, 6
-        theme = pick(
-            [
-                "",
-                "",
-                "",
-                "",
-                "failovers",
-                "failovers",
-                "parts",
-                "restarts",
-                "restart",
-                "outage",
-                "apart",
-                "links",
-                "links",
-            ]
-        )  # what happens often, with little besides
+        themes = ["failovers", "parts", "restarts", "restart", "outage", "apart", "links", "start"]
+        theme = pick(["", "", "", "", "failovers", *themes, "links"])  # what happens often, with little besides
         if theme:
             self.request_faults, self.poll_faults, self.lookup_faults = pick([0.0, 0.05]), pick([0.0, 0.05]), 0.0
             self.loud, self.troubles[self.fail_over] = pick([0.0, 1.0]), 0.02
@@ -107,7 +92,13 @@ class Chaos(Plan):
         self.outages = [100.0, 300.0] if theme == "outage" else [0.0, 0.5, 5.0, 20.0]  # seconds, at most
         if theme == "outage":
             self.troubles[self.cut] = 0.01
-        self.links = list(LINKS.values()) if theme == "links" else [Link()]
+        self.links = [Link()]
+        if theme == "links":
+            self.links = list(LINKS.values())
+            self.habits = replace(self.habits, text=1500, batch=30)
+        if theme == "start":  # Redis is away, and VK may restart its numbering meanwhile
+            self.links = [Link(down_until=pick([5.0, 20.0, 60.0]) * rng.random()) for _ in range(3)]
+            self.troubles[self.restart_vk], self.troubles[self.kill] = 0.005, pick([0, 0.005])
         self.most_updates = 300
         self.any_trouble = sum(self.troubles.values())
         self.names_stay_lost = rng.random() < 0.1

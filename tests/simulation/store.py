@@ -84,7 +84,10 @@ class Store:
                 _, score, id = arguments
                 if id in self.seen:
                     return 0
-                self.seen = {**self.seen, id: score} if score else {id: 0, **self.seen}
+                if score:
+                    self.seen[id] = score
+                else:
+                    self.seen = {id: 0, **self.seen}
                 return 1
             case "ZREVRANGE":
                 first, last, *with_scores = arguments
