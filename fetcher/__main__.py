@@ -14,18 +14,12 @@ from typing import Never
 from requests.adapters import BaseAdapter
 
 from . import __version__, config, logs, metrics
-from .bus.bus import Bus
-from .bus.cache import NameCache
-from .core.entries import EntryBuilder
-from .core.names import Directory
 from .core.relay import Relay
 from .errors import FatalError, TransientError
-from .fastjson import event_to_json
+from .parts import make_builder, make_bus
 from .vk.api import Api
-from .vk.builders import BUILDERS, command_pattern
+from .vk.builders import BUILDERS
 from .vk.longpoll import LongPoll
-from .vk.lookups import Lookups
-from .vk.updates import Updates
 
 EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
 
@@ -36,14 +30,12 @@ def main() -> int:
     """Run what the command line says and return the exit code: 0, 1 (fatal), 2 (settings) or 70 (a bug of ours)."""
     parser = argparse.ArgumentParser(prog="event-fetcher", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
-    command = parser.add_mutually_exclusive_group()
-    command.add_argument("--demo", action="store_true", help="run on a simulated VK and a Redis server of its own")
-    command.add_argument("--setup", action="store_true", help="make the community ready and report what is missing")
-    command.add_argument("--watch", action="store_true", help="print what flows on the bus; it only reads")
-    command.add_argument("--health", action="store_true", help="check that this host's fetcher polls VK")
-    command.add_argument(
-        "--redrive", nargs="?", const="", metavar="GROUP", help="try dead letters again, GROUP's if given"
-    )
+    command = parser.add_mutually_exclusive_group().add_argument
+    command("--demo", action="store_true", help="run on a simulated VK and a Redis server of its own")
+    command("--setup", action="store_true", help="make the community ready and report what is missing")
+    command("--watch", action="store_true", help="print what flows on the bus; it only reads")
+    command("--health", action="store_true", help="check that this host's fetcher polls VK")
+    command("--redrive", nargs="?", const="", metavar="GROUP", help="try dead letters again, GROUP's if given")
     options = parser.parse_args()
     logs.to_stderr()
     try:
@@ -71,10 +63,9 @@ def execute(options: argparse.Namespace) -> int:
     if options.watch:
         from .commands.watch import watch
 
-        settings = read_settings()
-        watch(bus_of(settings), settings.group)
+        watch(read_settings())
     if options.health:
-        if bus_of(read_settings("GROUPID")).alive():
+        if make_bus(read_settings("GROUPID")).alive():
             return 0
         raise TransientError("No fetcher of this community on this host has polled VK lately")
     if options.redrive is not None:
@@ -101,16 +92,8 @@ def run(settings: config.Config, simulated: BaseAdapter | None = None) -> Never:
     if simulated:
         api.http.mount("https://", simulated)
     longpoll = LongPoll(api, settings.group, settings.renew_after, BUILDERS)
-    lookups, bus = Lookups(api), bus_of(settings)
-    updates = Updates(lookups, command_pattern(settings.group, settings.prefixes), settings.raw)
-    directory = Directory(NameCache(bus, settings.names_ttl), lookups)
-    entries = EntryBuilder(updates, directory, event_to_json)
-    Relay(longpoll, entries, bus, settings.poll_wait, counted).run()
-
-
-def bus_of(settings: config.Config) -> Bus:
-    """Return the bus of these settings; a heartbeat is good for 30 s longer than the poll after it may take."""
-    return Bus(settings.redis_url, settings.bus, settings.group, settings.stream_maxlen, settings.poll_wait + 30)
+    bus = make_bus(settings)
+    Relay(longpoll, make_builder(settings, api, bus), bus, settings.poll_wait, counted).run()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -22,10 +23,8 @@ def loads(data: bytes) -> Any:
     Bytes that are no UTF-8 become U+FFFD; a byte order mark is passed over. NaN and the like become NotFinite.
     """
     if LONG_NUMBER not in data.translate(DIGITS):
-        try:
+        with suppress(ValueError):
             return orjson.loads(data)
-        except ValueError:
-            pass
     try:
         return json.loads(data.decode("utf-8-sig", "replace"), parse_constant=NotFinite, parse_float=finite)
     except RecursionError:
@@ -34,10 +33,8 @@ def loads(data: bytes) -> Any:
 
 def dumps(value: Any) -> bytes:
     """Return the JSON in UTF-8; half a surrogate pair becomes U+FFFD. Raise ValueError for what JSON cannot hold."""
-    try:
+    with suppress(TypeError):
         return orjson.dumps(value)
-    except TypeError:
-        pass
     try:
         return utf8(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except (ValueError, RecursionError):

@@ -47,9 +47,7 @@ def serve(port: int | None, version: str) -> Any:
         last_poll=Gauge("last_poll_timestamp_seconds", "When VK last answered a poll", **ours),
         checkpoint=Gauge("checkpoint_timestamp_seconds", "When the checkpoint last moved", **ours),
         commit_seconds=Histogram("commit_seconds", "Duration of a commit", buckets=COMMIT_BUCKETS, **ours),
-        publish_age=Histogram(
-            "publish_age_seconds", "From a message's date to its commit", buckets=AGE_BUCKETS, **ours
-        ),
+        publish_age=Histogram("publish_age_seconds", "A message's date to its commit", buckets=AGE_BUCKETS, **ours),
         vk_requests=Counter("vk_requests", "Requests to VK's API", ["method"], **ours),
         vk_errors=Counter("vk_errors", "Errors that VK's API returned", ["code"], **ours),
         redis_up=Gauge("redis_up", "1 while Redis accepts commits, else 0", **ours),

@@ -152,7 +152,7 @@ class Server:
         self._process.send_signal(number)
         self.resume()
         try:
-            self._process.wait(10)
+            self._process.wait(60)
         finally:
             self._process.kill()
             self._process.wait()
@@ -167,7 +167,7 @@ class Server:
         """Stop it, start it, and wait until it has loaded what it has saved, however long that takes."""
         self.stop()
         self.start(ready=False)
-        wait_until(self._answers, 30, "the end of loading")
+        wait_until(self._answers, what="the end of loading")
 
     def pause(self) -> None:
         """Let it hold its connections and answer nothing."""
@@ -187,14 +187,14 @@ class Server:
             for name, value in values.items():
                 client.config_set(name.replace("_", "-"), value)
 
-    def replica_of(self, primary: "Server | Proxy | None") -> None:
+    def replica_of(self, primary: "Server | Proxy | None", timeout: float = 60) -> None:
         """Follow another server and wait until its data are here; None: be a primary again."""
         with self.client() as client:
             if primary is None:
                 client.replicaof("NO", "ONE")
                 return
             client.replicaof(HOST, primary.port)
-            wait_until(lambda: _follows(client), what="replication")
+            wait_until(lambda: _follows(client), timeout, "replication")
 
     def close(self) -> None:
         """End it and remove its directory."""
@@ -229,7 +229,7 @@ def cluster(count: int = 3, **options: Any) -> Iterator[list[Server]]:
         for client in clients:
             for node, bus in zip(nodes, buses, strict=True):
                 client.execute_command("CLUSTER MEET", HOST, node.port, bus)
-        wait_until(lambda: all(_is_whole(client, count) for client in clients), 20, "the cluster")
+        wait_until(lambda: all(_is_whole(client, count) for client in clients), what="the cluster")
         yield nodes
 
 

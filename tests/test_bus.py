@@ -480,7 +480,7 @@ def test_a_checkpoint_of_another_type(bus: Bus, client: Any) -> None:
 
 def test_redis_is_too_slow(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A time-out is told apart from an outage, for the next commit to be smaller."""
-    monkeypatch.setattr("fetcher.bus.bus.TIMEOUT", 1)
+    monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 1)
     bus = bus_at(server.url)
     bus.read([], Position(0, 10))
     server.pause()
@@ -538,6 +538,24 @@ def test_a_heartbeat(bus: Bus, client: Any) -> None:
     bus.beat()
     assert bus.alive()
     assert 50 < client.ttl(bus.alive_key) <= 55
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_no_commit_goes_over_a_connection_that_was_replaced(clustered: bool, full_commit: Commit) -> None:
+    """The client replaces a closed connection in silence; the server may have lost writes, which go out first."""
+    with contextlib.ExitStack() as opened:
+        nodes = opened.enter_context(cluster(1)) if clustered else [opened.enter_context(Server())]
+        client = opened.enter_context(nodes[0].client())
+        bus = bus_at(nodes[0].url)
+        bus.read([], Position(0, 10))
+        bus.is_connected = True
+        client.client_kill_filter(_type="normal", skipme=True)
+        assert bus.commit(full_commit) == Outcome(None, [])
+        assert not bus.is_connected
+        assert stream(client) == ""
+        assert bus.read(["a"]) == (Position(0, 10), {"a"})
+        bus.is_connected = True
+        assert recorded(bus.commit(full_commit)) == "!ab!"
 
 
 def test_a_cluster(full_commit: Commit) -> None:

@@ -618,7 +618,7 @@ def test_metrics(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["--health", "--watch"])
 def test_a_bug_in_a_command_shows_a_traceback_without_secrets(fetch: Fetch, command: str) -> None:
     """Commands keep the promise of the loop: code 70, and no secret."""
-    constants = {"fetcher.bus.bus:TIMEOUT": "secret"}
+    constants = {"fetcher.bus.connection:TIMEOUT": "secret"}
     bug = fetch(command, constants=constants, REDIS_URL="redis://:secret@127.0.0.1:1/0")
     assert bug.wait() == EXIT_BUG
     assert bug.lines[0] == "event-fetcher: A bug of the fetcher; please report it"

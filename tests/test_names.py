@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fetcher.core.names import MAX_NAMES, UNKNOWN_TTL, Directory, apply_names, ids_to_resolve
+from fetcher.core.names import MAX_NAMES, MEMORY_TTL, Directory, apply_names, ids_to_resolve
 from fetcher.core.ports import Name
 from fetcher.errors import RedisUnavailable, TransientError, VkFatalError
 from fetcher.events import Action, Event, Message, Peer, User
@@ -110,7 +110,7 @@ def test_title_holds_from_the_update_on() -> None:
     chat, other = event(5, CHAT + 7), event(5, CHAT + 8)
     batch = [chat, event(5, CHAT + 7, "Новая"), chat, other, event(5, CHAT + 7, "Новейшая"), chat]
     assert [peer for _, peer in filled(names, *batch)] == ["Старая", "Новая", "Новая", "Другая", "Новейшая", "Новейшая"]
-    assert names == {CHAT + 7: Name("Старая"), CHAT + 8: Name("Другая")}, "what was handed in is left as it was"
+    assert names == {CHAT + 7: Name("Новейшая"), CHAT + 8: Name("Другая")}, "later batches know it, too"
 
 
 # The directory
@@ -203,31 +203,22 @@ def test_nobody_to_look_up(directory: Directory, cache: Cache, vk: VK) -> None:
     assert not vk.asked
 
 
-def test_memory_lasts_as_long_as_the_cache(directory: Directory, cache: Cache, vk: VK, clock: Clock) -> None:
-    """Until then neither the cache nor VK is asked, however many batches come."""
-    for seconds in (0.0, 300.0, 299.9):
-        clock.now += seconds
-        assert names(directory, event(5, 5)) == [FIVE]
-    assert len(cache.asked) == 1
-    cache.known[5] = Name("Newer")
-    clock.now += 0.2
-    assert names(directory, event(5, 5)) == [("Newer", "Newer")]
-    assert len(cache.asked) == 2
-    assert len(vk.asked) == 1
-
-
-@pytest.mark.parametrize(("ttl", "lasts"), [(600, UNKNOWN_TTL), (10, 10)])
-def test_who_has_no_name(directory: Directory, cache: Cache, vk: VK, clock: Clock, ttl: int, lasts: float) -> None:
-    """It is remembered for a minute, or for as long as any name if that is shorter: VK may have a name soon."""
+@pytest.mark.parametrize(("ttl", "lasts"), [(600, MEMORY_TTL), (10, 10)])
+def test_memory_lasts_a_minute(
+    directory: Directory, cache: Cache, vk: VK, clock: Clock, ttl: int, lasts: float
+) -> None:
+    """Or as long as the cache if that is shorter: until then neither is asked, however many batches come."""
     cache.ttl = ttl
     vk.unknown.add(6)
-    names(directory, event(6, 6))
-    cache.known.clear()
+    for seconds in (0.0, lasts / 2, lasts / 2 - 0.1):
+        clock.now += seconds
+        assert names(directory, event(5, 5), event(6, 6)) == [FIVE, ("", "")]
+    assert (len(cache.asked), len(vk.asked)) == (1, 1)
+    cache.known = {5: Name("Newer")}
     vk.unknown.clear()
-    clock.now += lasts - 0.1
-    assert names(directory, event(6, 6)) == [("", "")]
     clock.now += 0.2
-    assert names(directory, event(6, 6)) == [SIX]
+    assert names(directory, event(5, 5), event(6, 6)) == [("Newer", "Newer"), SIX]
+    assert (len(cache.asked), vk.asked[1:]) == (2, [{6}])
 
 
 def test_without_a_cache_there_is_no_memory(directory: Directory, cache: Cache, vk: VK) -> None:

@@ -1093,6 +1093,14 @@ def test_a_long_poll_is_no_stall(history: History, store: Store, caplog: pytest.
     assert not caplog.messages
 
 
+def test_the_first_poll_after_a_failure_is_short(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
+    """So it is soon known, and logged, that VK answers again."""
+    begun.vk.script = [VK_DOWN]
+    begun.poll(3)
+    assert begun.vk.waits[1:] == [25, 1, 25]
+    assert caplog.messages == [f"{VK_DOWN}: trying again", "Recovered"]
+
+
 def test_pauses_grow(begun: Fetcher) -> None:
     """From a fifth of a second to two, half at random, and what the step took counts."""
     begun.vk.script = [VK_DOWN] * 20

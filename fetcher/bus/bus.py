@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from redis import Redis, RedisCluster
-from redis.backoff import NoBackoff
 from redis.commands.core import Script
 from redis.exceptions import ResponseError
-from redis.retry import Retry
 
 from ..core.backlog import DEDUP_WINDOW
 from ..core.history import Commit, Entry, Outcome, Position, State
@@ -20,9 +18,12 @@ from ..events import channel
 from ..fastjson import utf8
 from .connection import connect, redis_errors
 
-TIMEOUT = 5  # seconds, to connect and for each answer: the loop alone retries
 DEAD_LETTERS = 10_000  # about so many are kept
 COMMIT = Path(__file__).with_name("commit.lua").read_text(encoding="utf-8")
+
+
+class ConnectionReplaced(Exception):
+    """The client has replaced a closed connection for a commit."""
 
 
 class Bus:
@@ -41,21 +42,12 @@ class Bus:
         self.checkpoint_key, self.seen_key = f"{own}:ts:{group}", f"{own}:seen:{group}"
         self.keys = [self.checkpoint_key, self.seen_key, bus, f"{own}:dead-letter"]
         self.alive_key = f"{own}:alive:{group}:{socket.gethostname()}"
-        self.is_connected = False
+        self.is_connected = self.is_committing = False
 
     @cached_property
     def client(self) -> Redis | RedisCluster:
         """The client: making it asks Redis, so it is made when it is first needed."""
-        return connect(
-            self.url,
-            on_connect=self.disconnected,
-            decode_responses=True,
-            encoding_errors="replace",
-            protocol=2,
-            socket_timeout=TIMEOUT,
-            socket_connect_timeout=TIMEOUT,
-            retry=Retry(NoBackoff(), 0),
-        )
+        return connect(self.url, self.new_connection)
 
     @cached_property
     def script(self) -> Script:
@@ -65,6 +57,12 @@ class Bus:
     def disconnected(self) -> None:
         """Note that the server may be another one than before."""
         self.is_connected = False
+
+    def new_connection(self) -> None:
+        """Note the same of each new connection, and send no commit there: what its server lacks goes first."""
+        is_replaced, self.is_connected = self.is_connected, False
+        if is_replaced and self.is_committing:
+            raise ConnectionReplaced
 
     def read(self, ids: Iterable[str], start: Position | None = None) -> State:
         """Return the checkpoint, and which of these ids `seen` lacks; `start` becomes the checkpoint where none is.
@@ -88,7 +86,7 @@ class Bus:
         return State(self._position(replies[-1]), missing)
 
     def commit(self, commit: Commit) -> Outcome:
-        """Commit all or nothing, and return what the bus has recorded.
+        """Commit all or nothing, and return what the bus has recorded: nothing, if the connection was replaced.
 
         https://redis.io/docs/latest/develop/programmability/eval-intro/
         """
@@ -100,8 +98,14 @@ class Bus:
             else:
                 fields = [utf8(part) for field in entry.fields.items() for part in field]
                 arguments += [utf8(entry.id), b"", len(fields), *fields]
-        with redis_errors():
-            stored, recorded, left_out = self.script(self.keys, arguments)
+        self.is_committing = True
+        try:
+            with redis_errors():
+                stored, recorded, left_out = self.script(self.keys, arguments)
+        except ConnectionReplaced:
+            return Outcome(None, [])
+        finally:
+            self.is_committing = False
         return Outcome(self._position(stored), [commit.entries[number - 1] for number in recorded], left_out)
 
     def _position(self, stored: str | None) -> Position | None:

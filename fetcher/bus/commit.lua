@@ -57,7 +57,7 @@ if refused then return refused end
 
 local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0)
 local function is_new(id)
-  score = score + 1
+  score = is_late and 0 or score + 1 -- what is left out is the first to go: `seen` must not forget newer ids for it
   return id == '' or redis.call('ZADD', seen, 'NX', score, id) == 1
 end
 local function add(key, ...) redis.call('XADD', key, 'MAXLEN', '~', limits[key], '*', ...) end

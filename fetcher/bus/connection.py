@@ -8,8 +8,10 @@ from typing import Any
 from urllib.parse import unquote, unquote_plus, urlsplit
 
 from redis import ConnectionError, Redis, RedisCluster, RedisError, ResponseError, TimeoutError
+from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.exceptions import NoPermissionError, RedisClusterException
+from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable
@@ -21,16 +23,15 @@ SENTINELS = re.compile(rf"(rediss?)\+sentinel://({USER})({HOST}(?:,{HOST})*)/([^
 PASSWORD = re.compile("://[^:/?]*:([^/?]*)@|password=([^&]*)")
 FORMS = "redis://user:password@host:6379/0, unix:///run/redis.sock or redis+sentinel://host1:26379,host2:26379/name/0"
 
+ACL_RULES = "give the user of REDIS_URL the ACL rules of docs/operations.md"
 FATAL = {  # redis-py's class and Redis's answer: an error inside a script or of an old server has no class of its own
     r"Authentication|\w+ (WRONGPASS|NOAUTH)": "Redis refuses the user or the password: fix REDIS_URL",
-    r"NoPermission|.*(NOPERM|ACL failure|can't run this command)": (
-        "Redis refuses a permission: give the user of REDIS_URL the ACL rules of docs/operations.md"
-    ),
+    r"NoPermission|.*(NOPERM|ACL failure|can't run this command)": f"Redis refuses a permission: {ACL_RULES}",
     r"\w+ WRONGTYPE": "Redis: a key of the bus is of another type; choose another BUS or delete the key",
-    ".*(DB index is out of range|SELECT is not allowed)": (
-        "Redis does not have the database of REDIS_URL: choose another number"
-    ),
+    ".*(DB index is out|SELECT is not allowed)": "Redis does not have the database of REDIS_URL: choose another number",
 }
+
+TIMEOUT = 5  # seconds, to connect and for each answer: the loop alone retries
 
 
 def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options: Any) -> Redis | RedisCluster:
@@ -40,6 +41,10 @@ def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options
     The options are redis-py's; those in the address win. Sentinels are asked for their master before each new
     connection.
     """
+    options = {
+        "protocol": 2, "decode_responses": True, "encoding_errors": "replace",
+        "socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "retry": Retry(NoBackoff(), 0), **options,
+    }  # fmt: skip
 
     def connected(connection: Any) -> None:
         connection.driver_info = connection.lib_name = connection.lib_version = None  # each is one more round trip

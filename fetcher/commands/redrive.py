@@ -7,22 +7,17 @@ from contextlib import suppress
 from typing import Any
 
 from ..bus.bus import Bus
-from ..bus.cache import NameCache
 from ..bus.connection import redis_errors
 from ..bus.scripts import run_script
 from ..config import Config
 from ..core.backlog import Pending
 from ..core.entries import EntryBuilder
 from ..core.history import DeadLetter, Entry, Position
-from ..core.names import Directory
 from ..errors import TransientError
 from ..events import channel
-from ..fastjson import event_to_json, loads, utf8
-from ..metrics import OFF
+from ..fastjson import loads, utf8
+from ..parts import make_builder, make_bus
 from ..vk.api import Api
-from ..vk.builders import command_pattern
-from ..vk.lookups import Lookups
-from ..vk.updates import Updates
 
 PAGE = 100  # dead letters that are read and built at once
 MAX_FAILURES = 3  # dead letters in a row whose names VK does not return, before the command gives up
@@ -36,26 +31,25 @@ def redrive(settings: Config, group: str | None) -> int:
     Print a line for each that stays, and how many went and stayed; return the exit code 0. Raise TransientError or
     FatalError if VK or Redis fails. It may be killed and repeated at any time: a dead letter goes in one atomic step.
     """
-    bus = Bus(settings.redis_url, settings.bus, settings.group, settings.stream_maxlen, 0)
+    bus = make_bus(settings)
     counts: Counter[str] = Counter()
     try:
         for letter, reason in give_back(bus, group) if group else publish(bus, settings):
-            counts[reason if reason in (WENT, GAP) else "stay"] += 1
+            counts[reason] += 1
             if reason not in (WENT, GAP):
                 print(f"{letter} stays: {reason}", flush=True)
     finally:
         went = f"given back to the group {group}" if group else "published"
+        stay = counts.total() - counts[WENT] - counts[GAP]
         gaps = f", gaps in VK's history: {counts[GAP]}" if counts[GAP] else ""
-        print(f"{went}: {counts[WENT]}, stay: {counts['stay']}{gaps}", flush=True)
+        print(f"{went}: {counts[WENT]}, stay: {stay}{gaps}", flush=True)
     return 0
 
 
 def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
     """Publish what makes an event now; yield the id of each dead letter of the fetcher, and why it stays."""
-    lookups = Lookups(Api(settings.token, OFF))
-    cache = NameCache(bus, settings.names_ttl)  # unused, for only the loop connects it: old titles must not get there
-    updates = Updates(lookups, command_pattern(settings.group, settings.prefixes), settings.raw)
-    builder = EntryBuilder(updates, Directory(cache, lookups), event_to_json)
+    # Only the loop connects the bus, so the cache is unused: an old title must not get there.
+    builder = make_builder(settings, Api(settings.token), bus)
     _, seen, stream, dead_letters = bus.keys
     for page in pages(bus, dead_letters):
         found = {letter: read_update(fields["update"]) for letter, fields in page if "update" in fields}
@@ -73,10 +67,9 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
 
 def read_update(text: str) -> Any:
     """Return the update in a dead letter, None if it cannot be read."""
-    try:
+    with suppress(ValueError):
         return loads(text.encode())
-    except (ValueError, RecursionError):
-        return None
+    return None
 
 
 def build(builder: EntryBuilder, updates: list[Any]) -> Iterator[Entry | str]:
@@ -123,12 +116,10 @@ def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str]]:
 
 def pages(bus: Bus, key: str) -> Iterator[list[tuple[str, dict[str, str]]]]:
     """Yield in pages the dead letters that are there now: an event that fails again must not go round."""
+    client: Any = bus.client
     with redis_errors():
-        page: Any = bus.client.xrevrange(key, count=1)
-    last, after = page[0][0] if page else "", "-"
-    while page:
-        with redis_errors():
-            page = bus.client.xrange(key, after, last, count=PAGE)
-        if page:
-            after = f"({page[-1][0]}"
+        newest = client.xrevrange(key, count=1)
+        after, last = "-", newest[0][0] if newest else "-"
+        while page := client.xrange(key, after, last, count=PAGE):
             yield page
+            after = f"({page[-1][0]}"

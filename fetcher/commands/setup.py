@@ -2,34 +2,29 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..bus.bus import Bus
-from ..bus.connection import redis_errors
+from ..bus.connection import ACL_RULES, redis_errors
 from ..bus.scripts import run_script
 from ..config import Config
 from ..errors import FatalError, RequestRejected, TransientError
 from ..events import channel
-from ..metrics import OFF
-from ..vk.api import API_VERSION, Api
+from ..parts import make_bus
+from ..vk.api import API_VERSION, Api, translate_errors
 from ..vk.builders import BUILDERS
 
 RIGHTS = ("manage", "messages")
+LONG_POLL = {"Long Poll": "on", "Long Poll version": API_VERSION, "event types": ", ".join(BUILDERS)}
+SERVER = (  # what INFO says: a thing, its field there, what it should be, the state if it is not, why and the remedy
+    ("role", "role", "master", "to do", "a replica takes no writes, put the address of its master into REDIS_URL"),
+    ("maxmemory-policy", "maxmemory_policy", "noeviction", "advice", "it may discard the bus, set noeviction"),
+    ("appendonly", "aof_enabled", 1, "advice", "a crash loses what no snapshot has yet, set appendonly yes"),
+)
 NEW_TOKEN = "make a community token with the rights manage and messages, and put it into TOKEN"
 BY_HAND = "change this in the community's settings (API usage, Long Poll API)"
-ACL_RULES = "give the user of REDIS_URL the ACL rules of docs/operations.md"
-SERVER = (  # what INFO says of a server: its field there, what it should be, what it is otherwise, why and the remedy
-    (
-        "Redis role",
-        "role",
-        "master",
-        "to do",
-        "a replica takes no writes, put the address of its master into REDIS_URL",
-    ),
-    ("Redis maxmemory-policy", "maxmemory_policy", "noeviction", "advice", "it may discard the bus, set noeviction"),
-    ("Redis appendonly", "aof_enabled", 1, "advice", "a crash loses what no snapshot has yet, set appendonly yes"),
-)
 
 
 class Line(NamedTuple):
@@ -40,25 +35,16 @@ class Line(NamedTuple):
     text: str
 
 
-class LongPollSettings(NamedTuple):
-    """VK's settings: `types` are those that are on, `wrong` says what is not as the fetcher needs it, by thing."""
-
-    version: str
-    types: list[str]
-    wrong: dict[str, str]
-
-
 def setup(settings: Config) -> int:
     """Print a line for each thing that the fetcher needs, and change VK's Long Poll settings where they are wrong.
 
     Return 0 if the fetcher would run, else 1. Of the settings only TOKEN is needed; a missing GROUPID is printed.
     """
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal knows Cyrillic
-    api = Api(settings.token, OFF)
-    bus = Bus(settings.redis_url, settings.bus, settings.group, settings.stream_maxlen, 0)
+    api = Api(settings.token)
     vk = {"token": check_token(api, settings.group), "rights": check_rights(api), "Long Poll": check_long_poll(api)}
     states = set()
-    for checks in vk, {"Redis": check_redis(bus)}:
+    for checks in vk, {"Redis": check_redis(make_bus(settings))}:
         for line in lines_of(checks):
             print(f"{line.state:8}{line.thing}: {line.text}", flush=True)
             states.add(line.state)
@@ -93,9 +79,17 @@ def check_token(api: Api, group: int) -> Iterator[Line]:
     yield ok_or("" if group == own else f"put GROUPID={own} into .env{other}", "GROUPID", str(own))
 
 
+def community(api: Api) -> tuple[int, str]:
+    """Return id and name of the token's community. https://dev.vk.com/ru/method/groups.getById"""
+    with translate_errors("groups.getById"):
+        (group,) = api.method("groups.getById")["groups"]
+        return group["id"], group["name"]
+
+
 def check_rights(api: Api) -> Iterator[Line]:
     """https://dev.vk.com/ru/method/groups.getTokenPermissions"""
-    given = ask(api, "groups.getTokenPermissions", {}, lambda answer: [one["name"] for one in answer["permissions"]])
+    with translate_errors("groups.getTokenPermissions"):
+        given = [one["name"] for one in api.method("groups.getTokenPermissions")["permissions"]]
     missing = " and ".join(right for right in RIGHTS if right not in given)
     yield ok_or(missing and f"{missing} missing: {NEW_TOKEN}", "rights", ", ".join(RIGHTS))
 
@@ -105,54 +99,38 @@ def check_long_poll(api: Api) -> Iterator[Line]:
 
     https://dev.vk.com/ru/method/groups.setLongPollSettings
     """
-    own = {"group_id": community(api)[0]}
-    before = after = ask(api, "groups.getLongPollSettings", own, read_settings)
-    if before.wrong:
-        flags = dict.fromkeys([*before.types, *BUILDERS], 1)  # VK does not say what becomes of those that are left out
-        version = max(before.version, API_VERSION, key=numbers)
-        api.method("groups.setLongPollSettings", {**own, "enabled": 1, "api_version": version, **flags})
-        after = ask(api, "groups.getLongPollSettings", own, read_settings)
-    for thing, wanted in ("Long Poll", "on"), ("Long Poll version", API_VERSION), ("event types", ", ".join(BUILDERS)):
-        if thing in before.wrong and thing not in after.wrong:
-            yield Line(thing, "changed", f"{wanted} (was {before.wrong[thing]})")
+    own, _ = community(api)
+    version, types, was = long_poll_settings(api, own)
+    still = was
+    if any(was.values()):
+        flags = dict.fromkeys([*types, *BUILDERS], 1)  # VK does not say what becomes of those that are left out
+        newer = max(version, API_VERSION, key=numbers)
+        api.method("groups.setLongPollSettings", {"group_id": own, "enabled": 1, "api_version": newer, **flags})
+        *_, still = long_poll_settings(api, own)
+    for thing, wanted in LONG_POLL.items():
+        if was[thing] and not still[thing]:
+            yield Line(thing, "changed", f"{wanted} (was {was[thing]})")
         else:
-            yield ok_or(f"{after.wrong[thing]}: {BY_HAND}" if thing in after.wrong else "", thing, wanted)
+            yield ok_or(still[thing] and f"{still[thing]}: {BY_HAND}", thing, wanted)
 
 
-def read_settings(answer: Any) -> LongPollSettings:
-    """https://dev.vk.com/ru/method/groups.getLongPollSettings"""
-    version, types = str(answer["api_version"]), [kind for kind, flag in dict(answer["events"]).items() if flag]
-    wrong = {} if answer["is_enabled"] else {"Long Poll": "off"}
-    if numbers(version) < numbers(API_VERSION):
-        wrong["Long Poll version"] = version
-    if missing := [kind for kind in BUILDERS if kind not in types]:
-        wrong["event types"] = f"without {', '.join(missing)}"
-    return LongPollSettings(version, types, wrong)
+def long_poll_settings(api: Api, group: int) -> tuple[str, list[str], dict[str, str]]:
+    """Return VK's version, the types that are on, and by thing what is not as the fetcher needs it, "" if it is.
+
+    https://dev.vk.com/ru/method/groups.getLongPollSettings
+    """
+    with translate_errors("groups.getLongPollSettings"):
+        answer = api.method("groups.getLongPollSettings", {"group_id": group})
+        version, types = str(answer["api_version"]), [kind for kind, flag in dict(answer["events"]).items() if flag]
+        off = "" if answer["is_enabled"] else "off"
+    old = version if numbers(version) < numbers(API_VERSION) else ""
+    missing = ", ".join(kind for kind in BUILDERS if kind not in types)
+    return version, types, dict(zip(LONG_POLL, (off, old, missing and f"without {missing}"), strict=True))
 
 
 def numbers(version: str) -> list[int]:
     """Return the numbers of a version."""
     return [int(number) for number in re.findall("[0-9]+", version)]
-
-
-def community(api: Api) -> tuple[int, str]:
-    """Return id and name of the token's community. https://dev.vk.com/ru/method/groups.getById"""
-
-    def read(answer: Any) -> tuple[int, str]:
-        (group,) = answer["groups"]
-        return group["id"], group["name"]
-
-    own: tuple[int, str] = ask(api, "groups.getById", {}, read)
-    return own
-
-
-def ask(api: Api, method: str, values: dict[str, Any], read: Callable[[Any], Any]) -> Any:
-    """Return what `read` makes of VK's answer; raise TransientError if it cannot read it."""
-    answer = api.method(method, values)
-    try:
-        return read(answer)
-    except (LookupError, TypeError, ValueError):
-        raise TransientError(f"VK's {method} answers what cannot be read") from None
 
 
 def check_redis(bus: Bus) -> Iterator[Line]:
@@ -162,12 +140,10 @@ def check_redis(bus: Bus) -> Iterator[Line]:
     keys = [*bus.keys, bus.alive_key, f"{{{bus.bus}}}:name:1"]
     refused = ", ".join(run_script(bus, "permissions", keys, channel(bus.bus, "message")))
     yield ok_or(refused and f"{refused} refused: {ACL_RULES}", "Redis permissions", "all that the fetcher needs")
-    try:
-        with redis_errors():
-            info: Any = bus.client.info()
-    except (FatalError, TransientError):
-        return  # INFO may be forbidden
-    known = [row for row in SERVER if row[1] in info]  # managed servers hide some
-    for thing, field, wanted, state, remedy in known:
-        is_ok = info[field] == wanted
-        yield Line(thing, "ok", str(wanted)) if is_ok else Line(thing, state, f"{info[field]}: {remedy}")
+    info: Any = {}
+    with suppress(FatalError, TransientError), redis_errors():  # INFO may be forbidden
+        info = bus.client.info()
+    for thing, field, wanted, state, remedy in SERVER:
+        if field in info:  # managed servers hide some
+            found = ("ok", str(wanted)) if info[field] == wanted else (state, f"{info[field]}: {remedy}")
+            yield Line(f"Redis {thing}", *found)

@@ -6,13 +6,14 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Any, Never
 
 from ..bus.bus import Bus
 from ..bus.connection import redis_errors
+from ..config import Config
 from ..errors import RedisUnavailable
 from ..events import Event, Message
+from ..parts import make_bus
 
 READ_INTERVAL = 0.25  # seconds between two looks at the streams
 SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which go through all keys
@@ -28,25 +29,26 @@ PRINTABLE = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}") | dict.fromkeys
 log = logging.getLogger("fetcher")
 
 
-def watch(bus: Bus, group: int) -> Never:
+def watch(settings: Config) -> Never:
     """Print what is new on the bus, for ever.
 
-    A terminal also gets a last line: events per second, and the fetchers that are alive, of this community or, if it
-    is 0, of all. Raise RedisFatalError for a wrong password or a missing permission, BrokenPipeError if nobody reads
-    the output.
+    A terminal also gets a last line: events per second, and the fetchers that are alive, of the community or, without
+    GROUPID, of all. Raise RedisFatalError for a wrong password or a missing permission, BrokenPipeError if nobody
+    reads the output.
     """
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal can show Cyrillic
-    tails = [Tail(bus, stream) for stream in bus.keys[2:]]
+    bus = make_bus(settings)
+    last_ids = dict.fromkeys(bus.keys[2:], "")  # by stream: the latest entry that was read, "" before the first read
     counts: deque[int] = deque(maxlen=round(RATE_WINDOW / READ_INTERVAL))  # events of the latest reads
     alive, scan_at, problem, last_line = "", 0.0, None, ""
     while True:
         entries, error = list[dict[str, str]](), ""
         try:
             with redis_errors():
-                for tail in tails:
-                    entries += tail.read()
+                for stream in last_ids:
+                    entries += read_new(bus.client, stream, last_ids)
                 if time.monotonic() >= scan_at:
-                    alive, scan_at = fetchers(bus, group), time.monotonic() + SCAN_INTERVAL
+                    alive, scan_at = fetchers(bus, settings.group), time.monotonic() + SCAN_INTERVAL
         except RedisUnavailable as unavailable:
             error = str(unavailable)
         if last_line:
@@ -67,22 +69,14 @@ def watch(bus: Bus, group: int) -> Never:
         time.sleep(READ_INTERVAL)
 
 
-class Tail:
-    """Reads a stream from its end on."""
-
-    def __init__(self, bus: Bus, stream: str) -> None:
-        """Read nothing yet."""
-        self.bus, self.stream, self.last_id = bus, stream, ""
-
-    def read(self) -> list[dict[str, str]]:
-        """Return the new entries, up to MAX_ENTRIES; those that are there at the first call are not new."""
-        client: Any = self.bus.client
-        if not self.last_id:
-            newest = client.xrevrange(self.stream, count=1)
-            self.last_id = newest[0][0] if newest else "0-0"
-        entries = client.xrange(self.stream, f"({self.last_id}", count=MAX_ENTRIES)
-        self.last_id = entries[-1][0] if entries else self.last_id
-        return [fields for _, fields in entries]
+def read_new(client: Any, stream: str, last_ids: dict[str, str]) -> list[dict[str, str]]:
+    """Return the new entries of a stream, up to MAX_ENTRIES; those that are there at the first call are not new."""
+    if not last_ids[stream]:
+        newest = client.xrevrange(stream, count=1)
+        last_ids[stream] = newest[0][0] if newest else "0-0"
+    entries = client.xrange(stream, f"({last_ids[stream]}", count=MAX_ENTRIES)
+    last_ids[stream] = entries[-1][0] if entries else last_ids[stream]
+    return [fields for _, fields in entries]
 
 
 def fetchers(bus: Bus, group: int) -> str:
@@ -111,7 +105,7 @@ def describe(event: Event) -> str:
     """Return the line of an event, without control characters."""
     where = f"in «{event.peer.name}»" if event.peer.cid else "in private"
     if event.message:
-        what = " ".join(message_parts(event, event.message)) or "(no text)"
+        what = describe_message(event, event.message)
     elif event.button:
         what = f"pressed {to_json(event.button.payload)} below message {event.button.cmid}"
     elif event.reaction and event.reaction.rid:
@@ -123,21 +117,19 @@ def describe(event: Event) -> str:
     return f"{event.event_type:8} {event.user.name} (@{event.user.nick}) {where}: {what}".translate(PRINTABLE)
 
 
-def message_parts(event: Event, message: Message) -> Iterator[str]:
-    """Yield what the message consists of."""
-    if message.text:
-        yield message.text
-    if action := event.action:
-        user = action.user and (action.user.name or str(action.user.uuid))
-        yield f"[{' '.join(filter(None, (action.type, user, action.text)))}]"
-    if message.attachments:
-        yield f"[{', '.join(message.attachments)}]"
-    if message.reply:
-        yield f"(in reply to «{message.reply.text}»)"
-    for forward in message.forward:
-        yield f"(forwards «{forward.text}»)"
-    if event.payload:
-        yield f"(payload {to_json(event.payload)})"
+def describe_message(event: Event, message: Message) -> str:
+    """Return what the message consists of."""
+    action = event.action
+    user = action and action.user and (action.user.name or str(action.user.uuid))
+    parts = [
+        message.text,
+        action and f"[{' '.join(filter(None, (action.type, user, action.text)))}]",
+        message.attachments and f"[{', '.join(message.attachments)}]",
+        message.reply and f"(in reply to «{message.reply.text}»)",
+        *(f"(forwards «{forward.text}»)" for forward in message.forward),
+        event.payload and f"(payload {to_json(event.payload)})",
+    ]
+    return " ".join(part for part in parts if part) or "(no text)"
 
 
 def to_json(value: Any) -> str:

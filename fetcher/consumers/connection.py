@@ -25,8 +25,7 @@ def new_connection(redis: Any, key: str | None, socket_timeout: float | None) ->
         source = redis.get_node_from_key(key) if key else redis.get_random_node()
     if hasattr(redis, "get_redis_connection"):
         source = redis.get_redis_connection(source)
-    source = getattr(
-        source, "connection_pool", source
-    )  # redis.asyncio's node of a cluster has no pool, but is like one
+    # A cluster's node in redis.asyncio has no pool, but is like one.
+    source = getattr(source, "connection_pool", source)
     options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
     return source.connection_class(**options | OPTIONS | {"socket_timeout": socket_timeout})

@@ -168,13 +168,14 @@ class Backlog:
             count, size = count + one.count, size + one.size
         return Commit(first.kind, first.since, until, [one for one in entries if one], items, count, size)
 
-    def answered(self, commit: Commit, checkpoint: Position) -> None:
+    def answered(self, commit: Commit, checkpoint: Position, left_out: int = 0) -> None:
         """Take the bus's answer to `next_commit`."""
         self.checkpoint = checkpoint
         if commit.kind != "restore" and commit.since > checkpoint:
             return  # something before it is missing: the bus has done nothing
         done = [self.pending.popleft() for _ in range(commit.items)]
-        if commit.kind != "restore" and checkpoint >= commit.until:  # else another fetcher has filled a part of the gap
+        # Not if another fetcher has filled a part of the gap, or if it came too late: that would be recorded again.
+        if commit.kind != "restore" and checkpoint >= commit.until and not left_out:
             self._remember(done)
 
     def _remember(self, done: list[Pending]) -> None:

@@ -1,7 +1,8 @@
 """The directory of names: whose names a batch needs, where they come from, and putting them into events.
 
-A name is looked for in memory first, then in the cache that all fetchers share, then at VK. Titles of chats also come
-with events, and hold from that event on: a fetcher that sees all events knows as much as the cache.
+A name is looked for in memory first, which is emptied once a minute, then in the cache that all fetchers share, then at
+VK. Titles of chats also come with events, and hold from that event on: a fetcher that sees all events knows as much as
+the cache.
 """
 
 import logging
@@ -12,7 +13,7 @@ from ..errors import FatalError
 from ..events import CHATS, Event, Peer, User
 from .ports import Cache, Lookups, Name
 
-UNKNOWN_TTL = 60.0  # seconds: who has no name at VK today may have one soon
+MEMORY_TTL = 60.0  # seconds before the cache is asked again: who has no name at VK today may have one soon
 MAX_NAMES = 20_000  # in memory
 
 UNKNOWN = Name()
@@ -26,7 +27,8 @@ class Directory:
     def __init__(self, cache: Cache, lookups: Lookups) -> None:
         """Begin without any names."""
         self.cache, self.lookups = cache, lookups
-        self.memory: dict[int, tuple[Name, float]] = {}  # names, and until when they hold
+        self.memory: dict[int, Name] = {}
+        self.forget_at = 0.0
         self.has_given_up = False  # VK did not answer in time, and it has not answered since
 
     def with_names(self, events: list[Event], give_up: bool) -> list[Event]:
@@ -36,14 +38,15 @@ class Directory:
         `give_up` events go out with "" in place of what VK does not answer, and so do those of later batches until it
         answers again: an outage delays no batch but the first.
         """
-        ids, now = ids_to_resolve(events), time.monotonic()
-        names = {id: known[0] for id in ids if (known := self.memory.get(id)) and now < known[1]}
-        if missing := ids - names.keys():
-            names |= self.remember(self.cache.names(missing))
-        if missing := ids - names.keys():
-            answers, failure = self.lookups.names(missing)
-            names |= self.remember(answers)
-            self.cache.cache_names(answers)
+        if time.monotonic() >= self.forget_at or len(self.memory) > MAX_NAMES:
+            self.forget()
+        ids = ids_to_resolve(events)
+        if missing := ids - self.memory.keys():
+            self.memory |= self.cache.names(missing)
+        if missing := ids - self.memory.keys():
+            names, failure = self.lookups.names(missing)
+            self.memory |= names
+            self.cache.cache_names(names)
             if failure and not give_up and (isinstance(failure, FatalError) or not self.has_given_up):
                 raise failure
             if failure and not self.has_given_up:
@@ -51,20 +54,12 @@ class Directory:
             self.has_given_up = bool(failure)
         titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
         self.cache.cache_names(titles)  # first: if it fails, these events are built again with the titles before
-        self.remember(titles)
-        return list(apply_names(events, names))
+        return list(apply_names(events, self.memory))
 
     def forget(self) -> None:
         """Empty the memory: another fetcher may have had an event with a new title, and put it into the cache."""
         self.memory.clear()
-
-    def remember(self, names: dict[int, Name]) -> dict[int, Name]:
-        """Keep names in memory for as long as in the cache, and return them."""
-        now, ttl = time.monotonic(), self.cache.ttl
-        if len(self.memory) > MAX_NAMES:
-            self.memory.clear()
-        self.memory |= {id: (name, now + (ttl if any(name) else min(ttl, UNKNOWN_TTL))) for id, name in names.items()}
-        return names
+        self.forget_at = time.monotonic() + min(MEMORY_TTL, self.cache.ttl)
 
 
 def ids_to_resolve(events: Iterable[Event]) -> set[int]:
@@ -77,14 +72,13 @@ def ids_to_resolve(events: Iterable[Event]) -> set[int]:
     return {id for id in ids if id > -CHATS and id not in (0, CHATS)}  # below are e-mail addresses, which have no name
 
 
-def apply_names(events: Iterable[Event], names: Mapping[int, Name]) -> Iterator[Event]:
-    """Yield the events with the names of users and peer; a title in an event holds from that event on."""
-    titles: dict[int, str] = {}
+def apply_names(events: Iterable[Event], names: dict[int, Name]) -> Iterator[Event]:
+    """Yield the events with the names of users and peer; a title in an event goes to `names`, and holds from there."""
     for event in events:
         peer, action = event.peer, event.action
         if peer.name:
-            titles[peer.bpid] = peer.name
-        title = titles.get(peer.bpid) or names.get(peer.bpid, UNKNOWN).name
+            names[peer.bpid] = Name(peer.name)
+        title = names.get(peer.bpid, UNKNOWN).name
         if action and action.user:
             event = event._replace(action=action._replace(user=with_name(action.user, names)))
         user = with_name(event.user, names)

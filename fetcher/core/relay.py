@@ -141,7 +141,7 @@ class Relay:
         self.commit_time += seconds
         self.reports.committed(commit, outcome, seconds)
         if outcome.checkpoint:
-            self.backlog.answered(commit, outcome.checkpoint)
+            self.backlog.answered(commit, outcome.checkpoint, outcome.left_out)
         else:
             self.bus.disconnected()  # it may have lost more than the checkpoint
 

@@ -57,14 +57,14 @@ class Session(requests.Session):
 class Api(VkApiGroup):  # type: ignore[misc]
     """vk_api's client with errors in our classes, 20 requests a second and Russian names."""
 
-    RPS_DELAY = 0  # ours is counted from the start of a request, and by a clock that nobody sets
+    RPS_DELAY = float("-inf")  # ours is counted from the start of a request, and by a clock that nobody sets
 
     def __init__(self, token: str, metrics: Any = OFF) -> None:
         """Send no request yet; `metrics` are those of fetcher.metrics."""
         super().__init__(token=token, api_version=API_VERSION, session=Session(), config=MemoryConfig)
         self.error_handlers.clear()  # they wait for a person, or call themselves without end
         self.metrics = metrics
-        self.next_request = self.pause_until = 0.0
+        self.next_request = 0.0
         self.rate_limits = 0  # in a row
 
     def method(self, method: str, values: Json | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -73,12 +73,11 @@ class Api(VkApiGroup):  # type: ignore[misc]
         Raise TransientError for what passes, RequestRejected for what VK refuses, VkFatalError for what the operator
         must fix.
         """
-        now = time.monotonic()
-        if now < self.pause_until:
+        wait = self.next_request - time.monotonic()
+        if wait > API_INTERVAL:
             raise TransientError("VK has asked for a pause in API requests")
-        time.sleep(max(0.0, self.next_request - now))
+        time.sleep(max(0.0, wait))
         self.next_request = time.monotonic() + API_INTERVAL
-        self.last_request = 0.0
         self.metrics.vk_requests.labels(method=method).inc()
         try:
             with translate_errors("API"):
@@ -105,7 +104,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
             return VkFatalError(f"{hint} ({sentence})")
         if code in RATE_LIMITED:
             self.rate_limits += 1
-            self.pause_until = time.monotonic() + backoff(self.rate_limits, MIN_PAUSE, MAX_PAUSE)
+            self.next_request = time.monotonic() + backoff(self.rate_limits, MIN_PAUSE, MAX_PAUSE)
         passes = code in TRANSIENT or code in RATE_LIMITED
         return TransientError(sentence) if passes else RequestRejected(sentence, code)
 
@@ -114,7 +113,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
 def translate_errors(what: str) -> Iterator[None]:
     """Raise TransientError for what the libraries raise for a failed or odd answer, without address, key or token.
 
-    Only a call of vk_api or requests stands inside: vk_api does not check what an answer looks like before it reads it.
+    Only a request and the reading of its answer stand inside: vk_api, too, reads answers without a look at their form.
     """
     try:
         yield

@@ -6,6 +6,7 @@ still empty, and raises ValueError with the reason where VK left out what an eve
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..events import CHATS, Action, Button, Event, Message, Peer, Reaction, Reply, User
@@ -29,61 +30,42 @@ def command_pattern(group: int, prefixes: str) -> re.Pattern[str]:
 
 def message_new(update: Json, command: re.Pattern[str]) -> Event:
     """https://dev.vk.com/ru/reference/objects/message"""
-    message = require_message(update)
-    text = require_text(message, "text", "")
+    fields = require_message(update)
+    text = require_text(fields, "text", "")
     found = command.fullmatch(text)
-    attachments = [require_text(require_object(item), "type") for item in require_list(message, "attachments")]
+    reply = reply_of(fields["reply_message"]) if fields.get("reply_message") else None
+    forward = [reply_of(item) for item in require_list(fields, "fwd_messages")]
+    attachments = [require_text(require_object(item), "type") for item in require_list(fields, "attachments")]
     more = (("geo", "geo"), ("reply", "reply_message"), ("forward", "fwd_messages"))
-    action = action_of(message["action"]) if message.get("action") else None
-    payload = message.get("payload")
-    return Event(
-        "command" if found else "message",
-        require_text(update, "event_id"),
-        user_of(require_number(message, "from_id")),
-        peer_of(
-            require_number(message, "peer_id"), action.text if action and action.type == "chat_title_update" else ""
-        ),
-        message=Message(
-            require_number(message, "conversation_message_id", 0),
-            found[1] if found else text,
-            reply_of(message["reply_message"]) if message.get("reply_message") else None,
-            [reply_of(item) for item in require_list(message, "fwd_messages")],
-            attachments + [name for name, key in more if message.get(key)],
-        ),
-        action=action,
-        payload=None if payload in (None, "") else payload_of(payload),
-    )
+    attachments += [name for name, key in more if fields.get(key)]
+    cmid = require_number(fields, "conversation_message_id", 0)
+    message = Message(cmid, found[1] if found else text, reply, forward, attachments)
+    action = action_of(fields["action"]) if fields.get("action") else None
+    payload = None if fields.get("payload") in (None, "") else payload_of(fields["payload"])
+    user, peer = user_of(require_number(fields, "from_id")), peer_of(require_number(fields, "peer_id"))
+    if action and action.type == "chat_title_update":
+        peer = peer._replace(name=action.text)
+    id = require_text(update, "event_id")
+    return Event("command" if found else "message", id, user, peer, message, action=action, payload=payload)
 
 
 def message_event(update: Json, command: re.Pattern[str]) -> Event:
     """https://dev.vk.com/ru/api/community-events/json-schema#message_event"""
-    pressed = require_object(update.get("object"))
-    return Event(
-        "button",
-        require_text(update, "event_id"),
-        user_of(require_number(pressed, "user_id")),
-        peer_of(require_number(pressed, "peer_id")),
-        button=Button(
-            require_number(pressed, "conversation_message_id", 0),
-            require_text(pressed, "event_id"),
-            payload_of(pressed.get("payload")),
-        ),
-    )
+    fields = require_object(update.get("object"))
+    cmid, beid = require_number(fields, "conversation_message_id", 0), require_text(fields, "event_id")
+    button = Button(cmid, beid, payload_of(fields.get("payload")))
+    user, peer = user_of(require_number(fields, "user_id")), peer_of(require_number(fields, "peer_id"))
+    return Event("button", require_text(update, "event_id"), user, peer, button=button)
 
 
 def message_reaction_event(update: Json, command: re.Pattern[str]) -> Event:
     """https://dev.vk.com/ru/api/community-events/json-schema#message_reaction_event"""
-    reaction = require_object(update.get("object"))
-    rid = require_number(reaction, "reaction_id", 0)
-    if rid < 0:
+    fields = require_object(update.get("object"))
+    reaction = Reaction(require_number(fields, "cmid", 0), require_number(fields, "reaction_id", 0))
+    if reaction.rid < 0:
         raise ValueError("reaction_id is negative")
-    return Event(
-        "reaction",
-        require_text(update, "event_id"),
-        user_of(require_number(reaction, "reacted_id")),
-        peer_of(require_number(reaction, "peer_id")),
-        reaction=Reaction(require_number(reaction, "cmid", 0), rid),
-    )
+    user, peer = user_of(require_number(fields, "reacted_id")), peer_of(require_number(fields, "peer_id"))
+    return Event("reaction", require_text(update, "event_id"), user, peer, reaction=reaction)
 
 
 def other(update: Json, command: re.Pattern[str]) -> Event:
@@ -91,12 +73,8 @@ def other(update: Json, command: re.Pattern[str]) -> Event:
     fields = require_object(update.get("object"))
     actor = next((key for key in ACTORS if fields.get(key)), None)
     uuid = require_number(fields, actor) if actor else -require_number(update, "group_id")
-    return Event(
-        require_text(update, "type"),
-        require_text(update, "event_id"),
-        user_of(uuid),
-        peer_of(require_number(fields, "peer_id", 0) or uuid),
-    )
+    peer = peer_of(require_number(fields, "peer_id", 0) or uuid)
+    return Event(require_text(update, "type"), require_text(update, "event_id"), user_of(uuid), peer)
 
 
 def user_of(uuid: int) -> User:
@@ -104,42 +82,34 @@ def user_of(uuid: int) -> User:
     return User(uuid, "", "", "", "")
 
 
-def peer_of(bpid: int, name: str = "") -> Peer:
+def peer_of(bpid: int) -> Peer:
     """Return the place; its name is looked up later unless the update has it."""
-    return Peer(bpid, max(bpid - CHATS, 0), name)
+    return Peer(bpid, max(bpid - CHATS, 0), "")
 
 
 def reply_of(value: Any) -> Reply:
     """Return a message inside a message."""
-    message = require_object(value)
-    return Reply(
-        require_number(message, "conversation_message_id", 0),
-        require_text(message, "text", ""),
-        require_number(message, "from_id", 0),
-    )
+    fields = require_object(value)
+    cmid, uuid = require_number(fields, "conversation_message_id", 0), require_number(fields, "from_id", 0)
+    return Reply(cmid, require_text(fields, "text", ""), uuid)
 
 
 def action_of(value: Any) -> Action:
     """Return what a message reports about its chat. Types that are new to us are like any other."""
-    action = require_object(value)
-    member = require_number(action, "member_id", 0)  # of a person, a community or an e-mail address
-    return Action(
-        require_text(action, "type"),
-        user_of(member) if member else None,
-        require_text(action, "text", "") or require_text(action, "email", ""),
-        require_number(action, "conversation_message_id", 0),
-    )
+    fields = require_object(value)
+    member = require_number(fields, "member_id", 0)  # of a person, a community or an e-mail address
+    text = require_text(fields, "text", "") or require_text(fields, "email", "")
+    cmid = require_number(fields, "conversation_message_id", 0)
+    return Action(require_text(fields, "type"), user_of(member) if member else None, text, cmid)
 
 
 def payload_of(value: Any) -> Json:
     """Return an object as it is, nothing as {}, JSON text of an object parsed, any other value v as {"value": v}."""
     if isinstance(value, str):
-        try:
+        with suppress(ValueError):
             parsed = loads(utf8(value))
             dumps(parsed)  # NaN is no JSON
-        except ValueError:
-            parsed = None
-        value = parsed if isinstance(parsed, dict) else value
+            value = parsed if isinstance(parsed, dict) else value
     if value in (None, "", []):
         return {}
     return value if isinstance(value, dict) else {"value": value}

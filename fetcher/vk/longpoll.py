@@ -39,13 +39,10 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
         """Request key, server and ts from VK. https://dev.vk.com/ru/method/groups.getLongPollServer"""
         with translate_errors("groups.getLongPollServer"):
             super().__init__(vk, group)
-        self.session = vk.http  # with time-outs, unlike vk_api's own
-        try:
             self.ts: int = require_ts(self.ts)
             if not str(self.server).startswith("http"):
                 raise ValueError("no address")
-        except ValueError as error:
-            raise TransientError(f"VK's groups.getLongPollServer answers what cannot be read ({error})") from None
+        self.session = vk.http  # with time-outs, unlike vk_api's own
 
     def poll(self, ts: int, wait: int, timeout: float) -> tuple[Json, int]:
         """Return VK's answer at this ts and its size in bytes; `wait` and `timeout` are in seconds.
@@ -72,7 +69,7 @@ class LongPoll:
         self.server: LongPollServer | None = None  # None at the start
         self.next_key_at = 0.0  # no new key before
         self.renew_at = 0.0  # a new key at this time, even if the old one serves
-        self.lower_answers = 0  # in a row
+        self.answered_earlier = set[int]()  # ts at which VK has answered an earlier one
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
         self.poll_margin = POLL_MARGIN
         # A first short poll, so that the first events need not wait until the Long Poll settings are checked.
@@ -156,10 +153,11 @@ class LongPoll:
         failed = answer.get("failed")
         until: int = self.renew() if failed == 3 else answer["ts"]
         if until < ts and failed != 3:  # VK's servers may be a few updates apart: another one may answer next time
-            self.lower_answers += 1
-            if self.lower_answers == 1 or self.renew() >= ts:
+            is_first = ts not in self.answered_earlier
+            self.answered_earlier.add(ts)
+            if is_first or self.renew() >= ts:
                 raise TransientError("VK's long poll answers an earlier ts than it was polled at")
-        self.lower_answers = 0
+        self.answered_earlier.discard(ts)
         if failed:
             return Gap(ts, until, f"{FORGOTTEN} (failed {failed})")
         if answer["updates"]:
@@ -193,11 +191,9 @@ class LongPoll:
         version, types = str(settings.get("api_version")), object_or_empty(settings.get("events"))
         if re.fullmatch(r"[0-4]\..*|5\.(\d|\d\d|10[0-2])", version):  # before 5.103 updates were of another form
             log.warning("Long Poll's API version is %s: set %s in the community's settings", version, API_VERSION)
-        missing = [kind for kind in self.types if not types.get(kind)]
+        missing = ", ".join(kind for kind in self.types if not types.get(kind))
         if types and missing:
-            log.warning(
-                "Long Poll does not send %s: tick these event types in the community's settings", ", ".join(missing)
-            )
+            log.warning("Long Poll does not send %s: tick these event types in the community's settings", missing)
 
 
 def read_answer(content: bytes) -> Json:

@@ -96,14 +96,14 @@ class Lookups:
                 answers = self.execute(now)
             except (TransientError, FatalError) as error:
                 return resolved, failure or error
-            failures = [answer for answer in answers if isinstance(answer, TransientError)]
+            failures = [answer for answer in answers if type(answer) is TransientError]
             failure = failure or next(iter(failures), None)
             if 1 < len(failures) == len(now):
                 break
             for lookup, answer in zip(now, answers, strict=True):
-                if len(lookup.ids) > 1 and (answer is None or isinstance(answer, TransientError)):
+                if isinstance(answer, TransientError) and len(lookup.ids) > 1:
                     lookups = lookups + lookup.chunks(-(-len(lookup.ids) // MAX_CALLS))
-                elif not isinstance(answer, TransientError):
+                elif type(answer) is not TransientError:
                     resolved |= dict.fromkeys(lookup.ids)
                     for item in items_of(answer):
                         with suppress(ValueError):
@@ -114,14 +114,14 @@ class Lookups:
     def execute(self, lookups: list[Lookup]) -> list[Any]:
         """Return the answers of one request, or of more if it is too large for VK.
 
-        In place of an answer there is None if VK refuses that call, and TransientError if the call failed.
+        In place of an answer there is RequestRejected if VK refuses that call, and TransientError if it failed.
         """
         pool = VkRequestsPool(self.api)
         results = [pool.method(lookup.method, lookup.values) for lookup in lookups]
         try:
             with translate_errors("execute"):
                 pool.execute()
-                answers = [None if result.error else result.result for result in results]
+                answers = [result.error or result.result for result in results]
         except RequestRejected as rejected:
             if rejected.code == TOO_LARGE and len(lookups) > 1:
                 half = len(lookups) // 2
@@ -130,9 +130,8 @@ class Lookups:
             return [TransientError(str(rejected)) if rejected.code == TOO_LARGE else []] * len(lookups)
         for number, (lookup, result) in enumerate(zip(lookups, results, strict=True)):
             if result.error:
-                failure = self.api.failure(lookup.method, result.error, inside=True)
-                log.debug("%s, of %s", failure, lookup.ids)
-                answers[number] = None if isinstance(failure, RequestRejected) else failure
+                answers[number] = self.api.failure(lookup.method, result.error, inside=True)
+                log.debug("%s, of %s", answers[number], lookup.ids)
         return answers
 
 

@@ -3,13 +3,14 @@
 import logging
 import re
 import time
+from contextlib import suppress
 from typing import Any
 
 from ..core.ports import Failure
 from ..events import Event
 from .api import API_VERSION
 from .builders import BUILDERS, other, require_message
-from .fields import Json, object_or_empty, require_number
+from .fields import Json, object_or_empty, require_number, require_object
 from .lookups import Lookups
 
 WARNING_INTERVAL = 60.0  # seconds between two warnings
@@ -47,8 +48,7 @@ class Updates:
         """
         if not isinstance(update, dict) or not isinstance(update.get("type"), str):
             raise ValueError("the update has no type")
-        contents = update.get("object")
-        if isinstance(contents, dict) and "warning" in contents and len(contents) == 1:
+        if object_or_empty(update.get("object")).keys() == {"warning"}:
             if (now := time.monotonic()) >= self.warn_at:
                 self.warn_at = now + WARNING_INTERVAL
                 log.warning("VK sends a notice in place of an event: %s", REMEDY)
@@ -60,28 +60,18 @@ class Updates:
         return event._replace(raw=update) if self.raw else event
 
     def sent_at(self, update: Any) -> int:
-        """Return when a message_new was sent, in Unix time, 0 if VK does not say."""
-        date = message_or_empty(update).get("date")
+        """Return when a message_new that makes an event was sent, in Unix time, 0 if VK does not say."""
+        date = require_message(update).get("date") if update["type"] == "message_new" else 0
         return date if type(date) is int and 0 < date < MAX_DATE else 0
-
-
-def message_or_empty(update: Any) -> Json:
-    """Return the message of a message_new, {} for anything else."""
-    if not isinstance(update, dict) or update.get("type") != "message_new":
-        return {}
-    contents = object_or_empty(update.get("object"))
-    return object_or_empty(contents.get("message", contents))
 
 
 def cropped_message(update: Any) -> tuple[int, int] | None:
     """Return (peer_id, conversation_message_id) of a message_new that VK has cropped, else None."""
-    message = message_or_empty(update)
-    if not message.get("is_cropped"):
-        return None
-    try:
-        return require_number(message, "peer_id"), require_number(message, "conversation_message_id", 0)
-    except ValueError:
-        return None  # malformed: building it says why
+    with suppress(ValueError):  # building it says what is malformed
+        is_message = require_object(update).get("type") == "message_new"
+        if is_message and (message := require_message(update)).get("is_cropped"):
+            return require_number(message, "peer_id"), require_number(message, "conversation_message_id", 0)
+    return None
 
 
 def with_full_message(update: Any, messages: dict[tuple[int, int], Json]) -> Any:

@@ -110,9 +110,14 @@ class Environment:
         clustered: bool = False,
         versions: Sequence[Version] = (THIS,),
         lead: Callable[[int], str] | None = None,
+        max_wait: float = 0.3,
         **of_vk: Any,
     ) -> None:
-        """Start everything. `lead` returns the address of a link to the port of VK; `of_vk` is for VK."""
+        """Start everything.
+
+        `lead` returns the address of a link to the port of VK, `max_wait` is how many seconds a poll may last there,
+        and `of_vk` is for VK.
+        """
         self.random = random.Random(seed)
         self.versions = deque(versions)
         self.options: dict[str, Any] = {
@@ -147,6 +152,7 @@ class Environment:
 
         with contextlib.ExitStack() as self.stack:
             self.vk = self.stack.enter_context(RecordingVK(**{"ts": 10**9, **of_vk}))
+            self.vk.max_wait = max_wait
             self.vk_url = lead(self.vk.port) if lead else self.vk.url
             self.server = self.start_servers(clustered)
             self.listener = Listener(self.server, [])
@@ -216,7 +222,7 @@ class Environment:
 
     # Waiting
 
-    def expect(self, condition: Callable[[], Any], timeout: float = 20, what: str = "it") -> None:
+    def expect(self, condition: Callable[[], Any], what: str = "it") -> None:
         """Wait until the condition holds; when another fault may prevent it, not for long."""
 
         def holds_or_ending() -> Any:
@@ -224,7 +230,7 @@ class Environment:
             return condition()
 
         try:
-            wait_until(holds_or_ending, timeout if self.is_strict else min(timeout, 5), what)
+            wait_until(holds_or_ending, 60 if self.is_strict else 5, what)
         except AssertionError:
             if self.is_strict:
                 raise
@@ -284,7 +290,7 @@ class Environment:
         """Return a replica that has all that the server has, and lacks what is written from now on."""
         replica = self.stack.enter_context(Server(**self.options))
         with self.server_lock, contextlib.suppress(AssertionError):
-            replica.replica_of(self.server)
+            replica.replica_of(self.server, 60 if self.is_strict else 10)
             time.sleep(0.1)  # what was written while it copied
         replica.replica_of(None)
         return replica
@@ -450,7 +456,7 @@ class Environment:
 
         def is_quiet() -> bool:
             counts: list[int] = []
-            for pause in (2.5, 0):
+            for pause in (1.5, 0):
                 stats = self.command(lambda client: client.info("commandstats"))
                 counts.append(stats.get("cmdstat_evalsha", {}).get("calls", 0))
                 time.sleep(pause)
@@ -470,7 +476,7 @@ class Environment:
             return False
         return not missing or ((self.is_emptied or all(map(self.is_recorded, missing))) and not missing & self.had())
 
-    def account(self, timeout: float = 30) -> Count:
+    def account(self, timeout: float = 60) -> Count:
         """Wait until what was pushed has arrived, and count what came of it since the last account."""
         with contextlib.suppress(AssertionError):
             wait_until(self.has_arrived, timeout)

@@ -58,7 +58,10 @@ COLUMNS = (
 
 def measure(scenario: Scenario, version: Version) -> Figures:
     """Play the scenario with one fetcher of this version, whose constants are its own."""
-    with far_vk(scenario.vk_delay) as vk, Environment(versions=[version.as_it_is], **scenario.of_vk, **vk) as env:
+    with (
+        far_vk(scenario.vk_delay) as far,
+        Environment(versions=[version.as_it_is], **scenario.of_vk, **far) as env,
+    ):
         (link,) = env.links
         first, link.sent = len(env.ts), [0, 0]
         scenario.play(env)
@@ -75,13 +78,13 @@ def measure(scenario: Scenario, version: Version) -> Figures:
 
 @contextlib.contextmanager
 def far_vk(delay: float) -> Iterator[dict[str, Any]]:
-    """Return the option of an environment whose VK is so far away."""
+    """Return the options of an environment whose VK is so far away, and waits for updates as long as a poll says."""
     with contextlib.ExitStack() as stack:
 
         def lead(port: int) -> str:
             return f"http://127.0.0.1:{stack.enter_context(Proxy(port, delay=delay)).port}"
 
-        yield {"lead": lead} if delay else {}
+        yield {"max_wait": 90} | ({"lead": lead} if delay else {})
 
 
 def push_steadily(env: Environment, rate: float, seconds: float) -> None:
@@ -122,9 +125,9 @@ def pauses(env: Environment) -> None:
     link.delay = FAR
     for _ in range(5):
         push_steadily(env, 20, 5)
-        env.server.pause()
+        link.swallow()
         push_steadily(env, 20, 2.5)
-        env.server.resume()
+        link.release()
     push_steadily(env, 20, 60)
 
 
@@ -162,16 +165,13 @@ def short_memory(env: Environment) -> None:
     push_steadily(env, 50, 12)
 
 
+SMALL_PAGES = {"batch": 50, "history": 300}
 SCENARIOS = [
     Scenario("4,000 messages of 16 kB held, 4 MB/s, drops what is silent for 2 s", long_messages, {"history": 5000}),
     Scenario("3,000 short messages held, 128 kB/s, connections live for 3 s", short_messages, {"history": 5000}),
     Scenario("20 updates/s, Redis 0.3 s away each way, five pauses of 2.5 s", pauses),
     Scenario("40 updates/s, replies after 0.8 to 1.5 s", late_replies),
-    Scenario(
-        "90 updates/s, 50 in an answer, VK keeps 300, Redis 0.3 s away each way",
-        small_pages,
-        {"batch": 50, "history": 300},
-    ),
+    Scenario("90 updates/s, 50 in an answer, VK keeps 300, Redis 0.3 s away each way", small_pages, SMALL_PAGES),
     Scenario("40 updates/s, connections live for 1 to 3 s, one in five refused", short_lives),
     Scenario("40 updates/s, two VK servers 1 to 5 numbers apart", servers_apart),
     Scenario("50 updates/s, VK 0.05 s away each way has forgotten 20", short_memory, vk_delay=0.05),

@@ -16,7 +16,7 @@ def live_shortly(env: Environment) -> None:
     for link in links:
         link.lifetime, link.refuse_every = (0.1, 0.6), 5
         link.cut()
-    env.expect(lambda: all(link.refused >= 2 for link in links), 60, "refused connections")
+    env.expect(lambda: all(link.refused >= 2 for link in links), what="refused connections")
     for link in links:
         link.heal()
 
@@ -37,12 +37,12 @@ def drop_what_is_silent(env: Environment) -> None:
     long = "я" * 4096
     env.down()
     for _ in range(4):
-        env.push(100, lambda: message(long, user=PERSON, peer=CHAT + 1))
+        env.push(100, lambda: message(long, user=PERSON + env.random.randrange(10**6), peer=CHAT + 1))
         env.wait_for_polls()
     for link in env.links:
         link.bandwidth, link.max_silence, link.sent = 2_000_000, 0.3, [0, 0]
     env.up()
-    env.expect(lambda: not env.missing(), 60, "all events")
+    env.expect(lambda: not env.missing(), what="all events")
     if env.is_strict:
         assert all(link.sent[0] < 3 * 400 * 8192 for link in env.links), [link.sent for link in env.links]
     for link in env.links:
@@ -61,7 +61,7 @@ def small_pages(env: Environment) -> None:
         time.sleep(1 / 30)
     for link in env.links:
         link.delay = 0
-    env.expect(lambda: not env.missing(), 60, "all events")
+    env.expect(lambda: not env.missing(), what="all events")
     env.vk.batch = batch
 
 
@@ -73,5 +73,5 @@ def be_apart(env: Environment) -> None:
         env.push()
         time.sleep(0.03)
     env.vk.lag = 0
-    env.expect(lambda: not env.missing(), 60, "all events")
+    env.expect(lambda: not env.missing(), what="all events")
     assert not (env.is_strict and env.gaps), env.gaps

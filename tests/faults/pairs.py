@@ -43,7 +43,7 @@ def outage_then_failover(env: Environment, newest: bool) -> None:
         push_more_than_vk_keeps(env, 40)
         env.fail_over(replica)
         env.up()
-        env.expect(env.has_arrived, 30, "everything")
+        env.expect(env.has_arrived, what="everything")
 
 
 def outage_and_restart(env: Environment, newest: bool) -> None:
@@ -57,7 +57,7 @@ def outage_and_restart(env: Environment, newest: bool) -> None:
         env.wait_for_polls()
         push_more_than_vk_keeps(env, 40)
         env.up()
-        env.expect(env.has_arrived, 30, "everything")
+        env.expect(env.has_arrived, what="everything")
 
 
 def restart_of_one(env: Environment, newest: bool) -> None:
@@ -73,7 +73,7 @@ def restart_of_one(env: Environment, newest: bool) -> None:
         env.links[killed].up()
         env.expect(lambda: not set(pushed) & set(env.missing()), what="what both had")
         env.links[stays].up()
-        env.expect(env.has_arrived, 30, "everything")
+        env.expect(env.has_arrived, what="everything")
 
 
 for outcome, newest in {"": False, ", and VK names its newest ts": True}.items():
@@ -175,7 +175,7 @@ def failing_lookup(env: Environment, code: int) -> None:
     env.vk.failing[chat] = code
     env.push(3, lambda: message(peer=chat, user=PERSON + env.random.randrange(20)))
     env.push(5)
-    env.expect(lambda: not env.missing(), 8, "all events")
+    env.expect(lambda: not env.missing(), what="all events")
     env.vk.failing.clear()
 
 
@@ -194,7 +194,7 @@ def narrow_link(env: Environment) -> None:
     for link in env.links:
         link.bandwidth = 1_000_000
     env.up()
-    env.expect(lambda: not env.missing(), 30, "all events")
+    env.expect(lambda: not env.missing(), what="all events")
     for link in env.links:
         link.bandwidth = 0
 
@@ -213,9 +213,9 @@ def long_forwards(env: Environment) -> None:
         return message("look", user=PERSON, peer=CHAT + 1, fwd_messages=forwarded)
 
     pushed = env.push(60, forward)
-    env.expect(lambda: not env.missing(), 40, "all events")
+    env.expect(lambda: not env.missing(), what="all events")
     if env.is_strict:
-        wait_until(lambda: set(pushed) <= set(env.listener.heard), 10, "the subscriber's events")
+        wait_until(lambda: set(pushed) <= set(env.listener.heard), 60, "the subscriber's events")
         assert env.listener.connections == connections
 
 
@@ -242,9 +242,9 @@ def unreadable_until_new_key(env: Environment) -> None:
         env.vk.unreadable.add(str(since))
         env.vk.cut()  # the polls under way would bring them
         env.push(30)
-    env.expect(lambda: any(ts > since for ts in env.vk.polled_at.values()), 30, "a poll elsewhere")
+    env.expect(lambda: any(ts > since for ts in env.vk.polled_at.values()), what="a poll elsewhere")
     env.vk.unreadable.clear()
-    env.expect(lambda: not env.missing(), 30, "all events")
+    env.expect(lambda: not env.missing(), what="all events")
 
 
 @case("pair: VK restarts its numbering, then Redis drops its clients", quiet=True, forgets=True, restarts=True)

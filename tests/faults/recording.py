@@ -20,8 +20,9 @@ from tests.vk import VK, Fault
 from tests.vk.updates import Json
 
 SHORT = {  # seconds; the product's own are too long to wait for in a test
-    "fetcher.bus.bus:TIMEOUT": 1.0,
+    "fetcher.bus.connection:TIMEOUT": 1.0,
     "fetcher.core.relay:HEARTBEAT_INTERVAL": 0.5,
+    "fetcher.core.relay:DRAIN_TIME": 0.3,
     "fetcher.core.relay:MIN_BACKOFF": 0.1,
     "fetcher.core.relay:MAX_BACKOFF": 0.3,
     "fetcher.core.relay:NAMES_TIMEOUT": 1.0,
@@ -31,6 +32,7 @@ SHORT = {  # seconds; the product's own are too long to wait for in a test
     "fetcher.vk.longpoll:API_TIMEOUT": 1.0,
     "fetcher.vk.longpoll:POLL_MARGIN": 1.0,
     "fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 1.0,
+    "fetcher.vk.longpoll:KEY_INTERVAL": 0.1,
     "fetcher.vk.longpoll:RETRY_INTERVAL": 0.5,
 }
 

@@ -120,6 +120,7 @@ def soak(kind: str, seed: str, seconds: float, versions: list[Version]) -> Repor
         env = None
         try:
             with Environment(rng.randrange(10**6), versions=versions, history=HISTORY, **KINDS[kind]) as env:
+                print(f"{kind}: {len(env.fetchers)} started", flush=True)
                 cases = [case for case in CASES.values() if fits(case, env)]
                 while time.monotonic() < until:
                     deck = deck or rng.sample(cases, len(cases))  # every fault comes, in an order of its own each time

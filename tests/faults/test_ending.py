@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 
 from tests.processes import ROOT
-from tests.servers import wait_until
+from tests.servers import program, wait_until
 
 PROC = Path("/proc")
 
 
-def processes_with(mark: str) -> dict[int, str]:
-    """Return the command lines of the processes in whose environment this text is."""
+def processes_of(directory: Path) -> dict[int, str]:
+    """Return the command lines of the processes that use this directory for temporary files, or are in it."""
     found = {}
-    for directory in PROC.glob("[0-9]*"):
+    for process in PROC.glob("[0-9]*"):
         try:
-            if mark.encode() in (directory / "environ").read_bytes():
-                found[int(directory.name)] = (directory / "cmdline").read_text().replace("\0", " ")
+            here = os.readlink(process / "cwd").startswith(str(directory))  # a server writes over its environment
+            if here or str(directory).encode() in (process / "environ").read_bytes():
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
         except OSError:  # it has ended, or is somebody else's
             continue
     return found
@@ -31,7 +32,7 @@ def processes_with(mark: str) -> dict[int, str]:
 def directory(tmp_path: Path) -> Iterator[Path]:
     """A directory for temporary files that marks the processes that use it: whatever a test leaves is killed."""
     yield tmp_path
-    for pid in processes_with(str(tmp_path)):
+    for pid in processes_of(tmp_path):
         os.kill(pid, signal.SIGKILL)
 
 
@@ -41,14 +42,14 @@ def test_nothing_is_left_of_a_soak(number: int, directory: Path) -> None:
     """SIGTERM, Ctrl-C or a kill -9 of the first process ends workers, fetchers and servers, and removes their files."""
     command = [sys.executable, "-m", "tests.faults", "--minutes", "30", "--only", "one fetcher", "--seed", "1"]
     environment = os.environ | {"TMPDIR": str(directory)}
-    soak = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def counts() -> tuple[int, int]:
-        commands = processes_with(str(directory)).values()
-        return sum("tests.run" in line for line in commands), sum("server.conf" in line for line in commands)
-
-    wait_until(lambda: all(counts()), 60, "a fetcher and a server")
-    soak.send_signal(number)
-    assert soak.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
-    wait_until(lambda: not processes_with(str(directory)), 60, "the end of all processes")
+    soak = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert soak.stdout
+    with soak.stdout as lines:
+        assert any("started" in line for line in lines)
+        running = " ".join(processes_of(directory).values())
+        assert "tests.run" in running
+        assert Path(program()).name in running
+        soak.send_signal(number)
+        assert soak.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+    wait_until(lambda: not processes_of(directory), 60, "the end of all processes")
     assert not list(directory.iterdir())

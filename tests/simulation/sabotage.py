@@ -66,23 +66,23 @@ def script(way: str, old: str, new: str) -> None:
 
 
 @instead_of(Backlog, "answered")
-def pending_dropped_on_conflict(right: Any, self: Any, commit: Any, checkpoint: Any) -> None:
-    right(self, commit, checkpoint)
+def pending_dropped_on_conflict(right: Any, self: Any, commit: Any, checkpoint: Any, *left_out: int) -> None:
+    right(self, commit, checkpoint, *left_out)
     if commit.since > checkpoint:
         self.pending.clear()
 
 
 @instead_of(Backlog, "answered")
-def nothing_is_remembered(right: Any, self: Any, commit: Any, checkpoint: Any) -> None:
-    right(self, commit, checkpoint)
+def nothing_is_remembered(right: Any, self: Any, commit: Any, checkpoint: Any, *left_out: int) -> None:
+    right(self, commit, checkpoint, *left_out)
     self.replay.clear()
     self.replay_count = self.replay_size = 0
 
 
 @instead_of(Backlog, "answered")
-def what_came_late_is_not_remembered(right: Any, self: Any, commit: Any, checkpoint: Any) -> None:
+def what_came_late_is_not_remembered(right: Any, self: Any, commit: Any, checkpoint: Any, *left_out: int) -> None:
     before = deque(self.replay), self.replay_count, self.replay_size
-    right(self, commit, checkpoint)
+    right(self, commit, checkpoint, *left_out)
     if commit.kind == "batch" and commit.until < checkpoint:
         self.replay, self.replay_count, self.replay_size = before
 

@@ -1,4 +1,4 @@
-"""Redis in memory: the keys of one bus, and the commands that the fetcher and commit.lua send. The script is the real one."""
+"""Redis in memory: the keys of one bus, and the commands that the fetcher sends. commit.lua is the real one."""
 
 import functools
 import itertools
@@ -82,7 +82,10 @@ class Store:
                 return LUA.table_from({"ok": "stream"})
             case "ZADD":
                 _, score, id = arguments
-                return int(self.seen.setdefault(id, int(score)) == score)
+                if id in self.seen:
+                    return 0
+                self.seen = {**self.seen, id: score} if score else {id: 0, **self.seen}
+                return 1
             case "ZREVRANGE":
                 first, last, *with_scores = arguments
                 latest = self.latest(int(first), int(last))

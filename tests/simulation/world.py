@@ -12,7 +12,7 @@ from typing import Any, Never, Self
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from fetcher.bus import bus
+from fetcher.bus import bus, connection
 from fetcher.bus.bus import Bus
 from fetcher.bus.cache import NameCache
 from fetcher.core import backlog, backoff, names, pieces, relay, reports
@@ -40,7 +40,9 @@ MAX_NAMES_WAIT = 30.0 + 6.0  # seconds that a batch waits for names: the limit a
 STALL_SLACK = 25.0  # seconds that a log line about a stall may be late: a step in which every request times out
 COPIES = 12  # states that a failover may go back
 LEFT_OUT = "came so late that they may be on the bus already"
-SETTLE = 600.0  # seconds in which everything has to come to an end after the last fault
+SETTLE = 400.0  # seconds in which everything has to come to an end after the last fault…
+MAX_TURNS = 3000  # …and requests of each fetcher…
+MAX_EXTRA, MAX_EXTRA_BYTES = 8, 60_000  # …and bytes that are sent: so many times what is missing, and some
 FAST = 1e9  # bytes per second
 FOREVER = (1e9, 1e9)  # seconds that a connection lives
 
@@ -392,13 +394,14 @@ class World:
         """Run the script; return its answer, and what it has recorded."""
         store = self.store
         kind, since, until = arguments[:3]
-        before, events, dead, seen = store.checkpoint, len(store.stream), len(store.dead), set(store.seen)
+        before, events, dead = store.checkpoint, len(store.stream), len(store.dead)
+        new = {id for id in ids_in(arguments) if id not in store.seen}
         answer = store.run(script, keys, arguments)
         growth = Counter(events=len(store.stream) - events, dead_letters=len(store.dead) - dead)
         if kind == "gap":
             growth["gaps"] = growth["dead_letters"]
         if answer[2]:
-            self.leave_out(store.seen.keys() - seen)
+            self.leave_out(new)
         if before != store.checkpoint:
             if kind == "gap":
                 self.check_gap(process, since, until)
@@ -504,14 +507,20 @@ class World:
 
     def settle(self, until: float) -> None:
         """Go on without faults until nothing is left to do."""
-        self.calm_since = self.now
-        while self.now < until:
+        self.calm_since, last_turn = self.now, self.turns + MAX_TURNS * self.fetchers
+        begin = self.vk.place(self.store.checkpoint) if self.store.checkpoint else 0
+        missing = sum(one.size for one in self.vk.history if one.order > begin)
+        sent = {process: process.sent_bytes for process in self.processes}
+        while not self.is_settled:
+            if self.now >= until or self.turns >= last_turn:
+                self.broken(self.unsettled(), stop=False)
+                raise Stop
             for _ in range(5):
                 self.turn()
-            if self.is_settled:
-                return
-        self.broken(self.unsettled(), stop=False)
-        raise Stop
+        for process in self.processes:
+            held = sum(one.size for one in process.relay.backlog.replay) if process.relay else 0
+            if process.sent_bytes - sent.get(process, 0) > MAX_EXTRA * (missing + held) + MAX_EXTRA_BYTES:
+                self.broken(f"{process.sent_bytes - sent.get(process, 0)} bytes were sent for {missing + held}")
 
     @property
     def is_settled(self) -> bool:
@@ -554,7 +563,7 @@ class World:
 
     @property
     def epochs_differ(self) -> bool:
-        """Whether fetchers may count epochs differently: one that misses a restart of VK's holds it for the next one."""
+        """Whether fetchers may count epochs differently: one that misses a restart takes the next one for it."""
         return self.fetchers > 1 and self.faults["VK restarts its numbering"] > 1
 
     def leave_out(self, ids: Iterable[str]) -> None:
@@ -662,6 +671,14 @@ class World:
         return ""
 
 
+def ids_in(arguments: list[Any]) -> Iterator[str]:
+    """Yield the ids of the entries in the arguments of the script."""
+    at = 7
+    while at < len(arguments):
+        yield str(arguments[at], "utf-8")
+        at += 3 + arguments[at + 2]
+
+
 def describe(answer: Batch | Gap) -> str:
     """Return what is in an answer, for the trace."""
     if isinstance(answer, Gap):
@@ -710,10 +727,10 @@ class Clock:
 clock = Clock()
 
 
-def connect(url: str, on_connect: Callable[[], None], socket_timeout: float, **options: Any) -> Client:
+def connect(url: str, on_connect: Callable[[], None]) -> Client:
     """Stand in for `fetcher.bus.connection.connect`."""
     assert clock.world.current
-    return Client(clock.world.current, on_connect, socket_timeout)
+    return Client(clock.world.current, on_connect, connection.TIMEOUT)
 
 
 @contextlib.contextmanager
