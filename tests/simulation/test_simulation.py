@@ -62,9 +62,12 @@ def test_every_invariant_holds_in_every_history_of_a_small_world() -> None:
     assert count > 200
 
 
-@pytest.mark.parametrize("way", sabotage.WAYS)
+@pytest.mark.parametrize("way", SEEDS)
 def test_a_broken_core_is_noticed(way: str) -> None:
-    """A simulation that catches nothing proves nothing; the seed is one that is known to notice it."""
+    """A simulation that catches nothing proves nothing; the seed is one that is known to notice it.
+
+    The few ways that take more than 40 histories are tried by `--sabotage` alone.
+    """
     with sabotage.sabotaged(way):
         assert chaos.play(SEEDS[way]).violation
 
