@@ -5,8 +5,9 @@
     python -m tests.mutants fetcher/bus/commit.lua --tests tests/test_bus.py --histories 300
 
 Each mutant runs in a process of its own, forked from one that has imported everything but the project: first the tests,
-the quickest ones first, then so many histories of the simulation. What begins another interpreter does not see the mutant there. Module-level
-constants, texts and annotations are left as they are. The exit code is 0 if the score is at least `--goal`.
+the quickest ones first, then so many histories of the simulation. Tests that start another interpreter do not see the
+mutant there. Module-level constants, texts and annotations are left as they are. The exit code is 0 if the score is at
+least `--goal`.
 """
 
 import argparse
@@ -28,9 +29,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
-HEAVY = ("redis", "redis.cluster", "redis.sentinel", "requests", "vk_api", "pytest", "hypothesis", "lupa.lua51", "greenlet")
+HEAVY = (
+    "redis", "redis.cluster", "redis.sentinel", "requests", "vk_api", "pytest", "hypothesis", "lupa.lua51", "greenlet",
+)  # fmt: skip
 SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
@@ -152,7 +156,7 @@ def dropped(node: ast.AST) -> Iterator[Mutant]:
             is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
             is_import = isinstance(statement, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.Pass)
             if not is_docstring and not is_import and not isinstance(statement, ast.Return):
-                apply = lambda block=block, place=place: block.__setitem__(slice(place, place + 1), [ast.Pass()])
+                apply = partial(block.__setitem__, slice(place, place + 1), [ast.Pass()])  # type: ignore[index]
                 yield Mutant(statement.lineno, f"dropped: {text(statement)}", apply)
 
 
@@ -208,7 +212,7 @@ def lua_mutants(path: pathlib.Path) -> Iterator[Mutant]:
                 compiles(mutant)
             except LuaError:
                 continue
-            yield Mutant(number + 1, f"{change}: {code.strip()}", lambda mutant=mutant: read_instead(path, mutant))
+            yield Mutant(number + 1, f"{change}: {code.strip()}", partial(read_instead, path, mutant))
 
 
 def read_instead(path: pathlib.Path, text: str) -> None:
