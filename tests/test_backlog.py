@@ -427,6 +427,17 @@ def test_only_what_the_bus_lacks_is_committed_again(checkpoint: str, missing: st
     assert backlog.next == place("1:5")
 
 
+def test_what_is_committed_again_for_a_second_time_keeps_vks_order() -> None:
+    """What one failover has lost stands behind newer batches in the replay buffer; the next one may lose all of it."""
+    backlog = committed(A, B)
+    backlog.connected(State(place(12), {"a"}))
+    answer(backlog, 12)
+    assert shown(backlog.replay) == ["batch 11-12 b", "batch 10-11 a"]
+    backlog.connected(State(place(10), {"a", "b"}))
+    assert shown(backlog.pending) == ["batch 10-11 a", "batch 11-12 b"]
+    assert not backlog.is_missing_updates
+
+
 def test_the_bus_came_back_empty() -> None:
     """The checkpoint that it had is stored first, once however often the connection breaks, then all that is held."""
     backlog = committed(A, gap(11, 12))

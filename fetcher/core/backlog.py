@@ -220,7 +220,9 @@ class Backlog:
         self.replay.clear()
         self.replay_count = self.replay_size = 0
         self._remember(kept)
-        self.pending.extendleft(reversed(batches))
+        # The replay buffer is in the order of commits: what was committed again before stands at its end.
+        in_order = sorted(batches, key=lambda one: one.since)
+        self.pending.extendleft(reversed(in_order))
 
     # The connection
 

@@ -113,16 +113,14 @@ class Relay:
         self.bus.is_connected, self.beat_at = True, 0.0
 
     def commit_oldest(self) -> None:
-        """Commit one piece of what is pending, once nothing is missing before it and it is built."""
+        """Commit one piece of what is pending, or do what has to come before: fill what is missing, or build it."""
         if self.backlog.is_missing_updates:
             self.fill()
-        elif self.backlog.pending[0].entries is None:
+        elif commit := self.backlog.next_commit():
+            self.commit_piece(commit)
+        else:
             self.reports.doing = "looking up names"
             self.build()
-        # Not through a new connection that reading the cache has made: what its server lacks goes first.
-        commit = self.backlog.next_commit()
-        if commit and self.bus.is_connected:
-            self.commit_piece(commit)
 
     def commit_piece(self, commit: Commit) -> None:
         """Commit one piece, and let the backlog know what the bus answered."""

@@ -565,8 +565,11 @@ class World:
 
     @property
     def epochs_differ(self) -> bool:
-        """Whether fetchers may count epochs differently: one that misses a restart takes the next one for it."""
-        return self.fetchers > 1 and self.faults["VK restarts its numbering"] > 1
+        """Whether fetchers may count epochs differently.
+
+        One that misses a restart takes the next one for it, and on an emptied Redis the first to come counts from 0.
+        """
+        return self.fetchers > 1 and self.faults["VK restarts its numbering"] > (0 if self.emptied else 1)
 
     def leave_out(self, ids: Iterable[str]) -> None:
         """Note what was left out as too late; a dead letter's id may end in the hash of its text."""
