@@ -242,7 +242,7 @@ def pieces(backlog: Backlog) -> list[str]:
 
 def smaller(backlog: Backlog, count: int) -> Backlog:
     """Let about so many updates be one commit."""
-    backlog.piece.timed_out(Commit("batch", place(1), place(2), [], updates=2 * count))
+    backlog.piece.failed(Commit("batch", place(1), place(2), [], updates=2 * count), timed_out=True)
     return backlog
 
 

@@ -26,7 +26,7 @@ def send(piece: PieceSize, limit: float, size: int = 200, times: int = 1, pendin
     for _ in range(times):
         count = piece.how_many(entries(pending, size))
         if count * size > limit:
-            piece.timed_out(commit(count, count * size))
+            piece.failed(commit(count, count * size), timed_out=True)
         else:
             piece.succeeded(commit(count, count * size))
         sent.append(-count if count * size > limit else count)
@@ -180,21 +180,24 @@ def test_growth_is_tried_after_a_few_successes_only() -> None:
         ("bbbbbb", 125),
         ("b" * 300, 1),
         ("bbsbb", 500),
-        ("s" + "b" * 8, 500),
-        ("s" + "b" * 9, 250),
-        ("s" + "b" * 12, 125),
+        ("s" + "b" * 2, 500),
+        ("s" + "b" * 3, 250),
+        ("s" + "b" * 6, 125),
         ("-bbb", 250),
         ("bbb" + "s" * 9, 250),
         ("bbb" + "s" * 10, 500),
     ],
 )
 def test_connections_that_break(happens: str, fits: int) -> None:
-    """Three in a row: maybe none lives long enough for a commit of this size; nine, if one of this size has passed.
+    """Three in a row: maybe none lives long enough for a commit of this size.
 
     "b" breaks, "s" succeeds, "-" is a success of a small commit. Growth waits as it does after a time-out.
     """
     piece = PieceSize()
     for event in happens:
         count = 50 if event == "-" else piece.how_many(entries(1000))
-        (piece.broke if event == "b" else piece.succeeded)(commit(count, 200 * count))
+        if event == "b":
+            piece.failed(commit(count, 200 * count), timed_out=False)
+        else:
+            piece.succeeded(commit(count, 200 * count))
     assert piece.how_many(entries(1000)) == fits

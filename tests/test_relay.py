@@ -856,6 +856,7 @@ def test_commits_get_through_a_slow_link(begun: Fetcher, store: Store, limit: in
     begun.bus.failure = REDIS_DOWN
     begun.history.push(*numbers(400))
     begun.run(lambda: begun.held == 400)
+    begun.run_for(3)
     begun.bus.failure = None
     begun.bus.cost = lambda commit: 9 if commit.size > limit and commit.updates > 1 else 0.1
     before = len(begun.bus.commits)

@@ -45,8 +45,7 @@ from .pieces import PieceSize, size_of
 
 MAX_PENDING = 10_000  # updates in memory: no poll beyond…
 MAX_PENDING_BYTES = 256 * 2**20  # …and none beyond so many bytes
-MAX_REPLAY = 1_000  # updates in the replay buffer…
-MAX_REPLAY_BYTES = 16 * 2**20  # …or bytes, if these are fewer
+MAX_REPLAY, MAX_REPLAY_BYTES = 1_000, 16 * 2**20  # updates in the replay buffer, or bytes
 DEDUP_WINDOW = 3 * MAX_PENDING  # event_ids that the bus remembers
 MAX_UNBUILT = 500  # updates that are built at once, so that one request resolves all their names
 LOST_CHECKPOINT = "Redis had lost the checkpoint"
@@ -95,6 +94,11 @@ class Pending:
         """How many updates these are."""
         return len(self.updates if self.entries is None else self.entries) if self.kind == "batch" else 0
 
+    @property
+    def replay_share(self) -> float:
+        """Which share of the replay buffer it takes."""
+        return max(1, self.count) / MAX_REPLAY + self.size / MAX_REPLAY_BYTES
+
 
 class Backlog:
     """What one fetcher holds. It does no arithmetic on ts but comparing: VK's steps are VK's."""
@@ -105,7 +109,7 @@ class Backlog:
         self.checkpoint: Position | None = None  # what the bus said last; None: it was never asked
         self.pending: deque[Pending] = deque()
         self.replay: deque[Pending] = deque()
-        self.replay_count = self.replay_size = 0  # updates and bytes
+        self.replay_used = 0.0  # the sum of what its items take
         self.piece = PieceSize()
 
     # What VK answers
@@ -157,7 +161,7 @@ class Backlog:
         if not first or first.entries is None:
             return None
         fits = self.piece.how_many(first.entries)
-        if first.kind == "batch" and fits < first.count:
+        if fits < first.count:
             self.pending.insert(1, first.split(fits))
         entries, until, count, size, items = list(first.entries), first.until, first.count, first.size, 1
         for one in islice(self.pending, 1, None):
@@ -182,14 +186,9 @@ class Backlog:
         """Add to the replay buffer, and drop the oldest items that it does not need: the latest may be large."""
         for one in done:
             self.replay.append(one)
-            self.replay_count, self.replay_size = self.replay_count + one.count, self.replay_size + one.size
-            while (
-                len(self.replay) > MAX_REPLAY
-                or self.replay_count - self.replay[0].count >= MAX_REPLAY
-                or self.replay_size - self.replay[0].size >= MAX_REPLAY_BYTES
-            ):
-                oldest = self.replay.popleft()
-                self.replay_count, self.replay_size = self.replay_count - oldest.count, self.replay_size - oldest.size
+            self.replay_used += one.replay_share
+            while self.replay_used - self.replay[0].replay_share >= 1:
+                self.replay_used -= self.replay.popleft().replay_share
 
     # What is missing
 
@@ -216,10 +215,8 @@ class Backlog:
         self.pending.extendleft(reversed(found))
 
     def _commit_again(self, batches: list[Pending]) -> None:
-        kept = [one for one in self.replay if one not in batches]
-        self.replay.clear()
-        self.replay_count = self.replay_size = 0
-        self._remember(kept)
+        self.replay = deque(one for one in self.replay if one not in batches)
+        self.replay_used = sum(one.replay_share for one in self.replay)
         # The replay buffer is in the order of commits: what was committed again before stands at its end.
         in_order = sorted(batches, key=lambda one: one.since)
         self.pending.extendleft(reversed(in_order))

@@ -39,19 +39,15 @@ class EntryBuilder:
         updates, failure = self.updates.with_full_messages([update for batch in batches for update in batch.updates])
         if failure and not give_up:
             raise failure
-        unread, built = iter(updates), list[Event | DeadLetter | None]()
+        full, built = iter(updates), list[Event | DeadLetter | None]()
         for batch in batches:
+            batch.updates = list(islice(full, len(batch.updates)))
             self.nameless.clear()  # batches may overlap: only within one is the same text another update
-            built += [self.event_or_error(update) for update in islice(unread, len(batch.updates))]
+            built += map(self.event_or_error, batch.updates)
         named = iter(self.directory.with_names([event for event in built if isinstance(event, Event)], give_up))
-        entries = iter(
-            [
-                self.entry_of(next(named), update) if isinstance(event, Event) else event
-                for update, event in zip(updates, built, strict=True)
-            ]
-        )
+        events = iter([next(named) if isinstance(event, Event) else event for event in built])
         for batch in batches:
-            batch.built(list(islice(entries, len(batch.updates))))
+            batch.built([self.entry_of(update, event) for update, event in zip(batch.updates, events, strict=False)])
 
     def event_or_error(self, update: Any) -> Event | DeadLetter | None:
         """Return the update's event, its dead letter if it is malformed, or None if nobody wants its type."""
@@ -63,8 +59,10 @@ class EntryBuilder:
             log.debug("Passed over: an update of type %s", update["type"])
         return event
 
-    def entry_of(self, event: Event, update: Any) -> Entry | DeadLetter:
-        """Return the event as it is published, or a dead letter if it cannot be written as JSON."""
+    def entry_of(self, update: Any, event: Event | DeadLetter | None) -> Entry | DeadLetter | None:
+        """Return what is published: an event as JSON, or a dead letter if it cannot be written as such."""
+        if not isinstance(event, Event):
+            return event
         try:
             return Entry(event.event_id, event.event_type, self.to_json(event), self.updates.sent_at(update))
         except (ValueError, RecursionError) as error:

@@ -5,8 +5,7 @@ from .history import Commit, DeadLetter, Entry
 MAX_PIECE, MAX_PIECE_BYTES = 500, 2**20  # updates and bytes of one commit
 MIN_SHARE, UNKNOWN = 1 / MAX_PIECE, 4.0  # of a piece: a single update, and more than there ever is
 STEADY = 10  # commits in a row before a size that has timed out is tried again
-MAX_BREAKS = 3  # broken connections in a row after which a commit may be too large for what a connection lives…
-MAX_BREAKS_IF_PASSED = 9  # …though one of its size has passed
+MAX_BREAKS = 3  # broken connections in a row after which a commit may be too large for what a connection lives
 
 
 class PieceSize:
@@ -19,11 +18,8 @@ class PieceSize:
     def __init__(self) -> None:
         """Begin with all of it."""
         self.share = 1.0
-        self.too_large = UNKNOWN  # the share that timed out last after a success
-        self.failing = False  # the last commit timed out
-        self.steady = 0  # commits since
-        self.breaks = 0  # broken connections in a row
-        self.passed = 0.0  # the largest share that has passed since the last time-out
+        self.too_large = UNKNOWN  # the share that failed last, and has not passed since
+        self.steady = self.breaks = 0  # commits since the share changed, and broken connections since a commit
 
     def has_room(self, count: int, size: int) -> bool:
         """Return whether so many updates and bytes fit."""
@@ -41,26 +37,19 @@ class PieceSize:
     def succeeded(self, commit: Commit) -> None:
         """Let the next commit be larger, if this one was about as large as allowed."""
         used = share_of(commit.updates, commit.size)
-        self.failing, self.breaks, self.steady = False, 0, self.steady + 1
-        self.passed = max(self.passed, used)
-        self.too_large = self.too_large if used < self.too_large else UNKNOWN
-        is_known_to_fit = 2 * self.share < self.too_large
-        if 2 * used > self.share and (is_known_to_fit or self.steady >= STEADY):
+        self.steady, self.breaks = self.steady + 1, 0
+        if used >= self.too_large:
+            self.too_large = UNKNOWN
+        if 2 * used > self.share and (2 * self.share < self.too_large or self.steady >= STEADY):
             self.share, self.steady = min(1.0, 2 * self.share), 0
 
-    def timed_out(self, commit: Commit) -> None:
-        """Make the next commit smaller than this one."""
-        used = share_of(commit.updates, commit.size)
-        self.too_large = self.too_large if self.failing else used
-        self.failing, self.steady, self.share = True, 0, max(MIN_SHARE, min(self.share, used) / 2)
-        self.passed = 0.0
-
-    def broke(self, commit: Commit) -> None:
-        """Make the next commit smaller if no connection seems to live long enough for one of this size."""
+    def failed(self, commit: Commit, timed_out: bool) -> None:
+        """Make the next commit smaller if this one timed out, or if no connection seems to live long enough for it."""
         self.breaks += 1
-        has_passed = share_of(commit.updates, commit.size) <= self.passed
-        if self.breaks % (MAX_BREAKS_IF_PASSED if has_passed else MAX_BREAKS) == 0:
-            self.timed_out(commit)
+        if timed_out or self.breaks == MAX_BREAKS:
+            self.too_large = share_of(commit.updates, commit.size)
+            self.share = max(MIN_SHARE, min(self.share, self.too_large) / 2)
+            self.steady = self.breaks = 0
 
 
 def share_of(count: int, size: int) -> float:

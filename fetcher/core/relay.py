@@ -19,7 +19,6 @@ MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that fai
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
-POLL_JITTER = 0.05  # seconds by which one answer that VK has at once may take longer than another
 
 
 class Relay:
@@ -32,8 +31,6 @@ class Relay:
         self.backlog = Backlog()
         self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
-        self.largest, self.quickest = 0, MAX_BACKOFF  # of VK's answers: updates and seconds
-        self.commit_time = 0.0  # seconds that Redis took for the commits of the last step
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
@@ -53,7 +50,9 @@ class Relay:
         """Commit for a second at most, then poll in any case, for VK forgets; return whether nothing failed."""
         if self.backlog.start_ts is None and self.attempt(self.start):
             return False
+        begun = time.monotonic()
         failure = self.attempt(self.commit)
+        commit_time = time.monotonic() - begun
         self.reports.holds(self.backlog.count, bool(self.backlog.pending))
         redis_failed = isinstance(failure, RedisUnavailable | RedisFatalError)
         self.reports.metrics.redis_up.set(int(not redis_failed))
@@ -61,7 +60,7 @@ class Relay:
         if redis_failed:
             self.bus.disconnected()  # even where the connection holds: Redis may not be the one that it was
             self.attempt(self.build)  # so that nothing is needed from VK when Redis is back
-        return not self.attempt(lambda: self.poll(bool(failure))) and not failure
+        return not self.attempt(lambda: self.poll(bool(failure), commit_time)) and not failure
 
     def attempt(self, action: Callable[[], None]) -> Exception | None:
         """Do it, and return what failed, once it is logged.
@@ -85,15 +84,13 @@ class Relay:
 
     def commit(self) -> None:
         """Set the heartbeat, then commit what is pending, oldest first and in pieces."""
+        begun = time.monotonic()
         self.beat()
-        begun, self.commit_time = time.monotonic(), 0.0
-        while self.backlog.pending or not self.bus.is_connected:
+        while (self.backlog.pending or not self.bus.is_connected) and time.monotonic() < begun + DRAIN_TIME:
             if self.bus.is_connected:
                 self.commit_oldest()
             else:  # maybe since just now: the client replaces a closed connection without an error
                 self.connect()
-            if time.monotonic() >= begun + DRAIN_TIME:
-                break
 
     def beat(self) -> None:
         """Set the heartbeat, now and then, if VK has answered a poll since the last one."""
@@ -128,16 +125,11 @@ class Relay:
         begun = time.monotonic()
         try:
             outcome = self.bus.commit(commit)
-        except RedisTimeout:
-            self.backlog.piece.timed_out(commit)
-            raise
-        except RedisUnavailable:
-            self.backlog.piece.broke(commit)
+        except RedisUnavailable as error:
+            self.backlog.piece.failed(commit, timed_out=isinstance(error, RedisTimeout))
             raise
         self.backlog.piece.succeeded(commit)
-        seconds = time.monotonic() - begun
-        self.commit_time += seconds
-        self.reports.committed(commit, outcome, seconds)
+        self.reports.committed(commit, outcome, time.monotonic() - begun)
         if outcome.checkpoint:
             self.backlog.answered(commit, outcome.checkpoint, outcome.left_out)
         else:
@@ -166,36 +158,25 @@ class Relay:
         overdue = [one for one in group if now - one.held_since >= NAMES_TIMEOUT]
         self.entries.build(overdue or group, bool(overdue))
 
-    def poll(self, failing: bool) -> None:
+    def poll(self, failing: bool, commit_time: float) -> None:
         """Hold what VK has after what is held.
 
-        While something fails or is held, poll on until VK has no more, for a second at most. The same holds while VK
-        may have more than one answer holds.
+        While something fails or is held, poll on until VK has no more, for a second at most. Else poll on for as long
+        as commits take: then VK is read faster than it forgets, however little one answer of its holds, and one request
+        resolves the names of several answers.
         """
         hurried = bool(failing or self.failures or self.backlog.pending)
-        begun = now = time.monotonic()
+        until = time.monotonic() + (DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time))
         while not self.backlog.is_full:
-            wait = 1 if hurried or self.backlog.pending else self.poll_wait
-            answers = self.longpoll.poll(self.backlog.next.ts, wait)
-            begun_poll, now = now, time.monotonic()
-            self.has_polled = True
+            answers = self.longpoll.poll(self.backlog.next.ts, 1 if hurried or self.backlog.pending else self.poll_wait)
+            now, count, self.has_polled = time.monotonic(), count_of(answers), True
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answers, now)
             require_progress(answers)
-            goes_on = hurried or self.may_have_more(count_of(answers), now - begun_poll, now - begun)
-            if not count_of(answers) or not goes_on or now >= begun + DRAIN_TIME:
+            goes_on = count > 0 if hurried else count > 1 and self.backlog.count < MAX_UNBUILT
+            if not goes_on or now >= until:
                 return
         self.reports.memory_is_full(self.backlog.count)
-
-    def may_have_more(self, count: int, poll_time: float, total_time: float) -> bool:
-        """Return whether VK may have more than its answer of `count` updates holds; the times are in seconds.
-
-        VK did not wait for an update, and the answer is as large as the largest so far. Or commits take longer than
-        polls, so that VK forgets before a small answer at a time is through.
-        """
-        self.largest, self.quickest = max(self.largest, count), min(self.quickest, poll_time)
-        is_large = count >= self.largest > 1 and self.backlog.count < MAX_UNBUILT
-        return poll_time < 2 * self.quickest + POLL_JITTER and (is_large or total_time < self.commit_time)
 
 
 def count_of(answers: list[Batch | Gap]) -> int:
