@@ -40,7 +40,7 @@ def built(backlog: Backlog, size: int = SIZE) -> Backlog:
 def started(*answers: Batch | Gap, checkpoint: Any = 10, size: int = SIZE) -> Backlog:
     """Make a backlog that knows the checkpoint, and holds these answers with their events built."""
     backlog = Backlog()
-    backlog.start_ts = 10
+    backlog.start(10)
     backlog.connected(State(place(checkpoint), set()))
     for answer in answers:
         backlog.add([answer], now=0)
@@ -142,7 +142,7 @@ def test_why_a_gap_is_recorded() -> None:
 def test_where_vk_is_polled() -> None:
     """At the end of what is pending or the checkpoint, whichever is later; at VK's first ts while none is known."""
     backlog = Backlog()
-    backlog.start_ts = 7
+    backlog.start(7)
     assert backlog.next == place(7)
     backlog.add([batch(7, 8, "a")], 0)
     assert backlog.next == place(8)
@@ -466,7 +466,7 @@ def test_another_fetcher_restored_an_older_checkpoint() -> None:
 def test_the_first_bus_is_empty() -> None:
     """What came before it was there begins at VK's first ts."""
     backlog = Backlog()
-    backlog.start_ts = 7
+    backlog.start(7)
     backlog.connected(State(None, set()))
     assert shown(backlog.pending) == ["restore 7-7 !"]
 
@@ -494,7 +494,7 @@ def test_epochs_are_counted_as_the_bus_does(
 ) -> None:
     """A fetcher that began without Redis counts from 0; VK's latest ts says what has happened meanwhile."""
     backlog = Backlog()
-    backlog.start_ts = 50
+    backlog.start(50)
     for one in held:
         backlog.add([one], 0)
     backlog.rebase(place(checkpoint), latest)

@@ -105,8 +105,8 @@ class Backlog:
 
     def __init__(self) -> None:
         """Hold nothing."""
-        self.start_ts: int | None = None  # VK's latest when this fetcher began
-        self.checkpoint: Position | None = None  # what the bus said last; None: it was never asked
+        self.checkpoint = Position(0, 0)
+        self.checkpoint_from: Literal["nowhere", "VK", "the bus"] = "nowhere"  # VK's latest ts stands in for the bus's
         self.pending: deque[Pending] = deque()
         self.replay: deque[Pending] = deque()
         self.replay_used = 0.0  # the sum of what its items take
@@ -114,16 +114,14 @@ class Backlog:
 
     # What VK answers
 
-    @property
-    def start(self) -> Position:
-        """Where this fetcher began, as far as it knows."""
-        return Position(0, self.start_ts or 0)
+    def start(self, latest_ts: int) -> None:
+        """Begin at VK's latest ts, until the bus says what its checkpoint is."""
+        self.checkpoint, self.checkpoint_from = Position(0, latest_ts), "VK"
 
     @property
     def next(self) -> Position:
         """Where to poll: at the end of what is pending, or at the checkpoint, whichever is later."""
-        checkpoint = self.checkpoint or self.start
-        return max(self.pending[-1].until, checkpoint) if self.pending else checkpoint
+        return max(self.pending[-1].until, self.checkpoint) if self.pending else self.checkpoint
 
     @property
     def count(self) -> int:
@@ -195,18 +193,17 @@ class Backlog:
     @property
     def is_missing_updates(self) -> bool:
         """Whether there is a part of VK's history between the checkpoint and what is pending."""
-        return self.pending[0].kind != "restore" and self.pending[0].since > (self.checkpoint or self.start)
+        return self.pending[0].kind != "restore" and self.pending[0].since > self.checkpoint
 
     def recall(self) -> bool:
         """Commit again what the bus lacks before what is pending; return whether the replay buffer has any of it."""
-        checkpoint, start = self.checkpoint or self.start, self.pending[0].since
-        lacking = [one for one in self.replay if checkpoint < one.until <= start]
+        lacking = [one for one in self.replay if self.checkpoint < one.until <= self.pending[0].since]
         self._commit_again(lacking)
         return bool(lacking)
 
     def fill(self, answers: list[Batch | Gap], now: float) -> None:
         """Put what VK answered at the checkpoint before what is pending; no answer means that VK was not asked."""
-        checkpoint, start = self.checkpoint or self.start, self.pending[0].since
+        checkpoint, start = self.checkpoint, self.pending[0].since
         found = located(checkpoint, answers, now)
         is_behind = not found or found[-1].until.epoch > checkpoint.epoch  # or VK has restarted its numbering
         if is_behind or (found[0].kind == "gap" and found[0].until >= start):  # a gap must not hide what is pending
@@ -240,7 +237,7 @@ class Backlog:
     def connected(self, state: State) -> None:
         """Begin again on a new connection, with what the bus has now."""
         self._commit_again([one for one in self.replay if is_lacking(one, state)])
-        self.checkpoint = state.checkpoint or self.checkpoint or self.start
+        self.checkpoint, self.checkpoint_from = state.checkpoint or self.checkpoint, "the bus"
         if state.checkpoint is None and not (self.pending and self.pending[0].kind == "restore"):
             self.pending.appendleft(Pending.record("restore", self.checkpoint, self.checkpoint, LOST_CHECKPOINT))
 

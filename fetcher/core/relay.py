@@ -48,7 +48,7 @@ class Relay:
 
     def step(self) -> bool:
         """Commit for a second at most, then poll in any case, for VK forgets; return whether nothing failed."""
-        if self.backlog.start_ts is None and self.attempt(self.start):
+        if self.backlog.checkpoint_from == "nowhere" and self.attempt(self.start):
             return False
         begun = time.monotonic()
         failure = self.attempt(self.commit)
@@ -78,7 +78,7 @@ class Relay:
 
     def start(self) -> None:
         """Take VK's latest ts, where a bus without a checkpoint begins."""
-        self.backlog.start_ts = self.longpoll.latest_ts()
+        self.backlog.start(self.longpoll.renew())
 
     # Redis
 
@@ -102,7 +102,7 @@ class Relay:
     def connect(self) -> None:
         """Read the checkpoint, and what the bus lacks of what was committed lately."""
         self.reports.doing = "asking Redis which of the latest updates it has"
-        start = self.backlog.start if self.backlog.checkpoint is None else None
+        start = self.backlog.checkpoint if self.backlog.checkpoint_from == "VK" else None
         state = self.bus.read(self.backlog.replay_ids(), start)
         if start and self.backlog.pending and state.checkpoint not in (None, start):
             self.backlog.rebase(state.checkpoint, self.longpoll.renew())
@@ -139,7 +139,7 @@ class Relay:
         """Get what is missing before what is pending: from the replay buffer, else from VK, else it is a gap."""
         if self.backlog.recall():
             return
-        since, start = self.backlog.checkpoint or self.backlog.start, self.backlog.pending[0].since
+        since, start = self.backlog.checkpoint, self.backlog.pending[0].since
         self.reports.doing = f"asking VK for what is missing after ts {since}"
         answers: list[Batch | Gap] = []
         if since.epoch == start.epoch:

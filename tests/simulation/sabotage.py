@@ -76,15 +76,15 @@ def pending_dropped_on_conflict(right: Any, self: Any, commit: Any, checkpoint: 
 def nothing_is_remembered(right: Any, self: Any, commit: Any, checkpoint: Any, *left_out: int) -> None:
     right(self, commit, checkpoint, *left_out)
     self.replay.clear()
-    self.replay_count = self.replay_size = 0
+    self.replay_used = 0.0
 
 
 @instead_of(Backlog, "answered")
 def what_came_late_is_not_remembered(right: Any, self: Any, commit: Any, checkpoint: Any, *left_out: int) -> None:
-    before = deque(self.replay), self.replay_count, self.replay_size
+    before = deque(self.replay), self.replay_used
     right(self, commit, checkpoint, *left_out)
     if commit.kind == "batch" and commit.until < checkpoint:
-        self.replay, self.replay_count, self.replay_size = before
+        self.replay, self.replay_used = before
 
 
 @instead_of(Backlog, "is_missing_updates")
@@ -99,7 +99,7 @@ def nothing_is_committed_again(right: Any, self: Any, state: Any) -> None:
 
 @instead_of(Backlog, "connected")
 def lost_checkpoint_is_not_restored(right: Any, self: Any, state: Any) -> None:
-    right(self, state._replace(checkpoint=state.checkpoint or self.checkpoint or self.start))
+    right(self, state._replace(checkpoint=state.checkpoint or self.checkpoint))
 
 
 @instead_of(Backlog, "connected")
@@ -181,14 +181,16 @@ def restart_is_no_new_epoch(right: Any, since: Any, answers: Any, now: float) ->
     return found
 
 
-@instead_of(PieceSize, "timed_out")
-def pieces_stay_as_large_after_a_time_out(right: Any, self: Any, commit: Any) -> None:
-    pass
+@instead_of(PieceSize, "failed")
+def pieces_stay_as_large_after_a_time_out(right: Any, self: Any, commit: Any, timed_out: bool) -> None:
+    if not timed_out:
+        right(self, commit, timed_out)
 
 
-@instead_of(PieceSize, "broke")
-def pieces_stay_as_large_whatever_breaks(right: Any, self: Any, commit: Any) -> None:
-    pass
+@instead_of(PieceSize, "failed")
+def pieces_stay_as_large_whatever_breaks(right: Any, self: Any, commit: Any, timed_out: bool) -> None:
+    if timed_out:
+        right(self, commit, timed_out)
 
 
 # A loop
@@ -202,7 +204,7 @@ def filled_from_the_end_of_what_is_pending(right: Any, self: Any) -> None:
 @instead_of(Relay, "fill")
 def one_empty_answer_is_believed(right: Any, self: Any) -> None:
     if not self.backlog.recall():
-        since = self.backlog.checkpoint or self.backlog.start
+        since = self.backlog.checkpoint
         asks = since.epoch == self.backlog.pending[0].since.epoch
         self.backlog.fill(self.longpoll.poll(since.ts, 1) if asks else [], time.monotonic())
 
@@ -217,9 +219,9 @@ def pending_dropped_on_a_time_out(right: Any, self: Any, commit: Any) -> None:
 
 
 @instead_of(Relay, "poll")
-def no_poll_while_something_fails(right: Any, self: Any, failing: bool) -> None:
+def no_poll_while_something_fails(right: Any, self: Any, failing: bool, commit_time: float) -> None:
     if not failing:
-        right(self, failing)
+        right(self, failing, commit_time)
 
 
 @instead_of(Relay, "attempt")

@@ -235,7 +235,7 @@ class Process:
     def is_idle(self) -> bool:
         """Whether everything that it has is on the bus, as far as it knows."""
         relay = self.relay
-        if not relay or relay.backlog.pending or relay.backlog.start_ts is None or not relay.bus.is_connected:
+        if not relay or relay.backlog.pending or relay.backlog.checkpoint_from == "nowhere" or not relay.bus.is_connected:
             return False
         return self.answered_at > self.world.calm_since
 
