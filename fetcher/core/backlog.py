@@ -103,10 +103,11 @@ class Pending:
 class Backlog:
     """What one fetcher holds. It does no arithmetic on ts but comparing: VK's steps are VK's."""
 
+    checkpoint: Position  # what the bus said last; until then where this fetcher began
+
     def __init__(self) -> None:
         """Hold nothing."""
-        self.checkpoint = Position(0, 0)
-        self.checkpoint_from: Literal["nowhere", "VK", "the bus"] = "nowhere"  # VK's latest ts stands in for the bus's
+        self.checkpoint_from: Literal["nowhere", "VK", "the bus"] = "nowhere"
         self.pending: deque[Pending] = deque()
         self.replay: deque[Pending] = deque()
         self.replay_used = 0.0  # the sum of what its items take
