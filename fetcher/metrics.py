@@ -24,7 +24,7 @@ class Off:
 OFF = Off()
 
 
-def serve(port: int | None, version: str) -> Any:
+def serve(port: int, version: str) -> Any:
     """Return the metrics, and serve them on this port of all addresses; without a port, return those that are off.
 
     A thread of its own serves them, whatever the fetcher waits for. Raise FatalError if the port cannot be opened or

@@ -28,7 +28,7 @@ def test_defaults() -> None:
         renew_after=3600,
         log_level="INFO",
         raw=False,
-        metrics_port=None,
+        metrics_port=0,
     )
 
 
@@ -73,7 +73,7 @@ def test_all_can_be_set() -> None:
 def test_what_is_off() -> None:
     """0 switches off what may be off, and is no missing value."""
     settings = config.read(NEEDED | {"RAW": "0", "METRICS_PORT": "0", "NAMES_TTL": "0"})
-    assert (settings.raw, settings.metrics_port, settings.names_ttl) == (False, None, 0)
+    assert (settings.raw, settings.metrics_port, settings.names_ttl) == (False, 0, 0)
 
 
 def test_it_is_built_by_name_only() -> None:
@@ -104,7 +104,7 @@ def test_token_file_wins() -> None:
     assert config.read({"GROUPID": "1", "TOKEN_FILE": "token"}).token == "from-file"
     for wrong in ("two words\n", "\n", ""):
         Path("token").write_text(wrong)
-        with pytest.raises(ValueError, match=r"^TOKEN_FILE must hold"):
+        with pytest.raises(ValueError, match=r"^TOKEN must hold a community's access token, or TOKEN_FILE must: fix"):
             config.read(NEEDED | {"TOKEN_FILE": "token"})
     Path("token").write_bytes(b"\xff\xfe")
     for path in (".", "token", "missing"):
@@ -140,7 +140,7 @@ def test_what_is_required_is_said() -> None:
     """Not a range of numbers that nobody would think of, but what the number is."""
     with pytest.raises(ValueError, match="GROUPID must be the community's id, a positive number"):
         config.read({"TOKEN": "t"})
-    with pytest.raises(ValueError, match="TOKEN must hold the community's access token"):
+    with pytest.raises(ValueError, match="TOKEN must hold a community's access token, or TOKEN_FILE must: fix"):
         config.read({"GROUPID": "1"})
     with pytest.raises(ValueError, match="POLL_WAIT must be a number from 1 to 90"):
         config.read(NEEDED | {"POLL_WAIT": "0"})

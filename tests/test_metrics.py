@@ -76,10 +76,8 @@ def names() -> set[str]:
 
 def test_without_a_port_nothing_is_imported_or_counted() -> None:
     """Without METRICS_PORT nobody needs prometheus-client, and whoever counts need not know."""
-    count(metrics.serve(None, "1.2.3"))
-    code = (
-        "import sys; from fetcher import metrics; metrics.serve(None, '1'); print('prometheus_client' in sys.modules)"
-    )
+    count(metrics.serve(0, "1.2.3"))
+    code = "import sys; from fetcher import metrics; metrics.serve(0, '1'); print('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
