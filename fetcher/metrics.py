@@ -33,13 +33,16 @@ def serve(port: int, version: str) -> Any:
     if not port:
         return OFF
     try:
-        import prometheus_client as prometheus
-        from prometheus_client import Counter, Gauge, Histogram
+        from prometheus_client import Counter, Gauge, Histogram, Info, start_http_server
+
+        start_http_server(port)
     except ImportError:
         raise FatalError("METRICS_PORT needs prometheus-client: pip install '.[metrics]'") from None
-    registry = prometheus.CollectorRegistry()
-    ours: Any = {"namespace": "event_fetcher", "registry": registry}
-    metrics = SimpleNamespace(
+    except OSError as error:
+        raise FatalError(f"METRICS_PORT: port {port} cannot be opened ({error.strerror}): choose another one") from None
+    ours: Any = {"namespace": "event_fetcher"}
+    Info("event_fetcher", "The fetcher's version").info({"version": version})
+    return SimpleNamespace(
         events=Counter("events", "Events put on the bus", ["type"], **ours),
         dead_letters=Counter("dead_letters", "Dead letters: malformed updates, and gaps", **ours),
         gaps=Counter("gaps", "Gaps in VK's history", **ours),
@@ -52,10 +55,3 @@ def serve(port: int, version: str) -> Any:
         vk_errors=Counter("vk_errors", "Errors that VK's API returned", ["code"], **ours),
         redis_up=Gauge("redis_up", "1 while Redis accepts commits, else 0", **ours),
     )
-    prometheus.Info("event_fetcher", "The fetcher's version", registry=registry).info({"version": version})
-    prometheus.ProcessCollector(registry=registry)
-    try:
-        prometheus.start_http_server(port, registry=registry)
-    except OSError as error:
-        raise FatalError(f"METRICS_PORT: port {port} cannot be opened ({error.strerror}): choose another one") from None
-    return metrics

@@ -55,12 +55,20 @@ EXPECTED = {
 }
 
 
-def scraped(counting: bool = False) -> dict[str, float]:
-    """Serve metrics, and return what Prometheus reads."""
+@functools.cache
+def served() -> tuple[int, Any]:
+    """Serve metrics once, for a process has them once; return the port and the metrics."""
     port = free_port()
-    served = metrics.serve(port, "1.2.3")
+    return port, metrics.serve(port, "1.2.3")
+
+
+@functools.cache
+def scraped(counting: bool = False) -> dict[str, float]:
+    """Return what Prometheus reads before anything is counted, or once each metric has counted something."""
+    port, ours = served()
     if counting:
-        count(served)
+        scraped()
+        count(ours)
     with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     samples = [line.rpartition(" ") for line in lines if not line.startswith("#")]
