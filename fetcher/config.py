@@ -53,10 +53,6 @@ class Config:
     raw: bool = setting("RAW", "0", "[01]", "be 0 or 1", lambda text: text == "1")
     metrics_port: int = setting("METRICS_PORT", "0", range(2**16))  # 0: none
 
-    def secrets(self) -> list[str]:
-        """Return what must never be printed: the token and the passwords of Redis."""
-        return [secret for secret in (self.token, *connection.passwords(self.redis_url)) if secret]
-
 
 NAMES = ("TOKEN_FILE", *(one.metadata["name"] for one in fields(Config)))
 

@@ -166,15 +166,6 @@ def test_addresses_of_redis_py_are_taken(url: str) -> None:
     assert config.read(NEEDED | {"REDIS_URL": url}).redis_url == url
 
 
-def test_secrets() -> None:
-    """The token, and the password in both spellings."""
-    settings = config.read(NEEDED | {"REDIS_URL": "redis://user:p%40ss%2F@host/0"})
-    assert settings.secrets() == ["vk1.a.secret", "p%40ss%2F", "p@ss/"]
-    hidden = config.read(NEEDED | {"REDIS_URL": "unix:///a?password=hidden"}).secrets()
-    assert set(hidden) == {"vk1.a.secret", "hidden"}
-    assert config.read({"GROUPID": "1"}, needed=("GROUPID",)).secrets() == []
-
-
 def test_health_needs_no_token() -> None:
     """The token is for VK only; a file of it that cannot be read is wrong all the same."""
     assert config.read({"GROUPID": "1"}, needed=("GROUPID",)).token == ""

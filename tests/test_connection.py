@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.connection import SSLConnection
 from redis.retry import Retry
 
-from fetcher.bus.connection import check, connect, make_client, passwords, redis_errors
+from fetcher.bus.connection import check, connect, make_client, redis_errors
 from fetcher.errors import RedisFatalError, RedisTimeout, RedisUnavailable
 from tests import HOST, free_port
 from tests.sentinels import Sentinel, Watched, sentinels
@@ -77,28 +77,6 @@ def test_addresses_that_can_never_be_used(url: str) -> None:
         "or redis+sentinel://host1:26379,host2:26379/name/0 (its form, a host, a port or an option is wrong)"
     )
     assert raised.value.__suppress_context__
-
-
-@pytest.mark.parametrize(
-    ("url", "hidden"),
-    [
-        ("redis://host", []),
-        ("redis://user@host", []),
-        ("redis://user:@host", []),
-        ("redis://host:6379/0", []),
-        ("redis+sentinel://user@one:1,two:2/m", []),
-        ("redis://:p%40ss@host", ["p%40ss", "p@ss"]),
-        ("redis://:a+b%40@host?password=c+d%40", ["a+b%40", "c+d%40", "a+b@", "c+d@", "a b@", "c d@"]),
-        ("redis://user:a:b@c@host", ["a:b@c"]),
-        ("unix://:secret@/socket?password=se%20cond", ["secret", "se%20cond", "se cond"]),
-        ("redis+sentinel://u:m%23@one,two/m?sentinel_password=s%2F", ["m%23", "s%2F", "m#", "s/"]),
-        ("rediss://host?ssl_password=key", ["key"]),
-        ("no address", []),
-    ],
-)
-def test_passwords_are_found_in_both_spellings(url: str, hidden: list[str]) -> None:
-    """The log hides them as the address spells them and decoded."""
-    assert passwords(url) == hidden
 
 
 # --- Servers -------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import unquote, unquote_plus, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from redis import Redis, RedisCluster, RedisError, ResponseError, TimeoutError
 from redis.backoff import NoBackoff
@@ -19,7 +19,6 @@ SENTINEL_PORT = 26379
 CLEAN, USER, QUERY = r"(?!.*%00)(?=[^\0-\x20#]*\Z)", "(?:[^/?]*@)?", r"(?:\?.*)?"
 SERVER = re.compile(rf"{CLEAN}(?:rediss?://{USER}[^/?,@]*(?:/\d*)?|unix://{USER}/[^?]+){QUERY}")
 SENTINELS = re.compile(rf"{CLEAN}(rediss?)\+sentinel://({USER})([^/?@]+)/([^/?]+)/?(\d*)({QUERY})")
-PASSWORD = re.compile("://[^:/?]*:([^/?]*)@|password=([^&]*)")
 FORMS = "redis://user:password@host:6379/0, unix:///run/redis.sock or redis+sentinel://host1:26379,host2:26379/name/0"
 
 ACL_RULES = "give the user of REDIS_URL the ACL rules of docs/operations.md"
@@ -89,12 +88,6 @@ def check(url: str) -> str:
     except Exception:  # redis-py raises all kinds of errors for options that it does not know
         raise ValueError(f"must be an address like {FORMS} (its form, a host, a port or an option is wrong)") from None
     return url
-
-
-def passwords(url: str) -> list[str]:
-    """Return every password in the address, as the address spells it and decoded."""
-    spelled = [password for found in PASSWORD.findall(url) for password in found if password]
-    return list(dict.fromkeys([*spelled, *map(unquote, spelled), *map(unquote_plus, spelled)]))
 
 
 @contextmanager
