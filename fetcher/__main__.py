@@ -9,9 +9,7 @@ import gc
 import logging
 import os
 import sys
-from typing import Never
-
-from requests.adapters import BaseAdapter
+from typing import Any, Never
 
 from . import __version__, config, logs, metrics
 from .core.relay import Relay
@@ -20,8 +18,6 @@ from .parts import make_builder, make_bus
 from .vk.api import Api
 from .vk.builders import BUILDERS
 from .vk.longpoll import LongPoll
-
-EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
 
 log = logging.getLogger("fetcher")
 
@@ -42,12 +38,12 @@ def main() -> int:
         return execute(options)
     except (FatalError, TransientError) as error:
         log.critical("%s", error)
-        return EXIT_SETTINGS if isinstance(error, config.SettingsError) else EXIT_FATAL
+        return 2 if isinstance(error, config.SettingsError) else 1
     except BrokenPipeError:  # nobody reads the output any more, as in `--watch | head`
         os._exit(0)
     except Exception:
         log.critical("A bug of the fetcher; please report it", exc_info=True)
-        return EXIT_BUG
+        return 70
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -82,8 +78,11 @@ def read_settings(*needed: str) -> config.Config:
     return settings
 
 
-def run(settings: config.Config, simulated: BaseAdapter | None = None) -> Never:
-    """Fetch for ever, from VK or from a simulated one. Raise FatalError for what only the operator can fix."""
+def run(settings: config.Config, simulated: Any = None) -> Never:
+    """Fetch for ever, from VK or from the requests adapter of a simulated one.
+
+    Raise FatalError for what only the operator can fix.
+    """
     gc.set_threshold(10_000)  # batches are thousands of objects without cycles: a search every 700 costs a tenth
     logs.to_stderr(logs.WITH_TIME, settings.log_level)
     log.info("Event fetcher %s: community %s to bus %r", __version__, settings.group, settings.bus)
