@@ -35,6 +35,7 @@ REASONS = {  # words for the class of an error
 }
 
 TIMEOUT = 5  # seconds, to connect and for each answer: the loop alone retries
+OPTIONS = {"protocol": 2, "decode_responses": True, "encoding_errors": "replace", "retry": Retry(NoBackoff(), 0)}
 
 
 def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options: Any) -> Redis | RedisCluster:
@@ -44,10 +45,7 @@ def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options
     The options are redis-py's; those in the address win. Sentinels are asked for their master before each new
     connection.
     """
-    options = {
-        "protocol": 2, "decode_responses": True, "encoding_errors": "replace",
-        "socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "retry": Retry(NoBackoff(), 0), **options,
-    }  # fmt: skip
+    options = OPTIONS | {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT} | options
 
     def connected(connection: Any) -> None:
         connection.driver_info = connection.lib_name = connection.lib_version = None  # each is one more round trip
