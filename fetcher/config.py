@@ -13,8 +13,7 @@ from .errors import FatalError
 
 REQUIRED = ("TOKEN", "GROUPID")
 LEVELS = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
-COUNTS = range(1, 10**9 + 1)  # Redis accepts them everywhere as a count or as seconds
-ANY = "(?s).*"
+MAX_NUMBER = 10**9  # Redis accepts it everywhere as a count or as seconds
 
 
 class SettingsError(FatalError, ValueError):
@@ -26,7 +25,7 @@ def setting(name: str, default: str, *form: Any) -> Any:
     return field(metadata={"name": name, "default": default, "form": form})
 
 
-def value_of(text: str, form: str | range, must: str = "", read: Callable[[str], Any] = str) -> Any:
+def value_of(text: str, form: str | range = "(?s).*", must: str = "", read: Callable[[str], Any] = str) -> Any:
     """Return the value of a text that fits a pattern, or of a number; raise ValueError with what it must be."""
     if isinstance(form, str):
         if re.fullmatch(form, text):
@@ -42,13 +41,13 @@ class Config:
 
     token: str = setting("TOKEN", "", r"\s*[!-~]+\s*", "hold a community's access token, or TOKEN_FILE must", str.strip)
     group: int = setting("GROUPID", "", range(1, 2**63), "be the community's id, a positive number")
-    redis_url: str = setting("REDIS_URL", "redis://localhost:6379/0", ANY, "", connection.check)
+    redis_url: str = setting("REDIS_URL", "redis://localhost:6379/0", "(?s).*", "", connection.check)
     bus: str = setting("BUS", "events", "[A-Za-z0-9._:-]+", "be made of letters, digits, '.', '_', '-' and ':'")
-    prefixes: str = setting("COMMAND_PREFIXES", "/!", ANY)
-    stream_maxlen: int = setting("STREAM_MAXLEN", "100000", COUNTS)
-    names_ttl: int = setting("NAMES_TTL", "600", range(10**9 + 1))
+    prefixes: str = setting("COMMAND_PREFIXES", "/!")
+    stream_maxlen: int = setting("STREAM_MAXLEN", "100000", range(1, MAX_NUMBER + 1))
+    names_ttl: int = setting("NAMES_TTL", "600", range(MAX_NUMBER + 1))
     poll_wait: int = setting("POLL_WAIT", "25", range(1, 91))
-    renew_after: int = setting("RENEW_AFTER", "3600", COUNTS)
+    renew_after: int = setting("RENEW_AFTER", "3600", range(1, MAX_NUMBER + 1))
     log_level: str = setting("LOG_LEVEL", "INFO", f"(?i){LEVELS}", f"be one of {LEVELS}", str.upper)
     raw: bool = setting("RAW", "0", "[01]", "be 0 or 1", lambda text: text == "1")
     metrics_port: int = setting("METRICS_PORT", "0", range(2**16))  # 0: none

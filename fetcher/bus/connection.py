@@ -15,7 +15,6 @@ from redis.sentinel import Sentinel
 
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable
 
-SENTINEL_PORT = 26379
 CLEAN, USER, QUERY = r"(?!.*%00)(?=[^\0-\x20#]*\Z)", "(?:[^/?]*@)?", r"(?:\?.*)?"
 SERVER = re.compile(rf"{CLEAN}(?:rediss?://{USER}[^/?,@]*(?:/\d*)?|unix://{USER}/[^?]+){QUERY}")
 SENTINELS = re.compile(rf"{CLEAN}(rediss?)\+sentinel://({USER})([^/?@]+)/([^/?]+)/?(\d*)({QUERY})")
@@ -71,7 +70,7 @@ def make_client(url: str, options: dict[str, Any]) -> Any:
     login = {key: options.pop(f"sentinel_{key}", None) for key in ("username", "password")}
     shared = {key: value for key, value in options.items() if key.startswith(("socket_", "ssl")) or key == "retry"}
     parts: list[Any] = [parse_url(f"redis://{host}") for host in hosts.split(",")]
-    addresses = [(part["host"], part.get("port", SENTINEL_PORT)) for part in parts]
+    addresses = [(part["host"], part.get("port", 26379)) for part in parts]
     return Sentinel(addresses, sentinel_kwargs=shared | login).master_for(unquote(name), **options)
 
 

@@ -66,7 +66,7 @@ def ids_to_resolve(events: list[Event]) -> set[int]:
     """Return the ids that need a name: people, communities (negative) and chats (over 2,000,000,000)."""
     users = [event.user for event in events]
     users += [event.action.user for event in events if event.action and event.action.user]
-    ids = {person_or_zero(user.uuid) for user in users} | {event.peer.bpid for event in events}
+    ids = {user.uuid for user in users if abs(user.uuid) < CHATS} | {event.peer.bpid for event in events}
     return {id for id in ids if id > -CHATS and id not in (0, CHATS)}  # below are e-mail addresses, which have no name
 
 
@@ -83,10 +83,5 @@ def apply_names(events: Iterable[Event], names: dict[int, Name]) -> Iterator[Eve
 
 
 def with_name(user: User, names: Mapping[int, Name]) -> User:
-    """Return the user with a name, if there is one."""
-    return User(user.uuid, *names.get(person_or_zero(user.uuid), UNKNOWN))
-
-
-def person_or_zero(uuid: int) -> int:
-    """Return the id, or 0 for one that no person or community can have: a chat's title is no user's name."""
-    return uuid if -CHATS < uuid < CHATS else 0
+    """Return the user with a name, if there is one; the title of a chat of the same number is none."""
+    return User(user.uuid, *(names.get(user.uuid, UNKNOWN) if abs(user.uuid) < CHATS else UNKNOWN))
