@@ -19,6 +19,8 @@ from .vk.api import Api
 from .vk.builders import BUILDERS
 from .vk.longpoll import LongPoll
 
+EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
+
 log = logging.getLogger("fetcher")
 
 
@@ -38,12 +40,12 @@ def main() -> int:
         return execute(options)
     except (FatalError, TransientError) as error:
         log.critical("%s", error)
-        return 2 if isinstance(error, config.SettingsError) else 1
+        return EXIT_SETTINGS if isinstance(error, config.SettingsError) else EXIT_FATAL
     except BrokenPipeError:  # nobody reads the output any more, as in `--watch | head`
         os._exit(0)
     except Exception:
         log.critical("A bug of the fetcher; please report it", exc_info=True)
-        return 70
+        return EXIT_BUG
 
 
 def execute(options: argparse.Namespace) -> int:
