@@ -9,9 +9,7 @@ import gc
 import logging
 import os
 import sys
-from typing import Never
-
-from requests.adapters import BaseAdapter
+from typing import Any, Never
 
 from . import __version__, config, logs, metrics
 from .core.relay import Relay
@@ -76,16 +74,19 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def read_settings(*needed: str) -> config.Config:
-    """Return the settings; the log has their level from now on, and hides their secrets."""
+    """Return the settings; the log has their level from now on."""
     settings = config.read(os.environ, needed)
-    logs.to_stderr(logs.PLAIN, settings.log_level, settings.secrets())
+    logs.to_stderr(logs.PLAIN, settings.log_level)
     return settings
 
 
-def run(settings: config.Config, simulated: BaseAdapter | None = None) -> Never:
-    """Fetch for ever, from VK or from a simulated one. Raise FatalError for what only the operator can fix."""
+def run(settings: config.Config, simulated: Any = None) -> Never:
+    """Fetch for ever, from VK or from the requests adapter of a simulated one.
+
+    Raise FatalError for what only the operator can fix.
+    """
     gc.set_threshold(10_000)  # batches are thousands of objects without cycles: a search every 700 costs a tenth
-    logs.to_stderr(logs.WITH_TIME, settings.log_level, settings.secrets())
+    logs.to_stderr(logs.WITH_TIME, settings.log_level)
     log.info("Event fetcher %s: community %s to bus %r", __version__, settings.group, settings.bus)
     counted = metrics.serve(settings.metrics_port, __version__)
     api = Api(settings.token, counted)

@@ -1,36 +1,29 @@
 """The log: our own lines, to standard error, without secrets."""
 
 import logging
-import re
-from collections.abc import Iterable
+import traceback
 from typing import Any
 
 WITH_TIME = "%(asctime)s %(levelname)s %(message)s"
 PLAIN = "event-fetcher: %(message)s"
 
 
-class RedactingFormatter(logging.Formatter):
-    """Hides secrets in tracebacks, which quote libraries; our own sentences hold none."""
+class Formatter(logging.Formatter):
+    """Leaves out what exceptions say: libraries quote addresses with passwords and keys, and what people write."""
 
-    def __init__(self, form: str, secrets: Iterable[str]) -> None:
-        """Hide these secrets, and the user, password or key in any address."""
-        super().__init__(form)
-        address = r"(?<=://)[^\s/@]+(?=@)|(?<=\bkey=)[^\s&'\"]+|(?<=access_token=)[^\s&'\"]+"
-        self.secrets = re.compile("|".join([*map(re.escape, secrets), address]))
-
-    def formatException(self, *exc_info: Any) -> str:  # noqa: N802
-        """Return the traceback without secrets."""
-        return self.secrets.sub("***", super().formatException(*exc_info))
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Return the traceback, which is all code, and the exception's class."""
+        kind, _, frames = ei
+        return "".join(["Traceback (most recent call last):\n", *traceback.format_tb(frames), kind.__name__])
 
 
-def to_stderr(form: str = PLAIN, level: str = "INFO", secrets: Iterable[str] = ()) -> None:
+def to_stderr(form: str = PLAIN, level: str = "INFO") -> None:
     """Write our own log lines to standard error, in place of what an earlier call set up.
 
     The lines of libraries hold addresses with keys: they are discarded.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter(form, secrets))
-    log = logging.getLogger("fetcher")
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(level)
-    logging.getLogger().handlers = [logging.NullHandler()]
+    handler.setFormatter(Formatter(form))
+    handler.addFilter(logging.Filter("fetcher"))
+    logging.basicConfig(handlers=[handler], force=True)
+    logging.getLogger("fetcher").setLevel(level)

@@ -24,7 +24,7 @@ class Off:
 OFF = Off()
 
 
-def serve(port: int | None, version: str) -> Any:
+def serve(port: int, version: str) -> Any:
     """Return the metrics, and serve them on this port of all addresses; without a port, return those that are off.
 
     A thread of its own serves them, whatever the fetcher waits for. Raise FatalError if the port cannot be opened or
@@ -33,29 +33,24 @@ def serve(port: int | None, version: str) -> Any:
     if not port:
         return OFF
     try:
-        import prometheus_client as prometheus
-        from prometheus_client import Counter, Gauge, Histogram
+        from prometheus_client import Counter, Gauge, Histogram, Info, start_http_server
+
+        start_http_server(port)
     except ImportError:
         raise FatalError("METRICS_PORT needs prometheus-client: pip install '.[metrics]'") from None
-    registry = prometheus.CollectorRegistry()
-    ours: Any = {"namespace": "event_fetcher", "registry": registry}
-    metrics = SimpleNamespace(
-        events=Counter("events", "Events put on the bus", ["type"], **ours),
-        dead_letters=Counter("dead_letters", "Dead letters: malformed updates, and gaps", **ours),
-        gaps=Counter("gaps", "Gaps in VK's history", **ours),
-        held_updates=Gauge("held_updates", "Updates in memory that are not on the bus yet", **ours),
-        last_poll=Gauge("last_poll_timestamp_seconds", "When VK last answered a poll", **ours),
-        checkpoint=Gauge("checkpoint_timestamp_seconds", "When the checkpoint last moved", **ours),
-        commit_seconds=Histogram("commit_seconds", "Duration of a commit", buckets=COMMIT_BUCKETS, **ours),
-        publish_age=Histogram("publish_age_seconds", "A message's date to its commit", buckets=AGE_BUCKETS, **ours),
-        vk_requests=Counter("vk_requests", "Requests to VK's API", ["method"], **ours),
-        vk_errors=Counter("vk_errors", "Errors that VK's API returned", ["code"], **ours),
-        redis_up=Gauge("redis_up", "1 while Redis accepts commits, else 0", **ours),
-    )
-    prometheus.Info("event_fetcher", "The fetcher's version", registry=registry).info({"version": version})
-    prometheus.ProcessCollector(registry=registry)
-    try:
-        prometheus.start_http_server(port, registry=registry)
     except OSError as error:
         raise FatalError(f"METRICS_PORT: port {port} cannot be opened ({error.strerror}): choose another one") from None
-    return metrics
+    Info("event_fetcher", "The fetcher's version").info({"version": version})
+    return SimpleNamespace(
+        events=Counter("event_fetcher_events", "Events put on the bus", ["type"]),
+        dead_letters=Counter("event_fetcher_dead_letters", "Dead letters: malformed updates, and gaps"),
+        gaps=Counter("event_fetcher_gaps", "Gaps in VK's history"),
+        held_updates=Gauge("event_fetcher_held_updates", "Updates in memory that are not on the bus yet"),
+        last_poll=Gauge("event_fetcher_last_poll_timestamp_seconds", "When VK last answered a poll"),
+        checkpoint=Gauge("event_fetcher_checkpoint_timestamp_seconds", "When the checkpoint last moved"),
+        commit_seconds=Histogram("event_fetcher_commit_seconds", "Duration of a commit", buckets=COMMIT_BUCKETS),
+        publish_age=Histogram("event_fetcher_publish_age_seconds", "Age of messages at commit", buckets=AGE_BUCKETS),
+        vk_requests=Counter("event_fetcher_vk_requests", "Requests to VK's API", ["method"]),
+        vk_errors=Counter("event_fetcher_vk_errors", "Errors that VK's API returned", ["code"]),
+        redis_up=Gauge("event_fetcher_redis_up", "1 while Redis accepts commits, else 0"),
+    )

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.connection import SSLConnection
 from redis.retry import Retry
 
-from fetcher.bus.connection import check, connect, passwords, redis_errors
+from fetcher.bus.connection import check, connect, make_client, redis_errors
 from fetcher.errors import RedisFatalError, RedisTimeout, RedisUnavailable
 from tests import HOST, free_port
 from tests.sentinels import Sentinel, Watched, sentinels
@@ -52,19 +51,14 @@ def test_addresses_that_can_be_used(url: str) -> None:
     assert check(url) == url
 
 
-FORM = re.escape(
-    "must be an address like redis://user:password@host:6379/0, unix:///run/redis.sock "
-    "or redis+sentinel://host1:26379,host2:26379/name/0"
-)
-PART = re.escape(" (a host, a port or an option is wrong)")
 WRONG = [
     "http://secret@my-host", "my-host:6379", "", "REDIS://my-host", "unix+sentinel://my-host/mymaster", "unix://my-host",
     "redis://:secret@my host", "redis://:secret@my-host\x1b", "redis://:secret@my-host%00", "redis://my-host/0#secret",
-    "redis://my-host/secret", "redis://my-host/1/2", "redis://my-host/-1", "redis://one:6379,my-host:6379",
-    "redis+sentinel://my-host/mymaster/secret", "redis+sentinel://:secret@one,two", "redis+sentinel://one//0",
-    "redis+sentinel://one,,two/mymaster", "redis+sentinel:///mymaster", "redis+sentinel://:26379/mymaster",
-]  # fmt: skip
-WRONG_PARTS = [
+    "redis://my-host\n", "redis://my-host/secret", "redis://my-host/1/2", "redis://my-host/-1",
+    "redis://one:6379,my-host:6379", "redis+sentinel://my-host/mymaster/secret", "redis+sentinel://:secret@one,two",
+    "redis+sentinel://one//0", "redis+sentinel://one,,two/mymaster", "redis+sentinel:///mymaster",
+    "redis+sentinel://:26379/mymaster", "redis+sentinel://one,:26379/mymaster", "redis+sentinel://user@/mymaster",
+    # A host, a port or an option
     "redis://:secret@my-host:port/0", "redis://:secret@my-host:65536/0", "redis://:secret@[::1/0",
     "redis+sentinel://one:port/mymaster", "redis://:secret@my..host:6379/0", f"redis://{64 * 'a'}.my-host/0",
     "redis+sentinel://one,my..host/mymaster", "redis://my-host?secret=1", "redis://my-host?socket_timeout=secret",
@@ -73,36 +67,16 @@ WRONG_PARTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("url", "sentence"), [*((url, FORM) for url in WRONG), *((url, FORM + PART) for url in WRONG_PARTS)]
-)
-def test_addresses_that_can_never_be_used(url: str, sentence: str) -> None:
+@pytest.mark.parametrize("url", WRONG)
+def test_addresses_that_can_never_be_used(url: str) -> None:
     """The sentence shows what an address looks like, and quotes nothing of this one."""
-    with pytest.raises(ValueError, match=f"^{sentence}$") as raised:
+    with pytest.raises(ValueError, match="must be") as raised:
         check(url)
-    assert raised.value.__suppress_context__ or not raised.value.__context__
-
-
-@pytest.mark.parametrize(
-    ("url", "hidden"),
-    [
-        ("redis://host", []),
-        ("redis://user@host", []),
-        ("redis://user:@host", []),
-        ("redis://host:6379/0", []),
-        ("redis+sentinel://user@one:1,two:2/m", []),
-        ("redis://:p%40ss@host", ["p%40ss", "p@ss"]),
-        ("redis://:a+b%40@host?password=c+d%40", ["a+b%40", "c+d%40", "a+b@", "c+d@", "a b@", "c d@"]),
-        ("redis://user:a:b@c@host", ["a:b@c"]),
-        ("unix://:secret@/socket?password=se%20cond", ["secret", "se%20cond", "se cond"]),
-        ("redis+sentinel://u:m%23@one,two/m?sentinel_password=s%2F", ["m%23", "s%2F", "m#", "s/"]),
-        ("rediss://host?ssl_password=key", ["key"]),
-        ("no address", []),
-    ],
-)
-def test_passwords_are_found_in_both_spellings(url: str, hidden: list[str]) -> None:
-    """The log hides them as the address spells them and decoded."""
-    assert passwords(url) == hidden
+    assert str(raised.value) == (
+        "must be an address like redis://user:password@host:6379/0, unix:///run/redis.sock "
+        "or redis+sentinel://host1:26379,host2:26379/name/0 (its form, a host, a port or an option is wrong)"
+    )
+    assert raised.value.__suppress_context__
 
 
 # --- Servers -------------------------------------------------------------------------------------------------
@@ -244,7 +218,7 @@ def test_any_sentinel_will_do(watched: Watched) -> None:
 
 def test_tls_is_for_sentinels_and_master() -> None:
     """rediss+sentinel:// encrypts both, with the address's own certificates."""
-    client: Any = connect("rediss+sentinel://one,two/mymaster?ssl_ca_certs=/run/ca.pem", **OPTIONS)
+    client = make_client("rediss+sentinel://one,two/mymaster?ssl_ca_certs=/run/ca.pem", OPTIONS)
     connection = client.connection_pool.make_connection()
     assert isinstance(connection, SSLConnection)
     assert connection.ca_certs == "/run/ca.pem"
@@ -255,6 +229,9 @@ def test_tls_is_for_sentinels_and_master() -> None:
 
 
 # --- Why Redis does not answer -------------------------------------------------------------------------------
+
+
+NO_MASTER = "sentinels do not answer, or do not know this master"
 
 
 def sentence(url: str, kind: type[Exception] = RedisUnavailable, *command: str) -> str:
@@ -278,31 +255,31 @@ def test_each_kind_of_silence_has_its_own_words() -> None:
     assert sentence(f"redis://:secret@{HOST}:{port}") == "Redis is unavailable (connection refused)"
     assert sentence("redis://:secret@nowhere.invalid") == "Redis is unavailable (host not found)"
     assert sentence("unix:///nowhere/socket") == "Redis is unavailable (FileNotFoundError)"
-    assert sentence(f"redis+sentinel://{HOST}:{port}/mymaster") == "Redis is unavailable (sentinels do not answer)"
+    assert sentence(f"redis+sentinel://{HOST}:{port}/mymaster") == f"Redis is unavailable ({NO_MASTER})"
     with Server() as server:
         server.pause()
         assert sentence(server.url, RedisTimeout) == "Redis is unavailable (TimeoutError)"
 
 
 def test_a_server_is_no_sentinel() -> None:
-    """The address of the sentinels may lead to a server by mistake."""
+    """The address of the sentinels may lead to a server by mistake: the command is named that it does not know."""
     with Server() as server:
         url = f"redis+sentinel://{HOST}:{server.port}/mymaster"
-        assert sentence(url) == "Redis is unavailable (not a sentinel)"
+        assert sentence(url) == "Redis is unavailable (unknown command 'SENTINEL')"
 
 
 def test_sentinels_without_this_master() -> None:
-    """Their answer is another one than none at all."""
+    """It is the same to the fetcher as no answer at all."""
     with Server() as server, Sentinel(server) as sentinel:
         url = f"redis+sentinel://{HOST}:{sentinel.port}"
-        assert sentence(f"{url}/nobody") == "Redis is unavailable (no sentinel knows this master)"
+        assert sentence(f"{url}/nobody") == f"Redis is unavailable ({NO_MASTER})"
 
 
 def test_sentinels_with_a_password(watched: Watched) -> None:
     """The master's password is the operator's to fix; a sentinel's may be wrong on one of them only."""
     refused = "Redis refuses the user or the password: fix REDIS_URL"
     assert sentence(watched.url("wrong", query=SENTINEL), RedisFatalError) == refused
-    assert sentence(watched.url("p%40ss")) == "Redis is unavailable (sentinels do not answer)"
+    assert sentence(watched.url("p%40ss")) == f"Redis is unavailable ({NO_MASTER})"
 
 
 @pytest.mark.parametrize(

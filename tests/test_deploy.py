@@ -33,8 +33,7 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 SENTINEL = yaml.safe_load((ROOT / "compose.sentinel.yaml").read_text(encoding="utf-8"))
 KUBERNETES = list(yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text(encoding="utf-8")))
 
-SETTINGS = set(re.findall('"([A-Z_]{3,})"', (ROOT / "fetcher" / "config.py").read_text(encoding="utf-8")))
-SETTINGS -= set(config.LEVELS)
+SETTINGS = set(config.NAMES)
 
 # --- The ACL rules ---------------------------------------------------------------------------------------
 

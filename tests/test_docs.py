@@ -144,7 +144,7 @@ def test_settings_and_their_defaults(text: str) -> None:
     assert told.keys() == SETTINGS
     assert {name for name in told if not told[name]} == {*needed, "TOKEN_FILE", "METRICS_PORT"}
     usual = config.parse(needed)
-    assert usual.metrics_port is None
+    assert usual.metrics_port == 0
     for name, default in told.items():
         if default:
             assert config.parse(needed | {name: default}) == usual, name

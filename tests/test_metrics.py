@@ -55,12 +55,20 @@ EXPECTED = {
 }
 
 
-def scraped(counting: bool = False) -> dict[str, float]:
-    """Serve metrics, and return what Prometheus reads."""
+@functools.cache
+def served() -> tuple[int, Any]:
+    """Serve metrics once, for a process has them once; return the port and the metrics."""
     port = free_port()
-    served = metrics.serve(port, "1.2.3")
+    return port, metrics.serve(port, "1.2.3")
+
+
+@functools.cache
+def scraped(counting: bool = False) -> dict[str, float]:
+    """Return what Prometheus reads before anything is counted, or once each metric has counted something."""
+    port, ours = served()
     if counting:
-        count(served)
+        scraped()
+        count(ours)
     with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     samples = [line.rpartition(" ") for line in lines if not line.startswith("#")]
@@ -76,10 +84,8 @@ def names() -> set[str]:
 
 def test_without_a_port_nothing_is_imported_or_counted() -> None:
     """Without METRICS_PORT nobody needs prometheus-client, and whoever counts need not know."""
-    count(metrics.serve(None, "1.2.3"))
-    code = (
-        "import sys; from fetcher import metrics; metrics.serve(None, '1'); print('prometheus_client' in sys.modules)"
-    )
+    count(metrics.serve(0, "1.2.3"))
+    code = "import sys; from fetcher import metrics; metrics.serve(0, '1'); print('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

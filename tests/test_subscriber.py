@@ -79,7 +79,7 @@ class Asynchronous:
         if isinstance(client, redis.asyncio.Redis):
             return client
         if isinstance(client, redis.RedisCluster):
-            node: Any = client.get_default_node()  # type: ignore[no-untyped-call]
+            node: Any = client.get_default_node()
             return redis.asyncio.RedisCluster(host=node.host, port=node.port)
         known = client.connection_pool.connection_kwargs
         names = ["host", "port", "username", "password", "decode_responses", "protocol", "socket_timeout"]

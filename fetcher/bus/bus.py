@@ -2,14 +2,11 @@
 
 import socket
 import time
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from redis import Redis, RedisCluster
-from redis.commands.core import Script
-from redis.exceptions import ResponseError
 
 from ..core.backlog import DEDUP_WINDOW
 from ..core.history import Commit, Entry, Outcome, Position, State
@@ -37,8 +34,7 @@ class Bus:
     def __init__(self, url: str, bus: str, group: int, stream_maxlen: int, alive_ttl: int) -> None:
         """Connect to nothing yet; `alive_ttl` is in seconds."""
         own = f"{{{bus}}}"  # the hash tag keeps all keys in the stream's slot of a cluster
-        self.url, self.bus, self.stream_maxlen = url, bus, stream_maxlen
-        self.alive_ttl = alive_ttl
+        self.url, self.bus, self.stream_maxlen, self.alive_ttl = url, bus, stream_maxlen, alive_ttl
         self.checkpoint_key, self.seen_key = f"{own}:ts:{group}", f"{own}:seen:{group}"
         self.keys = [self.checkpoint_key, self.seen_key, bus, f"{own}:dead-letter"]
         self.alive_key = f"{own}:alive:{group}:{socket.gethostname()}"
@@ -49,27 +45,17 @@ class Bus:
         """The client: making it asks Redis, so it is made when it is first needed."""
         return connect(self.url, self.new_connection)
 
-    @cached_property
-    def script(self) -> Script:
-        """The commit, loaded into the server when it does not know it."""
-        return self.client.register_script(COMMIT)
-
-    def disconnected(self) -> None:
-        """Note that the server may be another one than before."""
-        self.is_connected = False
-
     def new_connection(self) -> None:
-        """Note the same of each new connection, and send no commit there: what its server lacks goes first."""
-        is_replaced, self.is_connected = self.is_connected, False
-        if is_replaced and self.is_committing:
+        """Note that the server may be another one than before, and send no commit there: what it lacks goes first."""
+        self.is_connected = False
+        if self.is_committing:
             raise ConnectionReplaced
 
-    def read(self, ids: Iterable[str], start: Position | None = None) -> State:
+    def read(self, ids: list[str], start: Position | None = None) -> State:
         """Return the checkpoint, and which of these ids `seen` lacks; `start` becomes the checkpoint where none is.
 
         It takes one round trip. https://redis.io/docs/latest/commands/zmscore/
         """
-        ids = list(ids)
         members: Any = [utf8(id) for id in ids] or [b""]
         with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
             if start:
@@ -77,11 +63,11 @@ class Bus:
             pipeline.get(self.checkpoint_key)
             pipeline.zmscore(self.seen_key, members)
             *replies, scores = pipeline.execute(raise_on_error=False)
-            if isinstance(scores, ResponseError):  # not allowed by the ACL of 1.1, or Redis is older than 6.2
-                scores = [None] * len(ids)
-            for reply in (*replies, scores):
+            for reply in replies:
                 if isinstance(reply, Exception):
                     raise reply
+        if isinstance(scores, Exception):  # not allowed by the ACL of 1.1, or Redis is older than 6.2
+            scores = [None] * len(ids)
         missing = {id for id, score in zip(ids, scores, strict=False) if score is None}
         return State(self._position(replies[-1]), missing)
 
@@ -98,10 +84,10 @@ class Bus:
             else:
                 fields = [utf8(part) for field in entry.fields.items() for part in field]
                 arguments += [utf8(entry.id), b"", len(fields), *fields]
-        self.is_committing = True
+        self.is_committing = self.is_connected
         try:
             with redis_errors():
-                stored, recorded, left_out = self.script(self.keys, arguments)
+                stored, recorded, left_out = self.client.register_script(COMMIT)(self.keys, arguments)
         except ConnectionReplaced:
             return Outcome(None, [])
         finally:
@@ -112,9 +98,7 @@ class Bus:
         try:
             return Position.parse(stored) if stored else None
         except ValueError:
-            raise RedisFatalError(
-                f"Redis: {self.checkpoint_key} holds no ts of VK's; delete this key to begin with VK's newest events"
-            ) from None
+            raise RedisFatalError(f"Redis: {self.checkpoint_key} holds no ts of VK's; delete this key") from None
 
     def beat(self) -> None:
         """Set the heartbeat of this host's fetcher."""

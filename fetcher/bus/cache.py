@@ -1,6 +1,6 @@
 """The names that all fetchers of a bus share."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..core.ports import Name
@@ -23,9 +23,8 @@ class NameCache:
         self.keys = f"{{{bus.bus}}}:name:"
         self.unwritten: dict[int, Name] = {}  # names that came while the bus was not connected
 
-    def names(self, ids: Iterable[int]) -> dict[int, Name]:
+    def names(self, ids: Collection[int]) -> dict[int, Name]:
         """Return the cached names of those ids that the cache has."""
-        ids = list(ids)
         if not ids or not self.ttl or not self.bus.is_connected:
             return {}
         with redis_errors():

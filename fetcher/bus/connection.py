@@ -1,26 +1,23 @@
 """Clients of Redis for every kind of address: a server, a socket, a node of a cluster, sentinels and their master."""
 
 import re
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import unquote, unquote_plus, urlsplit
+from urllib.parse import unquote, urlsplit
 
-from redis import ConnectionError, Redis, RedisCluster, RedisError, ResponseError, TimeoutError
+from redis import Redis, RedisCluster, RedisError, ResponseError, TimeoutError
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.exceptions import NoPermissionError, RedisClusterException
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
+from redis.sentinel import Sentinel
 
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable
 
-SENTINEL_PORT = 26379
-USER, HOST, QUERY = "(?:[^/?]*@)?", "[^/?,@:][^/?,@]*", r"(?:\?.*)?"
-SERVER = re.compile(rf"rediss?://{USER}([^/?,@]*)(?:/\d*)?{QUERY}|unix://{USER}/[^?]+{QUERY}")
-SENTINELS = re.compile(rf"(rediss?)\+sentinel://({USER})({HOST}(?:,{HOST})*)/([^/?]+)/?(\d*)({QUERY})")
-PASSWORD = re.compile("://[^:/?]*:([^/?]*)@|password=([^&]*)")
+CLEAN, USER, QUERY = r"(?!.*%00)(?=[^\0-\x20#]*\Z)", "(?:[^/?]*@)?", r"(?:\?.*)?"
+SERVER = re.compile(rf"{CLEAN}(?:rediss?://{USER}[^/?,@]*(?:/\d*)?|unix://{USER}/[^?]+){QUERY}")
+SENTINELS = re.compile(rf"{CLEAN}(rediss?)\+sentinel://({USER})([^/?@]+)/([^/?]+)/?(\d*)({QUERY})")
 FORMS = "redis://user:password@host:6379/0, unix:///run/redis.sock or redis+sentinel://host1:26379,host2:26379/name/0"
 
 ACL_RULES = "give the user of REDIS_URL the ACL rules of docs/operations.md"
@@ -30,8 +27,14 @@ FATAL = {  # redis-py's class and Redis's answer: an error inside a script or of
     r"\w+ WRONGTYPE": "Redis: a key of the bus is of another type; choose another BUS or delete the key",
     ".*(DB index is out|SELECT is not allowed)": "Redis does not have the database of REDIS_URL: choose another number",
 }
+REASONS = {  # words for the class of an error
+    "gaierror": "host not found",
+    "ConnectionRefusedError": "connection refused",
+    "MasterNotFoundError": "sentinels do not answer, or do not know this master",
+}
 
 TIMEOUT = 5  # seconds, to connect and for each answer: the loop alone retries
+OPTIONS = {"protocol": 2, "decode_responses": True, "encoding_errors": "replace", "retry": Retry(NoBackoff(), 0)}
 
 
 def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options: Any) -> Redis | RedisCluster:
@@ -41,10 +44,7 @@ def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options
     The options are redis-py's; those in the address win. Sentinels are asked for their master before each new
     connection.
     """
-    options = {
-        "protocol": 2, "decode_responses": True, "encoding_errors": "replace",
-        "socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "retry": Retry(NoBackoff(), 0), **options,
-    }  # fmt: skip
+    options = OPTIONS | {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT} | options
 
     def connected(connection: Any) -> None:
         connection.driver_info = connection.lib_name = connection.lib_version = None  # each is one more round trip
@@ -52,54 +52,39 @@ def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options
         on_connect()
 
     client = make_client(url, options | {"redis_connect_func": connected})
-    if SENTINELS.fullmatch(url):
-        return client
-    try:
+    clustered = None
+    with suppress(NoPermissionError):  # our ACL rules allow INFO: who forbids it has no cluster
         clustered = client.info("cluster").get("cluster_enabled")
-    except NoPermissionError:
-        clustered = False  # our ACL rules allow INFO: who forbids it has no cluster
-    if not clustered:
-        return client
-    client.close()
-    # For a cluster redis-py runs its own part first.
-    return RedisCluster.from_url(url, **options, redis_connect_func=lambda connection: on_connect())
+    if clustered:  # for a cluster redis-py runs its own part first
+        client = RedisCluster.from_url(url, **options, redis_connect_func=lambda connection: on_connect())
+    return client  # type: ignore[no-any-return]
 
 
-def make_client(url: str, options: dict[str, Any]) -> Redis:
+def make_client(url: str, options: dict[str, Any]) -> Any:
     """Return a client that has not connected yet."""
     found = SENTINELS.fullmatch(url)
     if not found:
         return Redis.from_url(url, **options)
     scheme, user, hosts, name, db, query = found.groups()
-    options = options | parse_url(f"redis://{user}master/{db}{query}")  # type: ignore[no-untyped-call]
-    options |= {"ssl": True} if scheme == "rediss" else {}
-    login = {key: options.pop(f"sentinel_{key}") for key in ("username", "password") if f"sentinel_{key}" in options}
+    options = options | parse_url(f"redis://{user}master/{db}{query}") | {"ssl": scheme == "rediss"}
+    login = {key: options.pop(f"sentinel_{key}", None) for key in ("username", "password")}
     shared = {key: value for key, value in options.items() if key.startswith(("socket_", "ssl")) or key == "retry"}
-    parts = [urlsplit(f"//{host}") for host in hosts.split(",")]
-    addresses = [(unquote(part.hostname or ""), part.port or SENTINEL_PORT) for part in parts]
-    sentinels = Sentinel(addresses, sentinel_kwargs=shared | login)  # type: ignore[no-untyped-call]
-    master: Redis = sentinels.master_for(unquote(name), **options)  # type: ignore[no-untyped-call]
-    return master
+    parts: list[Any] = [parse_url(f"redis://{host}") for host in hosts.split(",")]
+    addresses = [(part["host"], part.get("port", 26379)) for part in parts]
+    return Sentinel(addresses, sentinel_kwargs=shared | login).master_for(unquote(name), **options)
 
 
 def check(url: str) -> str:
     """Return the address; raise ValueError if it can never be used, with a sentence that quotes nothing of it."""
-    found = SERVER.fullmatch(url) or SENTINELS.fullmatch(url)
-    if not found or "%00" in url or re.search(r"[\0-\x20#]", url):
-        raise ValueError(f"must be an address like {FORMS}")
     try:
-        for host in re.split("[,:]", found[3] if found.re is SENTINELS else found[1] or ""):
+        if not SERVER.fullmatch(url) and not SENTINELS.fullmatch(url):
+            raise ValueError
+        for host in re.split("[,:]", urlsplit(url).netloc.rpartition("@")[2]):
             host.encode("idna")  # as the resolver does
         make_client(url, {}).connection_pool.make_connection()
     except Exception:  # redis-py raises all kinds of errors for options that it does not know
-        raise ValueError(f"must be an address like {FORMS} (a host, a port or an option is wrong)") from None
+        raise ValueError(f"must be an address like {FORMS} (its form, a host, a port or an option is wrong)") from None
     return url
-
-
-def passwords(url: str) -> list[str]:
-    """Return every password in the address, as the address spells it and decoded."""
-    spelled = [password for found in PASSWORD.findall(url) for password in found if password]
-    return list(dict.fromkeys([*spelled, *map(unquote, spelled), *map(unquote_plus, spelled)]))
 
 
 @contextmanager
@@ -117,18 +102,7 @@ def redis_errors() -> Iterator[None]:
 
 
 def reason(error: Exception, answer: str) -> str:
-    """Return why Redis is unavailable; redis-py's text holds addresses."""
-    if isinstance(error, ConnectionError) and isinstance(error.__context__, OSError):
-        error = error.__context__
-    match error:
-        case socket.gaierror():
-            return "host not found"
-        case ConnectionRefusedError():
-            return "connection refused"
-        case MasterNotFoundError():
-            return "sentinels do not answer" if " : " in answer else "no sentinel knows this master"
-        case ResponseError() if "unknown command" in answer and "SENTINEL" in answer:
-            return "not a sentinel"
-        case ResponseError() if code := re.match("[A-Z]+(?= |$)", answer):
-            return code[0]
-    return type(error).__name__
+    """Return why Redis is unavailable: the code of its answer, or the class of the error; its text holds addresses."""
+    code = re.match(r"[A-Z]+(?= |$)|unknown command .\w+.", answer) if isinstance(error, ResponseError) else None
+    name = type(error.__context__ if isinstance(error.__context__, OSError) else error).__name__
+    return code[0] if code else REASONS.get(name, name)

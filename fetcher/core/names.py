@@ -62,13 +62,11 @@ class Directory:
         self.forget_at = time.monotonic() + min(MEMORY_TTL, self.cache.ttl)
 
 
-def ids_to_resolve(events: Iterable[Event]) -> set[int]:
+def ids_to_resolve(events: list[Event]) -> set[int]:
     """Return the ids that need a name: people, communities (negative) and chats (over 2,000,000,000)."""
-    ids: set[int] = set()
-    for event in events:
-        ids.update((person_or_zero(event.user.uuid), event.peer.bpid))
-        if event.action and event.action.user:
-            ids.add(person_or_zero(event.action.user.uuid))
+    users = [event.user for event in events]
+    users += [event.action.user for event in events if event.action and event.action.user]
+    ids = {user.uuid for user in users if abs(user.uuid) < CHATS} | {event.peer.bpid for event in events}
     return {id for id in ids if id > -CHATS and id not in (0, CHATS)}  # below are e-mail addresses, which have no name
 
 
@@ -78,18 +76,12 @@ def apply_names(events: Iterable[Event], names: dict[int, Name]) -> Iterator[Eve
         peer, action = event.peer, event.action
         if peer.name:
             names[peer.bpid] = Name(peer.name)
-        title = names.get(peer.bpid, UNKNOWN).name
         if action and action.user:
             event = event._replace(action=action._replace(user=with_name(action.user, names)))
-        user = with_name(event.user, names)
-        yield Event(event.event_type, event.event_id, user, Peer(peer.bpid, peer.cid, title), *event[4:])
+        user, peer = with_name(event.user, names), Peer(peer.bpid, peer.cid, names.get(peer.bpid, UNKNOWN).name)
+        yield Event(event.event_type, event.event_id, user, peer, *event[4:])
 
 
 def with_name(user: User, names: Mapping[int, Name]) -> User:
-    """Return the user with a name, if there is one."""
-    return User(user.uuid, *names.get(person_or_zero(user.uuid), UNKNOWN))
-
-
-def person_or_zero(uuid: int) -> int:
-    """Return the id, or 0 for one that no person or community can have: a chat's title is no user's name."""
-    return uuid if -CHATS < uuid < CHATS else 0
+    """Return the user with a name, if there is one; the title of a chat of the same number is none."""
+    return User(user.uuid, *(names.get(user.uuid, UNKNOWN) if abs(user.uuid) < CHATS else UNKNOWN))

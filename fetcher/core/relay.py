@@ -58,7 +58,7 @@ class Relay:
         self.reports.metrics.redis_up.set(int(not redis_failed))
         self.longpoll.shorten_timeouts(redis_failed)  # Redis may be back at any moment
         if redis_failed:
-            self.bus.disconnected()  # even where the connection holds: Redis may not be the one that it was
+            self.bus.is_connected = False  # even where the connection holds: Redis may not be the one that it was
             self.attempt(self.build)  # so that nothing is needed from VK when Redis is back
         return not self.attempt(lambda: self.poll(bool(failure), commit_time)) and not failure
 
@@ -133,7 +133,7 @@ class Relay:
         if outcome.checkpoint:
             self.backlog.answered(commit, outcome.checkpoint, outcome.left_out)
         else:
-            self.bus.disconnected()  # it may have lost more than the checkpoint
+            self.bus.is_connected = False  # it may have lost more than the checkpoint
 
     def fill(self) -> None:
         """Get what is missing before what is pending: from the replay buffer, else from VK, else it is a gap."""
