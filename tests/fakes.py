@@ -136,12 +136,9 @@ class VK:
     def polled_at(self) -> list[int]:
         return [ts for _, ts, _ in self.polls]
 
-    def latest_ts(self) -> int:
+    def renew(self) -> int:
         if self.start_failure:
             raise self.start_failure
-        return self.history.ts
-
-    def renew(self) -> int:
         self.renewed += 1
         return self.renewals.pop(0) if self.renewals else self.history.ts
 

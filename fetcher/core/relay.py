@@ -79,7 +79,7 @@ class Relay:
 
     def start(self) -> None:
         """Take VK's latest ts, where a bus without a checkpoint begins."""
-        self.backlog.start_ts = self.longpoll.latest_ts()
+        self.backlog.start_ts = self.longpoll.renew()
 
     # Redis
 
