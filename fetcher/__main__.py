@@ -16,7 +16,6 @@ from .core.relay import Relay
 from .errors import FatalError, TransientError
 from .parts import make_builder, make_bus
 from .vk.api import Api
-from .vk.builders import BUILDERS
 from .vk.longpoll import LongPoll
 
 EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
@@ -92,7 +91,7 @@ def run(settings: config.Config, simulated: Any = None) -> Never:
     api = Api(settings.token, counted)
     if simulated:
         api.http.mount("https://", simulated)
-    longpoll = LongPoll(api, settings.group, settings.renew_after, BUILDERS)
+    longpoll = LongPoll(api, settings.group, settings.renew_after)
     bus = make_bus(settings)
     Relay(longpoll, make_builder(settings, api, bus), bus, settings.poll_wait, counted).run()
 

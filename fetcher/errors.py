@@ -9,6 +9,10 @@ class MalformedResponse(TransientError):
     """VK's long poll answered, and the answer cannot be read."""
 
 
+class CallFailed(TransientError):
+    """One of the calls in a request failed this time; VK may answer the others."""
+
+
 class RequestRejected(TransientError):
     """VK does not answer this request as it is, now or later; `code` is VK's."""
 

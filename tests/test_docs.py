@@ -247,7 +247,7 @@ def test_limits() -> None:
         {backlog.DEDUP_WINDOW},
         {bus.DEAD_LETTERS},
         {pieces.MAX_PIECE, pieces.MAX_PIECE_BYTES / mebibyte},
-        {lookups.MAX_PEOPLE, lookups.MAX_CHATS},
+        {lookups.MAX_IDS_OF["users.get"], lookups.MAX_IDS},
         {20},
         {relay.NAMES_TIMEOUT},
     ]

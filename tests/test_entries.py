@@ -39,6 +39,8 @@ class VK(Lookups):
         return ({} if self.failure else {id: Name(f"name of {id}") for id in self.asked[-1]}), self.failure
 
     def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], dict[str, Any]], Failure]:
+        if not places:
+            return {}, None
         self.asked.append(set(places))
         return {place: self.full[place] for place in self.asked[-1] if place in self.full}, self.failure
 

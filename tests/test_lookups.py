@@ -10,7 +10,7 @@ import pytest
 import responses
 
 from fetcher.core.ports import Name
-from fetcher.errors import RequestRejected, TransientError, VkFatalError
+from fetcher.errors import CallFailed, RequestRejected, TransientError, VkFatalError
 from fetcher.vk.api import Api
 from fetcher.vk.lookups import Lookups
 from tests.net import (
@@ -181,15 +181,13 @@ def test_never_another_kinds_name(vk: VK) -> None:
     assert [names[id].name for id in (7, -7, CHAT + 7)] == ["Семёрка", "Сообщество семь", "Беседа семь"]
 
 
-def test_who_has_no_name_is_told_to_who_looks_for_it(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
-    """Whom VK leaves out, or refuses."""
+def test_who_is_refused_is_told_to_who_looks_for_it(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
+    """With VK's error."""
     caplog.set_level("DEBUG", "fetcher")
-    vk.unknown.add(6)
     vk.refused[CHAT + 7] = 917
-    names_of([5, 6, CHAT + 7])
-    told = [record.getMessage() for record in caplog.records]
-    assert told[-1] == f"VK has no name for [6, {CHAT + 7}]"
-    assert re.fullmatch(rf"VK error 917 in messages.getConversationsById: .* of \[{CHAT + 7}\]", told[0])
+    names_of([5, CHAT + 7])
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(rf"VK error 917 in messages.getConversationsById: .* of \[{CHAT + 7}\]", told)
 
 
 # Who is refused
@@ -289,7 +287,7 @@ def test_names_fail_and_pass(lookups: Lookups, net: Net, code: int, within: bool
     failing = inside([person(5)], False, errors=[refusal(code)]) if within else error(code)
     net.answers["execute"] = [failing, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
     names, failure = lookups.names([5, -3])
-    assert type(failure) is TransientError
+    assert type(failure) is (CallFailed if within else TransientError)
     assert str(code) in str(failure)
     assert {id: name.name for id, name in names.items()} == ({5: "Анна 5-я"} if within else {})
     net.clock.now += 120
@@ -328,7 +326,7 @@ def test_one_who_fails_among_many(vk: VK, failing: set[int]) -> None:
     names, failure = Lookups(Api(TOKEN, Metrics())).names(ids)
     assert names.keys() == ids - failing
     assert all(name.name for name in names.values())
-    assert type(failure) is TransientError
+    assert type(failure) is CallFailed
     assert "VK error 10" in str(failure)
     assert len(vk.requests) <= 4
 
@@ -346,7 +344,7 @@ def test_all_fail(lookups: Lookups, net: Net) -> None:
     net.answers["execute"] = [inside(*[False] * calls, errors=[refusal(10)] * calls) for calls in (1, 25)]
     names, failure = lookups.names(range(1, 1001))
     assert not names
-    assert type(failure) is TransientError
+    assert type(failure) is CallFailed
     assert len(net.requests) == 2
 
 
@@ -373,7 +371,7 @@ def test_a_request_that_is_too_large(lookups: Lookups, net: Net) -> None:
     net.answers["execute"] = [error(13)]
     names, failure = lookups.names([5])
     assert not names
-    assert type(failure) is TransientError, "not rejected: the loop tries again"
+    assert type(failure) is CallFailed, "not rejected: the loop tries again"
     assert "13" in str(failure)
 
 
@@ -421,7 +419,7 @@ def test_error_of_a_call_is_odd(lookups: Lookups, net: Net, errors: Any) -> None
     net.answers["execute"] = [inside(False, {"groups": [{"id": 3, "name": "Паб"}]}, errors=errors)]
     names, failure = lookups.names([5, -3])
     assert {id: name.name for id, name in names.items()} == {-3: "Паб"}
-    assert type(failure) is TransientError
+    assert type(failure) is CallFailed
 
 
 ODD: list[Any] = [None, 5, True, "text", [], {}, [None, 5, "text", []]]
@@ -512,7 +510,7 @@ def test_full_messages_fail(lookups: Lookups, net: Net) -> None:
     net.answers["execute"] = [inside({"items": [full(1)]}, False, errors=[refusal(10)])]
     messages, failure = lookups.full_messages([(5, 1), (CHAT + 7, 1)])
     assert messages == {(5, 1): full(1)}
-    assert type(failure) is TransientError
+    assert type(failure) is CallFailed
     net.answers["execute"] = [error(5)]
     messages, failure = lookups.full_messages([(5, 1)])
     assert not messages

@@ -357,6 +357,7 @@ def test_the_settings_of_long_poll_are_checked(fetch: Fetch, vk: VK, server: Ser
     fetcher.wait_for("does not send message_event, message_reaction_event")
     vk.fail_api(500, method="groups.getLongPollSettings")
     fetcher.restart()
+    started(server)
     vk.push(message())
     assert arrived(server, 1)
 

@@ -237,7 +237,7 @@ def test_vk_fails_once(run: Any, vk: VK, client: Any, bury: Bury) -> None:
 
 def test_one_chat_that_vk_cannot_tell(run: Any, vk: VK, client: Any, bury: Bury) -> None:
     """Its dead letters stay, without delaying others: an event is published with its names."""
-    chats = [1, 2, 1, 3, 1, 4, 1, 5]
+    chats = [1, 1, 1, 1, 2, 3, 4, 5]
     bury(*[message(peer=CHAT + chat) for chat in chats])
     vk.failing[CHAT + 1] = 10
     lines = run()
@@ -256,8 +256,7 @@ def test_vk_is_away(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
     process = fetch("--redrive")
     assert process.wait(60) == 1
     lines = process.output.splitlines()
-    assert len(lines) == 5
-    assert lines[3:] == ["published: 0, stay: 3", "event-fetcher: VK's API is unavailable (ConnectionError)"]
+    assert lines == ["published: 0, stay: 0", "event-fetcher: VK's API is unavailable (ConnectionError)"]
     assert client.xlen(LETTERS) == 150
     vk.up()
     assert fetch("--redrive").wait(60) == 0

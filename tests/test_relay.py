@@ -737,7 +737,7 @@ def test_vk_fails_at_the_first_connection(fetcher: Fetcher, store: Store) -> Non
 
 
 def test_vk_is_asked_for_its_ts_only_if_something_is_held(fetcher: Fetcher, store: Store) -> None:
-    """And only if the checkpoint is another one: a start costs no request but that for a key."""
+    """And only if the checkpoint is another one: a start costs one request."""
     store.checkpoint = place(5)
     fetcher.history.oldest = 5
     fetcher.poll(2)

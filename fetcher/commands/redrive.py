@@ -11,18 +11,17 @@ from ..bus.connection import redis_errors
 from ..bus.scripts import run_script
 from ..config import Config
 from ..core.backlog import Pending
-from ..core.entries import EntryBuilder
 from ..core.history import DeadLetter, Entry, Position
-from ..errors import TransientError
+from ..errors import CallFailed, TransientError
 from ..events import channel
 from ..fastjson import loads, utf8
 from ..parts import make_builder, make_bus
 from ..vk.api import Api
 
 PAGE = 100  # dead letters that are read and built at once
-MAX_FAILURES = 3  # dead letters in a row whose names VK does not return, before the command gives up
 SOMEWHERE = Position(0, 0)  # the updates of dead letters have lost their place in VK's history
 WENT, GAP = "", "a gap in VK's history"
+NO_EVENT = "no event is made of it; with RAW=1 all types are published"
 
 
 def redrive(settings: Config, group: str | None) -> int:
@@ -52,9 +51,18 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
     builder = make_builder(settings, Api(settings.token), bus)
     _, seen, stream, dead_letters = bus.keys
     for page in pages(bus, dead_letters):
-        found = {letter: read_update(fields["update"]) for letter, fields in page if "update" in fields}
-        yield from ((letter, GAP) for letter, _ in page if letter not in found)
-        for (letter, update), entry in zip(found.items(), build(builder, [*found.values()]), strict=True):
+        updates = {letter: read_update(fields["update"]) for letter, fields in page if "update" in fields}
+        yield from ((letter, GAP) for letter, _ in page if letter not in updates)
+        batches = [Pending("batch", SOMEWHERE, SOMEWHERE, [update]) for update in updates.values()]
+        with suppress(TransientError):
+            builder.build(batches, give_up=False)  # one request serves all of them
+        for (letter, update), batch in zip(updates.items(), batches, strict=True):
+            try:
+                if batch.entries is None:  # VK has failed for one of them, which must not keep the others
+                    builder.build([batch], give_up=False)
+            except CallFailed as error:
+                batch.entries = [DeadLetter("", {"error": str(error)})]
+            (entry,) = batch.entries or [None]
             if isinstance(update, dict) and update.get("group_id", settings.group) != settings.group:
                 yield letter, "it is of another community"
             elif isinstance(entry, Entry):
@@ -62,7 +70,7 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
                 if run_script(bus, "redrive", [dead_letters, stream, seen], letter, *event, settings.stream_maxlen):
                     yield letter, WENT
             else:
-                yield letter, entry
+                yield letter, entry.fields["error"] if entry else NO_EVENT
 
 
 def read_update(text: str) -> Any:
@@ -70,33 +78,6 @@ def read_update(text: str) -> Any:
     with suppress(ValueError):
         return loads(text.encode())
     return None
-
-
-def build(builder: EntryBuilder, updates: list[Any]) -> Iterator[Entry | str]:
-    """Yield the event of each update as it is published now, or why there is none.
-
-    One whose names VK does not return never keeps the others. Raise TransientError if VK returns none at all.
-    """
-    batches = [Pending("batch", SOMEWHERE, SOMEWHERE, [update]) for update in updates]
-    with suppress(TransientError):
-        builder.build(batches, give_up=False)  # one request serves all of them
-    failures = 0  # in a row
-    for batch in batches:
-        try:
-            if batch.entries is None:
-                builder.build([batch], give_up=False)
-        except TransientError as error:
-            failures += 1
-            if failures > MAX_FAILURES:
-                raise
-            yield str(error)
-            continue
-        failures = 0
-        for entry in batch.entries or ():
-            if isinstance(entry, DeadLetter):
-                yield entry.fields["error"]
-            else:
-                yield entry or "no event is made of it; with RAW=1 all types are published"
 
 
 def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import requests
@@ -12,10 +11,10 @@ from urllib3.exceptions import HTTPError
 from vk_api import ApiError, ApiHttpError, VkApiGroup
 
 from ..core.backoff import backoff
-from ..errors import RequestRejected, TransientError, VkFatalError
+from ..errors import CallFailed, RequestRejected, TransientError, VkFatalError
 from ..fastjson import loads
 from ..metrics import OFF
-from .fields import Json, object_or_empty, require_number
+from .fields import Json, object_or_empty
 
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
@@ -24,8 +23,8 @@ API_INTERVAL = 0.0525  # seconds from start to start: VK allows a community 20 r
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request after an error that limits the rate
 
 # VK's errors by what they mean: https://dev.vk.com/ru/reference/errors. All others reject the request.
-TRANSIENT = {1, 6, 10, 36, 43, 995}
 RATE_LIMITED = {9, 14, 29}  # they pass after a pause in requests; 14 wants a captcha
+TRANSIENT = RATE_LIMITED | {1, 6, 10, 36, 43, 995}
 FATAL = {  # and what the operator can do
     5: "VK refuses the token: put a valid community token into TOKEN",
     27: "VK refuses the community token: make a new one in the community's settings and put it into TOKEN",
@@ -50,7 +49,7 @@ class Session(requests.Session):
         """Send the request with our time-out, unless the caller has one."""
         kwargs.setdefault("timeout", self.timeout)
         response = super().request(*args, **kwargs)
-        response.json = partial(loads, response.content)  # type: ignore[method-assign]
+        response.json = lambda **_: loads(response.content)  # type: ignore[method-assign]
         return response
 
 
@@ -90,10 +89,8 @@ class Api(VkApiGroup):  # type: ignore[misc]
 
     def failure(self, method: str, error: Any, inside: bool = False) -> TransientError | VkFatalError:
         """Return what VK's error means, to a request of ours or to a call `inside` an execute."""
-        try:
-            code = require_number(object_or_empty(error), "error_code")
-        except ValueError as odd:
-            return TransientError(f"VK's error in {method} cannot be read ({odd})")
+        error = object_or_empty(error)
+        code = error["error_code"] if type(error.get("error_code")) is int else 1  # VK's "unknown error"
         text = str(error.get("error_msg")).replace(self.token["access_token"], "***")
         sentence = f"VK error {code} in {method}: {text}"
         self.metrics.vk_errors.labels(code=code).inc()
@@ -105,15 +102,17 @@ class Api(VkApiGroup):  # type: ignore[misc]
         if code in RATE_LIMITED:
             self.rate_limits += 1
             self.next_request = time.monotonic() + backoff(self.rate_limits, MIN_PAUSE, MAX_PAUSE)
-        passes = code in TRANSIENT or code in RATE_LIMITED
-        return TransientError(sentence) if passes else RequestRejected(sentence, code)
+        if code not in TRANSIENT:
+            return RequestRejected(sentence, code)
+        return CallFailed(sentence) if inside else TransientError(sentence)
 
 
 @contextmanager
-def translate_errors(what: str) -> Iterator[None]:
-    """Raise TransientError for what the libraries raise for a failed or odd answer, without address, key or token.
+def translate_errors(what: str, kind: type[TransientError] = TransientError) -> Iterator[None]:
+    """Raise TransientError for what the libraries raise for a failed answer, without address, key or token.
 
-    Only a request and the reading of its answer stand inside: vk_api, too, reads answers without a look at their form.
+    Raise `kind` for an odd answer. Only a request and the reading of its answer stand inside: vk_api, too, reads
+    answers without a look at their form.
     """
     try:
         yield
@@ -122,4 +121,4 @@ def translate_errors(what: str) -> Iterator[None]:
     except (OSError, HTTPError) as error:
         raise TransientError(f"VK's {what} is unavailable ({type(error).__name__})") from None
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RuntimeError) as error:
-        raise TransientError(f"VK's {what} answers what cannot be read ({type(error).__name__})") from None
+        raise kind(f"VK's {what} answers what cannot be read ({type(error).__name__})") from None

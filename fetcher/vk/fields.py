@@ -27,14 +27,12 @@ def require_list(fields: Json, key: str) -> list[Any]:
 
 
 def require_text(fields: Json, key: str, default: str | None = None) -> str:
-    """Return the text; an empty one is missing. With a default, a number is read as text, too."""
+    """Return the text; without a default it must not be empty, with one a number is read as text, too."""
     value = fields.get(key)
-    if isinstance(value, str) and value:
+    if default is not None and (value is None or type(value) is int):
+        return default if value is None else str(value)
+    if isinstance(value, str) and (value or default is not None):
         return value
-    if default is not None and (value is None or value == ""):
-        return default
-    if default is not None and type(value) is int:
-        return str(value)
     raise wrong(key, value, "text")
 
 
@@ -43,13 +41,10 @@ def require_number(fields: Json, key: str, default: int | None = None) -> int:
     value = fields.get(key)
     if value is None and default is not None:
         return default
-    if type(value) is int:
-        number = value
-    elif found := re.fullmatch(r"(-?[0-9]{1,20})(\.0)?", str(value)):  # as text, or 5.0
-        number = int(found[1])
-    else:
+    found = re.fullmatch(r"(-?[0-9]{1,4000})(\.0)?", str(value))  # 5, "5" or 5.0
+    if not found:
         raise wrong(key, value, "a whole number")
-    if not -MAX_NUMBER <= number <= MAX_NUMBER:
+    if abs(number := int(found[1])) > MAX_NUMBER:
         raise ValueError(f"{key} is too large")
     return number
 

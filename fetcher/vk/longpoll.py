@@ -4,10 +4,11 @@ https://dev.vk.com/ru/api/bots-long-poll/getting-started
 """
 
 import logging
+import math
 import re
 import time
-from collections.abc import Iterable
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any
 
 from vk_api.bot_longpoll import VkBotLongPoll
 
@@ -15,15 +16,14 @@ from ..core.history import Batch, Gap
 from ..errors import MalformedResponse, TransientError, VkFatalError
 from ..fastjson import loads
 from .api import API_TIMEOUT, API_VERSION, SHORT_TIMEOUT, Api, translate_errors
-from .fields import Json, object_or_empty, require_object
+from .fields import Json, require_object
+from .settings import long_poll_settings, numbers
 
-POLL_MARGIN, SHORT_POLL_MARGIN = 10.0, 0.5  # seconds past its `wait` that a poll may take
 KEY_INTERVAL = 1.0  # seconds between two requests for a key: VK limits their rate
 UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it is skipped
 RETRY_INTERVAL = 60.0  # seconds between two tries of something that may go on as it is
-MAX_GAPS = 2  # places in a row that VK has forgotten, before the loop waits
+MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
 UNREADABLE = "VK's answer there could not be read for too long"
-FORGOTTEN = "VK has forgotten the updates between"
 
 log = logging.getLogger("fetcher")
 
@@ -44,57 +44,51 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
                 raise ValueError("no address")
         self.session = vk.http  # with time-outs, unlike vk_api's own
 
-    def poll(self, ts: int, wait: int, timeout: float) -> tuple[Json, int]:
-        """Return VK's answer at this ts and its size in bytes; `wait` and `timeout` are in seconds.
+    def poll(self, ts: int, wait: int) -> tuple[Json, int]:
+        """Return VK's answer at this ts, with its ts as a number, and its size in bytes; `wait` is in seconds.
 
         Raise MalformedResponse if the answer cannot be read, TransientError if there is none.
         """
         params = {"act": "a_check", "key": self.key, "ts": ts, "wait": wait}
-        with translate_errors("long poll"):
-            response = self.session.get(self.url, params=params, timeout=(min(timeout, API_TIMEOUT), timeout))
-        if response.status_code != 200:
-            raise MalformedResponse(f"VK's long poll answers HTTP {response.status_code}")
-        try:
-            return read_answer(response.content), len(response.content)
-        except ValueError as error:
-            raise MalformedResponse(f"VK's long poll answers what cannot be read ({type(error).__name__})") from None
+        timeout = self.session.timeout  # of the API; an answer that VK holds back may take longer
+        with translate_errors("long poll", MalformedResponse):
+            response = self.session.get(self.url, params=params, timeout=(timeout, wait + 2 * timeout))
+            if response.status_code != 200:
+                raise MalformedResponse(f"VK's long poll answers HTTP {response.status_code}")
+            answer = require_object(loads(response.content))
+            failed = answer.get("failed", 0)
+            if failed in (2, 3):
+                return {"failed": failed}, 0
+            answer["ts"] = require_ts(answer["ts"])
+            if failed != 1 and (failed != 0 or not isinstance(answer["updates"], list)):
+                raise ValueError("not of VK's form")
+            return answer, len(response.content)
 
 
 class LongPoll:
     """One community's long poll. Methods raise TransientError for what passes, VkFatalError for what must be fixed."""
 
-    def __init__(self, api: Api, group: int, renew_after: float, types: Iterable[str]) -> None:
-        """Send no request yet; `renew_after` is in seconds, `types` are the types of update that VK should send."""
-        self.api, self.group, self.renew_after, self.types = api, group, renew_after, list(types)
-        self.server: LongPollServer | None = None  # None at the start
+    server: LongPollServer  # from the first `renew` on
+
+    def __init__(self, api: Api, group: int, renew_after: float) -> None:
+        """Send no request yet, `renew` is the first; `renew_after` is in seconds."""
+        self.api, self.group, self.renew_after = api, group, renew_after
         self.next_key_at = 0.0  # no new key before
         self.renew_at = 0.0  # a new key at this time, even if the old one serves
-        self.answered_earlier = set[int]()  # ts at which VK has answered an earlier one
+        self.is_checked = False  # the Long Poll settings: after the first poll, which is short for that
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
-        self.poll_margin = POLL_MARGIN
-        # A first short poll, so that the first events need not wait until the Long Poll settings are checked.
-        self.phase: Literal["first poll", "settings", "polling"] = "first poll"
-
-    def latest_ts(self) -> int:
-        """Return VK's latest ts when the key was requested."""
-        return (self.server or self.request_server()).ts
 
     def renew(self) -> int:
-        """Take a new key and server, and return VK's latest ts."""
-        return self.request_server().ts
-
-    def request_server(self) -> LongPollServer:
-        """Take a new key and server, at most once a second: it waits until then."""
+        """Take a new key and server, at most once a second: it waits until then. Return VK's latest ts."""
         time.sleep(max(0.0, self.next_key_at - time.monotonic()))
         self.next_key_at = time.monotonic() + KEY_INTERVAL
         self.server = LongPollServer(self.api, self.group)
         self.renew_at = time.monotonic() + self.renew_after
-        return self.server
+        return self.server.ts
 
     def shorten_timeouts(self, short: bool) -> None:
         """Wait for VK's answers no longer than needed, or as long as usual."""
         self.api.http.timeout = SHORT_TIMEOUT if short else API_TIMEOUT
-        self.poll_margin = SHORT_POLL_MARGIN if short else POLL_MARGIN
 
     def poll(self, ts: int, wait: int) -> list[Batch | Gap]:
         """Return the updates after `ts`, waiting for them up to `wait` seconds.
@@ -102,111 +96,68 @@ class LongPoll:
         If VK has forgotten them, return the gap, and the updates where the gap ends: gaps that follow each other are
         one. An `until` before `since` means that VK has restarted its numbering.
         """
-        if self.server and time.monotonic() >= self.renew_at:
+        if time.monotonic() >= self.renew_at:
             self.renew_at = time.monotonic() + RETRY_INTERVAL
-            try:
+            with suppress(TransientError):  # then the old key serves on
                 self.renew()  # VK's polls are known to fall silent after hours; a new key helps
-            except TransientError as error:
-                log.debug("The old key serves on: %s", error)
-        if self.phase == "settings":
-            self.check_settings()
-            self.phase = "polling"
+        place, gaps = ts, list[Batch | Gap]()
         try:
-            answers = self.poll_past_gaps(ts, 1 if self.phase == "first poll" else wait)
+            for _ in range(MAX_FAILED):
+                answer, size = self.answer_at(place, wait if self.is_checked else 1)
+                failed = answer.get("failed")
+                if answer.get("updates"):
+                    self.renew_at = time.monotonic() + self.renew_after
+                if not failed:
+                    if not self.is_checked:
+                        self.check_settings()
+                    return [*gaps, Batch(place, answer["ts"], answer["updates"], size)]
+                # VK may forget faster than it can be polled where it says to go on: only a new key's ts is sure.
+                until = answer["ts"] if failed == 1 and not gaps else self.renew()
+                if failed != 2:
+                    error = answer.get("error", f"VK has forgotten the updates between (failed {failed})")
+                    place, gaps, wait = until, [Gap(ts, until, error)], 1
+            raise TransientError("VK's long poll refuses each key and place that it gives")
         except TransientError:
             self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)  # VK's server may have moved
             raise
-        if self.phase == "first poll":
-            self.phase = "settings"
-        return answers
-
-    def poll_past_gaps(self, ts: int, wait: int) -> list[Batch | Gap]:
-        """Poll, and where that is a gap, poll where it ends."""
-        place, gaps = ts, list[Batch | Gap]()
-        for _ in range(1 + MAX_GAPS):
-            found = self.poll_at(place, wait)
-            if isinstance(found, Batch):
-                return [*gaps, found]
-            place = self.renew() if gaps else found.until  # VK may forget faster than it can be polled there
-            gaps, wait = [Gap(ts, place, found.error)], 1
-        raise TransientError("VK's long poll has forgotten each place where it says to go on")
-
-    def poll_at(self, ts: int, wait: int) -> Batch | Gap:
-        """Return what VK has after `ts`, or the gap up to where VK says to go on.
-
-        A ts whose answer is unreadable for too long is skipped, if the latest one can be read and it still cannot.
-        """
-        try:
-            answer, size = self.answer_at(ts, wait)
-        except MalformedResponse:
-            now = time.monotonic()
-            if now < self.skip_at.setdefault(ts, now + UNREADABLE_TIMEOUT):
-                raise
-            self.skip_at[ts] = now + RETRY_INTERVAL
-            latest = self.renew()
-            self.answer_at(latest, 1)
-            try:
-                answer, size = self.answer_at(ts, 1)  # once more with the new key, which may help
-            except MalformedResponse:
-                return Gap(ts, latest, UNREADABLE)
-        self.skip_at.pop(ts, None)
-        failed = answer.get("failed")
-        until: int = self.renew() if failed == 3 else answer["ts"]
-        if until < ts and failed != 3:  # VK's servers may be a few updates apart: another one may answer next time
-            is_first = ts not in self.answered_earlier
-            self.answered_earlier.add(ts)
-            if is_first or self.renew() >= ts:
-                raise TransientError("VK's long poll answers an earlier ts than it was polled at")
-        self.answered_earlier.discard(ts)
-        if failed:
-            return Gap(ts, until, f"{FORGOTTEN} (failed {failed})")
-        if answer["updates"]:
-            self.renew_at = time.monotonic() + self.renew_after
-        return Batch(ts, until, answer["updates"], size)
 
     def answer_at(self, ts: int, wait: int) -> tuple[Json, int]:
-        """Return VK's answer at this ts and its size, with a new key if VK requires one."""
-        timeout = wait + self.poll_margin
-        answer, size = (self.server or self.request_server()).poll(ts, wait, timeout)
-        if answer.get("failed") == 2:
-            answer, size = self.request_server().poll(ts, wait, timeout)
-        if answer.get("failed") == 2:
-            raise TransientError("VK's long poll refuses a new key")
+        """Return VK's answer at this ts and its size.
+
+        A ts whose answer is unreadable for too long is skipped, if the latest one can be read and it still cannot: the
+        answer is then that VK has forgotten it. A lower ts is believed if VK repeats it and that of a new key is lower,
+        too: VK's servers may be a few updates apart.
+        """
+        latest = None
+        if time.monotonic() >= self.skip_at.get(ts, math.inf):
+            self.skip_at[ts] = time.monotonic() + RETRY_INTERVAL
+            latest = self.renew()
+            self.server.poll(latest, 1)
+        try:
+            answer, size = self.server.poll(ts, wait)
+            if answer.get("ts", ts) < ts:
+                answer, size = self.server.poll(ts, wait)
+        except MalformedResponse:
+            self.skip_at.setdefault(ts, time.monotonic() + UNREADABLE_TIMEOUT)
+            if latest is None:
+                raise
+            return {"failed": 1, "ts": latest, "error": UNREADABLE}, 0
+        self.skip_at.pop(ts, None)
+        if answer.get("ts", ts) < ts <= self.renew():
+            raise TransientError("VK's long poll answers an earlier ts than it was polled at")
         return answer, size
 
     def check_settings(self) -> None:
-        """Log what would leave the operator waiting in silence. https://dev.vk.com/ru/method/groups.getLongPollSettings
-
-        Raise VkFatalError if Long Poll is switched off.
-        """
-        try:
-            settings = object_or_empty(self.api.method("groups.getLongPollSettings", {"group_id": self.group}))
-        except TransientError as error:
-            log.debug("VK does not return the Long Poll settings: %s", error)
-            return
-        if settings.get("is_enabled", True) in (False, 0):
-            raise VkFatalError(
-                "Long Poll is switched off: switch it on in the community's settings (API usage, Long Poll API)"
-            )
-        version, types = str(settings.get("api_version")), object_or_empty(settings.get("events"))
-        if re.fullmatch(r"[0-4]\..*|5\.(\d|\d\d|10[0-2])", version):  # before 5.103 updates were of another form
-            log.warning("Long Poll's API version is %s: set %s in the community's settings", version, API_VERSION)
-        missing = ", ".join(kind for kind in self.types if not types.get(kind))
-        if types and missing:
-            log.warning("Long Poll does not send %s: tick these event types in the community's settings", missing)
-
-
-def read_answer(content: bytes) -> Json:
-    """Return VK's answer to a poll with its ts as a number; raise ValueError if it is not of VK's form."""
-    answer = require_object(loads(content))
-    failed = answer.get("failed")
-    if "failed" in answer and failed not in (1, 2, 3):
-        raise ValueError("an unknown `failed`")
-    if failed not in (2, 3):
-        answer["ts"] = require_ts(answer.get("ts"))
-    if not failed and not isinstance(answer.get("updates"), list):
-        raise ValueError("no updates")
-    return answer
+        """Log what would leave the operator waiting in silence. Raise VkFatalError if Long Poll is switched off."""
+        with suppress(TransientError):  # then nothing is known to be wrong
+            is_off, version, events, missing = long_poll_settings(self.api, self.group)
+            if is_off:
+                raise VkFatalError("Long Poll is switched off: switch it on in the community's settings or run --setup")
+            if [] < numbers(version) < [5, 103]:  # before it updates were of another form
+                log.warning("Long Poll's API version is %s: set %s in the community's settings", version, API_VERSION)
+            if events and missing:
+                log.warning("Long Poll does not send %s: tick these event types in the community's settings", missing)
+        self.is_checked = True
 
 
 def require_ts(value: Any) -> int:

@@ -1,7 +1,7 @@
 """Look-ups at VK: names and full messages, many at once. https://dev.vk.com/ru/method/execute"""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, Self
 from vk_api.requests_pool import VkRequestsPool
 
 from ..core.ports import Failure, Name
-from ..errors import FatalError, RequestRejected, TransientError
+from ..errors import CallFailed, FatalError, RequestRejected, TransientError
 from ..events import CHATS
 from .api import Api, translate_errors
 from .fields import Json, object_or_empty, require_number, require_object, require_text
 
 MAX_CALLS = 25  # of one `execute`
-MAX_PEOPLE, MAX_COMMUNITIES, MAX_CHATS, MAX_MESSAGES = 1000, 500, 100, 100  # ids of one call
+MAX_IDS, MAX_IDS_OF = 100, {"users.get": 1000, "groups.getById": 500}  # of one call, and of one of these
 TOO_LARGE = 13  # VK's error for an `execute` that takes too long or answers too much
 
 log = logging.getLogger("fetcher")
@@ -39,11 +39,18 @@ class Lookup(NamedTuple):
         """Return the same look-up in chunks of at most `size` ids."""
         return [self._replace(ids=self.ids[i : i + size]) for i in range(0, len(self.ids), size)]
 
-    @property
-    def values(self) -> Json:
-        """The parameters of the call."""
+    def parameters(self) -> Json:
+        """Return the parameters of the call."""
         numbers = [id[1] if isinstance(id, tuple) else abs(id) for id in self.ids]
         return {self.param: ",".join(map(str, numbers)), "lang": "ru", **self.more}
+
+    def values(self, answer: Any) -> Iterator[tuple[Any, Any]]:
+        """Yield id and value of each well-formed item of VK's answer: a list, or an object with `items` or `groups`."""
+        if isinstance(answer, dict):
+            answer = answer.get("items", answer.get("groups"))
+        for item in answer if isinstance(answer, list) else ():
+            with suppress(ValueError):
+                yield self.read(require_object(item))
 
 
 class Lookups:
@@ -60,24 +67,18 @@ class Lookups:
     def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
         """Return the names by id, empty ones where VK has none; 1000 people and 100 chats cost one request."""
         ids = sorted(ids)
-        people = [id for id in ids if 0 < id < CHATS]
-        communities = [id for id in ids if id < 0]
-        chats = [id for id in ids if id > CHATS]
         fields = {"fields": "domain,screen_name"}
-        lookups = Lookup("users.get", "user_ids", people, fields, read_person).chunks(MAX_PEOPLE)
-        lookups += Lookup("groups.getById", "group_ids", communities, {}, read_community).chunks(MAX_COMMUNITIES)
-        lookups += Lookup("messages.getConversationsById", "peer_ids", chats, {}, read_chat).chunks(MAX_CHATS)
-        resolved, failure = self.resolve(lookups)
-        if nameless := [id for id, name in resolved.items() if not name]:
-            log.debug("VK has no name for %s", nameless)
+        people = Lookup("users.get", "user_ids", [id for id in ids if 0 < id < CHATS], fields, read_person)
+        communities = Lookup("groups.getById", "group_ids", [id for id in ids if id < 0], {}, read_community)
+        chats = Lookup("messages.getConversationsById", "peer_ids", [id for id in ids if id > CHATS], {}, read_chat)
+        resolved, failure = self.resolve([people, communities, chats])
         return {id: name or Name() for id, name in resolved.items()}, failure
 
     def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], Json], Failure]:
         """Return the full messages by (peer_id, conversation_message_id), those that VK still has."""
         lookups, method, param = [], "messages.getByConversationMessageId", "conversation_message_ids"
         for peer, group in groupby(sorted(places), key=itemgetter(0)):
-            lookup = Lookup(method, param, list(group), {"peer_id": peer}, partial(read_message, peer))
-            lookups += lookup.chunks(MAX_MESSAGES)
+            lookups.append(Lookup(method, param, list(group), {"peer_id": peer}, partial(read_message, peer)))
         resolved, failure = self.resolve(lookups)
         return {place: message for place, message in resolved.items() if message}, failure
 
@@ -90,34 +91,31 @@ class Lookups:
         resolved: dict[Any, Any] = {}
         failure: Failure = None
         ids = {id for lookup in lookups for id in lookup.ids}
+        lookups = [chunk for lookup in lookups for chunk in lookup.chunks(MAX_IDS_OF.get(lookup.method, MAX_IDS))]
         while lookups:
             now, lookups = lookups[:MAX_CALLS], lookups[MAX_CALLS:]
             try:
                 answers = self.execute(now)
             except (TransientError, FatalError) as error:
                 return resolved, failure or error
-            failures = [answer for answer in answers if type(answer) is TransientError]
+            failures = [answer for answer in answers if isinstance(answer, CallFailed)]
             failure = failure or next(iter(failures), None)
             if 1 < len(failures) == len(now):
                 break
             for lookup, answer in zip(now, answers, strict=True):
                 if isinstance(answer, TransientError) and len(lookup.ids) > 1:
                     lookups = lookups + lookup.chunks(-(-len(lookup.ids) // MAX_CALLS))
-                elif type(answer) is not TransientError:
-                    resolved |= dict.fromkeys(lookup.ids)
-                    for item in items_of(answer):
-                        with suppress(ValueError):
-                            id, value = lookup.read(require_object(item))
-                            resolved[id] = value
+                elif not isinstance(answer, CallFailed):
+                    resolved |= dict.fromkeys(lookup.ids) | dict(lookup.values(answer))
         return resolved, failure if ids - resolved.keys() else None
 
     def execute(self, lookups: list[Lookup]) -> list[Any]:
         """Return the answers of one request, or of more if it is too large for VK.
 
-        In place of an answer there is RequestRejected if VK refuses that call, and TransientError if it failed.
+        In place of an answer there is RequestRejected if VK refuses that call, and CallFailed if it failed.
         """
         pool = VkRequestsPool(self.api)
-        results = [pool.method(lookup.method, lookup.values) for lookup in lookups]
+        results = [pool.method(lookup.method, lookup.parameters()) for lookup in lookups]
         try:
             with translate_errors("execute"):
                 pool.execute()
@@ -127,19 +125,12 @@ class Lookups:
                 half = len(lookups) // 2
                 return self.execute(lookups[:half]) + self.execute(lookups[half:])
             log.debug("%s", rejected)
-            return [TransientError(str(rejected)) if rejected.code == TOO_LARGE else []] * len(lookups)
+            return [CallFailed(str(rejected)) if rejected.code == TOO_LARGE else []] * len(lookups)
         for number, (lookup, result) in enumerate(zip(lookups, results, strict=True)):
             if result.error:
                 answers[number] = self.api.failure(lookup.method, result.error, inside=True)
                 log.debug("%s, of %s", answers[number], lookup.ids)
         return answers
-
-
-def items_of(answer: Any) -> list[Any]:
-    """Return the list in VK's answer: it is the answer itself, or its `items` or `groups`."""
-    if isinstance(answer, dict):
-        answer = answer.get("items", answer.get("groups"))
-    return answer if isinstance(answer, list) else []
 
 
 # Each reads one item, and raises ValueError if it is malformed: then it has no name.

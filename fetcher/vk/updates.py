@@ -14,8 +14,6 @@ from .fields import Json, object_or_empty, require_number, require_object
 from .lookups import Lookups
 
 WARNING_INTERVAL = 60.0  # seconds between two warnings
-# https://dev.vk.com/ru/api/deprecated-version-message
-REMEDY = f"set version {API_VERSION} in the community's Long Poll settings"
 MAX_DATE = 2**32  # Unix time; a message of a later date has none
 
 log = logging.getLogger("fetcher")
@@ -34,30 +32,27 @@ class Updates:
 
         Return also the failure that kept VK from answering the rest, if there is one.
         """
-        places = {place for update in updates if (place := cropped_message(update))}
-        if not places:
-            return updates, None
-        messages, failure = self.lookups.full_messages(places)
-        return [with_full_message(update, messages) for update in updates], failure
+        places = [cropped_message(update) for update in updates]
+        messages, failure = self.lookups.full_messages({place for place in places if place})
+        return [with_full_message(*one, messages) for one in zip(updates, places, strict=True)], failure
 
     def build(self, update: Any) -> Event | None:
         """Return the update's event; raise ValueError if the update is malformed.
 
         A type that is not in BUILDERS gives None, but with `raw` an event: then every event has the update in it, the
-        very dict. VK's notice in place of an update gives None and a warning.
+        very dict. VK's notice in place of an object gives None and a warning:
+        https://dev.vk.com/ru/api/deprecated-version-message
         """
         if not isinstance(update, dict) or not isinstance(update.get("type"), str):
             raise ValueError("the update has no type")
         if object_or_empty(update.get("object")).keys() == {"warning"}:
             if (now := time.monotonic()) >= self.warn_at:
                 self.warn_at = now + WARNING_INTERVAL
-                log.warning("VK sends a notice in place of an event: %s", REMEDY)
+                log.warning("VK sends a notice in place of an event: set %s in the community's settings", API_VERSION)
             return None
         builder = BUILDERS.get(update["type"], other if self.raw else None)
-        if not builder:
-            return None
-        event = builder(update, self.command)
-        return event._replace(raw=update) if self.raw else event
+        event = builder(update, self.command) if builder else None
+        return event._replace(raw=update) if event and self.raw else event
 
     def sent_at(self, update: Any) -> int:
         """Return when a message_new that makes an event was sent, in Unix time, 0 if VK does not say."""
@@ -74,9 +69,8 @@ def cropped_message(update: Any) -> tuple[int, int] | None:
     return None
 
 
-def with_full_message(update: Any, messages: dict[tuple[int, int], Json]) -> Any:
+def with_full_message(update: Any, place: Any, messages: dict[Any, Json]) -> Any:
     """Return the update with the full message in place of the cropped one, if there is one; what that lacks stays."""
-    place = cropped_message(update)
     if place not in messages:
         return update
     contents = update["object"]

@@ -30,7 +30,6 @@ SHORT = {  # seconds; the product's own are too long to wait for in a test
     "fetcher.vk.api:MIN_PAUSE": 0.1,
     "fetcher.vk.api:MAX_PAUSE": 0.3,
     "fetcher.vk.longpoll:API_TIMEOUT": 1.0,
-    "fetcher.vk.longpoll:POLL_MARGIN": 1.0,
     "fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 1.0,
     "fetcher.vk.longpoll:KEY_INTERVAL": 0.1,
     "fetcher.vk.longpoll:RETRY_INTERVAL": 0.5,

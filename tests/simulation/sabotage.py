@@ -288,7 +288,7 @@ def gap_of_failed_3_in_silence(right: Any, self: Any, ts: int, wait: int) -> Any
 
 @instead_of(LongPoll, "poll")
 def gaps_recorded_one_by_one(right: Any, self: Any, ts: int, wait: int) -> Any:
-    answer, _ = self.server.poll(ts, 0, 1.0)
+    answer, _ = self.server.poll(ts, 0)
     return [Gap(ts, answer["ts"], "forgotten")] if answer.get("failed") == 1 else right(self, ts, wait)
 
 

@@ -235,7 +235,7 @@ class Server:
         vk = self.process.world.vk
         self.key, self.ts = vk.key, vk.ts
 
-    def poll(self, ts: int, wait: int, timeout: float) -> tuple[Json, int]:
+    def poll(self, ts: int, wait: int) -> tuple[Json, int]:
         process, world = self.process, self.process.world
         process.polls()
         try:
@@ -294,7 +294,7 @@ class Lookups:
 
     def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], Json], Failure]:
         vk = self.process.world.vk
-        resolved, failure = self.resolve(places)
+        resolved, failure = self.resolve(places) if places else ([], None)
         return {place: vk.cropped[place] for place in resolved if place[1] % 4}, failure  # it has some no more
 
     def resolve(self, ids: Iterable[Any]) -> tuple[list[Any], Failure]:

@@ -301,7 +301,7 @@ class Poll(LongPoll):
     """The real long poll; it can be traced."""
 
     def __init__(self, process: Process, api: Any) -> None:
-        super().__init__(api, GROUP, 50.0, ())
+        super().__init__(api, GROUP, 50.0)
         self.process = process
 
     def poll(self, ts: int, wait: int) -> list[Batch | Gap]:
