@@ -16,7 +16,7 @@ from ..fastjson import utf8
 from .connection import connect, redis_errors
 
 DEAD_LETTERS = 10_000  # about so many are kept
-COMMIT = Path(__file__).with_name("commit.lua").read_text(encoding="utf-8")
+SCRIPTS = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.lua")}
 
 
 class ConnectionReplaced(Exception):
@@ -72,10 +72,7 @@ class Bus:
         return State(self._position(replies[-1]), missing)
 
     def commit(self, commit: Commit) -> Outcome:
-        """Commit all or nothing, and return what the bus has recorded: nothing, if the connection was replaced.
-
-        https://redis.io/docs/latest/develop/programmability/eval-intro/
-        """
+        """Commit all or nothing, and return what the bus has recorded: nothing, if the connection was replaced."""
         arguments: list[Any] = [commit.kind, str(commit.since), str(commit.until)]
         arguments += [DEDUP_WINDOW, self.stream_maxlen, DEAD_LETTERS, len(commit.entries)]
         for entry in commit.entries:
@@ -86,13 +83,20 @@ class Bus:
                 arguments += [utf8(entry.id), b"", len(fields), *fields]
         self.is_committing = self.is_connected
         try:
-            with redis_errors():
-                stored, recorded, left_out = self.client.register_script(COMMIT)(self.keys, arguments)
+            stored, recorded, left_out = self.run_script("commit", self.keys, *arguments)
         except ConnectionReplaced:
             return Outcome(None, [])
         finally:
             self.is_committing = False
         return Outcome(self._position(stored), [commit.entries[number - 1] for number in recorded], left_out)
+
+    def run_script(self, name: str, keys: list[str], *arguments: Any) -> Any:
+        """Run a script, which is one atomic step, and return its answer.
+
+        https://redis.io/docs/latest/develop/programmability/eval-intro/
+        """
+        with redis_errors():
+            return self.client.register_script(SCRIPTS[name])(keys, arguments)
 
     def _position(self, stored: str | None) -> Position | None:
         try:

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..bus.bus import Bus
 from ..bus.connection import redis_errors
-from ..bus.scripts import run_script
 from ..config import Config
 from ..core.backlog import Pending
 from ..core.history import DeadLetter, Entry, Position
@@ -67,7 +66,7 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
                 yield letter, "it is of another community"
             elif isinstance(entry, Entry):
                 event = utf8(entry.id), utf8(channel(bus.bus, entry.event_type)), entry.text
-                if run_script(bus, "redrive", [dead_letters, stream, seen], letter, *event, settings.stream_maxlen):
+                if bus.run_script("redrive", [dead_letters, stream, seen], letter, *event, settings.stream_maxlen):
                     yield letter, WENT
             else:
                 yield letter, entry.fields["error"] if entry else NO_EVENT
@@ -91,7 +90,7 @@ def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str]]:
             id = fields.get("id", "")
             if not re.fullmatch("[0-9]{1,19}-[0-9]{1,19}", id):
                 yield letter, "it names no entry of the stream"
-            elif (reason := run_script(bus, "give_back", keys, letter, group, id)) is not None:
+            elif (reason := bus.run_script("give_back", keys, letter, group, id)) is not None:
                 yield letter, reason
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from ..bus.bus import Bus
 from ..bus.connection import ACL_RULES, redis_errors
-from ..bus.scripts import run_script
 from ..config import Config
 from ..errors import FatalError, RequestRejected, TransientError
 from ..events import channel
@@ -100,7 +99,7 @@ def check_redis(bus: Bus) -> Iterator[Line]:
     bus.read([])
     yield "Redis", "ok", "it answers"
     keys = [*bus.keys, bus.alive_key, f"{{{bus.bus}}}:name:1"]
-    refused = ", ".join(run_script(bus, "permissions", keys, channel(bus.bus, "message")))
+    refused = ", ".join(bus.run_script("permissions", keys, channel(bus.bus, "message")))
     yield ok_or(refused and f"{refused} refused: {ACL_RULES}", "Redis permissions", "all that the fetcher needs")
     info: Any = {}
     with suppress(FatalError, TransientError), redis_errors():  # INFO may be forbidden

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from fetcher.bus import bus
-from fetcher.bus.bus import COMMIT, Bus
+from fetcher.bus.bus import SCRIPTS, Bus
 from fetcher.core import backlog, names, relay
 from fetcher.core.backlog import Backlog, Pending
 from fetcher.core.entries import EntryBuilder
@@ -59,7 +59,7 @@ def limit(way: str, owner: Any, name: str, value: float) -> None:
 
 def script(way: str, old: str, new: str) -> None:
     """Register a wrong script: `new` in place of `old`."""
-    WAYS[way] = Sabotage(bus, "COMMIT", COMMIT.replace(old, new))
+    WAYS[way] = Sabotage(bus, "SCRIPTS", SCRIPTS | {"commit": SCRIPTS["commit"].replace(old, new)})
 
 
 # A backlog

@@ -235,7 +235,8 @@ class Process:
     def is_idle(self) -> bool:
         """Whether everything that it has is on the bus, as far as it knows."""
         relay = self.relay
-        if not relay or relay.backlog.pending or relay.backlog.checkpoint_from == "nowhere" or not relay.bus.is_connected:
+        has_begun = relay and relay.backlog.checkpoint_from != "nowhere" and relay.bus.is_connected
+        if not relay or not has_begun or relay.backlog.pending:
             return False
         return self.answered_at > self.world.calm_since
 
