@@ -21,7 +21,8 @@ import redis
 
 from fetcher import Event, Message, Peer, User
 from tests import free_port
-from tests.processes import ROOT, Fetcher
+from tests.forks import LIBRARIES, ROOT, template
+from tests.processes import Fetcher
 from tests.servers import Server
 from tests.servers import wait_until as wait_for_it
 from tests.vk import CHAT, METHODS, PEER, PERSON, VK, Refused, message, reaction, update
@@ -30,11 +31,12 @@ LONG = 80  # seconds, a ceiling: on a busy machine it takes long until an exampl
 wait_until = functools.partial(wait_for_it, timeout=LONG)
 
 EXAMPLES = ROOT / "examples"
+VKBOTTLE, WITH_VKBOTTLE = ("vkbottle", *LIBRARIES), ("async_bot", "vkbottle_bot")
 RUN = """
 import runpy
 from tests.run import lead_vk_to
 lead_vk_to({url!r})
-if {name!r} in ("async_bot", "vkbottle_bot"):
+if {name!r} in {WITH_VKBOTTLE}:
     from vkbottle import AiohttpClient
     request = AiohttpClient.request
     AiohttpClient.request = lambda self, url, *more, **options: request(
@@ -58,13 +60,14 @@ class Example:
 
     def __init__(self, name: str, *arguments: str, vk: VK | None = None, **settings: str) -> None:
         self.out = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
-        code = RUN.format(url=vk.url if vk else "http://127.0.0.1:1", name=name)
+        code = RUN.format(url=vk.url if vk else "http://127.0.0.1:1", name=name, WITH_VKBOTTLE=WITH_VKBOTTLE)
         settings |= {"TOKEN": vk.token} if vk else {}
         self.directory = tempfile.TemporaryDirectory()
         (Path(self.directory.name) / ".env").write_text("".join(f"{key}={settings[key]}\n" for key in settings))
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], cwd=self.directory.name,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}, stdout=self.out, stderr=subprocess.STDOUT,
+        libraries = VKBOTTLE if name in WITH_VKBOTTLE else LIBRARIES
+        self.process = template(*libraries).start(
+            ["-c", code, *arguments], Path(self.directory.name),
+            {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}, self.out.fileno(), self.out.fileno(),
         )  # fmt: skip
 
     def __enter__(self) -> "Example":

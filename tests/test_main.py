@@ -464,9 +464,9 @@ def python(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Pop
     )  # fmt: skip
 
 
-def blocks(process: subprocess.Popen[str], number: int) -> bool:
+def blocks(pid: int, number: int) -> bool:
     """Tell whether the kernel keeps this signal for the process."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text()
     mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
     return bool(int(mask, 16) >> (number - 1) & 1)
 
@@ -479,7 +479,7 @@ def blocks(process: subprocess.Popen[str], number: int) -> bool:
 def test_signals_end_it_from_its_first_line_on(program: list[str], number: int, delay: float) -> None:
     """While it still imports, reads its settings or connects: code 0, and not a word more."""
     with python(*program) as process:
-        wait_until(lambda: blocks(process, number), what="its first line")
+        wait_until(lambda: blocks(process.pid, number), what="its first line")
         time.sleep(delay)
         process.send_signal(number)
         assert process.wait(CEILING) == 0
@@ -509,7 +509,7 @@ def test_signals_on_windows(fetch: Fetch, vk: VK, server: Server, tmp_path: Path
     fetcher = fetch(**with_site(tmp_path, WINDOWS))
     started(server)
     if Path("/proc/self/status").exists():
-        assert not blocks(fetcher.process, signal.SIGTERM)
+        assert not blocks(fetcher.pid, signal.SIGTERM)
     assert fetcher.terminate() == 0
 
 

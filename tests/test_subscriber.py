@@ -27,7 +27,8 @@ import fetcher.asyncio
 from fetcher import Event, Message, Peer, User
 from fetcher.consumers import connection, durable, steps
 from tests import HOST, free_port, servers
-from tests.processes import ROOT
+from tests.forks import LIBRARIES, ROOT, template
+from tests.processes import environment
 from tests.servers import Proxy, Server, cluster, program
 
 GROUP = "moderation"
@@ -1008,7 +1009,8 @@ class Worker:
         self.path = directory / f"{consumer}-{time.monotonic_ns()}"
         with self.path.open("w") as out:
             arguments = [driver, consumer, *map(str, (server.port, stop_at, idle, attempts))]
-            self.process = subprocess.Popen([sys.executable, "-c", WORKER, *arguments], cwd=ROOT, stdout=out)
+            start = template(*LIBRARIES).start
+            self.process = start(["-c", WORKER, *arguments], ROOT, environment(), out.fileno(), 2)
 
     @property
     def got(self) -> list[str]:
