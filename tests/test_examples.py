@@ -50,6 +50,12 @@ COMMANDS = {  # as the docstrings say
 TEAM, YAN = Peer(2000000007, 7, "Футбол"), User(111222333, "Ян Ли", "Ян", "Ли", "yan")
 
 
+def marked(name: str, *more: Any) -> Any:
+    """Return the parameters of a test; those with vkbottle, which takes seconds to import, have the same worker."""
+    marks = [pytest.mark.long, pytest.mark.xdist_group("vkbottle")] if name in WITH_VKBOTTLE else []
+    return pytest.param(name, *more, marks=marks)
+
+
 def event(id: str, event_type: str, text: str, attachments: tuple[str, ...] = (), peer: Peer = TEAM) -> str:
     message = Message(1, text, None, [], list(attachments))
     return json.dumps(Event(event_type, id, YAN, peer, message=message).as_dict())
@@ -155,6 +161,8 @@ def test_commands_are_answered(server: Server, client: Any, sent: list[dict[str,
         assert example.printed == ["c stays unanswered: ApiError"]
 
 
+@pytest.mark.long
+@pytest.mark.xdist_group("vkbottle")
 def test_the_asynchronous_bot_answers_commands(server: Server, client: Any, sent: list[dict[str, Any]]) -> None:
     client.xgroup_create("events", "bot", "0", mkstream=True)
     for id, event_type, text, peer in [
@@ -176,7 +184,7 @@ def test_the_asynchronous_bot_answers_commands(server: Server, client: Any, sent
         assert example.printed == ["c stays unanswered: VKAPIError_901"]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [marked(name) for name in COMMANDS])
 def test_an_example_runs_as_its_docstring_says_and_ends_on_ctrl_c(server: Server, client: Any, name: str) -> None:
     """In the directory of the repository, installed or not; and without a traceback."""
     (command,) = COMMANDS[name]
@@ -199,8 +207,8 @@ def test_an_example_runs_as_its_docstring_says_and_ends_on_ctrl_c(server: Server
 
 @pytest.mark.parametrize(
     ("name", "missing"),
-    [(name, "TOKEN") for name in COMMANDS if name != "moderation_worker"]
-    + [(name, "The consumer's name") for name in COMMANDS if name != "answer_commands"],
+    [marked(name, "TOKEN") for name in COMMANDS if name != "moderation_worker"]
+    + [marked(name, "The consumer's name") for name in COMMANDS if name != "answer_commands"],
 )
 def test_an_example_says_in_one_sentence_what_is_missing(name: str, missing: str) -> None:
     """No traceback: whoever tries an example has not read its source."""
@@ -263,7 +271,7 @@ def test_each_line_of_the_shell_examples_is_understood(server: Server, client: A
 # --- Behind a fetcher with RAW=1 -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vkbottle_bot", "vk_api_script"])
+@pytest.mark.parametrize("name", [marked("vkbottle_bot"), marked("vk_api_script")])
 def test_bot_of_another_library(
     vk: VK, server: Server, client: Any, fetch: Callable[..., Fetcher], sent: list[dict[str, Any]], name: str
 ) -> None:

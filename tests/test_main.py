@@ -197,6 +197,7 @@ def test_it_waits_for_vk(fetch: Fetch, vk: VK, server: Server) -> None:
     assert arrived(server, 1)
 
 
+@pytest.mark.long
 def test_a_storm_costs_few_requests(fetch: Fetch, server: Server) -> None:
     """10,000 updates of 1,000 people in 50 chats: at most 60 requests, 20 in a second, nobody asked for twice."""
     updates = traffic(1, 1000, 50, 10_000)
@@ -230,6 +231,7 @@ def test_names_survive_a_restart(fetch: Fetch, vk: VK, server: Server) -> None:
     assert set(vk.asked.values()) == {2}
 
 
+@pytest.mark.long
 def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, server: Server) -> None:
     """1,000 updates in an outage, of which VK keeps 256: nothing is lost, also if VK is down when Redis is back."""
     fetcher = fetch(POLL_WAIT=1)
@@ -250,6 +252,7 @@ def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, serv
     assert not dead_letters(server)
 
 
+@pytest.mark.long
 def test_memory_is_bounded(fetch: Fetch, vk: VK, server: Server) -> None:
     """Past the limit it polls no more; what VK forgets then is a gap on record, and the rest goes out."""
     fetcher = fetch(constants={"fetcher.core.backlog:MAX_PENDING": 300, "fetcher.vk.api:MAX_PAUSE": 1}, POLL_WAIT=1)
@@ -661,6 +664,7 @@ def proxy(server: Server) -> Iterator[Proxy]:
         yield proxy
 
 
+@pytest.mark.long
 def test_the_password_of_redis_is_changed_for_a_moment(fetch: Fetch, vk: VK, server: Server, proxy: Proxy) -> None:
     """While updates are pending that is CRITICAL, once, and nothing is lost; with nothing pending it ends."""
     fetcher = fetch(REDIS_URL=proxy.url, POLL_WAIT=1)
@@ -766,6 +770,7 @@ def test_dead_letters_of_two_fetchers(fetch: Fetch, vk: VK, server: Server, step
     assert letters == [*range(30), 99]
 
 
+@pytest.mark.long
 def test_updates_that_are_very_deep(fetch: Fetch, vk: VK, server: Server) -> None:
     """Whether they can be read, built, written: each is an event, a dead letter or in a gap, and the process lives."""
     limit = sys.getrecursionlimit()

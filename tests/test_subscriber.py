@@ -838,6 +838,7 @@ def test_a_distant_redis_is_read_from(
         assert take(consume(own, GROUP, "a", start="0", attempts=attempts), 2) == ["1", "2"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lose", ["acknowledge", "trim", "delete", "destroy"])
 def test_attempts_of_what_is_no_longer_pending_are_forgotten(client: Any, lose: str) -> None:
     """Somebody else has ended it: the hash does not grow."""
@@ -1038,6 +1039,7 @@ def test_a_consumer_killed_in_the_middle_of_an_event_gets_it_again(
         second.kill()
 
 
+@pytest.mark.long
 def test_a_consumer_killed_at_any_moment_repeats_one_event_at_most(
     driver: str, server: Server, client: Any, tmp_path: Any
 ) -> None:
@@ -1075,6 +1077,7 @@ def test_a_consumer_killed_in_its_handler_has_had_its_attempt(
         second.kill()
 
 
+@pytest.mark.long
 def test_a_consumer_killed_before_an_event_reaches_it_has_had_no_attempt(
     driver: str, server: Server, client: Any, tmp_path: Any
 ) -> None:
@@ -1097,6 +1100,7 @@ def test_a_consumer_killed_before_an_event_reaches_it_has_had_no_attempt(
         worker.kill()
 
 
+@pytest.mark.long
 def test_three_consumers_of_which_one_is_killed_handle_10_000_events(
     driver: str, server: Server, client: Any, tmp_path: Any
 ) -> None:
@@ -1164,6 +1168,7 @@ def test_a_sentinels_master_serves_both_and_may_change(driver: str, tmp_path: An
 # --- A cluster --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_cluster_serves_both_and_may_lose_a_node(caplog: pytest.LogCaptureFixture) -> None:
     """But not the one that has the stream, for it has no replica here; and all of them may be away for a while."""
     with cluster(cluster_require_full_coverage="no") as nodes:
