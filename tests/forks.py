@@ -123,7 +123,7 @@ def template(*modules: str) -> Template:
 
 def serve(requests: socket.socket) -> list[int]:
     """Fork at each request, and return in the copy, with its files; end when nobody is left who asks."""
-    running: dict[int, socket.socket] = {}  # by pid: where its end is reported
+    running: dict[int, socket.socket] = {}  # by pid: where its exit code is reported
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
@@ -150,17 +150,16 @@ def serve(requests: socket.socket) -> list[int]:
             for file in others:
                 os.close(file)
             running[pid] = socket.socket(fileno=theirs)
-            report(running[pid], pid)
     for pid in running:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
     sys.exit()
 
 
-def report(answers: socket.socket, number: int) -> None:
+def report(asked: socket.socket, number: int) -> None:
     """Send a number to who has asked for the copy, if they are still there."""
     with contextlib.suppress(OSError):
-        answers.sendall(array.array(NUMBER, [number]))
+        asked.sendall(array.array(NUMBER, [number]))
 
 
 def reopened(file: int, like: TextIO) -> TextIO:
@@ -178,9 +177,10 @@ def become(files: list[int]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with socket.socket(fileno=files[-1]) as asked, asked.makefile() as lines:
         request = json.loads(lines.readline())
+        report(asked, os.getpid())  # now it has its session
         for number, file in enumerate(files[:-1]):
             os.dup2(file, number)
-    os.closerange(3, max(files) + 1)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])

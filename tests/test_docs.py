@@ -570,7 +570,7 @@ def test_the_guide_to_the_letter(followed: int, files: list[str], tmp_path: Path
     An example that this clone has already is not followed again.
     """
     copy = tmp_path / "event fetcher"  # with a space: paths are like that
-    left_out = shutil.ignore_patterns(".git", ".venv", ".hypothesis", "__pycache__", "node_modules", "*.egg-info")
+    left_out = shutil.ignore_patterns(".git", ".venv", ".hypothesis", "node_modules", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=left_out)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE", "PYTEST"))}
     *_, sample = samples = list(examples())[:followed]
@@ -579,7 +579,7 @@ def test_the_guide_to_the_letter(followed: int, files: list[str], tmp_path: Path
     for one in samples:
         if not (copy / one).exists():
             follow(examples()[one], copy)
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-v", "--assert=plain", *files]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-v", *files]
     command += ["-k", f"not ({NOT_OF_TYPES})"]
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
