@@ -1,7 +1,10 @@
 """What the tests share: a VK, a server, and fetchers between them."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import os
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +12,28 @@ import pytest
 from tests.processes import Fetcher
 from tests.servers import Server
 from tests.vk import VK
+
+WORKERS_PER_CORE, MAX_WORKERS = 3, 24  # most tests wait for somebody
+
+sys.dont_write_bytecode = False  # each worker would compile all tests again
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Return what `-n auto` means here, unless the environment says it."""
+    cores = yield
+    return cores if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else min(MAX_WORKERS, WORKERS_PER_CORE * cores)
+
+
+def pytest_configure() -> None:
+    """Heed Ctrl-C, and so do the programs of the tests: a shell lets what it starts with `&` ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that nobody waits for it in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """The core's two sides in memory, by a clock of the test's own: VK, a bus, and fetchers between them."""
 
+import bisect
 import copy
 import json
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
@@ -103,7 +105,8 @@ class History:
             self.clock.now += min(wait, 1 / self.rate if self.rate else wait)
             self.arrive()
         self.clock.now += 0.01
-        found = [(at, one) for at, one in self.updates if at > ts][: self.page]
+        first = bisect.bisect_right(self.updates, ts, key=operator.itemgetter(0))
+        found = self.updates[first : first + self.page]
         until = found[-1][0] if found else ts
         return [*answers, Batch(ts, until, [one for _, one in found], 1000 * len(found))]
 

@@ -7,15 +7,24 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import IO, Any, Self
 
-ROOT = Path(__file__).resolve().parent.parent
-INHERITED = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
+from tests.forks import INHERITED, LIBRARIES, Process, template
+from tests.forks import ROOT as ROOT
+
+
+def environment() -> dict[str, str]:
+    """Return the environment that a process of the tests needs, and nothing else."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("COVERAGE")
+    }  # fmt: skip
+    if "COVERAGE_PROCESS_START" in inherited:
+        inherited.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # the directory may be removed
+    return inherited | {"PYTHONPATH": str(ROOT)}
 
 
 class Fetcher:
@@ -37,7 +46,7 @@ class Fetcher:
         self.cwd = Path(cwd or self._own_directory or "")
         self._since = 0  # where the lines of the present process begin
         self._printed = threading.Condition()
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Process | None = None
         self._reader: threading.Thread | None = None
         atexit.register(self.close)
         if start:
@@ -54,24 +63,15 @@ class Fetcher:
         assert not self.running, "it runs already"
         with self._printed:
             self._since = len(self.lines)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.run", *self.arguments],
-            cwd=self.cwd, env=self._environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True,
-        )  # fmt: skip
-        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
-        self._reader.start()
-
-    def _environment(self) -> dict[str, str]:
-        inherited = {
-            name: value for name, value in os.environ.items()
-            if name in INHERITED or name.startswith("COVERAGE")
-        }  # fmt: skip
-        own = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "CONSTANTS": json.dumps(self.constants)}
-        if "COVERAGE_PROCESS_START" in inherited:
-            inherited.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # the directory will be removed
+        reading, writing = os.pipe()
+        printed = open(reading, encoding="utf-8", errors="replace")  # noqa: SIM115  # _read() closes it
+        command = ["-m", "tests.run", *self.arguments]
         settings = {name: str(value) for name, value in self.settings.items() if value is not None}
-        return inherited | own | settings
+        env = environment() | {"PYTHONUNBUFFERED": "1", "CONSTANTS": json.dumps(self.constants)} | settings
+        self._process = template(*LIBRARIES).start(command, self.cwd, env, writing, writing)
+        os.close(writing)
+        self._reader = threading.Thread(target=self._read, args=(printed,), daemon=True)
+        self._reader.start()
 
     def _read(self, stream: IO[str]) -> None:
         for line in stream:
@@ -81,7 +81,7 @@ class Fetcher:
         stream.close()
 
     @property
-    def process(self) -> subprocess.Popen[str]:
+    def process(self) -> Process:
         assert self._process, "not started"
         return self._process
 

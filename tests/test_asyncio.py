@@ -161,6 +161,7 @@ def test_a_task_may_be_cancelled_twice(server: Server, client: redis.Redis, monk
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_no_event_is_set_aside_that_no_handler_had(server: Server, client: redis.Redis) -> None:
     """Redis is 40 ms away, and a task with one attempt is cancelled dozens of times, whatever it is doing then."""
     fill(client, 100)

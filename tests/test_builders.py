@@ -423,6 +423,7 @@ def updates(draw: st.DrawFn) -> Any:
 ATTRIBUTES = {"message_new": "message", "message_event": "button", "message_reaction_event": "reaction"}
 
 
+@pytest.mark.long
 @STEADY
 @given(updates(), st.booleans())
 @example({"type": "message_new", "event_id": "1", "object": {"message": {"from_id": 1e300, "peer_id": 1e300}}}, False)
@@ -455,6 +456,7 @@ def test_any_update(update: Any, raw: bool) -> None:
         assert not {"action", "payload"} & data.keys()
 
 
+@pytest.mark.long
 @STEADY
 @given(messages, messages | st.dictionaries(texts, anything), st.booleans(), st.booleans())
 def test_any_full_message(short: Any, full: Any, nested: bool, raw: bool) -> None:

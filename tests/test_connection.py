@@ -176,6 +176,7 @@ def follows(server: Server, primary: Server) -> bool:
         return bool(owner.info("replication").get("master_link_status") == "up")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["kill", "pause", "demote"])
 def test_a_failover_is_followed(watched: Watched, fault: str) -> None:
     """The primary dies, hangs, or must step down: the next connections are to the new one, and are reported."""

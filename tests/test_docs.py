@@ -59,8 +59,10 @@ OF_TYPES, OF_TYPES_WITH_SERVERS = (
     for names in ("builders docs entries events longpoll names operations schema", "demo setup")
 )
 
-# …but for random updates, the rules of Redis's users, and this test
-NOT_OF_TYPES = "any_update or any_full_message or missing_rule or the_guide"
+# …but for random updates, answers of the long poll, the rules of Redis's users, and this test
+NOT_OF_TYPES = "any_update or any_full_message or (test_longpoll and not settings) or missing_rule or the_guide"
+
+pytestmark = pytest.mark.xdist_group("docs")  # most of them share what is started once
 
 readme = pytest.mark.parametrize("text", [ENGLISH, RUSSIAN], ids=["en", "ru"])
 
@@ -166,9 +168,9 @@ def program() -> Program:
     )
     command = [sys.executable, "-c", show]
     codes = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
-    command = [sys.executable, "-m", "fetcher", "--help"]
-    usage = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
-    return Program(set(re.findall("--[a-z]+", usage)), {0, *json.loads(codes)})
+    with Fetcher("--help") as usage:
+        assert usage.wait() == 0
+        return Program(set(re.findall("--[a-z]+", usage.output)), {0, *json.loads(codes)})
 
 
 @readme
@@ -551,22 +553,35 @@ def is_shown(lines: list[str], shown: list[str]) -> bool:
     return all(line.startswith(text[:-1]) if text.endswith("…") else line == text for line, text in pairs)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1500)
-def test_the_guide_to_the_letter(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("followed", "files"),
+    [
+        pytest.param(followed, files, id=name, marks=pytest.mark.xdist_group(f"the guide, {name}"))
+        for name, followed, files in [
+            ("the first", 1, OF_TYPES), ("both", 2, OF_TYPES), ("with servers", 2, OF_TYPES_WITH_SERVERS),
+        ]
+    ],
+)  # fmt: skip
+def test_the_guide_to_the_letter(followed: int, files: list[str], tmp_path: Path) -> None:
     """Whoever follows CONTRIBUTING has two more types of event, and all that concerns types passes, also in between.
 
     An example that this clone has already is not followed again.
     """
     copy = tmp_path / "event fetcher"  # with a space: paths are like that
-    left_out = shutil.ignore_patterns(".git", ".venv", ".hypothesis", "__pycache__", "node_modules", "*.egg-info")
+    left_out = shutil.ignore_patterns(".git", ".venv", ".hypothesis", "node_modules", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=left_out)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE", "PYTEST"))}
-    samples = list(examples())
-    for sample in samples:
-        if not (copy / sample).exists():
-            follow(examples()[sample], copy)
-            files = OF_TYPES + OF_TYPES_WITH_SERVERS * (sample == samples[-1])
-            command = [sys.executable, "-m", "pytest", "-n", "0", "-v", *files, "-k", f"not ({NOT_OF_TYPES})"]
-            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, encoding="utf-8")
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert f"test_samples[{Path(sample).stem}] PASSED" in done.stdout
+    *_, sample = samples = list(examples())[:followed]
+    if (copy / sample).exists():
+        return
+    for one in samples:
+        if not (copy / one).exists():
+            follow(examples()[one], copy)
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-v", *files]
+    command += ["-k", f"not ({NOT_OF_TYPES})"]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    if files is OF_TYPES:
+        assert f"test_samples[{Path(sample).stem}] PASSED" in done.stdout

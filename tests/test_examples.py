@@ -21,7 +21,8 @@ import redis
 
 from fetcher import Event, Message, Peer, User
 from tests import free_port
-from tests.processes import ROOT, Fetcher
+from tests.forks import LIBRARIES, ROOT, template
+from tests.processes import Fetcher
 from tests.servers import Server
 from tests.servers import wait_until as wait_for_it
 from tests.vk import CHAT, METHODS, PEER, PERSON, VK, Refused, message, reaction, update
@@ -30,11 +31,12 @@ LONG = 80  # seconds, a ceiling: on a busy machine it takes long until an exampl
 wait_until = functools.partial(wait_for_it, timeout=LONG)
 
 EXAMPLES = ROOT / "examples"
+VKBOTTLE, WITH_VKBOTTLE = ("vkbottle", *LIBRARIES), ("async_bot", "vkbottle_bot")
 RUN = """
 import runpy
 from tests.run import lead_vk_to
 lead_vk_to({url!r})
-if {name!r} in ("async_bot", "vkbottle_bot"):
+if {name!r} in {WITH_VKBOTTLE}:
     from vkbottle import AiohttpClient
     request = AiohttpClient.request
     AiohttpClient.request = lambda self, url, *more, **options: request(
@@ -48,6 +50,12 @@ COMMANDS = {  # as the docstrings say
 TEAM, YAN = Peer(2000000007, 7, "Футбол"), User(111222333, "Ян Ли", "Ян", "Ли", "yan")
 
 
+def marked(name: str, *more: Any) -> Any:
+    """Return the parameters of a test; those with vkbottle, which takes seconds to import, have the same worker."""
+    marks = [pytest.mark.long, pytest.mark.xdist_group("vkbottle")] if name in WITH_VKBOTTLE else []
+    return pytest.param(name, *more, marks=marks)
+
+
 def event(id: str, event_type: str, text: str, attachments: tuple[str, ...] = (), peer: Peer = TEAM) -> str:
     message = Message(1, text, None, [], list(attachments))
     return json.dumps(Event(event_type, id, YAN, peer, message=message).as_dict())
@@ -58,13 +66,14 @@ class Example:
 
     def __init__(self, name: str, *arguments: str, vk: VK | None = None, **settings: str) -> None:
         self.out = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
-        code = RUN.format(url=vk.url if vk else "http://127.0.0.1:1", name=name)
+        code = RUN.format(url=vk.url if vk else "http://127.0.0.1:1", name=name, WITH_VKBOTTLE=WITH_VKBOTTLE)
         settings |= {"TOKEN": vk.token} if vk else {}
         self.directory = tempfile.TemporaryDirectory()
         (Path(self.directory.name) / ".env").write_text("".join(f"{key}={settings[key]}\n" for key in settings))
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], cwd=self.directory.name,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}, stdout=self.out, stderr=subprocess.STDOUT,
+        libraries = VKBOTTLE if name in WITH_VKBOTTLE else LIBRARIES
+        self.process = template(*libraries).start(
+            ["-c", code, *arguments], Path(self.directory.name),
+            {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}, self.out.fileno(), self.out.fileno(),
         )  # fmt: skip
 
     def __enter__(self) -> "Example":
@@ -152,6 +161,8 @@ def test_commands_are_answered(server: Server, client: Any, sent: list[dict[str,
         assert example.printed == ["c stays unanswered: ApiError"]
 
 
+@pytest.mark.long
+@pytest.mark.xdist_group("vkbottle")
 def test_the_asynchronous_bot_answers_commands(server: Server, client: Any, sent: list[dict[str, Any]]) -> None:
     client.xgroup_create("events", "bot", "0", mkstream=True)
     for id, event_type, text, peer in [
@@ -173,7 +184,7 @@ def test_the_asynchronous_bot_answers_commands(server: Server, client: Any, sent
         assert example.printed == ["c stays unanswered: VKAPIError_901"]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [marked(name) for name in COMMANDS])
 def test_an_example_runs_as_its_docstring_says_and_ends_on_ctrl_c(server: Server, client: Any, name: str) -> None:
     """In the directory of the repository, installed or not; and without a traceback."""
     (command,) = COMMANDS[name]
@@ -196,8 +207,8 @@ def test_an_example_runs_as_its_docstring_says_and_ends_on_ctrl_c(server: Server
 
 @pytest.mark.parametrize(
     ("name", "missing"),
-    [(name, "TOKEN") for name in COMMANDS if name != "moderation_worker"]
-    + [(name, "The consumer's name") for name in COMMANDS if name != "answer_commands"],
+    [marked(name, "TOKEN") for name in COMMANDS if name != "moderation_worker"]
+    + [marked(name, "The consumer's name") for name in COMMANDS if name != "answer_commands"],
 )
 def test_an_example_says_in_one_sentence_what_is_missing(name: str, missing: str) -> None:
     """No traceback: whoever tries an example has not read its source."""
@@ -260,7 +271,7 @@ def test_each_line_of_the_shell_examples_is_understood(server: Server, client: A
 # --- Behind a fetcher with RAW=1 -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vkbottle_bot", "vk_api_script"])
+@pytest.mark.parametrize("name", [marked("vkbottle_bot"), marked("vk_api_script")])
 def test_bot_of_another_library(
     vk: VK, server: Server, client: Any, fetch: Callable[..., Fetcher], sent: list[dict[str, Any]], name: str
 ) -> None:

@@ -27,6 +27,7 @@ def has_only_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+@pytest.mark.long
 @STEADY
 @given(values)
 def test_loads_reads_what_the_standard_library_reads(value: Any) -> None:

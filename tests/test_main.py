@@ -197,6 +197,7 @@ def test_it_waits_for_vk(fetch: Fetch, vk: VK, server: Server) -> None:
     assert arrived(server, 1)
 
 
+@pytest.mark.long
 def test_a_storm_costs_few_requests(fetch: Fetch, server: Server) -> None:
     """10,000 updates of 1,000 people in 50 chats: at most 60 requests, 20 in a second, nobody asked for twice."""
     updates = traffic(1, 1000, 50, 10_000)
@@ -230,6 +231,7 @@ def test_names_survive_a_restart(fetch: Fetch, vk: VK, server: Server) -> None:
     assert set(vk.asked.values()) == {2}
 
 
+@pytest.mark.long
 def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, server: Server) -> None:
     """1,000 updates in an outage, of which VK keeps 256: nothing is lost, also if VK is down when Redis is back."""
     fetcher = fetch(POLL_WAIT=1)
@@ -250,6 +252,7 @@ def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, serv
     assert not dead_letters(server)
 
 
+@pytest.mark.long
 def test_memory_is_bounded(fetch: Fetch, vk: VK, server: Server) -> None:
     """Past the limit it polls no more; what VK forgets then is a gap on record, and the rest goes out."""
     fetcher = fetch(constants={"fetcher.core.backlog:MAX_PENDING": 300, "fetcher.vk.api:MAX_PAUSE": 1}, POLL_WAIT=1)
@@ -465,9 +468,9 @@ def python(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Pop
     )  # fmt: skip
 
 
-def blocks(process: subprocess.Popen[str], number: int) -> bool:
+def blocks(pid: int, number: int) -> bool:
     """Tell whether the kernel keeps this signal for the process."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text()
     mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
     return bool(int(mask, 16) >> (number - 1) & 1)
 
@@ -480,7 +483,7 @@ def blocks(process: subprocess.Popen[str], number: int) -> bool:
 def test_signals_end_it_from_its_first_line_on(program: list[str], number: int, delay: float) -> None:
     """While it still imports, reads its settings or connects: code 0, and not a word more."""
     with python(*program) as process:
-        wait_until(lambda: blocks(process, number), what="its first line")
+        wait_until(lambda: blocks(process.pid, number), what="its first line")
         time.sleep(delay)
         process.send_signal(number)
         assert process.wait(CEILING) == 0
@@ -510,7 +513,7 @@ def test_signals_on_windows(fetch: Fetch, vk: VK, server: Server, tmp_path: Path
     fetcher = fetch(**with_site(tmp_path, WINDOWS))
     started(server)
     if Path("/proc/self/status").exists():
-        assert not blocks(fetcher.process, signal.SIGTERM)
+        assert not blocks(fetcher.pid, signal.SIGTERM)
     assert fetcher.terminate() == 0
 
 
@@ -662,6 +665,7 @@ def proxy(server: Server) -> Iterator[Proxy]:
         yield proxy
 
 
+@pytest.mark.long
 def test_the_password_of_redis_is_changed_for_a_moment(fetch: Fetch, vk: VK, server: Server, proxy: Proxy) -> None:
     """While updates are pending that is CRITICAL, once, and nothing is lost; with nothing pending it ends."""
     fetcher = fetch(REDIS_URL=proxy.url, POLL_WAIT=1)
@@ -767,6 +771,7 @@ def test_dead_letters_of_two_fetchers(fetch: Fetch, vk: VK, server: Server, step
     assert letters == [*range(30), 99]
 
 
+@pytest.mark.long
 def test_updates_that_are_very_deep(fetch: Fetch, vk: VK, server: Server) -> None:
     """Whether they can be read, built, written: each is an event, a dead letter or in a gap, and the process lives."""
     limit = sys.getrecursionlimit()

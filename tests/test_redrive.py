@@ -470,6 +470,7 @@ def test_a_pending_event_that_is_trimmed(run: Any, client: Any, failed: list[str
     assert client.xlen(GROUPS_LETTERS) == 1
 
 
+@pytest.mark.long
 def test_what_fails_again_does_not_go_round(fetch: Fetch, client: Any, failed: list[str]) -> None:
     """It ends, though a consumer sets aside again and again what it gives back."""
     ended = threading.Event()

@@ -54,6 +54,7 @@ def published(watched: Watched) -> list[str]:
         return [json.loads(entry["event"])["event_id"] for _, entry in owner.xrange("events")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 def test_a_failover_loses_and_repeats_nothing(vk: VK, watched: Watched, fault: str) -> None:
     """The primary dies or hangs while people write; everything is in the new one's stream, once and in order."""

@@ -123,6 +123,7 @@ def has_id(letter: Json) -> bool:
     return isinstance(update, dict) and isinstance(update.get("event_id"), str) and bool(update["event_id"])
 
 
+@pytest.mark.long
 def test_ten_thousand(vk: VK, bus: Bus) -> None:
     """Published, dead letters and passed over are together what was sent, each as it should be, in VK's order."""
     vk.history = 20_000
@@ -310,6 +311,7 @@ def test_chats_that_refuse(vk: VK, bus: Bus, code: int) -> None:
     assert len(bus.asked()) == 2
 
 
+@pytest.mark.long
 def test_nobody_is_asked_for_twice(vk: VK, bus: Bus) -> None:
     """One request for a batch with somebody new, none for a batch of those who are known or known to be unknown."""
     vk.unknown.add(6)
@@ -322,6 +324,7 @@ def test_nobody_is_asked_for_twice(vk: VK, bus: Bus) -> None:
     assert max(vk.asked.values()) == 1
 
 
+@pytest.mark.long
 def test_nobody_is_asked_for_twice_while_redis_is_away(vk: VK, server: Server, bus: Bus) -> None:
     """What is held for Redis is named once: the next batch knows the names, and the titles, of those before it."""
     server.stop()

@@ -18,7 +18,8 @@ import redis
 
 from fetcher.commands.watch import describe
 from fetcher.events import Action, Button, Event, Message, Peer, Reaction, Reply, User
-from tests.processes import ROOT
+from tests.forks import LIBRARIES, ROOT, template
+from tests.processes import environment
 from tests.servers import Server, cluster, wait_until
 
 USER = User(1, "Вера Лисицына", "Вера", "Лисицына", "vera")
@@ -109,13 +110,13 @@ class Watch:
     def __init__(self, url: str, terminal: bool = False, constants: dict[str, Any] | None = None, **more: Any) -> None:
         reading, writing = pty.openpty() if terminal else os.pipe()
         self.output = ""  # all that it has written
-        own = {"PYTHONPATH": str(ROOT), "REDIS_URL": url, "CONSTANTS": json.dumps(constants or {})}
-        inherited = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("COVERAGE")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.run", "--watch"], cwd=ROOT, env=inherited | own | more,
-            stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
-        )  # fmt: skip
+        env = environment() | {"REDIS_URL": url, "CONSTANTS": json.dumps(constants or {})} | more
+        log, errors = os.pipe()
+        self.log = open(log, encoding="utf-8")  # noqa: SIM115  # read_log() closes it
+        command = ["-m", "tests.run", "--watch"]
+        self.process = template(*LIBRARIES).start(command, ROOT, env, writing, errors)
         os.close(writing)
+        os.close(errors)
         self.errors = ""  # all that it has logged
         self.readers = [
             threading.Thread(target=read, daemon=True) for read in (lambda: self.read(reading), self.read_log)
@@ -138,9 +139,9 @@ class Watch:
         os.close(reading)
 
     def read_log(self) -> None:
-        assert self.process.stderr
-        for line in self.process.stderr:
-            self.errors += line
+        with self.log:
+            for line in self.log:
+                self.errors += line
 
     @property
     def screen(self) -> list[str]:

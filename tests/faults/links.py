@@ -5,6 +5,7 @@ import time
 from tests.faults.cases import case
 from tests.faults.environment import Environment
 from tests.faults.pairs import CASES
+from tests.faults.recording import THIS
 from tests.vk import CHAT, PERSON, message
 
 __all__ = ["CASES"]  # with those of cases.py and pairs.py
@@ -67,11 +68,12 @@ def small_pages(env: Environment) -> None:
 
 @case("VK: two servers a few numbers apart", quiet=True)
 def be_apart(env: Environment) -> None:
-    """A lower ts alone is no restart of VK's numbering, and no gap."""
+    """A lower ts alone is no restart of VK's numbering, and no gap; an earlier version may take it for one."""
     env.vk.lag = lambda: env.random.choice((0, 0, 1, 2, 3, 4, 5))
     for _ in range(40):
         env.push()
         time.sleep(0.03)
     env.vk.lag = 0
     env.expect(lambda: not env.missing(), what="all events")
-    assert not (env.is_strict and env.gaps), env.gaps
+    if env.is_strict and all(fetcher.version.name == THIS.name for fetcher in env.fetchers):
+        assert not env.gaps, env.gaps

@@ -140,6 +140,7 @@ class Process(Fetcher):
     def __init__(self, vk: RecordingVK, versions: Sequence[Version], **settings: Any) -> None:
         self.vk = vk
         self.versions = itertools.cycle(versions)
+        self.version = versions[0]  # of the present process, once it is started
         self.starts: Counter[str] = Counter()  # by version
         self.changing = threading.RLock()
         super().__init__(**{"VK_URL": vk.url, "GROUPID": vk.group_id, **settings})
@@ -153,10 +154,10 @@ class Process(Fetcher):
         """Start it, unless it runs already."""
         with self.changing:
             if not self.running:
-                version = next(self.versions)
-                self.starts[version.name] += 1
-                self.constants = version.constants
-                self.settings |= {"TOKEN": self.vk.new_token(), "PYTHONPATH": version.root}
+                self.version = next(self.versions)
+                self.starts[self.version.name] += 1
+                self.constants = self.version.constants
+                self.settings |= {"TOKEN": self.vk.new_token(), "PYTHONPATH": self.version.root}
                 super().start()
 
     def kill(self) -> None:

@@ -1,10 +1,11 @@
 """Every fault once: each update reaches the bus once and in VK's order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
+from tests.faults.cases import Case
 from tests.faults.environment import Environment
 from tests.faults.links import CASES
 from tests.faults.run import run
@@ -21,6 +22,19 @@ def environment(**options: Any) -> Callable[..., Iterator[Environment]]:
     return start
 
 
+def grouped(name: str, cases: Iterable[Case]) -> list[Any]:
+    """Return the names of the cases; twenty or so have the same worker of pytest, and share an environment."""
+    return [
+        pytest.param(case.name, marks=pytest.mark.xdist_group(f"{name} {number // 21}"))
+        for number, case in enumerate(cases)
+    ]
+
+
+pytestmark = pytest.mark.long
+CASES_ALONE = grouped("alone", (case for case in CASES.values() if case.fetchers == 1 and not case.clustered))
+CASES_OF_A_PAIR = grouped("pair", (case for case in CASES.values() if case.fetchers == 2))
+CASES_IN_A_CLUSTER = grouped("clustered", (case for case in CASES.values() if case.concerns_redis and not case.linked))
+
 alone, pair, clustered = environment(), environment(fetchers=2), environment(clustered=True)
 
 
@@ -32,19 +46,19 @@ def check(name: str, env: Environment) -> None:
     assert not env.leaks()
 
 
-@pytest.mark.parametrize("name", [case.name for case in CASES.values() if case.fetchers == 1 and not case.clustered])
+@pytest.mark.parametrize("name", CASES_ALONE)
 def test_fault(name: str, alone: Environment) -> None:
     """No fault loses, repeats or reorders anything."""
     check(name, alone)
 
 
-@pytest.mark.parametrize("name", [case.name for case in CASES.values() if case.fetchers == 2])
+@pytest.mark.parametrize("name", CASES_OF_A_PAIR)
 def test_fault_of_two_fetchers(name: str, pair: Environment) -> None:
     """What one of two fetchers holds, the other one does not take away."""
     check(name, pair)
 
 
-@pytest.mark.parametrize("name", [case.name for case in CASES.values() if case.concerns_redis and not case.linked])
+@pytest.mark.parametrize("name", CASES_IN_A_CLUSTER)
 def test_fault_in_a_cluster(name: str, clustered: Environment) -> None:
     """The same holds in a Redis Cluster of which REDIS_URL names one node."""
     check(name, clustered)
