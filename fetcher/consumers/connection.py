@@ -9,7 +9,6 @@ gives replies one form, whatever the client decodes.
 import asyncio
 import time
 from contextlib import nullcontext, suppress
-from inspect import isawaitable
 from typing import Any
 
 REPLY_TIMEOUT = 10.0  # seconds without a reply after which a connection is in doubt
@@ -95,4 +94,4 @@ class Connection:
 
 async def settle(result: Any) -> Any:
     """Return what a method of redis-py returns, or a method of redis.asyncio in the end."""
-    return await result if isawaitable(result) else result
+    return await result if hasattr(result, "__await__") else result
