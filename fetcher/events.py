@@ -117,27 +117,25 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     Made once for each kind: to look at annotations takes longer than to read an event.
     """
     inner, plain = get_args(kind), get_origin(kind) or kind
-    if hasattr(kind, "_fields"):
-        readers = {name: _reader(hint) for name, hint in get_type_hints(kind).items()}
-        required = kind._fields[: len(kind._fields) - len(kind._field_defaults)]
+    if NoneType in inner:
+        read_value = _reader(inner[0])
+        return lambda value: None if value is None else read_value(value)
+    readers = {name: _reader(hint) for name, hint in get_type_hints(plain).items()}  # of its fields, if it has any
 
-        def read_noun(value: Any) -> Any:
-            if not isinstance(value, dict):
-                raise ValueError(f"{type(value).__name__} instead of {kind.__name__}")
-            if missing := [name for name in required if name not in value]:
-                raise ValueError(f"no {', '.join(missing)} in {kind.__name__}")
-            return kind(**{name: read(value[name]) for name, read in readers.items() if name in value})
-
-        return read_noun
-
-    read_item: Any = _reader(inner[0]) if inner and plain is not dict else None
-
-    def read_plain(value: Any) -> Any:
-        if type(value) is not plain:  # exactly, for True is an int as well
+    def read(value: Any) -> Any:
+        if type(value) is not (dict if readers else plain):  # exactly, for True is an int as well
             raise ValueError(f"{type(value).__name__} instead of {plain.__name__}")
-        return [read_item(item) for item in value] if read_item else value
+        if plain is list:
+            return [*map(_reader(inner[0]), value)]
+        if not readers:
+            return value
+        try:
+            value = plain._field_defaults | value
+            return plain(*[read_field(value[name]) for name, read_field in readers.items()])
+        except KeyError as missing:
+            raise ValueError(f"no {missing.args[0]} in {plain.__name__}") from None
 
-    return (lambda value: None if value is None else read_item(value)) if NoneType in inner else read_plain
+    return read
 
 
 def channel(bus: str, event_type: str) -> str:

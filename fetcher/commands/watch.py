@@ -20,6 +20,7 @@ SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which go th
 RATE_WINDOW = 10.0  # seconds over which the rate is taken
 MAX_ENTRIES = 1000  # of one stream, read at once
 MAX_UPDATE = 300  # characters that are shown of an update
+NO_MESSAGE = Message(0, "", None, [], [])
 ERASE_LAST_LINE = "\x1b[A\r\x1b[K"
 
 # What moves a terminal's cursor, colours it or turns text around: C0, C1, line separators, controls of direction.
@@ -36,11 +37,12 @@ def watch(settings: Config) -> Never:
     GROUPID, of all. Raise RedisFatalError for a wrong password or a missing permission, BrokenPipeError if nobody
     reads the output.
     """
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal can show Cyrillic
+    # Not every terminal can show Cyrillic. Whatever ends a line or erases one is written at once.
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # type: ignore[union-attr]
     bus = make_bus(settings)
     last_ids = dict.fromkeys(bus.keys[2:], "")  # by stream: the latest entry that was read, "" before the first read
     counts: deque[int] = deque(maxlen=round(RATE_WINDOW / READ_INTERVAL))  # events of the latest reads
-    alive, scan_at, problem, last_line = "", 0.0, None, ""
+    alive, scan_at, problem, erase = "", 0.0, None, ""
     while True:
         entries, error = list[dict[str, str]](), ""
         try:
@@ -51,8 +53,7 @@ def watch(settings: Config) -> Never:
                     alive, scan_at = fetchers(bus, settings.group), time.monotonic() + SCAN_INTERVAL
         except RedisUnavailable as unavailable:
             error = str(unavailable)
-        if last_line:
-            print(ERASE_LAST_LINE, end="", flush=True)
+        print(erase, end="")
         if error and error != problem:
             log.warning("%s: trying again", error)
         elif error != problem:
@@ -63,9 +64,8 @@ def watch(settings: Config) -> Never:
         counts.append(sum("event" in entry for entry in entries))
         if sys.stdout.isatty():
             status = error or f"{sum(counts) / RATE_WINDOW:.1f} events/s, fetchers alive: {alive}"
-            last_line = status[: shutil.get_terminal_size().columns - 1]
-            print(last_line)
-        sys.stdout.flush()
+            print(status[: shutil.get_terminal_size().columns - 1])
+            erase = ERASE_LAST_LINE
         time.sleep(READ_INTERVAL)
 
 
@@ -104,23 +104,9 @@ def describe_entry(fields: dict[str, str]) -> str:
 def describe(event: Event) -> str:
     """Return the line of an event, without control characters."""
     where = f"in «{event.peer.name}»" if event.peer.cid else "in private"
-    if event.message:
-        what = describe_message(event, event.message)
-    elif event.button:
-        what = f"pressed {to_json(event.button.payload)} below message {event.button.cmid}"
-    elif event.reaction and event.reaction.rid:
-        what = f"reaction {event.reaction.rid} to message {event.reaction.cmid}"
-    elif event.reaction:
-        what = f"took back the reaction to message {event.reaction.cmid}"
-    else:
-        what = to_json(event.raw.get("object"))[:MAX_UPDATE] if event.raw else ""
-    return f"{event.event_type:8} {event.user.name} (@{event.user.nick}) {where}: {what}".translate(PRINTABLE)
-
-
-def describe_message(event: Event, message: Message) -> str:
-    """Return what the message consists of."""
-    action = event.action
+    message, button, reaction, action = event.message or NO_MESSAGE, event.button, event.reaction, event.action
     user = action and action.user and (action.user.name or str(action.user.uuid))
+    change = reaction and (f"reaction {reaction.rid}" if reaction.rid else "took back the reaction")
     parts = [
         message.text,
         action and f"[{' '.join(filter(None, (action.type, user, action.text)))}]",
@@ -128,8 +114,12 @@ def describe_message(event: Event, message: Message) -> str:
         message.reply and f"(in reply to «{message.reply.text}»)",
         *(f"(forwards «{forward.text}»)" for forward in message.forward),
         event.payload and f"(payload {to_json(event.payload)})",
+        button and f"pressed {to_json(button.payload)} below message {button.cmid}",
+        reaction and f"{change} to message {reaction.cmid}",
     ]
-    return " ".join(part for part in parts if part) or "(no text)"
+    otherwise = "(no text)" if event.message else to_json((event.raw or {}).get("object", ""))[:MAX_UPDATE]
+    what = " ".join(part for part in parts if part) or otherwise
+    return f"{event.event_type:8} {event.user.name} (@{event.user.nick}) {where}: {what}".translate(PRINTABLE)
 
 
 def to_json(value: Any) -> str:

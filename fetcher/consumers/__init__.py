@@ -1,5 +1,6 @@
-"""The other end of the bus: one core without I/O, and two drivers that do what it says.
+"""The other end of the bus, written once in coroutines, for programs that block and for those that do not.
 
-`steps` is what the core and a driver say to each other. `live` and `durable` are the core. `blocking` is one driver,
-`fetcher.asyncio` the other; `connection` is what both need of redis-py.
+`consumer` is what live and durable consumers share, `live` and `durable` say what to request and what the answers mean,
+`connection` writes and reads. Over a client that blocks its coroutines never suspend, so `blocking` runs them without
+an event loop; `fetcher.asyncio` leaves them to asyncio's.
 """

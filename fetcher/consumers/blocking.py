@@ -1,17 +1,14 @@
-"""`subscribe` and `consume` for `for`: the driver that blocks."""
+"""`subscribe` and `consume` for `for`: the coroutines of a consumer, run without an event loop."""
 
-import time
-from collections.abc import Generator
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Awaitable, Generator
 from typing import Any
 
 from redis import Redis, RedisCluster
 
 from ..events import Event
-from . import connection as own
+from .connection import Connection
 from .durable import Durable
 from .live import Live
-from .steps import Connect, Core, LoopLeft
 
 
 def subscribe(redis: "Redis | RedisCluster", *event_types: str, bus: str = "events") -> Generator[Event, None, None]:
@@ -21,7 +18,7 @@ def subscribe(redis: "Redis | RedisCluster", *event_types: str, bus: str = "even
     for 20 seconds. What is published while nobody listens is not kept. A message that is no event is logged and passed
     over. Raise redis.AuthenticationError for a wrong password, redis.ResponseError for a missing permission.
     """
-    return drive(redis, Live(bus, event_types))
+    return iterate(Live(bus, event_types).events(Connection(redis, blocks=True)))
 
 
 def consume(
@@ -48,31 +45,23 @@ def consume(
     It waits while Redis is unavailable. Raise redis.AuthenticationError for a wrong password, redis.ResponseError for a
     missing permission or a key of another type.
     """
-    return drive(redis, Durable(bus, group, consumer, start, idle, attempts))
+    return iterate(Durable(bus, group, consumer, start, idle, attempts).events(Connection(redis, blocks=True)))
 
 
-def drive(redis: Any, core: Core) -> Generator[Event, None, None]:
-    """Do what the core says."""
-    steps = core.steps()
-    result: Any = None
-    with ExitStack() as opened:
+def iterate(events: AsyncGenerator[Event, None]) -> Generator[Event, None, None]:
+    """Yield the events of a generator that never suspends."""
+    try:
         while True:
-            step = steps.throw(result) if isinstance(result, BaseException) else steps.send(result)
-            result = None
-            try:
-                if isinstance(step, Connect):
-                    opened.close()
-                    time.sleep(step.delay)
-                    if isinstance(redis, RedisCluster):
-                        redis.nodes_manager.initialize()  # another node may have the key now
-                    connection = own.new_connection(redis, core.key, own.REPLY_TIMEOUT)
-                    opened.callback(connection.disconnect)
-                    connection.connect()
-                    continue
-                connection.send_packed_command(connection.pack_commands(step.commands), check_health=False)
-                if step.event:
-                    yield step.event
-                else:
-                    result = [connection.read_response(disconnect_on_error=False) for _ in range(step.replies)]
-            except BaseException as error:
-                result = LoopLeft(error) if isinstance(error, GeneratorExit) else error
+            yield run(anext(events))
+    finally:
+        run(events.aclose())
+
+
+def run(coroutine: Awaitable[Any]) -> Any:
+    """Return the result of a coroutine that never suspends."""
+    steps = coroutine.__await__()
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        return end.value

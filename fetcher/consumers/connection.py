@@ -6,26 +6,92 @@ pack_commands, send_packed_command, read_response, disconnect. It also leaves th
 gives replies one form, whatever the client decodes.
 """
 
+import asyncio
+import time
+from contextlib import nullcontext, suppress
 from typing import Any
 
 REPLY_TIMEOUT = 10.0  # seconds without a reply after which a connection is in doubt
 
-# Of the client's own options all but these, and none whose name begins with one of those: the core alone retries.
+# Of the client's own options all but these, and none whose name begins with one of those: the consumer alone retries.
 OPTIONS = {"protocol": 2, "decode_responses": False, "health_check_interval": 0}
 LEFT_OUT = ("retry", "maint_notifications")
 
 
-def new_connection(redis: Any, key: str | None, socket_timeout: float | None) -> Any:
-    """Make a connection with the client's address and credentials; in a cluster to the key's node, or to any.
+class Connection:
+    """A connection with the client's address and credentials. If the client blocks, no coroutine here ever suspends.
 
-    It is not connected yet.
+    Not every command is worth a round trip: one that is sent is written with the next one whose reply matters, or when
+    the connection is flushed, and its reply is read with the next one that matters.
     """
-    source = redis
-    if hasattr(redis, "get_node_from_key"):
-        source = redis.get_node_from_key(key) if key else redis.get_random_node()
-    if hasattr(redis, "get_redis_connection"):
-        source = redis.get_redis_connection(source)
-    # A cluster's node in redis.asyncio has no pool, but is like one.
-    source = getattr(source, "connection_pool", source)
-    options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
-    return source.connection_class(**options | OPTIONS | {"socket_timeout": socket_timeout})
+
+    wire: Any = None  # redis-py's connection
+    commands: tuple[tuple[Any, ...], ...] = ()  # to be written
+    due = 0  # replies that are not read yet
+
+    def __init__(self, client: Any, blocks: bool) -> None:
+        """Connect to nothing yet."""
+        self.client, self.blocks = client, blocks
+        self.limit: Any = nullcontext if blocks else asyncio.timeout  # a socket that blocks has a time-out of its own
+
+    async def connect(self, key: str | None, delay: float) -> None:
+        """Drop the connection, wait for `delay` seconds, and make one: in a cluster to the key's node, or to any."""
+        self.commands, self.due = (), 0
+        await self.close()
+        await self.sleep(delay)
+        async with self.limit(REPLY_TIMEOUT):
+            source = self.client
+            if hasattr(source, "nodes_manager"):
+                await settle(source.nodes_manager.initialize())  # another node may have the key now
+                source = source.get_node_from_key(key) if key else source.get_random_node()
+                source = getattr(source, "redis_connection", source)
+            # A cluster's node in redis.asyncio has no pool, but is like one.
+            source = getattr(source, "connection_pool", source)
+            options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
+            options |= OPTIONS | {"socket_timeout": REPLY_TIMEOUT if self.blocks else None}
+            self.wire = source.connection_class(**options)
+            await settle(self.wire.connect())
+
+    def send(self, *command: Any) -> None:
+        """Write the command with the next one whose reply matters."""
+        self.commands += (command,)
+        self.due += 1
+
+    async def ask(self, *command: Any) -> Any:
+        """Return the reply to the command."""
+        self.send(*command)
+        return (await self.replies())[-1]
+
+    async def replies(self) -> list[Any]:
+        """Write what was sent, and return the replies that are due."""
+        due, self.due = self.due, 0  # if this is interrupted, nobody knows what is due
+        await self.flush()
+        async with self.limit(REPLY_TIMEOUT):
+            return [await settle(self.wire.read_response(disconnect_on_error=False)) for _ in range(due)]
+
+    async def flush(self) -> None:
+        """Write what was sent."""
+        commands, self.commands = self.commands, ()
+        await settle(self.wire.send_packed_command(self.wire.pack_commands(commands), check_health=False))
+
+    async def sleep(self, delay: float) -> None:
+        """Wait for `delay` seconds. Other tasks have their turn even if it is 0."""
+        if not self.blocks:
+            await asyncio.sleep(delay)
+        elif delay:
+            time.sleep(delay)
+
+    async def close(self) -> None:
+        """Close the connection, but end first what was begun: Redis may drop what it has not read by then."""
+        try:
+            if self.due:
+                with suppress(Exception):
+                    await self.replies()
+        finally:
+            if self.wire:
+                await settle(self.wire.disconnect(True))  # what cannot be written is not waited for
+
+
+async def settle(result: Any) -> Any:
+    """Return what a method of redis-py returns, or a method of redis.asyncio in the end."""
+    return await result if hasattr(result, "__await__") else result

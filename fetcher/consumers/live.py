@@ -1,14 +1,14 @@
 """Live events: what is published on the channels while somebody listens."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from redis import exceptions
 
-from ..events import channel
-from .steps import Core, Exchange, Steps, read_event
+from ..events import Event, channel
+from .consumer import Consumer, read_event
 
 
-class Live(Core):
+class Live(Consumer):
     """Listens to the channels of these types, or of all. In a cluster any node will do: they pass on what is published.
 
     https://redis.io/docs/latest/develop/pubsub/
@@ -19,23 +19,20 @@ class Live(Core):
         names = [channel(bus, event_type) for event_type in event_types or "*"]
         self.subscription = ("SUBSCRIBE" if event_types else "PSUBSCRIBE", *names)
 
-    def session(self) -> Steps:
-        """Subscribe, and hand over what is published."""
+    async def session(self) -> AsyncGenerator[Event, None]:
+        """Subscribe, and yield what is published."""
         prefix = channel(self.bus, "").encode()
-        yield from self.ask(*self.subscription)
+        await self.redis.ask(*self.subscription)
         self.failures = 0
         while True:
-            kind, *_, name, data = yield from self.next_reply()
+            try:
+                self.redis.due = 1  # what Redis sends next
+                (reply,) = await self.redis.replies()
+            except (exceptions.TimeoutError, TimeoutError):  # now it must answer; a second time-out is raised
+                reply = await self.redis.ask(*self.subscription)  # as good as PING, which needs one more permission
+            kind, *_, name, data = reply
             # The pattern of a bus "events" also matches the channels of a bus "events:other"; a type has no colon.
-            if kind not in (b"message", b"pmessage") or b":" in name.removeprefix(prefix):
-                continue
-            if event := read_event(data, f"a message on {self.bus}"):
-                yield self.exchange(0, event)
-
-    def next_reply(self) -> Steps:
-        """Return what Redis sends next. After a time-out it must answer; a second time-out is raised."""
-        try:
-            (reply,) = yield Exchange((), 1)
-        except (exceptions.TimeoutError, TimeoutError):
-            reply = yield from self.ask(*self.subscription)  # as good as PING, which needs one more permission
-        return reply
+            is_own = kind in (b"message", b"pmessage") and b":" not in name.removeprefix(prefix)
+            if is_own and (event := read_event(data, f"a message on {self.bus}")):
+                yield event
+            await self.redis.sleep(0)  # other tasks have their turn, even if the handler waits for nothing

@@ -1,0 +1,67 @@
+"""What live and durable consumers share: a session on one connection, and the next one after an error."""
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from redis import exceptions
+
+from .. import fastjson
+from ..core.backoff import backoff
+from ..events import Event
+from .connection import Connection
+
+BACKOFF_BASE, BACKOFF_CAP = 0.1, 2.0  # seconds between two tries while Redis is unavailable
+
+TRANSIENT = (
+    exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ClusterError, exceptions.RedisClusterException,
+    exceptions.AskError, exceptions.OutOfMemoryError, exceptions.ReadOnlyError, OSError,
+)  # fmt: skip
+TRANSIENT_CODES = ("BUSY", "MISCONF", "NOREPLICAS", "UNBLOCKED")  # these come as plain ResponseErrors
+
+log = logging.getLogger("fetcher")
+
+
+class Consumer:
+    """Yields events for as long as somebody requests them, whatever happens to Redis meanwhile."""
+
+    key: str | None = None  # in a cluster the connection is to the node that has this key; None: to any node
+    session: Callable[[], AsyncGenerator[Event, None]]  # yields events until an error is raised
+    redis: Connection
+    failures = 0  # in a row; a session sets it to 0
+
+    async def events(self, redis: Connection) -> AsyncGenerator[Event, None]:
+        """Connect and yield events, for ever. Raise what the caller has to fix."""
+        self.redis, delay = redis, 0.0
+        try:
+            while True:
+                try:
+                    await redis.connect(self.key, delay)
+                    async with aclosing(self.session()) as events:
+                        while True:
+                            yield await anext(events)
+                except Exception as error:
+                    delay = self.delay_after(error)
+        finally:
+            await redis.close()
+
+    def delay_after(self, error: Exception) -> float:
+        """Return the seconds to wait before the next session; raise what the caller has to fix."""
+        name = str(error).partition(" ")[0]
+        if name not in TRANSIENT_CODES:
+            name = type(error).__name__
+            if not isinstance(error, TRANSIENT) or isinstance(error, exceptions.AuthenticationError):
+                raise error
+        if self.failures % 30 == 0:  # about once a minute
+            log.warning("Redis is unavailable (%s), trying again", name)
+        self.failures += 1
+        return backoff(self.failures - 1, BACKOFF_BASE, BACKOFF_CAP)
+
+
+def read_event(data: bytes, where: str) -> Event | None:
+    """Return the event; None, and a warning, if it is none."""
+    try:
+        return Event.from_dict(fastjson.loads(data))
+    except (ValueError, RecursionError) as error:
+        log.warning("No event in %s, passed over: %s", where, error if data else "empty, or trimmed from the stream")
+        return None
