@@ -81,11 +81,11 @@ class Durable(Consumer):
         if self.has_pending:
             entries = await self.read(count, "0")
             self.has_pending = bool(entries)
-        elif self.read_at >= self.next_look:
-            entries = await self.claim_abandoned(count)
-        else:
-            return await self.read(count, ">", "BLOCK", max(1, int(1000 * min(BLOCK_TIMEOUT, self.idle / 4))))
-        return await self.without_poison(entries) if self.attempts and entries else entries
+            return await self.without_poison(entries)
+        self.failures = 0
+        if self.read_at >= self.next_look:
+            return await self.without_poison(await self.claim_abandoned(count))
+        return await self.read(count, ">", "BLOCK", max(1, int(1000 * min(BLOCK_TIMEOUT, self.idle / 4))))
 
     async def read(self, count: int, after: str, *options: str | int) -> Entries:
         """Return the next entries."""
@@ -100,7 +100,6 @@ class Durable(Consumer):
         options = int(1000 * self.idle), self.cursor, "COUNT", count
         reply = await self.redis.ask("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
         self.cursor, claimed, trimmed = reply
-        self.failures = 0
         if trimmed:
             log.warning("Trimmed from the stream before it was handled: %s", trimmed)
         if self.cursor == b"0-0" and not claimed:
@@ -113,6 +112,8 @@ class Durable(Consumer):
 
         A dead letter may be there twice if the reply to it is lost.
         """
+        if not self.attempts or not entries:
+            return entries
         stream = f"{{{self.key}}}:dead-letter:{self.group}"
         counts = await self.redis.ask("HMGET", self.attempts_key, *(id for id, _ in entries))
         for (id, fields), count in zip(list(entries), counts, strict=True):
