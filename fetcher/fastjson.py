@@ -42,16 +42,26 @@ def dumps(value: Any) -> bytes:
 
 
 def event_to_json(event: Event) -> bytes:
-    """Return the JSON of the event, as `dumps` does.
+    """Return the JSON of event.as_dict(), as `dumps` does."""
+    fields = {name: value for name, value in zip(Event._fields, event) if value is not None}  # noqa: B905 - see as_object
+    try:
+        # A copy, for orjson's own result takes 4 kB or more, and the latest events are kept for a while.
+        return bytes(memoryview(orjson.dumps(fields, default=as_object)))
+    except TypeError:
+        return dumps(event.as_dict())
 
-    It is a copy, for orjson's own result takes 4 kB or more, and the latest events are kept for a while.
-    """
-    return bytes(memoryview(dumps(event.as_dict())))
+
+def as_object(noun: Any) -> dict[str, Any]:
+    """Return a NamedTuple as a dict, several times faster than event.as_dict()."""
+    return dict(zip(noun._fields, noun))  # noqa: B905 - `strict` takes longer than the rest
 
 
 def utf8(text: str) -> bytes:
     """Encode; what UTF-8 cannot carry, such as half a surrogate pair, becomes U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def finite(text: str) -> float:
