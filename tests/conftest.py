@@ -13,7 +13,7 @@ from tests.processes import Fetcher
 from tests.servers import Server
 from tests.vk import VK
 
-WORKERS_PER_CORE, MAX_WORKERS = 3, 24  # most tests wait for somebody
+WORKERS_PER_CORE, MAX_WORKERS = 5, 24  # most tests wait for somebody
 
 sys.dont_write_bytecode = False  # each worker would compile all tests again
 
