@@ -39,7 +39,7 @@ def value_of(text: str, form: str | range = "(?s).*", must: str = "", read: Call
 class Config:
     """The settings; times are in seconds. The README says what each means."""
 
-    token: str = setting("TOKEN", "", r"\s*[!-~]+\s*", "hold a community's access token, or TOKEN_FILE must", str.strip)
+    token: str = setting("TOKEN", "", r"\s*[!-~]+\s*", "hold the community's access token", str.strip)
     group: int = setting("GROUPID", "", range(1, 2**63), "be the community's id, a positive number")
     redis_url: str = setting("REDIS_URL", "redis://localhost:6379/0", "(?s).*", "", connection.check)
     bus: str = setting("BUS", "events", "[A-Za-z0-9._:-]+", "be made of letters, digits, '.', '_', '-' and ':'")
@@ -48,7 +48,7 @@ class Config:
     names_ttl: int = setting("NAMES_TTL", "600", range(MAX_NUMBER + 1))
     poll_wait: int = setting("POLL_WAIT", "25", range(1, 91))
     renew_after: int = setting("RENEW_AFTER", "3600", range(1, MAX_NUMBER + 1))
-    log_level: str = setting("LOG_LEVEL", "INFO", f"(?i){LEVELS}", f"be one of {LEVELS}", str.upper)
+    log_level: str = setting("LOG_LEVEL", "INFO", f"(?ai){LEVELS}", f"be one of {LEVELS}", str.upper)
     raw: bool = setting("RAW", "0", "[01]", "be 0 or 1", lambda text: text == "1")
     metrics_port: int = setting("METRICS_PORT", "0", range(2**16))  # 0: none
 
@@ -57,16 +57,12 @@ NAMES = ("TOKEN_FILE", *(one.metadata["name"] for one in fields(Config)))
 
 
 def read(environment: Mapping[str, str], needed: Collection[str] = REQUIRED) -> Config:
-    """Return the settings of the environment and `.env`, with the token of TOKEN_FILE, as `parse` does."""
-    name = ".env"
+    """Return the settings of the environment and `.env`, as `parse` does."""
     try:
-        given = dotenv_values(name, interpolate=False) | {key: value for key, value in environment.items() if value}
-        if path := given.get("TOKEN_FILE"):
-            name = "TOKEN_FILE"
-            given["TOKEN"] = Path(path).read_text(encoding="utf-8")
+        file = dotenv_values(".env", interpolate=False)
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{name} cannot be read ({type(error).__name__}): fix or remove it") from None
-    return parse(given, needed)
+        raise SettingsError(f".env cannot be read ({type(error).__name__}): fix or remove it") from None
+    return parse(file | {name: value for name, value in environment.items() if value}, needed)
 
 
 def parse(given: Mapping[str, str | None], needed: Collection[str] = REQUIRED) -> Config:
@@ -78,10 +74,15 @@ def parse(given: Mapping[str, str | None], needed: Collection[str] = REQUIRED) -
     wrong: list[str] = []
     for one in fields(Config):
         name = one.metadata["name"]
-        text = given.get(name) or one.metadata["default"]
+        text, is_needed = given.get(name) or one.metadata["default"], name in needed
         try:
-            if text or name in needed:
+            if name == "TOKEN" and (path := given.get("TOKEN_FILE")):
+                name = "TOKEN_FILE"
+                text = Path(path).read_text(encoding="utf-8")
+            if text or is_needed:
                 values[one.name] = value_of(text, *one.metadata["form"])
+        except (OSError, UnicodeError) as error:
+            wrong.append(f"{name} cannot be read ({type(error).__name__})")
         except ValueError as error:
             wrong.append(f"{name} {error}")
     if wrong:

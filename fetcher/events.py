@@ -123,7 +123,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     readers = {name: _reader(hint) for name, hint in get_type_hints(plain).items()}  # of its fields, if it has any
 
     def read(value: Any) -> Any:
-        if type(value) is not (dict if readers else plain):  # exactly, for True is an int as well
+        if not isinstance(value, dict) if readers else type(value) is not plain:  # exactly: True is an int as well
             raise ValueError(f"{type(value).__name__} instead of {plain.__name__}")
         if plain is list:
             return [*map(_reader(inner[0]), value)]

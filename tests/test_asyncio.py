@@ -44,6 +44,13 @@ def connections(client: redis.Redis) -> int:
 
 
 @pytest.mark.parametrize("read", [lambda own: consume(own, GROUP, "a"), lambda own: subscribe(own, "message")])
+def test_a_client_that_blocks_is_refused(server: Server, client: redis.Redis, read: Any) -> None:
+    """It would stop all other tasks, for as long as no event comes."""
+    with pytest.raises(TypeError, match="await"):
+        asyncio.run(anext(read(client)))
+
+
+@pytest.mark.parametrize("read", [lambda own: consume(own, GROUP, "a"), lambda own: subscribe(own, "message")])
 def test_a_cancelled_task_closes_its_connection(
     server: Server,
     client: redis.Redis,

@@ -54,6 +54,7 @@ def longpoll(net: Net) -> LongPoll:
 def polling(longpoll: LongPoll, net: Net) -> LongPoll:
     """A long poll whose first poll and check of the settings are over."""
     longpoll.poll(longpoll.renew(), 25)
+    longpoll.poll(1000, 25)
     net.clock.now += 1
     net.requests.clear()
     return longpoll
@@ -297,7 +298,8 @@ FORGOTTEN = "VK has forgotten the updates between"
 
 def test_failed_1(polling: LongPoll, net: Net) -> None:
     """The history is gone: a gap up to VK's new ts, and what comes there, at once and under the same key."""
-    net.answers["poll"] = [{"failed": 1, "ts": 2593}, {"ts": "2594", "updates": [5]}]
+    odd = {"failed": 1, "ts": 2593, "error": {"code": 1}}
+    net.answers["poll"] = [odd, {"ts": "2594", "updates": [5]}]
     assert found(polling.poll(1000, 25)) == [(1000, 2593, f"{FORGOTTEN} (failed 1)"), (2593, 2594, [5])]
     assert [(params["ts"], params["wait"]) for params in net.asked("poll")] == [("1000", "25"), ("2593", "1")]
     assert not net.asked("groups.getLongPollServer")
@@ -464,13 +466,14 @@ def test_the_place_is_forgotten_when_it_is_asked_once_more(polling: LongPoll, ne
     assert found(polling.poll(1000, 25)) == [(1000, 1500, f"{FORGOTTEN} (failed 1)"), (1500, 1500, [])]
 
 
-@pytest.mark.parametrize("failing", ["key", "latest ts", "old ts"])
+@pytest.mark.parametrize("failing", ["key", "latest ts", "latest ts refused", "old ts"])
 def test_a_failure_while_a_place_is_skipped(polling: LongPoll, net: Net, failing: str) -> None:
     """The network fails just then: there is no gap, and it is tried again after a minute."""
     away = requests.ConnectionError()
     unreadable_for_ten_minutes(polling, net)
     latest: dict[str, Any] = {"ts": "2000", "updates": []}
     answers: dict[str, list[Any]] = {"key": [], "latest ts": [away], "old ts": [latest, away]}
+    answers["latest ts refused"] = [{"failed": 2}]
     net.answers["groups.getLongPollServer"] = [NEW_KEY, error(10) if failing == "key" else NEW_KEY, NEW_KEY]
     net.answers["poll"] = [*answers[failing], HTML]
     with pytest.raises(TransientError) as told:
@@ -601,7 +604,9 @@ def test_a_first_poll_that_fails_is_short_again(longpoll: LongPoll, net: Net) ->
         longpoll.poll(1000, 25)
     assert not net.asked("groups.getLongPollSettings")
     longpoll.poll(1000, 25)
-    assert [params["wait"] for params in net.asked("poll")] == ["1", "1"]
+    assert not net.asked("groups.getLongPollSettings")
+    longpoll.poll(1000, 25)
+    assert [params["wait"] for params in net.asked("poll")] == ["1", "1", "25"]
     assert len(net.asked("groups.getLongPollSettings")) == 1
 
 
@@ -610,6 +615,8 @@ def settings(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, ans
     caplog.set_level(logging.INFO, "fetcher")
     net.answers["groups.getLongPollSettings"] = [answer]
     longpoll.poll(longpoll.renew(), 25)
+    assert not net.asked("groups.getLongPollSettings"), "the first answer does not wait for them"
+    longpoll.poll(1000, 25)
     return [record.getMessage() for record in caplog.records]
 
 

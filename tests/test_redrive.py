@@ -249,14 +249,24 @@ def test_one_chat_that_vk_cannot_tell(run: Any, vk: VK, client: Any, bury: Bury)
     assert {event["peer"]["name"] for event in events(client)[4:]} == {"Беседа 1"}
 
 
+def test_one_request_that_vk_does_not_answer(run: Any, vk: VK, client: Any, bury: Bury) -> None:
+    """It keeps one dead letter, in place of all that come after it."""
+    bury(*[message(peer=CHAT + chat) for chat in (1, 2, 3)])
+    vk.fail_api(error(10), times=2)  # the request for all of them, and that for the first
+    *stay, count = run()
+    assert [line.partition(" stays: ")[2][:11] for line in stay] == ["VK error 10"]
+    assert count == "published: 2, stay: 1"
+
+
 def test_vk_is_away(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
-    """It ends soon, with code 1 and one sentence; all stays, and the next run has it."""
+    """It ends after three requests, with code 1 and one sentence; all stays, and the next run has it."""
     bury(*[message() for _ in range(150)])
     vk.down()
     process = fetch("--redrive")
     assert process.wait(60) == 1
-    lines = process.output.splitlines()
-    assert lines == ["published: 0, stay: 0", "event-fetcher: VK's API is unavailable (ConnectionError)"]
+    *stay, count, end = process.output.splitlines()
+    assert [line.partition(" stays: ")[2] for line in stay] == ["VK's API is unavailable (ConnectionError)"] * 2
+    assert (count, end) == ("published: 0, stay: 2", "event-fetcher: VK's API is unavailable (ConnectionError)")
     assert client.xlen(LETTERS) == 150
     vk.up()
     assert fetch("--redrive").wait(60) == 0

@@ -837,7 +837,7 @@ def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
     assert begun.held <= 1000
 
 
-@pytest.mark.parametrize(("page", "rate", "cost"), [(50, 90, 0.3), (20, 40, 1.2), (50, 90, 0.02)])
+@pytest.mark.parametrize(("page", "rate", "cost"), [(50, 90, 0.3), (20, 40, 1.2), (50, 90, 0.02), (1, 10, 0.3)])
 def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, rate: float, cost: float) -> None:
     """Nothing is assumed about how much VK puts into an answer: it is read faster than it forgets."""
     begun.history.page, begun.history.kept = page, 300

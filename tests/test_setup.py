@@ -153,7 +153,7 @@ def test_without_a_token(fetch: Fetch) -> None:
     """It is the one setting that is needed."""
     process = fetch("--setup", TOKEN=None, GROUPID=None)
     assert process.wait(60) == 2
-    assert "TOKEN must hold a community's access token" in process.output
+    assert "TOKEN must hold the community's access token" in process.output
 
 
 REFUSED = "VK refuses the token: put a valid community token into TOKEN (VK error 5 in groups.getById: User authorization failed: invalid access_token (4).)"  # noqa: E501

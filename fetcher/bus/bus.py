@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from redis import Redis, RedisCluster
+from redis import Redis, RedisCluster, ResponseError
 
 from ..core.backlog import DEDUP_WINDOW
 from ..core.history import Commit, Entry, Outcome, Position, State
@@ -47,8 +47,8 @@ class Bus:
 
     def new_connection(self) -> None:
         """Note that the server may be another one than before, and send no commit there: what it lacks goes first."""
-        self.is_connected = False
-        if self.is_committing:
+        was_connected, self.is_connected = self.is_connected, False
+        if was_connected and self.is_committing:
             raise ConnectionReplaced
 
     def read(self, ids: list[str], start: Position | None = None) -> State:
@@ -63,11 +63,11 @@ class Bus:
             pipeline.get(self.checkpoint_key)
             pipeline.zmscore(self.seen_key, members)
             *replies, scores = pipeline.execute(raise_on_error=False)
-            for reply in replies:
+            if isinstance(scores, ResponseError):  # not allowed by the ACL of 1.1, or Redis is older than 6.2
+                scores = [None] * len(ids)
+            for reply in (*replies, scores):
                 if isinstance(reply, Exception):
                     raise reply
-        if isinstance(scores, Exception):  # not allowed by the ACL of 1.1, or Redis is older than 6.2
-            scores = [None] * len(ids)
         missing = {id for id, score in zip(ids, scores, strict=False) if score is None}
         return State(self._position(replies[-1]), missing)
 

@@ -18,6 +18,7 @@ from ..parts import make_builder, make_bus
 from ..vk.api import Api
 
 PAGE = 100  # dead letters that are read and built at once
+MAX_FAILURES = 3  # requests in a row that VK does not answer, before the command gives up
 SOMEWHERE = Position(0, 0)  # the updates of dead letters have lost their place in VK's history
 WENT, GAP = "", "a gap in VK's history"
 NO_EVENT = "no event is made of it; with RAW=1 all types are published"
@@ -55,11 +56,16 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
         batches = [Pending("batch", SOMEWHERE, SOMEWHERE, [update]) for update in updates.values()]
         with suppress(TransientError):
             builder.build(batches, give_up=False)  # one request serves all of them
+        failures = 0  # requests in a row
         for (letter, update), batch in zip(updates.items(), batches, strict=True):
             try:
                 if batch.entries is None:  # VK has failed for one of them, which must not keep the others
                     builder.build([batch], give_up=False)
-            except CallFailed as error:
+                failures = 0
+            except TransientError as error:
+                failures += not isinstance(error, CallFailed)
+                if failures == MAX_FAILURES:
+                    raise
                 batch.entries = [DeadLetter("", {"error": str(error)})]
             (entry,) = batch.entries or [None]
             if isinstance(update, dict) and update.get("group_id", settings.group) != settings.group:

@@ -117,7 +117,7 @@ def describe(event: Event) -> str:
         button and f"pressed {to_json(button.payload)} below message {button.cmid}",
         reaction and f"{change} to message {reaction.cmid}",
     ]
-    otherwise = "(no text)" if event.message else to_json((event.raw or {}).get("object", ""))[:MAX_UPDATE]
+    otherwise = "(no text)" if event.message else to_json(event.raw.get("object"))[:MAX_UPDATE] if event.raw else ""
     what = " ".join(part for part in parts if part) or otherwise
     return f"{event.event_type:8} {event.user.name} (@{event.user.nick}) {where}: {what}".translate(PRINTABLE)
 

@@ -42,15 +42,16 @@ class Connection:
         async with self.limit(REPLY_TIMEOUT):
             source = self.client
             if hasattr(source, "nodes_manager"):
-                await settle(source.nodes_manager.initialize())  # another node may have the key now
+                await self.settle(source.nodes_manager.initialize())  # another node may have the key now
                 source = source.get_node_from_key(key) if key else source.get_random_node()
-                source = getattr(source, "redis_connection", source)
+                if self.blocks:
+                    source = self.client.get_redis_connection(source)
             # A cluster's node in redis.asyncio has no pool, but is like one.
             source = getattr(source, "connection_pool", source)
             options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
             options |= OPTIONS | {"socket_timeout": REPLY_TIMEOUT if self.blocks else None}
             self.wire = source.connection_class(**options)
-            await settle(self.wire.connect())
+            await self.settle(self.wire.connect())
 
     def send(self, *command: Any) -> None:
         """Write the command with the next one whose reply matters."""
@@ -65,14 +66,18 @@ class Connection:
     async def replies(self) -> list[Any]:
         """Write what was sent, and return the replies that are due."""
         due, self.due = self.due, 0  # if this is interrupted, nobody knows what is due
-        await self.flush()
         async with self.limit(REPLY_TIMEOUT):
-            return [await settle(self.wire.read_response(disconnect_on_error=False)) for _ in range(due)]
+            await self.flush()
+            return [await self.settle(self.wire.read_response(disconnect_on_error=False)) for _ in range(due)]
 
     async def flush(self) -> None:
         """Write what was sent."""
         commands, self.commands = self.commands, ()
-        await settle(self.wire.send_packed_command(self.wire.pack_commands(commands), check_health=False))
+        await self.settle(self.wire.send_packed_command(self.wire.pack_commands(commands), check_health=False))
+
+    async def settle(self, result: Any) -> Any:
+        """Return what a method of redis-py returns, or a method of redis.asyncio in the end."""
+        return result if self.blocks else await result
 
     async def sleep(self, delay: float) -> None:
         """Wait for `delay` seconds. Other tasks have their turn even if it is 0."""
@@ -89,9 +94,4 @@ class Connection:
                     await self.replies()
         finally:
             if self.wire:
-                await settle(self.wire.disconnect(True))  # what cannot be written is not waited for
-
-
-async def settle(result: Any) -> Any:
-    """Return what a method of redis-py returns, or a method of redis.asyncio in the end."""
-    return await result if hasattr(result, "__await__") else result
+                await self.settle(self.wire.disconnect(True))  # what cannot be written is not waited for

@@ -100,6 +100,7 @@ class Durable(Consumer):
         options = int(1000 * self.idle), self.cursor, "COUNT", count
         reply = await self.redis.ask("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
         self.cursor, claimed, trimmed = reply
+        self.unconfirmed.clear()
         if trimmed:
             log.warning("Trimmed from the stream before it was handled: %s", trimmed)
         if self.cursor == b"0-0" and not claimed:

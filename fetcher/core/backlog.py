@@ -45,7 +45,7 @@ from .pieces import PieceSize, size_of
 
 MAX_PENDING = 10_000  # updates in memory: no poll beyond…
 MAX_PENDING_BYTES = 256 * 2**20  # …and none beyond so many bytes
-MAX_REPLAY, MAX_REPLAY_BYTES = 1_000, 16 * 2**20  # updates in the replay buffer, or bytes
+MAX_REPLAY, MAX_REPLAY_BYTES = 1_000, 16 * 2**20  # updates in the replay buffer, or bytes, if these are fewer
 DEDUP_WINDOW = 3 * MAX_PENDING  # event_ids that the bus remembers
 MAX_UNBUILT = 500  # updates that are built at once, so that one request resolves all their names
 LOST_CHECKPOINT = "Redis had lost the checkpoint"
@@ -94,11 +94,6 @@ class Pending:
         """How many updates these are."""
         return len(self.updates if self.entries is None else self.entries) if self.kind == "batch" else 0
 
-    @property
-    def replay_share(self) -> float:
-        """Which share of the replay buffer it takes."""
-        return max(1, self.count) / MAX_REPLAY + self.size / MAX_REPLAY_BYTES
-
 
 class Backlog:
     """What one fetcher holds. It does no arithmetic on ts but comparing: VK's steps are VK's."""
@@ -110,7 +105,7 @@ class Backlog:
         self.checkpoint_from: Literal["nowhere", "VK", "the bus"] = "nowhere"
         self.pending: deque[Pending] = deque()
         self.replay: deque[Pending] = deque()
-        self.replay_used = 0.0  # the sum of what its items take
+        self.replay_count = self.replay_size = 0  # updates and bytes
         self.piece = PieceSize()
 
     # What VK answers
@@ -185,9 +180,14 @@ class Backlog:
         """Add to the replay buffer, and drop the oldest items that it does not need: the latest may be large."""
         for one in done:
             self.replay.append(one)
-            self.replay_used += one.replay_share
-            while self.replay_used - self.replay[0].replay_share >= 1:
-                self.replay_used -= self.replay.popleft().replay_share
+            self.replay_count, self.replay_size = self.replay_count + one.count, self.replay_size + one.size
+            while (
+                len(self.replay) > MAX_REPLAY
+                or self.replay_count - self.replay[0].count >= MAX_REPLAY
+                or self.replay_size - self.replay[0].size >= MAX_REPLAY_BYTES
+            ):
+                oldest = self.replay.popleft()
+                self.replay_count, self.replay_size = self.replay_count - oldest.count, self.replay_size - oldest.size
 
     # What is missing
 
@@ -214,7 +214,8 @@ class Backlog:
 
     def _commit_again(self, batches: list[Pending]) -> None:
         self.replay = deque(one for one in self.replay if one not in batches)
-        self.replay_used = sum(one.replay_share for one in self.replay)
+        self.replay_count = sum(one.count for one in self.replay)
+        self.replay_size = sum(one.size for one in self.replay)
         # The replay buffer is in the order of commits: what was committed again before stands at its end.
         in_order = sorted(batches, key=lambda one: one.since)
         self.pending.extendleft(reversed(in_order))

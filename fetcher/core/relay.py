@@ -31,6 +31,7 @@ class Relay:
         self.backlog = Backlog()
         self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
+        self.largest = 1  # updates in one answer of VK's
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
@@ -84,8 +85,8 @@ class Relay:
 
     def commit(self) -> None:
         """Set the heartbeat, then commit what is pending, oldest first and in pieces."""
-        begun = time.monotonic()
         self.beat()
+        begun = time.monotonic()
         while (self.backlog.pending or not self.bus.is_connected) and time.monotonic() < begun + DRAIN_TIME:
             if self.bus.is_connected:
                 self.commit_oldest()
@@ -161,9 +162,9 @@ class Relay:
     def poll(self, failing: bool, commit_time: float) -> None:
         """Hold what VK has after what is held.
 
-        While something fails or is held, poll on until VK has no more, for a second at most. Else poll on for as long
-        as commits take: then VK is read faster than it forgets, however little one answer of its holds, and one request
-        resolves the names of several answers.
+        While something fails or is held, poll on until VK has no more, for a second at most. Else poll on after an
+        answer as large as any before, for as long as commits take: then VK is read faster than it forgets, however
+        little one answer of its holds, and one request resolves the names of several answers.
         """
         hurried = bool(failing or self.failures or self.backlog.pending)
         until = time.monotonic() + (DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time))
@@ -173,7 +174,8 @@ class Relay:
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answers, now)
             require_progress(answers)
-            goes_on = count > 0 if hurried else count > 1 and self.backlog.count < MAX_UNBUILT
+            self.largest = max(self.largest, count)
+            goes_on = count > 0 if hurried else count == self.largest and self.backlog.count < MAX_UNBUILT
             if not goes_on or now >= until:
                 return
         self.reports.memory_is_full(self.backlog.count)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import requests
@@ -14,7 +14,7 @@ from ..core.backoff import backoff
 from ..errors import CallFailed, RequestRejected, TransientError, VkFatalError
 from ..fastjson import loads
 from ..metrics import OFF
-from .fields import Json, object_or_empty
+from .fields import Json, object_or_empty, require_number
 
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
@@ -89,8 +89,9 @@ class Api(VkApiGroup):  # type: ignore[misc]
 
     def failure(self, method: str, error: Any, inside: bool = False) -> TransientError | VkFatalError:
         """Return what VK's error means, to a request of ours or to a call `inside` an execute."""
-        error = object_or_empty(error)
-        code = error["error_code"] if type(error.get("error_code")) is int else 1  # VK's "unknown error"
+        error, code = object_or_empty(error), 1  # VK's "unknown error"
+        with suppress(ValueError):
+            code = require_number(error, "error_code")
         text = str(error.get("error_msg")).replace(self.token["access_token"], "***")
         sentence = f"VK error {code} in {method}: {text}"
         self.metrics.vk_errors.labels(code=code).inc()

@@ -23,6 +23,7 @@ KEY_INTERVAL = 1.0  # seconds between two requests for a key: VK limits their ra
 UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it is skipped
 RETRY_INTERVAL = 60.0  # seconds between two tries of something that may go on as it is
 MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
+REFUSED = "VK's long poll refuses each key and place that it gives"
 UNREADABLE = "VK's answer there could not be read for too long"
 
 log = logging.getLogger("fetcher")
@@ -60,7 +61,9 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
             if failed in (2, 3):
                 return {"failed": failed}, 0
             answer["ts"] = require_ts(answer["ts"])
-            if failed != 1 and (failed != 0 or not isinstance(answer["updates"], list)):
+            if failed == 1:
+                return {"failed": 1, "ts": answer["ts"]}, 0
+            if failed != 0 or not isinstance(answer["updates"], list):
                 raise ValueError("not of VK's form")
             return answer, len(response.content)
 
@@ -75,7 +78,7 @@ class LongPoll:
         self.api, self.group, self.renew_after = api, group, renew_after
         self.next_key_at = 0.0  # no new key before
         self.renew_at = 0.0  # a new key at this time, even if the old one serves
-        self.is_checked = False  # the Long Poll settings: after the first poll, which is short for that
+        self.answers = 0  # of VK; after the first, which is waited for briefly, the Long Poll settings are checked
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
 
     def renew(self) -> int:
@@ -100,23 +103,24 @@ class LongPoll:
             self.renew_at = time.monotonic() + RETRY_INTERVAL
             with suppress(TransientError):  # then the old key serves on
                 self.renew()  # VK's polls are known to fall silent after hours; a new key helps
+        if self.answers == 1:
+            self.check_settings()
         place, gaps = ts, list[Batch | Gap]()
         try:
             for _ in range(MAX_FAILED):
-                answer, size = self.answer_at(place, wait if self.is_checked else 1)
+                answer, size = self.answer_at(place, wait if self.answers else 1)
                 failed = answer.get("failed")
                 if answer.get("updates"):
                     self.renew_at = time.monotonic() + self.renew_after
                 if not failed:
-                    if not self.is_checked:
-                        self.check_settings()
+                    self.answers += 1
                     return [*gaps, Batch(place, answer["ts"], answer["updates"], size)]
                 # VK may forget faster than it can be polled where it says to go on: only a new key's ts is sure.
                 until = answer["ts"] if failed == 1 and not gaps else self.renew()
                 if failed != 2:
                     error = answer.get("error", f"VK has forgotten the updates between (failed {failed})")
                     place, gaps, wait = until, [Gap(ts, until, error)], 1
-            raise TransientError("VK's long poll refuses each key and place that it gives")
+            raise TransientError(REFUSED)
         except TransientError:
             self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)  # VK's server may have moved
             raise
@@ -132,7 +136,8 @@ class LongPoll:
         if time.monotonic() >= self.skip_at.get(ts, math.inf):
             self.skip_at[ts] = time.monotonic() + RETRY_INTERVAL
             latest = self.renew()
-            self.server.poll(latest, 1)
+            if self.server.poll(latest, 1)[0].get("failed"):
+                raise TransientError(REFUSED)
         try:
             answer, size = self.server.poll(ts, wait)
             if answer.get("ts", ts) < ts:
@@ -157,7 +162,6 @@ class LongPoll:
                 log.warning("Long Poll's API version is %s: set %s in the community's settings", version, API_VERSION)
             if events and missing:
                 log.warning("Long Poll does not send %s: tick these event types in the community's settings", missing)
-        self.is_checked = True
 
 
 def require_ts(value: Any) -> int:

@@ -76,15 +76,15 @@ def pending_dropped_on_conflict(right: Any, self: Any, commit: Any, checkpoint: 
 def nothing_is_remembered(right: Any, self: Any, commit: Any, checkpoint: Any, *left_out: int) -> None:
     right(self, commit, checkpoint, *left_out)
     self.replay.clear()
-    self.replay_used = 0.0
+    self.replay_count = self.replay_size = 0
 
 
 @instead_of(Backlog, "answered")
 def what_came_late_is_not_remembered(right: Any, self: Any, commit: Any, checkpoint: Any, *left_out: int) -> None:
-    before = deque(self.replay), self.replay_used
+    before = deque(self.replay), self.replay_count, self.replay_size
     right(self, commit, checkpoint, *left_out)
     if commit.kind == "batch" and commit.until < checkpoint:
-        self.replay, self.replay_used = before
+        self.replay, self.replay_count, self.replay_size = before
 
 
 @instead_of(Backlog, "is_missing_updates")
