@@ -107,7 +107,8 @@ class Template:
     def close(self) -> None:
         """End it, and whatever copies are left."""
         self._requests.close()
-        self._process.wait()
+        with contextlib.suppress(SystemExit):  # of a signal at the end of a soak
+            self._process.wait()
 
 
 def before_start(env: Mapping[str, str]) -> dict[str, str]:
