@@ -231,6 +231,10 @@ class Process:
         if self.is_stalled and now > self.progress_at + STALL_SLACK > self.stall_logged_at + STALL_SLACK:
             self.world.broken("updates reach the bus again, and the log does not say so", stop=False)
 
+    def held_bytes(self, where: str) -> int:
+        """Return the bytes of what is pending, or in the replay buffer."""
+        return sum(one.size for one in getattr(self.relay.backlog, where)) if self.relay else 0
+
     @property
     def is_idle(self) -> bool:
         """Whether everything that it has is on the bus, as far as it knows."""
@@ -513,7 +517,7 @@ class World:
         self.calm_since, last_turn = self.now, self.turns + MAX_TURNS * self.fetchers
         begin = self.vk.place(self.store.checkpoint) if self.store.checkpoint else 0
         missing = sum(one.size for one in self.vk.history if one.order > begin)
-        sent = {process: process.sent_bytes for process in self.processes}
+        before = {process: (process.sent_bytes, process.held_bytes("pending")) for process in self.processes}
         while not self.is_settled:
             if self.now >= until or self.turns >= last_turn:
                 self.broken(self.unsettled(), stop=False)
@@ -521,9 +525,10 @@ class World:
             for _ in range(5):
                 self.turn()
         for process in self.processes:
-            held = sum(one.size for one in process.relay.backlog.replay) if process.relay else 0
-            if process.sent_bytes - sent.get(process, 0) > MAX_EXTRA * (missing + held) + MAX_EXTRA_BYTES:
-                self.broken(f"{process.sent_bytes - sent.get(process, 0)} bytes were sent for {missing + held}")
+            sent, pending = before.get(process, (0, 0))
+            due = missing + pending + process.held_bytes("replay")
+            if process.sent_bytes - sent > MAX_EXTRA * due + MAX_EXTRA_BYTES:
+                self.broken(f"{process.sent_bytes - sent} bytes were sent for {due}")
 
     @property
     def is_settled(self) -> bool:
