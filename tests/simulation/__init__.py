@@ -12,7 +12,7 @@ that hands over to the scheduler at every request and every sleep.
 
     world.py       the scheduler, the clock, the life of the fetchers, and what must always hold
     vk.py          VK: its history, its memory, its answers
-    store.py       Redis: commit.lua once more in Python, and copies for failovers
+    store.py       Redis: the real commit.lua on keys in memory, and copies for failovers
     client.py      redis-py's client, with its connections
     chaos.py       what goes wrong at random
     exhaustive.py  every choice of a small world
