@@ -1,4 +1,4 @@
-"""What consumers may rely on, on real servers, blocking and asynchronous: live events in order, durable ones at least once."""
+"""What consumers may rely on, on real servers, blocking and asynchronous: live events and durable ones."""
 
 import asyncio
 import contextlib
