@@ -1,25 +1,38 @@
 """What the tests share: a VK that answers, servers that die, the fetcher as a process."""
 
 import contextlib
+import itertools
+import os
 import random
 import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 HOST = "127.0.0.1"
 
 
+def _every_port() -> Iterator[int]:
+    """Yield the ports of this worker for ever, so that one comes again only when all others have been given."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = range(20000 + worker, 32000, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+    first = random.SystemRandom().randrange(len(ports))
+    return itertools.cycle([*ports[first:], *ports[:first]])
+
+
+_ports = _every_port()
+
+
 def free_port() -> int:
-    """Return a port of loopback that nobody uses.
+    """Return a port of loopback that nobody uses, and that no other worker of pytest is given.
 
     Below the ports that the kernel gives to clients: a client that tries again and again to connect to
     a closed port above them is sooner or later given that very port, and is connected to itself.
     """
     while True:
-        port = random.SystemRandom().randrange(20000, 32000)
+        port = next(_ports)
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind((HOST, port))
             return port

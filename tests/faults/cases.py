@@ -97,11 +97,12 @@ def miss(env: Environment, count: int, lose: Callable[[], Any]) -> None:
     """Let all fetchers miss so many updates for good, and wait until the gap is on record, once."""
     for fetcher in env.fetchers:
         fetcher.pause()
-    env.vk.cut()  # the polls under way would bring them
+    env.vk.down()  # polls under way would bring them
     with env.pushing:
         since = env.vk.ts
         env.forget(env.push(count))
         lose()
+    env.vk.up()
     for fetcher in env.fetchers:
         fetcher.resume()
     env.expect(lambda: env.has_gap(since), what="the gap's dead letter")

@@ -110,7 +110,7 @@ class RecordingVK(VK):
         """Answer a request of the long poll, and remember what was given."""
         owner, ts = self.owners.get(params.get("key", ""), ""), params.get("ts", "")
         with self.recording:
-            self.had[owner].update(self.given[owner].pop(ts, ()))
+            self.had[owner].update(self.given.pop(owner, {}).get(ts, ()))
             self.polled_at[owner] = int(ts)
         fault, answer = super().poll(params)
         if fault is None and isinstance(answer, dict) and answer.get("updates"):
