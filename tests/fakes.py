@@ -225,15 +225,15 @@ class Store:
             applies = since == at if kind == "gap" else since <= at
         if not applies:
             return Outcome(at, [])
-        is_late = bool(
-            at and kind == "batch" and until.epoch == at.epoch
-            and at.ts - until.ts >= self.window / 2 and len(self.seen) >= self.window
+        is_far = bool(
+            at and kind == "batch" and until.epoch == at.epoch and at.ts - until.ts >= self.window / 2
         )  # fmt: skip
+        is_late = is_far and len(self.seen) >= self.window
         recorded: list[Entry | DeadLetter] = []
         left_out = 0
         for entry in commit.entries:
             is_new = not entry.id or entry.id not in self.seen
-            if entry.id and is_new and is_late:
+            if entry.id and is_new and is_far:
                 self.seen = {entry.id: True} | self.seen  # the first to go
             elif entry.id:
                 self.seen.setdefault(entry.id, True)

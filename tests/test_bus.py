@@ -147,7 +147,7 @@ def bus_of_row(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
     def make(row: Row) -> Bus:
         monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
-        client.zadd(SEEN, {f"old {number}": number for number in range(row.full)} | {"s": 100})
+        client.zadd(SEEN, {f"old {number}": number + 1 for number in range(row.full)} | {"s": 100})
         if row.stored:
             client.set(TS, row.stored)
         return bus_at(server.url)
@@ -278,6 +278,20 @@ def test_seen_remembers_the_latest_ids(bus: Bus, client: Any) -> None:
     assert client.zrange(SEEN, 0, -1) == ids[500:]
     assert bus.commit(commit(10, 12, *ids[500:])).recorded == []
     assert client.xlen(STREAM) == len(ids)
+
+
+def test_what_is_far_behind_takes_the_place_of_nothing_newer(
+    bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is empty, and several fetchers bring together more than `seen` remembers: the newest first, then the oldest."""
+    monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
+    client.set(TS, "100")
+    newest, oldest = commit(97, 100, "a", "b", "c"), commit(10, 20, *(f"old {number}" for number in range(WINDOW)))
+    assert recorded(bus.commit(newest)) == "abc"
+    assert len(bus.commit(oldest).recorded) == WINDOW
+    assert bus.commit(newest).recorded == []
+    assert len(client.zrange(SEEN, 0, -1)) == WINDOW
+    assert bus.commit(oldest).left_out > 0
 
 
 # What is refused leaves nothing behind

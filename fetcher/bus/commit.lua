@@ -24,8 +24,8 @@ if kind == 'restore' then applies = stored == '' end
 if not applies then return {stored, {}, 0} end
 
 local epoch, ts = parts(till)
-local is_late = kind == 'batch' and epoch == stored_epoch and stored_ts - ts >= window / 2
-  and #redis.call('ZREVRANGE', seen, window - 1, window - 1) > 0
+local is_far = kind == 'batch' and epoch == stored_epoch and stored_ts - ts >= window / 2 -- behind the checkpoint
+local is_late = is_far and #redis.call('ZREVRANGE', seen, window - 1, window - 1) > 0
 local moves = kind ~= 'batch' or sortable(till) > sortable(stored)
 local entries, at = {}, 8 -- where each begins
 for i = 1, tonumber(ARGV[7]) do
@@ -57,7 +57,7 @@ if refused then return refused end
 
 local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0)
 local function is_new(id)
-  score = is_late and 0 or score + 1 -- what is left out is the first to go: `seen` must not forget newer ids for it
+  score = is_far and 0 or score + 1 -- what is far is the first to go: `seen` must not forget newer ids for it
   return id == '' or redis.call('ZADD', seen, 'NX', score, id) == 1
 end
 local function add(key, ...) redis.call('XADD', key, 'MAXLEN', '~', limits[key], '*', ...) end
