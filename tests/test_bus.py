@@ -283,7 +283,7 @@ def test_seen_remembers_the_latest_ids(bus: Bus, client: Any) -> None:
 def test_what_is_far_behind_takes_the_place_of_nothing_newer(
     bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis is empty, and several fetchers bring together more than `seen` remembers: the newest first, then the oldest."""
+    """Redis came back empty, and fetchers bring more than `seen` remembers: first the newest, then the oldest."""
     monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
     client.set(TS, "100")
     newest, oldest = commit(97, 100, "a", "b", "c"), commit(10, 20, *(f"old {number}" for number in range(WINDOW)))

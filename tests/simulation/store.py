@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,7 +46,8 @@ class Store:
         self.dead: list[Record] = []
         self.published: list[tuple[str, str]] = []  # channel, JSON
         self.allows: Callable[[], bool] = lambda: True  # whether the server allows what a script asks for
-        may = {"call": self.call, "acl_check_cmd": lambda *command: self.allows()}
+        me = weakref.proxy(self)  # Lua's garbage collector and Python's do not see each other's cycles
+        may = {"call": lambda *command: me.call(*command), "acl_check_cmd": lambda *command: me.allows()}
         self.redis = LUA.table_from({**may, "error_reply": lambda text: LUA.table_from({"err": text})})
 
     def copy(self) -> Copy:
