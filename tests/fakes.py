@@ -1,21 +1,22 @@
 """The core's two sides in memory, by a clock of the test's own: VK, a bus, and fetchers between them."""
 
 import bisect
-import copy
 import json
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
-from fetcher.core.backlog import DEDUP_WINDOW
+from fetcher.bus.bus import SCRIPTS
+from fetcher.bus.bus import Bus as RealBus
 from fetcher.core.entries import EntryBuilder
-from fetcher.core.history import Batch, Commit, DeadLetter, Entry, Gap, Outcome, Position, State
+from fetcher.core.history import Batch, Commit, Gap, Outcome, Position, State
 from fetcher.core.names import Directory
 from fetcher.core.ports import Failure, Name
 from fetcher.core.relay import Relay
 from fetcher.errors import RedisTimeout, RedisUnavailable, TransientError
 from fetcher.events import Event, Message, Peer, User
 from tests import net
+from tests.simulation.store import Store as InMemory
 
 PERSON, CHAT = 5, 2_000_000_007
 REDIS_DOWN = RedisUnavailable("Redis is unavailable (ConnectionError)")
@@ -184,73 +185,68 @@ class VK:
 
 
 class Store:
-    """What a Redis holds, and what commit.lua does with it: test_bus.py compares the two."""
+    """What a Redis holds. commit.lua is the real one, over Redis in memory."""
 
     def __init__(self) -> None:
-        self.window = DEDUP_WINDOW
-        self.checkpoint: Position | None = None
-        self.seen: dict[str, bool] = {}
-        self.stream: list[Entry] = []
-        self.dead: list[dict[str, str]] = []
+        self.redis = InMemory()
+        self.bus = RealBus("", "events", 1, 100_000, 60)
+        self.bus.run_script = self.run_script  # type: ignore[method-assign]
         self.names: dict[int, Name] = {}
+
+    def run_script(self, name: str, keys: list[str], *arguments: Any) -> Any:
+        return self.redis.run(SCRIPTS[name], keys, list(arguments))
+
+    @property
+    def checkpoint(self) -> Position | None:
+        return Position.parse(self.redis.checkpoint) if self.redis.checkpoint else None
+
+    @checkpoint.setter
+    def checkpoint(self, checkpoint: Position | None) -> None:
+        self.redis.checkpoint = str(checkpoint or "")
+
+    @property
+    def seen(self) -> list[str]:
+        """The ids that are remembered, the oldest first."""
+        return list(self.redis.seen)
+
+    def remember(self, *ids: str) -> None:
+        """Remember these ids alone."""
+        self.redis.seen = {id: number for number, id in enumerate(ids, 1)}
 
     @property
     def ids(self) -> list[str]:
         """The ids of the stream's events."""
-        return [entry.id for entry in self.stream]
+        return [id for id, _ in self.redis.stream]
 
     @property
     def users(self) -> list[str]:
         """The users' names in the stream's events."""
-        return [json.loads(entry.text)["user"]["name"] for entry in self.stream]
+        return [json.loads(text)["user"]["name"] for _, text in self.redis.stream]
+
+    @property
+    def dead(self) -> list[dict[str, str]]:
+        """The fields of the dead letters."""
+        return [record.fields for record in self.redis.dead]
 
     def copy(self) -> "Store":
         """Return a copy as a replica has one."""
-        return copy.deepcopy(self)
+        replica = Store()
+        replica.become(self)
+        return replica
 
     def become(self, other: "Store") -> None:
         """Hold what another one holds, as after a failover."""
-        self.__dict__.update(other.copy().__dict__)
+        mine, theirs = self.redis, other.redis
+        mine.checkpoint, mine.seen, self.names = theirs.checkpoint, dict(theirs.seen), dict(other.names)
+        mine.stream, mine.dead, mine.published = [*theirs.stream], [*theirs.dead], [*theirs.published]
 
     def read(self, ids: Iterable[str], start: Position | None) -> State:
-        self.checkpoint = self.checkpoint or start
-        return State(self.checkpoint, {id for id in ids if id not in self.seen})
+        if start:
+            self.redis.set_if_missing(str(start))
+        return State(self.checkpoint, {id for id in ids if id not in self.redis.seen})
 
     def commit(self, commit: Commit) -> Outcome:
-        kind, since, until = commit.kind, commit.since, commit.until
-        at = self.checkpoint
-        if at is None or kind == "restore":
-            applies = at is None and kind == "restore"
-        else:
-            applies = since == at if kind == "gap" else since <= at
-        if not applies:
-            return Outcome(at, [])
-        is_far = bool(
-            at and kind == "batch" and until.epoch == at.epoch and at.ts - until.ts >= self.window / 2
-        )  # fmt: skip
-        is_late = is_far and len(self.seen) >= self.window
-        recorded: list[Entry | DeadLetter] = []
-        left_out = 0
-        for entry in commit.entries:
-            is_new = not entry.id or entry.id not in self.seen
-            if entry.id and is_new and is_far:
-                self.seen = {entry.id: True} | self.seen  # the first to go
-            elif entry.id:
-                self.seen.setdefault(entry.id, True)
-            left_out += is_new and is_late
-            if is_new and not is_late:
-                recorded.append(entry)
-                if isinstance(entry, Entry):
-                    self.stream.append(entry)
-                else:
-                    self.dead.append(entry.fields)
-        if left_out:
-            error = f"{left_out} updates came so late that they may be on the bus already"
-            self.dead.append({"since": str(since), "until": str(until), "error": error})
-        for id in list(self.seen)[: max(0, len(self.seen) - self.window)]:
-            del self.seen[id]
-        self.checkpoint = until if at is None else max(at, until)
-        return Outcome(self.checkpoint, recorded, left_out)
+        return self.bus.commit(commit)
 
 
 class Bus:

@@ -1,6 +1,7 @@
 """The bus on a real server: the commit as one step, what is refused, what is read on a new connection."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from fetcher.bus.bus import Bus
 from fetcher.core.backlog import DEDUP_WINDOW
 from fetcher.core.history import Commit, DeadLetter, Entry, Outcome, Position
 from fetcher.errors import RedisFatalError, RedisTimeout, RedisUnavailable
+from fetcher.fastjson import dumps
 from tests.fakes import Store
 from tests.servers import Proxy, Server, address, cluster, entries, wait_until
 
@@ -47,10 +49,14 @@ def bus(server: Server, client: Any) -> Bus:
     return bus
 
 
+def text_of(id: str) -> bytes:
+    return dumps({"event_id": id})
+
+
 def commit(since: Any, until: Any, *ids: str, kind: Any = "batch") -> Commit:
     """Make a commit of these ids; "!" makes a dead letter of one, and a "!" alone one without id."""
     fields = {"update": "{}", "error": "why"}
-    found = [DeadLetter(id[1:], fields) if id[0] == "!" else Entry(id, "message", f"json {id}".encode()) for id in ids]
+    found = [DeadLetter(id[1:], fields) if id[0] == "!" else Entry(id, "message", text_of(id)) for id in ids]
     return Commit(kind, Position.parse(str(since)), Position.parse(str(until)), list(found), updates=len(ids))
 
 
@@ -63,7 +69,7 @@ def restore(place: Any) -> Commit:
 
 
 def stream(client: Any) -> str:
-    return "".join(fields["event"].removeprefix("json ") for fields in entries(client))
+    return "".join(json.loads(fields["event"])["event_id"] for fields in entries(client))
 
 
 def contents(server: Server) -> dict[str, Any]:
@@ -182,14 +188,13 @@ def test_what_a_commit_does(row: Row, bus_of_row: Callable[[Row], Bus], client: 
 def test_the_store_of_the_other_tests(row: Row, bus_of_row: Callable[[Row], Bus], client: Any) -> None:
     """It does what the script does, and once more when the same is committed again."""
     bus, store = bus_of_row(row), Store()
-    store.window = WINDOW
-    store.seen = dict.fromkeys(client.zrange(SEEN, 0, -1), True)
+    store.remember(*client.zrange(SEEN, 0, -1))
     store.checkpoint = Position.parse(row.stored) if row.stored else None
     for _ in range(2):
         assert store.commit(row.commit) == bus.commit(row.commit)
         assert store.dead == entries(client, DEAD)
         assert "".join(store.ids) == stream(client)
-        assert list(store.seen) == client.zrange(SEEN, 0, -1)
+        assert store.seen == client.zrange(SEEN, 0, -1)
     ids = ["s", "a", "nobody"]
     assert store.read(ids, None) == bus.read(ids)
 

@@ -11,6 +11,7 @@ from fetcher.core.backlog import NOT_ANSWERED
 from fetcher.core.history import Batch, Gap, Position
 from fetcher.errors import RedisFatalError, RedisTimeout, VkFatalError
 from tests.fakes import PERSON, REDIS_DOWN, VK_DOWN, Clock, Fetcher, History, Store, batch, numbers, update
+from tests.simulation.store import Record
 
 REDIS_FATAL = RedisFatalError("Redis refuses the user or the password: fix REDIS_URL")
 VK_FATAL = VkFatalError("VK refuses the token: set another TOKEN")
@@ -162,7 +163,7 @@ def test_an_update_that_is_malformed(begun: Fetcher, store: Store, caplog: pytes
     assert store.ids == ["a", "b"]
     assert [letter["error"] for letter in store.dead] == ["no text"]
     assert caplog.messages.count("Dead letter: no text") == 1
-    assert list(store.seen) == ["a", "x", "b"]
+    assert store.seen == ["a", "x", "b"]
 
 
 def test_a_large_answer_goes_out_in_pieces(begun: Fetcher, store: Store) -> None:
@@ -397,7 +398,7 @@ def test_another_fetcher_has_filled_a_gap(
     def fill(commit: Any) -> None:
         if commit.kind == "gap" and not moved:
             moved.append(True)
-            store.dead.extend(expected)
+            store.redis.dead.extend(map(Record, expected))
             store.checkpoint = at
 
     begun.bus.on_commit = fill
@@ -609,7 +610,7 @@ def test_the_checkpoint_was_deleted(begun: Fetcher, other: Fetcher, store: Store
 def test_another_fetcher_is_further(begun: Fetcher, store: Store, stored: int, published: str, goes_out: str) -> None:
     """Its checkpoint takes nothing away: what is held and is not on the bus goes out, and nothing twice."""
     hold(begun, *"abcd")
-    store.seen = dict.fromkeys(published, True)
+    store.remember(*published)
     store.checkpoint = place(stored)
     begun.history.ts = max(begun.history.ts, stored)
     begun.settle()
@@ -636,10 +637,9 @@ def test_batches_that_come_too_late(
     begun: Fetcher, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They are left out, for they might be repetitions: it is recorded and logged, once, and not tried again."""
-    monkeypatch.setattr(limits, "DEDUP_WINDOW", 20)
+    monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", 20)
     hold(begun, "a", "b")
-    store.window = 20
-    store.seen = {f"old {number}": True for number in range(20)}
+    store.remember(*(f"old {number}" for number in range(20)))
     store.checkpoint = place(30)
     begun.history.ts = 30
     for _ in range(3):

@@ -5,8 +5,10 @@ from collections import Counter
 from dataclasses import replace
 from typing import NamedTuple
 
+from fetcher.bus import bus
+
 from .vk import KINDS, PEOPLE, Habits
-from .world import FAST, FOREVER, SETTLE, Link, Plan, Process, Stop, World, clock
+from .world import FAST, FOREVER, LIMITS, SETTLE, Link, Plan, Process, Stop, World, clock
 
 REDIS_FAULTS = ("lost request", "lost reply", "timeout", "refused")
 POLL_FAULTS = ("unavailable", "malformed", "failed 2", "silence")
@@ -92,13 +94,14 @@ class Chaos(Plan):
         self.outages = [100.0, 300.0] if theme == "outage" else [0.0, 0.5, 5.0, 20.0]  # seconds, at most
         if theme == "outage":
             self.troubles[self.cut] = 0.01
-        self.links = [Link()]
+        self.links, self.remembered = [Link()], 0
         if theme == "links":
             self.links = list(LINKS.values())
             self.habits = replace(self.habits, text=1500, batch=30)
         if theme == "start":  # Redis is away, and VK may restart its numbering meanwhile
             self.links = [Link(down_until=pick([5.0, 20.0, 60.0]) * rng.random()) for _ in range(3)]
             self.troubles[self.restart_vk], self.troubles[self.kill] = 0.005, pick([0, 0.005])
+            self.remembered = LIMITS[bus]["DEDUP_WINDOW"]  # ids in `seen`, of events before
         self.most_updates = 300
         self.any_trouble = sum(self.troubles.values())
         self.names_stay_lost = rng.random() < 0.1
@@ -197,7 +200,7 @@ class Chaos(Plan):
 
     def empty(self) -> None:
         self.count("emptied")
-        self.world.empty()
+        self.world.empty(in_place=self.rng.random() < 0.5)
 
     def lose_vk(self) -> None:
         self.count("VK is away")
@@ -281,6 +284,7 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
         for _ in range(rng.randrange(3)):
             world.vk.push()
         world.store.set_if_missing(str(world.vk.ts))
+        world.store.seen = {f"before {number}": number for number in range(1, plan.remembered + 1)}
         world.start_order = world.vk.history[-1].order if world.vk.history else None
         world.remember()
         for i in range(fetchers):

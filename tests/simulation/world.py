@@ -453,15 +453,15 @@ class World:
         self.copies = [(copy, {p: (p.offered, p.offered_bytes) for p in self.processes})]
         return True
 
-    def empty(self) -> None:
-        """Let Redis come back empty."""
+    def empty(self, in_place: bool = False) -> None:
+        """Let Redis come back empty, or be emptied while its connections hold."""
         self.note(None, "Redis is emptied")
         self.acknowledged |= self.on_the_bus()
         self.gaps_before += self.gaps()
         self.emptied = True
         self.store.empty()
         self.cache_entries.clear()
-        self.server += 1
+        self.server += not in_place
         self.copies = []
 
     def cached(self, key: str) -> str | None:
