@@ -2,10 +2,11 @@
 
 import logging
 import time
+from collections import Counter
 from typing import Any
 
 from ..errors import FatalError, TransientError
-from .history import Commit, DeadLetter, Outcome, Position
+from .history import Commit, DeadLetter, Entry, Outcome, Position
 
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same thing
 MAX_STALL = 30.0  # seconds that updates may be held without any reaching the bus before the log says so
@@ -60,14 +61,17 @@ class Reports:
         """Log and count what the bus has recorded: less than was offered, if another fetcher was faster."""
         now = time.time()
         self.metrics.commit_seconds.observe(seconds)
-        for entry in outcome.recorded:
-            if isinstance(entry, DeadLetter):
+        events = [one for one in outcome.recorded if isinstance(one, Entry)]
+        for event_type, count in Counter(one.event_type for one in events).items():
+            self.metrics.events.labels(type=event_type).inc(count)
+        observe_age = self.metrics.publish_age.observe
+        for one in events:
+            if one.date:
+                observe_age(now - one.date)
+        for letter in outcome.recorded:
+            if isinstance(letter, DeadLetter):
                 self.metrics.dead_letters.inc()
-                log.warning(DEAD_LETTER[commit.kind], entry.fields)
-            else:
-                self.metrics.events.labels(type=entry.event_type).inc()
-                if entry.date:
-                    self.metrics.publish_age.observe(now - entry.date)
+                log.warning(DEAD_LETTER[commit.kind], letter.fields)
         if outcome.left_out:
             self.metrics.dead_letters.inc()
             late = "%d updates from ts %s to %s came so late that they may be on the bus already: they are left out"
