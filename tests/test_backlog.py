@@ -330,9 +330,10 @@ def test_what_was_committed_of_a_later_place_fills_no_hole() -> None:
     """It lies behind what is pending: VK has restarted its numbering, or the batch is late."""
     backlog = committed(batch(10, 90, "a"))
     backlog.pending.extend(started(batch(20, 30, "b"), checkpoint=20).pending)
+    backlog.add([batch(90, 95, "c")], 0)
     assert answer(backlog, 15)
     assert not backlog.recall()
-    assert shown(backlog.pending) == ["batch 20-30 b"]
+    assert shown(backlog.pending) == ["batch 20-30 b", "batch 90-95"]
 
 
 class Filled(NamedTuple):
@@ -458,6 +459,8 @@ def test_another_fetcher_restored_an_older_checkpoint() -> None:
     backlog.add([batch(12, 13, "c")], 0)
     built(backlog)
     backlog.connected(State(None, set()))
+    backlog.checkpoint = place(10)
+    assert not backlog.is_missing_updates, "the record goes first, wherever the checkpoint is"
     assert answer(backlog, 10)
     assert backlog.recall()
     assert pieces(backlog) == ["10-13 abc"]
@@ -487,6 +490,7 @@ def test_the_first_bus_is_empty() -> None:
         ("20", [batch(50, 60, "a")], 30, ["50-60"]),
         ("3:40", [batch(50, 60, "a"), gap(60, 7), batch(7, 8, "b")], 8, ["3:50-3:60", "3:60-4:7", "4:7-4:8"]),
         ("3:7", [batch(50, 60, "a"), gap(60, 7), batch(7, 8, "b")], 8, ["2:50-2:60", "2:60-3:7", "3:7-3:8"]),
+        ("3:40", [batch(50, 60, "a"), gap(60, 7), batch(7, 100, "b")], 5, ["2:50-2:60", "2:60-3:7", "3:7-3:100"]),
     ],
 )
 def test_epochs_are_counted_as_the_bus_does(
@@ -518,6 +522,27 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch, limit: s
     """By updates and by bytes: the oldest are forgotten, and those that are left are not fewer."""
     monkeypatch.setattr(limits, limit, value)
     backlog = committed(*(batch(10 + i, 11 + i, id) for i, id in enumerate("abcd")))
+    assert "".join(backlog.replay_ids()) == kept
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "latest", "kept"),
+    [
+        ("MAX_REPLAY", 5, "cdef", "abcdef"),
+        ("MAX_REPLAY", 5, "cdefg", "cdefg"),
+        ("MAX_REPLAY_BYTES", 4 * SIZE + 1, "cdef", "abcdef"),
+        ("MAX_REPLAY_BYTES", 4 * SIZE, "cdef", "cdef"),
+    ],
+)
+def test_the_oldest_is_forgotten_once_the_others_are_enough(
+    monkeypatch: pytest.MonkeyPatch, limit: str, value: int, latest: str, kept: str
+) -> None:
+    """Not a batch earlier, and not a batch later."""
+    monkeypatch.setattr(limits, limit, value)
+    backlog = committed(batch(10, 12, "ab"))
+    backlog.add([batch(12, 20, latest)], 0)
+    commit = next_commit(built(backlog))
+    backlog.answered(commit, commit.until)
     assert "".join(backlog.replay_ids()) == kept
 
 

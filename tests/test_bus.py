@@ -319,6 +319,18 @@ def test_a_key_of_another_type(server: Server, bus: Bus, client: Any, full_commi
     assert contents(server) == before
 
 
+@pytest.mark.parametrize(("key", "id"), [(STREAM, "a"), (DEAD, "!x")])
+def test_only_the_keys_of_its_entries_matter(server: Server, bus: Bus, client: Any, key: str, id: str) -> None:
+    """An event needs the stream, a dead letter the other one."""
+    client.rpush(key, "x")
+    before = contents(server)
+    with pytest.raises(RedisFatalError, match="another type"):
+        bus.commit(commit(10, 12, id))
+    assert contents(server) == before
+    other = {"a": "!x", "!x": "a"}[id]
+    assert recorded(bus.commit(commit(10, 12, other))) == other[0]
+
+
 @pytest.mark.parametrize(
     "rule",
     [
