@@ -351,6 +351,19 @@ def test_a_permission_is_missing(full_commit: Commit, rule: str) -> None:
         assert contents(server) == before
 
 
+def test_only_the_channels_of_its_events_matter() -> None:
+    """Who may publish these needs no other channel, and who may not is refused, with or without a dead letter."""
+    users = ["user one on >x ~* +@all resetchannels &events:message", "user none on >x ~* +@all &* -publish"]
+    with Server(acl=users) as server, server.client() as client:
+        client.set(TS, "10")
+        before = contents(server)
+        with pytest.raises(RedisFatalError, match="permission"):
+            bus_at(address(server.port, "x", "none")).commit(commit(10, 12, "a"))
+        assert contents(server) == before
+        assert recorded(bus_at(address(server.port, "x", "none")).commit(commit(10, 12, "!x"))) == "!"
+        assert recorded(bus_at(address(server.port, "x", "one")).commit(commit(12, 14, "a", "!y"))) == "a!"
+
+
 @pytest.mark.parametrize(
     "rule", ["resetkeys ~events ~{events}:ts:7 ~{events}:seen:7 %R~{events}:dead-letter", "of another type"]
 )

@@ -21,15 +21,16 @@ log = logging.getLogger("fetcher")
 
 
 class Reports:
-    """Logs and counts; it decides nothing. `doing` is what is being tried just now, in words."""
+    """Logs and counts; it decides nothing."""
+
+    doing = ""  # what is being tried just now, in words
+    progress_at = 0.0  # when an update reached the bus last, or none was held
+    is_stalled = is_polling = is_pending = False
 
     def __init__(self, metrics: Any) -> None:
         """`metrics` are those of fetcher.metrics."""
         self.metrics = metrics
-        self.doing = ""
         self.last_logged: dict[str, float] = {}  # what was logged, and when
-        self.progress_at = time.monotonic()  # when an update reached the bus last, or none was held
-        self.is_stalled = self.is_polling = self.is_pending = False
 
     def polled(self, checkpoint: Position | None) -> None:
         """VK has answered a poll; the first time that it has and the bus has, too, the log says that all is well."""
