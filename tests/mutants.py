@@ -205,6 +205,7 @@ def lua_mutants(path: pathlib.Path) -> Iterator[Mutant]:
         changes = [("dropped", "")]
         for old, new in LUA_SWAPPED.items():
             places = [found.start() for found in re.finditer(re.escape(old), code)]
+            places = [at for at in places if code[:at].count("'") % 2 == 0]  # not inside a text
             changes += [(f"{old!r} is {new!r}", code[:at] + new + code[at + len(old) :]) for at in places]
         for change, changed in changes:
             mutant = "\n".join([*lines[:number], changed, *lines[number + 1 :]])

@@ -132,6 +132,7 @@ ROWS = {
     # A batch that comes late
     "is nearly too old": Row("100", commit(10, 97, "a"), "100", "a", full=8),
     "is too old": Row("100", commit(10, 96, "a", "s", "!x", "b"), "100", left_out=3, full=8),
+    "is too old, a single update": Row("100", commit(10, 96, "a"), "100", left_out=1, full=8),
     "is too old, and all is known": Row("100", commit(10, 96, "s"), "100", full=7),
     "is too old, and seen has forgotten nothing": Row("100", commit(10, 20, "a"), "100", "a", full=6),
     "is of an earlier epoch, of which nobody can tell": Row("1:100", commit(10, 20, "a"), "1:100", "a", full=8),
@@ -354,12 +355,14 @@ def test_a_permission_is_missing(full_commit: Commit, rule: str) -> None:
 def test_only_the_channels_of_its_events_matter() -> None:
     """Who may publish these needs no other channel, and who may not is refused, with or without a dead letter."""
     users = ["user one on >x ~* +@all resetchannels &events:message", "user none on >x ~* +@all &* -publish"]
+    users += ["user neither on >x ~* +@all &* -xadd"]
     with Server(acl=users) as server, server.client() as client:
         client.set(TS, "10")
         before = contents(server)
-        with pytest.raises(RedisFatalError, match="permission"):
-            bus_at(address(server.port, "x", "none")).commit(commit(10, 12, "a"))
-        assert contents(server) == before
+        for user in ("none", "neither"):
+            with pytest.raises(RedisFatalError, match="permission"):
+                bus_at(address(server.port, "x", user)).commit(commit(10, 12, "a"))
+            assert contents(server) == before
         assert recorded(bus_at(address(server.port, "x", "none")).commit(commit(10, 12, "!x"))) == "!"
         assert recorded(bus_at(address(server.port, "x", "one")).commit(commit(12, 14, "a", "!y"))) == "a!"
 

@@ -32,6 +32,7 @@ class VK(Lookups):
         super().__init__(Api(TOKEN, Metrics()))
         self.full: dict[tuple[int, int], dict[str, Any]] = {}
         self.failure: Failure = None
+        self.full_failure: Failure = None  # of full messages alone
         self.asked: list[set[Any]] = []
 
     def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
@@ -42,7 +43,7 @@ class VK(Lookups):
         if not places:
             return {}, None
         self.asked.append(set(places))
-        return {place: self.full[place] for place in self.asked[-1] if place in self.full}, self.failure
+        return {place: self.full[place] for place in self.asked[-1] if place in self.full}, self.full_failure or self.failure
 
 
 class NoCache:
@@ -223,6 +224,14 @@ def test_dead_letters_without_an_id(vk: VK) -> None:
     assert [entry.id for entry in again if isinstance(entry, DeadLetter)] == ids[::-1]
 
 
+def test_the_same_text_twice_in_a_batch(vk: VK) -> None:
+    """Is two updates; in two batches it may be one, for batches may overlap."""
+    first, second = build(vk, batch({}, {}), batch({}, {}))
+    ids = [entry.id for entry in first if isinstance(entry, DeadLetter)]
+    assert len(set(ids)) == 2
+    assert [entry.id for entry in second if isinstance(entry, DeadLetter)] == ids
+
+
 def test_updates_that_another_fetcher_had(vk: VK) -> None:
     """Where some are left out, names are looked up again, for a title may have changed; elsewhere they are not."""
     entries = EntryBuilder(Updates(vk, command_pattern(GROUP, "/"), False), Directory(NoCache(), vk), event_to_json)
@@ -282,6 +291,15 @@ def test_vk_fails(vk: VK, failure: Any, update: Any) -> None:
     ((entry, _),) = build(vk, one, give_up=True)
     assert event(entry)["message"]["text"] == "a"
     assert event(entry)["user"]["name"] == ""
+
+
+def test_a_full_message_is_waited_for(vk: VK) -> None:
+    """Names are there, but VK does not answer the message."""
+    vk.full_failure = DOWN
+    one = batch(cropped(1, "a"))
+    with pytest.raises(TransientError, match=str(DOWN)):
+        build(vk, one)
+    assert one.entries is None
 
 
 def test_full_messages_that_are_there_are_used_when_others_are_given_up(vk: VK) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 
 from fetcher.core.history import Commit, DeadLetter, Entry, Outcome, Position
-from fetcher.core.reports import Reports
+from fetcher.core.reports import MAX_STALL, REMIND_INTERVAL, Reports
 from tests.fakes import Clock, Metrics
 
 SINCE, UNTIL = Position(0, 10), Position(1, 20)
@@ -70,3 +70,22 @@ def test_what_is_logged_and_counted_is_what_the_script_did(
     assert ("checkpoint" in counted) == (case.checkpoint == UNTIL), "whether it is where the commit is, or later"
     counted.pop("checkpoint", None)
     assert {name: value for name, value in counted.items() if value} == case.counted
+
+
+def test_a_stall_is_what_lasts_for_longer_than_its_limit(
+    clock: Clock, reports: Reports, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A commit that does not move the checkpoint is progress as well; each line comes once a minute."""
+    here = Commit("batch", SINCE, SINCE, [A])
+    reports.holds(7, True)
+    for seconds, said in ((MAX_STALL, 0), (1, 1), (REMIND_INTERVAL - 1, 0), (1, 1)):
+        clock.now += seconds
+        reports.holds(7, True)
+        assert len(caplog.messages) == said
+        caplog.clear()
+    reports.committed(here, Outcome(SINCE, [A]), 0.1)
+    reports.holds(7, True)
+    assert caplog.messages == ["Updates reach the bus again"]
+    clock.now += MAX_STALL
+    reports.holds(7, True)
+    assert len(caplog.messages) == 1
