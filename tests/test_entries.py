@@ -43,7 +43,9 @@ class VK(Lookups):
         if not places:
             return {}, None
         self.asked.append(set(places))
-        return {place: self.full[place] for place in self.asked[-1] if place in self.full}, self.full_failure or self.failure
+        return {
+            place: self.full[place] for place in self.asked[-1] if place in self.full
+        }, self.full_failure or self.failure
 
 
 class NoCache:

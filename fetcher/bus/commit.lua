@@ -19,7 +19,8 @@ local function sortable(position) -- as text of one length: ts may outgrow a dou
 end
 
 local stored_epoch, stored_ts = parts(stored)
-local applies = stored_epoch and (stored == since or kind == 'batch' and sortable(since) <= sortable(stored))
+local applies = stored == since
+if kind == 'batch' then applies = stored_epoch and sortable(since) <= sortable(stored) end
 if kind == 'restore' then applies = stored == '' end
 if not applies then return {stored, {}, 0} end
 

@@ -59,6 +59,7 @@ def limit(way: str, owner: Any, name: str, value: float) -> None:
 
 def script(way: str, old: str, new: str) -> None:
     """Register a wrong script: `new` in place of `old`."""
+    assert old in SCRIPTS["commit"], way
     WAYS[way] = Sabotage(bus, "SCRIPTS", SCRIPTS | {"commit": SCRIPTS["commit"].replace(old, new)})
 
 
@@ -353,9 +354,7 @@ script("batch after a gap is taken", " and sortable(since) <= sortable(stored)",
 script("positions compared without their epoch", "return ('0'):rep(9 - #epoch) .. epoch .. ", "return ")
 script("positions compared without their part", " .. ('0'):rep(9 - #part) .. part", "")
 script("batch that seen may have forgotten is taken", "local is_late = ", "local is_late = false and ")
-script(
-    "gap taken anywhere", "stored == since or kind == 'batch'", "stored == since or kind == 'gap' or kind == 'batch'"
-)
+script("gap taken anywhere", "applies = stored == since", "applies = stored == since or kind == 'gap' and stored ~= ''")
 script("restore that overwrites", "applies = stored == ''", "applies = true")
 
 
