@@ -142,6 +142,14 @@ def test_numbers_that_make_no_sense(number: Any) -> None:
     assert outcome(message(date=number)).keys() == {"event"}
 
 
+@pytest.mark.parametrize(
+    ("odd", "noun"), [(button(conversation_message_id=None), "button"), (reaction(cmid=None), "reaction")]
+)
+def test_a_message_without_a_number(odd: Any, noun: str) -> None:
+    """VK does not always say which message it is: then it is 0."""
+    assert outcome(odd)["event"][noun]["cmid"] == 0
+
+
 def test_ids_of_64_bits() -> None:
     """They are ids like any other."""
     assert outcome(message(user=2**63 - 1, peer=1 - 2**63))["event"]["peer"]["bpid"] == 1 - 2**63

@@ -84,9 +84,9 @@ def test_it_is_built_by_name_only() -> None:
 
 def test_dotenv_stands_in_for_the_environment() -> None:
     """The environment wins, an empty variable does not, and nothing is interpolated."""
-    Path(".env").write_text('TOKEN=from$file\nGROUPID=5\nBUS="from-file"\nLOG_LEVEL=debug\nRAW=\n')
+    Path(".env").write_text('TOKEN=from$file${HOME}\nGROUPID=5\nBUS="from-file"\nLOG_LEVEL=debug\nRAW=\n')
     settings = config.read({"GROUPID": "7", "BUS": ""})
-    assert (settings.token, settings.group) == ("from$file", 7)
+    assert (settings.token, settings.group) == ("from$file${HOME}", 7)
     assert (settings.bus, settings.log_level, settings.raw) == ("from-file", "DEBUG", False)
 
 

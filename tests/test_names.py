@@ -102,6 +102,7 @@ def test_a_chats_title_is_no_users_name() -> None:
     """A number that is a chat's never gives its title to a user of the same number."""
     assert filled({CHAT + 7: Name("Беседа")}, event(CHAT + 7, CHAT + 7)) == [("", "Беседа")]
     assert filled({MAIL: Name("почта")}, event(MAIL, 5)) == [("", "")]
+    assert filled({CHAT: Name("nobody's")}, event(CHAT, 5)) == [("", "")]
 
 
 def test_title_holds_from_the_update_on() -> None:
@@ -231,8 +232,9 @@ def test_without_a_cache_there_is_no_memory(directory: Directory, cache: Cache, 
 
 def test_memory_is_bounded(directory: Directory, cache: Cache, vk: VK) -> None:
     """When it is full it begins again; the cache still knows everybody."""
-    crowd = [event(id, id) for id in range(1, MAX_NAMES + 2)]
-    names(directory, *crowd)
+    names(directory, *(event(id, id) for id in range(1, MAX_NAMES + 1)))
+    assert names(directory, event(1, 1)) == [("name of 1", "name of 1")]
+    assert len(cache.asked) == 1, "it is as full as it may be"
     names(directory, event(-7, -7))
     assert names(directory, event(1, 1)) == [("name of 1", "name of 1")]
     assert cache.asked[-1] == {1}
