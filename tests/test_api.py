@@ -64,6 +64,20 @@ def test_every_request_has_a_time_out(api: Api, net: Net) -> None:
     assert [timeout for _, timeout in net.timeouts()] == [5.0, 1.0, 77]
 
 
+def test_proxies_come_from_the_environment(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As requests finds them, for each host; the environment is searched once."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
+    monkeypatch.setenv("NO_PROXY", "lp.vk.ru")
+
+    def proxies(url: str) -> Any:
+        return api.http.merge_environment_settings(url, {}, None, None, None)["proxies"].get("https")
+
+    assert proxies("https://api.vk.ru/method/users.get") == "http://proxy:1"
+    assert proxies("https://lp.vk.ru/whp/1?ts=1") is None
+    monkeypatch.delenv("HTTPS_PROXY")
+    assert proxies("https://api.vk.ru/method/execute") == "http://proxy:1"
+
+
 def test_twenty_requests_a_second(api: Api, net: Net) -> None:
     """Requests begin at least a twentieth of a second apart; what a request has taken counts."""
     for net.delay in (0.0, 0.02, 0.2):

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from jconfig.memory import MemoryConfig
@@ -44,6 +45,18 @@ class Session(requests.Session):
     """A session whose every request has a time-out, which vk_api gives to none, and whose JSON is read fast."""
 
     timeout = API_TIMEOUT
+
+    def __init__(self) -> None:
+        """Look for nothing in the environment yet."""
+        super().__init__()
+        self.of_host: dict[Any, Any] = {}
+
+    def merge_environment_settings(self, url: Any, *of_request: Any) -> Any:
+        """Return proxies and certificates. The environment is searched once for each host, because that takes long."""
+        host = urlsplit(url).netloc
+        if host not in self.of_host:
+            self.of_host[host] = super().merge_environment_settings(url, *of_request)
+        return self.of_host[host]
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send the request with our time-out, unless the caller has one."""
