@@ -35,7 +35,7 @@ class Connection:
         self.limit: Any = nullcontext if blocks else asyncio.timeout  # a socket that blocks has a time-out of its own
 
     async def connect(self, key: str | None, delay: float) -> None:
-        """Drop the connection, wait for `delay` seconds, connect again: in a cluster to the key's node, or to any."""
+        """Disconnect, wait for `delay` seconds, and connect again: in a cluster to the key's node, or to any."""
         self.commands, self.due = (), 0
         await self.close()
         await self.sleep(delay)
