@@ -257,13 +257,13 @@ Measured on {datetime.date.today()} in {seconds / 60:.0f} minutes: {processor()}
 All contenders use the same redis-py, with hiredis.
 VK is simulated on loopback: an API answer takes {LATENCY * 1000:.0f} ms, {RPS} requests a second are allowed, and one
 answer of the poll holds up to {BATCH} updates. A storm is {options.events:,} updates of {measures.PEOPLE:,} people in
-{measures.CHATS} chats, pushed at once; the usual design sends VK three requests for each, and gets
-{part(options.events)} of them.
+{measures.CHATS} chats, pushed at once; the usual design sends VK three requests for each, so it
+gets only {part(options.events)} updates.
 All reach this VK by the same means: vk_api's requests are sent to it by their adapter, vkbottle's by its HTTP client.
 The vkbottle relay requests as little as it can: each person once, each chat once. API requests/s in the cold storm
-are those that this VK counted from the push to the last event: at 100 % only VK's limit of {RPS} a second holds the storm
-back. The time to drain is that from the first event on the bus to the last; on the link of 50 ms an answer comes 50 ms
-after its command."""
+are those that this VK counted from the push to the last event: at 100 % only VK's limit of {RPS} a second holds the
+storm back. The time to drain is that from the first event on the bus to the last; on the link of 50 ms an answer comes
+50 ms after its command."""
 
 
 def processor() -> str:
