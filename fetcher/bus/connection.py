@@ -40,7 +40,7 @@ OPTIONS = {"protocol": 2, "decode_responses": True, "encoding_errors": "replace"
 def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options: Any) -> Redis | RedisCluster:
     """Return a client for this address; raise what redis-py raises if Redis does not answer.
 
-    `on_connect` is called at each new connection of the client, including the first, before this function returns.
+    `on_connect` is called at each new connection of the client; the first is made before this function returns.
     The options are redis-py's; those in the address win. Sentinels are asked for their master before each new
     connection.
     """

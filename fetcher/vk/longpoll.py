@@ -90,7 +90,7 @@ class LongPoll:
         return self.server.ts
 
     def shorten_timeouts(self, short: bool) -> None:
-        """Wait for VK's answers for SHORT_TIMEOUT, or for API_TIMEOUT again."""
+        """Use SHORT_TIMEOUT for requests to VK, or API_TIMEOUT again."""
         self.api.http.timeout = SHORT_TIMEOUT if short else API_TIMEOUT
 
     def poll(self, ts: int, wait: int) -> list[Batch | Gap]:
