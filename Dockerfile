@@ -1,4 +1,4 @@
-# The tag moves with Python's security releases. To pin the very image, put its digest behind the tag
+# The tag moves with Python's security releases. To pin the exact image, put its digest behind the tag
 # (`docker image inspect -f '{{index .RepoDigests 0}}' python:3.13-slim`) and renew it yourself.
 FROM python:3.13-slim
 

@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 PAGE, PLOT = HERE.parent / "docs" / "benchmark.md", HERE / "results.svg"
 OURS, FLOOR, USUAL, VKBOTTLE = "this fetcher", "floor", "usual design", "vkbottle relay"
 MODULES = {OURS: "tests.run", FLOOR: "bench.floor", USUAL: "bench.usual", VKBOTTLE: "bench.vkbottle_relay"}
-HELD = 9_999  # with one more the fetcher would not poll VK any more
+HELD = 9_999  # with one more the fetcher would stop polling VK
 LINKS = {"loopback": 0.0, "a link of 50 ms": 0.025}  # seconds that it takes in each direction
 FETCHERS = (1, 2, 4)  # side by side
 
@@ -34,13 +34,13 @@ class Measure(NamedTuple):
 
 TABLE = [
     Measure("cold", "cold storm, events/s", 1),
-    Measure("asked", "API requests per 1,000 events of it", 1),
-    Measure("limit", "API requests a second in it, of the 20 that VK allows, %", 0),
+    Measure("asked", "API requests per 1,000 events of the cold storm", 1),
+    Measure("limit", "API requests/s in the cold storm, share of VK's limit, %", 0),
     Measure("warm", "warm storm, events/s", 0),
     Measure("cpu", "CPU per event, names warm, in a storm, µs", 1),
     Measure("single", "CPU per event, names warm, one at a time, µs", 0),
     Measure("delay", "delay from push to subscriber, median, ms", 2),
-    Measure("delay99", "the same, 99th percentile, ms", 2),
+    Measure("delay99", "delay from push to subscriber, 99th percentile, ms", 2),
     Measure("at_rest", "resident memory before the storm, MiB", 1),
     Measure("memory", "resident memory after the storm, MiB", 1),
     Measure("start", "process start to first poll, ms", 0),
@@ -48,7 +48,7 @@ TABLE = [
 
 
 class Goal(NamedTuple):
-    """What a measure of ours may be, at least (>) or at most (<): of another's, or as it is.
+    """The least (>) or the most that a measure of ours may be: as a ratio to another's, or as it is.
 
     `reason` is printed where the goal is missed, with the figures of the run in it.
     """
@@ -63,19 +63,19 @@ class Goal(NamedTuple):
 GOALS = [
     Goal("cold", VKBOTTLE, ">", 45, "the relay is held back by VK alone, the fetcher by its own CPU as well"),
     Goal("limit", None, ">", 90,
-         "one thread sends requests to VK, then builds and commits. Of the {each:.0f} ms from request to request VK's "
-         "answer takes {latency:.0f}"),
+         "one thread sends requests to VK, then builds and commits. Of the {each:.0f} ms from one request to "
+         "the next VK's answer takes {latency:.0f}"),
     Goal("cpu", FLOOR, "<", 0.75,
-         "{extra:.1f} µs for each event are work that the floor does not do: {build:.1f} to build it, {names:.1f} for "
-         "names, {write:.1f} for the JSON of the contract. The floor writes the update as it is"),
+         "{extra:.1f} µs for each event go into work that the floor does not do: {build:.1f} to build it, {names:.1f} "
+         "for names, {write:.1f} for the JSON of the contract. The floor writes the update as it is"),
     Goal("delay", FLOOR, "<", 1.15,
          "the commit of one event takes {commit:.0f} µs, from the call to the answer, and the floor's PUBLISH "
          "{publish:.0f}"),
     Goal("delay99", FLOOR, "<", 1.15,
-         "as for the median; every ten seconds the heartbeat goes before the commit"),
+         "as for the median; every ten seconds a heartbeat precedes the commit"),
     Goal("memory", FLOOR, "<", 1.06,
-         "{code:.1f} MiB more are there before the storm: the fetcher's code. The rest are up to 500 updates that are "
-         "built at once, and the replay buffer of 1,000 events, which a failover may lose"),
+         "{code:.1f} MiB more are there before the storm: the fetcher's code. The rest is up to 500 updates that are "
+         "built at once, and the replay buffer: the latest 1,000 events, in case a failover loses them"),
     Goal("start", FLOOR, "<", 1.05,
          "the fetcher's own modules, and the checkpoint, which is read before the first poll"),
 ]  # fmt: skip
@@ -154,7 +154,7 @@ def once(
 
 
 def part(events: int) -> int:
-    """Return how many events the usual design gets: it asks VK about every one, so a part tells its rate."""
+    """Return how many events the usual design gets: it queries VK for each one, so a part shows its rate."""
     return max(3, events // 300)
 
 
@@ -182,7 +182,7 @@ def goals_table(rounds: Rounds, parts: measures.Values) -> str:
         reached = median(rounds[OURS][goal.key])
         if goal.other:
             reached /= median(rounds[goal.other][goal.key])
-        name = names[goal.key] + (f": to {goal.other}" if goal.other else "")
+        name = names[goal.key] + (f", ratio to {goal.other}" if goal.other else "")
         met = reached >= goal.value if goal.sign == ">" else reached <= goal.value
         wanted = f"{'at least' if goal.sign == '>' else 'at most'} {goal.value:g}"
         rows.append([name, wanted, f"{reached:.{0 if reached >= 10 else 2}f}{'' if met else ' (missed)'}"])
@@ -209,16 +209,16 @@ def growth_table(growth: dict[str, Any], most: int) -> str:
         for key, unit, digits in (("memory", "resident memory, MiB", 1), ("cpu", "CPU per event, µs", 0))
         for name, points in growth.items()
     ]
-    return table(["one process, after so many events", *(f"{size:,}" for size in powers(most))], rows) if rows else ""
+    return table(["one process, after this many events", *(f"{size:,}" for size in powers(most))], rows) if rows else ""
 
 
 def held_table(held: dict[str, measures.Values]) -> str:
-    """Return what it costs to hold updates while Redis is away, and how long they take when it is back."""
+    """Return what it costs to hold updates while Redis is down, and how long they take when it is back."""
     rows = [
         [link, f"{values['drain']:.1f}", f"{HELD / values['drain']:,.0f}", f"{values['held']:.1f}"]
         for link, values in held.items()
     ]
-    head = [f"{HELD:,} updates are held while Redis is away", "drained in, s", "events/s", "resident memory, MiB"]
+    head = [f"{HELD:,} updates are held while Redis is down", "time to drain, s", "events/s", "resident memory, MiB"]
     return table(head, rows)
 
 
@@ -238,7 +238,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Return the median, and from where to where it went."""
+    """Return the median and the range."""
     least, most = min(values), max(values)
     digits = 0 if least >= 1000 else digits
     return f"{median(values):,.{digits}f} ({least:,.{digits}f}–{most:,.{digits}f})"
@@ -257,12 +257,13 @@ Measured on {datetime.date.today()} in {seconds / 60:.0f} minutes: {processor()}
 All contenders use the same redis-py, with hiredis.
 VK is simulated on loopback: an API answer takes {LATENCY * 1000:.0f} ms, {RPS} requests a second are allowed, and one
 answer of the poll holds up to {BATCH} updates. A storm is {options.events:,} updates of {measures.PEOPLE:,} people in
-{measures.CHATS} chats, pushed at once; the usual design asks VK three times about each and gets {part(options.events)}.
+{measures.CHATS} chats, pushed at once; the usual design sends VK three requests for each, so it
+gets only {part(options.events)} updates.
 All reach this VK by the same means: vk_api's requests are sent to it by their adapter, vkbottle's by its HTTP client.
-The relay asks as little as it can: about each person once, about each chat once. Memory and CPU, user and system, are
-those of the contender's process alone. API requests a second in a cold storm are those that this VK counted, through
-the time from the push to the last event: at 100 % nothing but VK's own limit holds the storm back. Held updates are
-drained from the first event on the bus to the last; the link of 50 ms takes so long from a command to its answer."""
+The vkbottle relay requests as little as it can: each person once, each chat once. API requests/s in the cold storm
+are those that this VK counted from the push to the last event: at 100 % only VK's limit of {RPS} a second holds the
+storm back. The time to drain is that from the first event on the bus to the last; on the link of 50 ms an answer comes
+50 ms after its command."""
 
 
 def processor() -> str:
@@ -274,7 +275,7 @@ def processor() -> str:
 
 
 def say(sentence: str) -> None:
-    """Tell how far it is."""
+    """Report the progress."""
     print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
 
 

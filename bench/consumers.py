@@ -26,7 +26,7 @@ from tests.servers import Server, wait_until
 
 GROUP, CHANNEL = "bench", "events:message"
 BARE_STREAM, BARE_CHANNEL = "bare XREADGROUP COUNT 100", "bare listen()"
-GOALS = {  # at least so much of the rate of a bare loop
+GOALS = {  # the least share of a bare loop's rate
     "consume": (BARE_STREAM, 1 / 3),
     "fetcher.asyncio.consume": (BARE_STREAM, 1 / 6),
     "subscribe": (BARE_CHANNEL, 1 / 2),
@@ -101,7 +101,7 @@ def text(number: int) -> str:
 
 
 def rate(read: Callable[[Any], Any], port: int, events: int) -> float:
-    """Take so many events, and return how many came in a second after the first one."""
+    """Take this many events, and return how many came per second after the first one."""
 
     def take() -> float:
         with redis.Redis(HOST, port) as client, closing(read(client)) as reading:

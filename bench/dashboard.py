@@ -1,8 +1,8 @@
 """Draw docs/dashboard.png: the panels of deploy/grafana-dashboard.json as a run of the fetcher fills them.
 
-`python -m bench.dashboard`: a fetcher between the tests' VK and a real Redis server that is stopped for a while, a
-Prometheus (the program must be installed) that reads its metrics, and the panels' own expressions asked of it. It is
-drawn by matplotlib, not by Grafana. Takes four minutes.
+`python -m bench.dashboard`: a fetcher between the tests' VK and a real Redis server that is stopped for a while, and a
+Prometheus (the program must be installed) that reads its metrics and evaluates the panels' own expressions. Drawn by
+matplotlib, not by Grafana. Takes four minutes.
 """
 
 import json
@@ -35,7 +35,7 @@ scrape_configs: [{{job_name: event-fetcher, static_configs: [{{targets: ["{host}
 
 
 def write(vk: VK, ended: threading.Event) -> None:
-    """Let people write, more and less of them, and VK send something odd now and then."""
+    """Let people write, at a varying rate, and VK send something odd now and then."""
     while not ended.wait(random.expovariate(8 + 6 * random.random())):
         made = random.choice(MAKE)(user=111222333 + random.randrange(500))
         if made["type"] == "message_new":
@@ -44,7 +44,7 @@ def write(vk: VK, ended: threading.Event) -> None:
 
 
 def ask(port: int, path: str, **parameters: Any) -> list[Any]:
-    """Ask Prometheus."""
+    """Query Prometheus."""
     url = f"http://{HOST}:{port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
     result: list[Any] = json.load(urllib.request.urlopen(url))["data"]["result"]
     return result

@@ -15,7 +15,7 @@ def main() -> None:
     redis = Redis.from_url(os.environ["REDIS_URL"])
     longpoll = VkBotLongPoll(VkApiGroup(token=os.environ["TOKEN"], api_version="5.199"), os.environ["GROUPID"])
     while True:
-        events = longpoll.check()  # listen() is this loop, but does not tell where a batch ends
+        events = longpoll.check()  # listen() is this loop, but does not show where a batch ends
         if events:
             pipeline = redis.pipeline(transaction=False)
             for event in events:

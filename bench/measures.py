@@ -22,14 +22,14 @@ from tests.servers import Proxy, Server, wait_until
 from tests.vk import GROUP, VK, traffic
 
 PEOPLE, CHATS = 1000, 50
-SETTLED = 1.5  # seconds after the first poll until a contender has asked whatever it asks at its start
+SETTLED = 1.5  # seconds after the first poll until a contender has sent its start-up requests
 CHUNK = 10_000  # updates that are pushed at once
 
 Values = dict[str, float]
 
 
 def storm(module: str, count: int, seed: int) -> Values:
-    """Push `count` updates of people whom nobody knows yet, then as many of people who are known."""
+    """Push `count` updates of people whose names are unknown, then as many with the names known."""
     with stage(module) as (vk, bus, it):
         at_rest = it.memory()
         asked = vk.stats()["api"]
@@ -103,7 +103,7 @@ def delay(module: str, count: int, known: bool, seed: int) -> tuple[Values, list
 
 
 def growth(module: str, sizes: list[int], seed: int) -> list[tuple[int, Values]]:
-    """Push more and more updates to one process, and tell at each size its memory, and its CPU since the last size."""
+    """Push more and more updates to one process; return its memory at each size, and its CPU since the last size."""
     points = []
     with stage(module) as (vk, bus, it):
         done = 0
@@ -122,7 +122,7 @@ def growth(module: str, sizes: list[int], seed: int) -> list[tuple[int, Values]]
 def drain(module: str, count: int, delay: float, seed: int) -> Values:
     """Hold `count` updates while Redis is away; measure memory then, and later the time from first to last event.
 
-    `delay` is the link's, one way, in seconds. `count` is below MAX_PENDING: with more VK is polled no further.
+    `delay` is the link's, one way, in seconds. `count` is below MAX_PENDING: with more, VK is no longer polled.
     """
     with (
         Server() as redis, Proxy(redis.port, delay=delay) as link,

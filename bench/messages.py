@@ -4,7 +4,7 @@ from typing import Any
 
 
 def event(update: dict[str, Any], user: dict[str, Any], title: str) -> dict[str, Any]:
-    """Return the update as an event, with the person that VK tells and the title of the chat."""
+    """Return the update as an event, with the person as VK returns it and the title of the chat."""
     contents = update["object"]
     message = contents.get("message", contents)
     peer = message["peer_id"]

@@ -76,7 +76,7 @@ class Contender(Process):
 
 @contextlib.contextmanager
 def apart() -> Iterator[set[int]]:
-    """Yield the processor of the contender: until the end this thread, and what it starts, keeps to the others.
+    """Yield the processor of the contender: until the end this thread, and what it starts, use the others.
 
     On few processors a subscriber that has been woken must otherwise wait while the contender makes its next poll.
     """
@@ -106,7 +106,7 @@ class VKProcess(Process):
         self.connection.getresponse().read()
 
     def stats(self) -> Any:
-        """Return what VK was asked, in figures."""
+        """Return figures about the requests that VK got."""
         self.connection.request("GET", "/stats")
         return json.loads(self.connection.getresponse().read())
 

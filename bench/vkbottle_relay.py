@@ -15,7 +15,7 @@ VK_URL = os.environ["VK_URL"]
 
 
 class Http(AiohttpClient):
-    """vkbottle's client, with VK's addresses led to the VK of the tests."""
+    """vkbottle's client, with VK's addresses redirected to the VK of the tests."""
 
     def request(self, url: str, *arguments: Any, **more: Any) -> Any:
         """Send the request there: https://api.vk.ru/... becomes VK_URL/..."""

@@ -1,6 +1,6 @@
-"""Answer commands in the chat they come from. Live: what is sent while this does not run stays unanswered.
+"""Answer commands in the chat they come from. Live: what is sent while this is not running stays unanswered.
 
-TOKEN, the community's token, may write messages; REDIS_URL is the bus. Both come from the environment or from `.env`.
+TOKEN is the community's, with the right *messages*; REDIS_URL is the bus. Both come from the environment or `.env`.
 In the directory of the repository: python -m examples.answer_commands
 """
 

@@ -1,7 +1,7 @@
-"""Answer commands with vkbottle: asynchronous, and durable: what is sent while this does not run is answered later.
+"""Answer commands with vkbottle. Asynchronous and durable: what is sent while this is not running is answered later.
 
-Several may share the work, each under a name of its own. TOKEN, the community's token, may write messages; REDIS_URL is
-the bus. Both come from the environment or from `.env`. Needs vkbottle (pip install vkbottle).
+Several may share the work, each under a name of its own. TOKEN is the community's, with the right *messages*;
+REDIS_URL is the bus. Both come from the environment or `.env`. Needs vkbottle (pip install vkbottle).
 In the directory of the repository: python -m examples.async_bot bot-1
 """
 

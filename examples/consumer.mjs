@@ -1,10 +1,10 @@
 // A durable consumer for Node.js 18 and newer: npm install && node consumer.mjs node-1
-// Where Redis goes away it ends; run it under something that starts it again: what it had in hand then comes first.
+// It ends when Redis goes away. Run it under something that restarts it: the event in hand then comes first.
 import { createClient } from "redis";
 
 const stream = "events", group = "node", consumer = process.argv[2] ?? "node-1";
 const redis = createClient({ url: process.env.REDIS_URL ?? "redis://localhost:6379/0" });
-redis.on("error", (error) => console.error(`Redis: ${error.message}`)); // it must be heard
+redis.on("error", (error) => console.error(`Redis: ${error.message}`)); // without a listener it would be thrown
 await redis.connect();
 
 // The fields of an event: event.schema.json

@@ -1,9 +1,9 @@
-"""Report who posts links in a chat for the third time. Durable: nothing is missed while this does not run.
+"""Report anyone who posts a third link in a chat. Durable: nothing is missed while this is not running.
 
 Several may share the work, each under a name of its own. REDIS_URL, the bus, comes from the environment or from `.env`.
 In the directory of the repository: python -m examples.moderation_worker moderation-1
-An event may come again after a crash: so the links of a person are a set of event_ids, not a counter. An event that
-makes this crash three times becomes a dead letter in the stream {events}:dead-letter:moderation, and the next comes.
+An event may come again after a crash, so a person's links are a set of event_ids, not a counter. An event that makes
+this crash three times becomes a dead letter in the stream {events}:dead-letter:moderation, and the next one comes.
 """
 
 import os

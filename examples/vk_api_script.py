@@ -1,4 +1,4 @@
-"""A vk_api script that takes its updates from the stream: its handler is as it was, and nothing is missed.
+"""A vk_api script that takes its updates from the stream: its handler is unchanged, and nothing is missed.
 
 The fetcher runs with RAW=1. TOKEN is the community's, REDIS_URL the bus; both come from the environment or from `.env`.
 Several may share the work, each under a name of its own, and after a crash an event may come again.

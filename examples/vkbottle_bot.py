@@ -1,4 +1,4 @@
-"""A vkbottle bot that takes its updates from the stream: its handlers are as they were, and nothing is missed.
+"""A vkbottle bot that takes its updates from the stream: its handlers are unchanged, and nothing is missed.
 
 The fetcher runs with RAW=1. TOKEN is the community's, REDIS_URL the bus; both come from the environment or from `.env`.
 Several may share the work, each under a name of its own, and after a crash an event may come again.
@@ -29,13 +29,13 @@ async def ping(message: Message, word: str) -> str:
 
 @bot.on.message()
 async def other_message(message: Message) -> None:
-    """Show what is not answered."""
+    """Show messages that are not answered."""
     print(f"{message.from_id}: {message.text}", flush=True)
 
 
 @bot.on.raw_event(GroupEventType.GROUP_JOIN, dataclass=GroupTypes.GroupJoin)
 async def group_join(event: GroupTypes.GroupJoin) -> None:
-    """Greet who joins the community: a type that the fetcher publishes as VK sends it."""
+    """Greet a new member: the fetcher publishes this type as VK sends it."""
     await bot.api.messages.send(peer_id=event.object.user_id, message="Welcome!", random_id=0)
 
 

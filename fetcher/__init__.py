@@ -1,6 +1,6 @@
-"""VK community events on a Redis bus: each once, typed, in VK's order. This is what a consumer needs of it."""
+"""VK community events on a Redis bus: each once, typed, in VK's order. These are the names that a consumer needs."""
 
-TYPE_CHECKING = False  # typing's own would cost the program its first milliseconds, in which a signal may come
+TYPE_CHECKING = False  # importing typing takes milliseconds, in which a signal may come
 if TYPE_CHECKING:
     from .consumers.blocking import consume, subscribe
     from .events import Action, Button, Event, Message, Peer, Reaction, Reply, User
@@ -10,7 +10,7 @@ __all__ = ["Action", "Button", "Event", "Message", "Peer", "Reaction", "Reply", 
 
 
 def __getattr__(name: str) -> object:
-    """Load each name when it is first wanted: the nouns need no Redis client, and a fetcher no consumer."""
+    """Load each name when it is first used: the nouns need no Redis client, and a fetcher needs no consumer."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -21,7 +21,7 @@ class SettingsError(FatalError, ValueError):
 
 
 def setting(name: str, default: str, *form: Any) -> Any:
-    """Declare a setting, its default, and what `value_of` needs to know of it."""
+    """Declare a setting, its default, and what `value_of` needs to know about it."""
     return field(metadata={"name": name, "default": default, "form": form})
 
 
@@ -66,7 +66,7 @@ def read(environment: Mapping[str, str], needed: Collection[str] = REQUIRED) -> 
 
 
 def parse(given: Mapping[str, str | None], needed: Collection[str] = REQUIRED) -> Config:
-    """Return these settings, of which empty ones count as absent; raise SettingsError if any of them is wrong.
+    """Return these settings, with empty ones taken as absent; raise SettingsError if any of them is wrong.
 
     A required setting that is not `needed` may be absent: the token is "" then, and the community 0.
     """

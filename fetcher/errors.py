@@ -1,4 +1,4 @@
-"""What may go wrong, as the loop tells it apart. Messages are safe to print: no token, key or password in them."""
+"""What may go wrong, in classes that the loop tells apart. Messages hold no token, key or password."""
 
 
 class TransientError(Exception):
@@ -14,7 +14,7 @@ class CallFailed(TransientError):
 
 
 class RequestRejected(TransientError):
-    """VK does not answer this request as it is, now or later; `code` is VK's."""
+    """VK refuses this request, now and later; `code` is VK's."""
 
     def __init__(self, sentence: str, code: int) -> None:
         """Keep VK's error code beside the sentence."""

@@ -9,7 +9,7 @@ CHATS = 2_000_000_000  # a chat's peer_id is this and its number: https://dev.vk
 
 
 class User(NamedTuple):
-    """Who caused the event: a person, or a community (`uuid` < 0); whom VK does not know has "" in the rest."""
+    """Who caused the event: a person, or a community (`uuid` < 0). Only `uuid` is set if VK does not know them."""
 
     uuid: int
     name: str
@@ -19,7 +19,7 @@ class User(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """Where it happened: `bpid` is VK's peer_id, `cid` a chat's number, else 0, `name` its title or who is there."""
+    """Where it happened: `bpid` is VK's peer_id, `cid` a chat's number (else 0), `name` its title or the other side."""
 
     bpid: int
     cid: int
@@ -31,11 +31,11 @@ class Reply(NamedTuple):
 
     cmid: int
     text: str
-    uuid: int = 0  # an entry of the stream that version 1.0 wrote does not have it
+    uuid: int = 0  # entries that version 1.0 wrote do not have it
 
 
 class Message(NamedTuple):
-    """A message; `attachments` are VK's type names, then "geo", "reply" and "forward" if there is such a thing."""
+    """A message; `attachments` are VK's type names, then "geo", "reply" and "forward" if it has such a thing."""
 
     cmid: int
     text: str
@@ -45,7 +45,7 @@ class Message(NamedTuple):
 
 
 class Button(NamedTuple):
-    """A pressed callback button; `beid` is what messages.sendMessageEventAnswer wants as event_id."""
+    """A pressed callback button; `beid` is the event_id for messages.sendMessageEventAnswer."""
 
     cmid: int
     beid: str
@@ -53,7 +53,7 @@ class Button(NamedTuple):
 
 
 class Reaction(NamedTuple):
-    """A reaction to a message; `rid` is 0 when it is taken back."""
+    """A reaction to a message; `rid` is 0 if it was removed."""
 
     cmid: int
     rid: int
@@ -62,7 +62,7 @@ class Reaction(NamedTuple):
 class Action(NamedTuple):
     """What a message reports about its chat.
 
-    `type` is VK's: https://dev.vk.com/ru/reference/objects/message. `user` is whom it concerns: a person, a community
+    `type` is VK's: https://dev.vk.com/ru/reference/objects/message. `user` is who is affected: a person, a community
     (`uuid` < 0) or an e-mail address (`uuid` < -2,000,000,000); None if nobody is named. `text` is the new title or
     the e-mail address, else "". `cmid` is the pinned message, else 0.
     """
@@ -76,7 +76,7 @@ class Action(NamedTuple):
 class Event(NamedTuple):
     """One event of the bus: `event_type` says which of message, button and reaction is there, if any.
 
-    `action` and `payload` are there if the message has them, `raw`, VK's update as a whole, with RAW=1.
+    `action` and `payload` are there if the message has them; `raw`, VK's whole update, is there with RAW=1.
     """
 
     event_type: str
@@ -99,7 +99,7 @@ class Event(NamedTuple):
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Read back what `as_dict` gave; unknown keys are passed over, and ValueError is raised for no event."""
+        """Return the event of such a dict, ignoring unknown keys; raise ValueError if it is not an event."""
         event: Self = _reader(cls)(data)  # type: ignore[arg-type]  # classes are hashable
         return event
 
@@ -112,9 +112,9 @@ def _plain(value: Any) -> Any:
 
 @cache
 def _reader(kind: Any) -> Callable[[Any], Any]:
-    """Return the function that gives a value as the annotation `kind` says, and raises ValueError where it is another.
+    """Return the function that reads a value as the annotation `kind` says, and raises ValueError if it is none.
 
-    Made once for each kind: to look at annotations takes longer than to read an event.
+    It is made once for each kind: inspecting annotations takes longer than reading an event.
     """
     inner, plain = get_args(kind), get_origin(kind) or kind
     if NoneType in inner:

@@ -18,9 +18,9 @@ class NotFinite(float):
 
 
 def loads(data: bytes) -> Any:
-    """Return the value; raise ValueError if it is no JSON, or nested too deep.
+    """Return the value; raise ValueError if it is not JSON, or nested too deep.
 
-    Bytes that are no UTF-8 become U+FFFD; a byte order mark is passed over. NaN and the like become NotFinite.
+    Bytes that are not UTF-8 become U+FFFD; a byte order mark is ignored. NaN and the like become NotFinite.
     """
     if LONG_NUMBER not in data.translate(DIGITS):
         with suppress(ValueError):
@@ -45,7 +45,7 @@ def event_to_json(event: Event) -> bytes:
     """Return the JSON of event.as_dict(), as `dumps` does."""
     fields = {name: value for name, value in zip(Event._fields, event) if value is not None}  # noqa: B905 - see as_object
     try:
-        # A copy, for orjson's own result takes 4 kB or more, and the latest events are kept for a while.
+        # A copy: orjson's own result takes 4 kB or more, and the latest events are kept for a while.
         return bytes(memoryview(orjson.dumps(fields, default=as_object)))
     except TypeError:
         return dumps(event.as_dict())

@@ -9,7 +9,7 @@ PLAIN = "event-fetcher: %(message)s"
 
 
 class Formatter(logging.Formatter):
-    """Leaves out what exceptions say: libraries quote addresses with passwords and keys, and what people write."""
+    """Leaves out the text of exceptions: libraries quote addresses with passwords and keys, and what people write."""
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """Return the traceback, which is all code, and the exception's class."""

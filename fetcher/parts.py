@@ -13,12 +13,12 @@ from .vk.updates import Updates
 
 
 def make_bus(settings: Config) -> Bus:
-    """Return the bus of these settings; a heartbeat is good for 30 s longer than the poll after it may take."""
+    """Return the bus of these settings; a heartbeat lasts 30 s longer than the next poll may take."""
     return Bus(settings.redis_url, settings.bus, settings.group, settings.stream_maxlen, settings.poll_wait + 30)
 
 
 def make_builder(settings: Config, api: Api, bus: Bus) -> EntryBuilder:
-    """Return what makes entries of VK's updates, with names from VK and from the bus."""
+    """Return the builder of entries from VK's updates, with names from VK and from the bus."""
     lookups = Lookups(api)
     updates = Updates(lookups, command_pattern(settings.group, settings.prefixes), settings.raw)
     return EntryBuilder(updates, Directory(NameCache(bus, settings.names_ttl), lookups), event_to_json)

@@ -1,6 +1,6 @@
 """End the process at SIGTERM or SIGINT, at once and with exit code 0: whatever it waits for, nothing needs flushing.
 
-Only the program imports this, before everything that takes time: in a container it is process 1, and the kernel drops
+Only the program imports this, before anything that takes time: in a container it is process 1, and the kernel drops
 a signal that process 1 does not handle yet.
 """
 

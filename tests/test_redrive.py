@@ -166,7 +166,7 @@ def test_what_stays(run: Any, client: Any, bury: Bury) -> None:
     assert client.xrange(LETTERS) == [*before[1:4], *before[5:]]
     assert lines == [
         f"{before[1][0]} stays: from_id is missing",
-        f"{before[2][0]} stays: no event is made of it; with RAW=1 all types are published",
+        f"{before[2][0]} stays: it makes no event; with RAW=1 all types are published",
         f"{before[3][0]} stays: it is of another community",
         f"{before[5][0]} stays: the update has no type",
         f"{before[6][0]} stays: the update has no type",

@@ -1,1 +1,1 @@
-"""What knows Redis on the way in."""
+"""The code that knows Redis, on the fetcher's side."""

@@ -15,7 +15,7 @@ from ..events import channel
 from ..fastjson import utf8
 from .connection import connect, redis_errors
 
-DEAD_LETTERS = 10_000  # about so many are kept
+DEAD_LETTERS = 10_000  # kept, approximately
 SCRIPTS = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.lua")}
 
 
@@ -27,8 +27,8 @@ class Bus:
     """One community's part of the bus.
 
     Methods raise RedisUnavailable if Redis cannot be reached or does not take the request now, RedisTimeout if it does
-    not answer in time, and RedisFatalError for what only the operator can fix. `is_connected` is False from the start,
-    from a failure or a new connection on, until the loop has read what the bus has: it may have lost something.
+    not answer in time, and RedisFatalError for what only the operator can fix. `is_connected` is False at the start,
+    after a failure and on a new connection, until the loop has read what the bus has: it may have lost something.
     """
 
     def __init__(self, url: str, bus: str, group: int, stream_maxlen: int, alive_ttl: int) -> None:
@@ -42,17 +42,17 @@ class Bus:
 
     @cached_property
     def client(self) -> Redis | RedisCluster:
-        """The client: making it asks Redis, so it is made when it is first needed."""
+        """The client, made when it is first needed, because that takes requests to Redis."""
         return connect(self.url, self.new_connection)
 
     def new_connection(self) -> None:
-        """Note that the server may be another one than before, and send no commit there: what it lacks goes first."""
+        """Note that this may be a different server, and send no commit to it: what it lacks goes first."""
         was_connected, self.is_connected = self.is_connected, False
         if was_connected and self.is_committing:
             raise ConnectionReplaced
 
     def read(self, ids: list[str], start: Position | None = None) -> State:
-        """Return the checkpoint, and which of these ids `seen` lacks; `start` becomes the checkpoint where none is.
+        """Return the checkpoint, and which of these ids `seen` lacks; `start` becomes the checkpoint if there is none.
 
         It takes one round trip. https://redis.io/docs/latest/commands/zmscore/
         """

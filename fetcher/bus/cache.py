@@ -8,11 +8,11 @@ from ..fastjson import dumps, loads
 from .bus import Bus
 from .connection import redis_errors
 
-UNKNOWN_TTL = 60  # seconds: who has no name at VK today may have one soon
+UNKNOWN_TTL = 60  # seconds: VK may have a name for them soon
 
 
 class NameCache:
-    """The cache of names. While the bus is not connected it has no names, and those that it is given wait.
+    """The cache of names. While the bus is not connected, it returns no names, and keeps new ones for later.
 
     Methods raise RedisUnavailable or RedisFatalError, as those of the bus do.
     """
@@ -24,7 +24,7 @@ class NameCache:
         self.unwritten: dict[int, Name] = {}  # names that came while the bus was not connected
 
     def names(self, ids: Collection[int]) -> dict[int, Name]:
-        """Return the cached names of those ids that the cache has."""
+        """Return the names of those ids that are cached."""
         if not ids or not self.ttl or not self.bus.is_connected:
             return {}
         with redis_errors():
@@ -33,12 +33,12 @@ class NameCache:
             found = loads(f"[{','.join(text or 'null' for text in cached)}]".encode())  # faster than one by one
             return {id: Name(*map(str, name)) for id, name in zip(ids, found, strict=True) if name}
         except (ValueError, TypeError):
-            return {}  # put there by somebody else: VK's answer will replace it
+            return {}  # something else has written there: VK's answer will replace it
 
     def cache_names(self, names: Mapping[int, Name]) -> None:
         """Cache names for `ttl` seconds; empty ones, which VK does not know, for a minute at most.
 
-        What cannot be cached now is cached by the next call for which the bus is connected.
+        What cannot be cached now is cached by the next call while the bus is connected.
         """
         self.unwritten |= names if self.ttl else {}
         if not self.unwritten or not self.bus.is_connected:

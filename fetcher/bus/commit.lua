@@ -2,9 +2,9 @@
 --
 -- KEYS: checkpoint, seen, stream, dead letters
 -- ARGV: kind, since, until, event_ids that seen remembers, entries to keep in the stream, in the dead letters, number of
---       entries; for each: event_id or '', channel ('' for a dead letter), number of fields and values, these
--- Answers the checkpoint as it is afterwards ('' if there is none), the numbers of the entries that were recorded, and how
--- many were left out, because they came so late that they may be repetitions.
+--       entries; for each: event_id or '', channel ('' for a dead letter), number of fields and values, and these
+-- Returns the checkpoint afterwards ('' if there is none), the numbers of the entries that were recorded, and how many were
+-- left out because they came so late that they may be repetitions.
 local checkpoint, seen, stream, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local kind, since, till, window = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local limits = {[stream] = ARGV[5], [dead] = ARGV[6]}
@@ -33,7 +33,7 @@ for i = 1, tonumber(ARGV[7]) do
   entries[i], at = at, at + 3 + ARGV[at + 2]
 end
 
--- A script does not roll back: whatever may be refused is asked before the first write.
+-- A script does not roll back: whatever may be refused is checked before the first write.
 local refused
 local asked = {}
 local function require_permission(command, key, ...)
@@ -58,7 +58,7 @@ if refused then return refused end
 
 local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0)
 local function is_new(id)
-  score = is_far and 0 or score + 1 -- what is far is the first to go: `seen` must not forget newer ids for it
+  score = is_far and 0 or score + 1 -- these are the first to go: `seen` must not forget newer ids for them
   return id == '' or redis.call('ZADD', seen, 'NX', score, id) == 1
 end
 local function add(key, ...) redis.call('XADD', key, 'MAXLEN', '~', limits[key], '*', ...) end

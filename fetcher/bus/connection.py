@@ -40,7 +40,7 @@ OPTIONS = {"protocol": 2, "decode_responses": True, "encoding_errors": "replace"
 def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options: Any) -> Redis | RedisCluster:
     """Return a client for this address; raise what redis-py raises if Redis does not answer.
 
-    `on_connect` is called at each new connection of the client, the first one too: also before this function returns.
+    `on_connect` is called at each new connection of the client; the first is made before this function returns.
     The options are redis-py's; those in the address win. Sentinels are asked for their master before each new
     connection.
     """
@@ -53,7 +53,7 @@ def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options
 
     client = make_client(url, options | {"redis_connect_func": connected})
     clustered = None
-    with suppress(NoPermissionError):  # our ACL rules allow INFO: who forbids it has no cluster
+    with suppress(NoPermissionError):  # our ACL rules allow INFO: a server that forbids it is taken for a single one
         clustered = client.info("cluster").get("cluster_enabled")
     if clustered:  # for a cluster redis-py runs its own part first
         client = RedisCluster.from_url(url, **options, redis_connect_func=lambda connection: on_connect())
@@ -75,7 +75,7 @@ def make_client(url: str, options: dict[str, Any]) -> Any:
 
 
 def check(url: str) -> str:
-    """Return the address; raise ValueError if it can never be used, with a sentence that quotes nothing of it."""
+    """Return the address; raise ValueError if it can never be used, with a sentence that does not quote it."""
     try:
         if not SERVER.fullmatch(url) and not SENTINELS.fullmatch(url):
             raise ValueError
@@ -102,7 +102,7 @@ def redis_errors() -> Iterator[None]:
 
 
 def reason(error: Exception, answer: str) -> str:
-    """Return why Redis is unavailable: the code of its answer, or the class of the error; its text holds addresses."""
+    """Return why Redis is unavailable: the code of its answer, or the error's class: its text holds addresses."""
     code = re.match(r"[A-Z]+(?= |$)|unknown command .\w+.", answer) if isinstance(error, ResponseError) else None
     name = type(error.__context__ if isinstance(error.__context__, OSError) else error).__name__
     return code[0] if code else REASONS.get(name, name)

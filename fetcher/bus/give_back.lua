@@ -2,7 +2,7 @@
 --
 -- KEYS: the group's dead letters, stream, the group's attempts
 -- ARGV: the dead letter's entry id, group, id of the event's entry in the stream
--- Answers '', or why the dead letter stays; nothing if it is gone: another command has given it back, or Redis has
+-- Returns '', or why the dead letter stays; nothing if it is gone: another command has given it back, or Redis has
 -- trimmed it.
 local letters, stream, attempts = KEYS[1], KEYS[2], KEYS[3]
 local letter, group, id = ARGV[1], ARGV[2], ARGV[3]
@@ -10,7 +10,7 @@ local letter, group, id = ARGV[1], ARGV[2], ARGV[3]
 -- The event becomes pending for a consumer that seems to have left it in 1970: the others take it over at once.
 local claim = {'XCLAIM', stream, group, 'redrive', '0', id, 'TIME', '0', 'RETRYCOUNT', '0', 'FORCE', 'JUSTID'}
 
--- A script does not roll back: whatever may be refused is asked before the first write.
+-- A script does not roll back: whatever may be refused is checked before the first write.
 for _, command in ipairs({claim, {'HDEL', attempts, id}, {'XDEL', letters, letter}}) do
   if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(command)) then
     return redis.error_reply('NOPERM no permission for ' .. command[1])

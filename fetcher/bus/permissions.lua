@@ -1,4 +1,4 @@
--- Answer which commands of the fetcher Redis refuses, without executing them. Before Redis 7 it cannot say.
+-- Return which of the fetcher's commands Redis refuses, without executing them. Before version 7 Redis cannot say.
 --
 -- KEYS: checkpoint, seen, stream, dead letters, heartbeat, a name
 -- ARGV: channel

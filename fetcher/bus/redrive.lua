@@ -1,12 +1,12 @@
--- Publish a dead letter of the fetcher as the event that it makes now, in one atomic step, if it is still there.
+-- Publish a dead letter of the fetcher, as the event that is made from it now, in one atomic step, if it is still there.
 --
 -- KEYS: dead letters, stream, seen
 -- ARGV: the dead letter's entry id, event_id, channel, JSON of the event, entries to keep in the stream
--- Answers 1, or 0 if the dead letter is gone: another command has published it, or Redis has trimmed it.
+-- Returns 1, or 0 if the dead letter is gone: another command has published it, or Redis has trimmed it.
 local dead, stream, seen = KEYS[1], KEYS[2], KEYS[3]
 local id, event_id, channel, event = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
--- A script does not roll back: whatever may be refused is asked before the first write.
+-- A script does not roll back: whatever may be refused is checked before the first write.
 for _, command in ipairs({{'XADD', stream, '*', 'event', ''}, {'ZADD', seen, '0', ''}, {'PUBLISH', channel, ''}}) do
   if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(command)) then
     return redis.error_reply('NOPERM no permission for ' .. command[1])
@@ -19,7 +19,7 @@ end
 local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0) + 1
 
 if redis.call('XDEL', dead, id) == 0 then return 0 end
-redis.call('ZADD', seen, 'NX', score, event_id) -- it may have been forgotten since
+redis.call('ZADD', seen, 'NX', score, event_id) -- `seen` may have forgotten it
 redis.call('XADD', stream, 'MAXLEN', '~', ARGV[5], '*', 'event', event)
 redis.call('PUBLISH', channel, event)
 return 1

@@ -68,7 +68,7 @@ Json = dict[str, Any]
 def demo(run: Callable[[config.Config, BaseAdapter], Never]) -> Never:
     """Run the fetcher on a simulated VK and a server of the demo's own, and print the events that arrive.
 
-    Of the settings only RAW means anything to it. Raise SettingsError if that is wrong, FatalError if the server cannot
+    RAW is the only setting that it reads. Raise SettingsError if that is wrong, FatalError if the server cannot
     be started here.
     """
     settings = config.parse(SETTINGS | {"RAW": os.environ.get("RAW", "")})
@@ -222,7 +222,7 @@ def cropped(update: Json) -> Json:
 
 
 def ids(text: str) -> list[int]:
-    """Return the ids in a parameter, which commas separate."""
+    """Return the ids in a comma-separated parameter."""
     return [int(id) for id in text.split(",")]
 
 

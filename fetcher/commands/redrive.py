@@ -1,4 +1,4 @@
-"""`--redrive`: dead letters get another chance, those of the fetcher or those of a consumer group."""
+"""`--redrive`: give dead letters another chance, those of the fetcher or those of a consumer group."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ PAGE = 100  # dead letters that are read and built at once
 MAX_FAILURES = 3  # requests in a row that VK does not answer, before the command gives up
 SOMEWHERE = Position(0, 0)  # the updates of dead letters have lost their place in VK's history
 WENT, GAP = "", "a gap in VK's history"
-NO_EVENT = "no event is made of it; with RAW=1 all types are published"
+NO_EVENT = "it makes no event; with RAW=1 all types are published"
 
 
 def redrive(settings: Config, group: str | None) -> int:
@@ -46,7 +46,7 @@ def redrive(settings: Config, group: str | None) -> int:
 
 
 def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
-    """Publish what makes an event now; yield the id of each dead letter of the fetcher, and why it stays."""
+    """Publish the fetcher's dead letters that are events now; yield the id of each one, and why it stays, or WENT."""
     # Only the loop connects the bus, so the cache is unused: an old title must not get there.
     builder = make_builder(settings, Api(settings.token), bus)
     _, seen, stream, dead_letters = bus.keys
@@ -59,7 +59,7 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
         failures = 0  # requests in a row
         for (letter, update), batch in zip(updates.items(), batches, strict=True):
             try:
-                if batch.entries is None:  # VK has failed for one of them, which must not keep the others
+                if batch.entries is None:  # VK has failed for one of them, which must not hold back the others
                     builder.build([batch], give_up=False)
                 failures = 0
             except TransientError as error:
@@ -86,7 +86,7 @@ def read_update(text: str) -> Any:
 
 
 def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str]]:
-    """Give events back to their group, as if a consumer had left them; yield each dead letter's id, and why it stays.
+    """Give events back to their group, as if a consumer had left them; yield each one's id, and why it stays, or WENT.
 
     https://redis.io/docs/latest/commands/xclaim/
     """

@@ -34,7 +34,7 @@ def setup(settings: Config) -> int:
 
     Return 0 if the fetcher would run, else 1. Of the settings only TOKEN is needed; a missing GROUPID is printed.
     """
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal knows Cyrillic
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal can show Cyrillic
     checks = {"VK": check_vk(Api(settings.token), settings.group), "Redis": check_redis(make_bus(settings))}
     states = set()
     for whole, check in checks.items():
@@ -89,13 +89,13 @@ def check_vk(api: Api, group: int) -> Iterator[Line]:
 
 
 def problems(is_off: bool, version: str, _: Any, missing: str) -> tuple[str, str, str]:
-    """Return for each thing of LONG_POLL what is not as the fetcher needs it, "" if it is."""
+    """Return what is wrong with each thing of LONG_POLL, "" if nothing is."""
     old = numbers(version) < numbers(API_VERSION)
     return "off" if is_off else "", version if old else "", missing and f"without {missing}"
 
 
 def check_redis(bus: Bus) -> Iterator[Line]:
-    """Yield whether Redis answers, what it refuses, and what may cost the bus. Nothing is written."""
+    """Yield whether Redis answers, what it refuses, and what may cost the bus its data. Nothing is written."""
     bus.read([])
     yield "Redis", "ok", "it answers"
     keys = [*bus.keys, bus.alive_key, f"{{{bus.bus}}}:name:1"]

@@ -1,4 +1,4 @@
-"""`subscribe` and `consume` for `for`: the coroutines of a consumer, run without an event loop."""
+"""`subscribe` and `consume` for a plain `for`: the coroutines of a consumer, run without an event loop."""
 
 from collections.abc import AsyncGenerator, Awaitable, Generator
 from typing import Any
@@ -15,8 +15,8 @@ def subscribe(redis: "Redis | RedisCluster", *event_types: str, bus: str = "even
     """Yield the events of these types, or of all, as they are published, for ever.
 
     It subscribes when the first event is requested, and again whenever the connection breaks or Redis has been silent
-    for 20 seconds. What is published while nobody listens is not kept. A message that is no event is logged and passed
-    over. Raise redis.AuthenticationError for a wrong password, redis.ResponseError for a missing permission.
+    for 20 seconds. What is published while nobody listens is missed. A message that is not an event is logged and
+    skipped. Raise redis.AuthenticationError for a wrong password, redis.ResponseError for a missing permission.
     """
     return iterate(Live(bus, event_types).events(Connection(redis, blocks=True)))
 
@@ -29,21 +29,21 @@ def consume(
 
     An event is acknowledged when the next one is requested: one whose handling ended in `break`, an exception or a
     crash comes again. First comes what this consumer had and did not acknowledge, then what any consumer has left for
-    more than `idle` seconds (longer than the handling of an event ever takes), then what is new. A consumer is one
-    thread; its name stays the same after a restart. Up to 100 entries are read ahead, as many as were handled in the
-    last tenth of a second. What has waited for longer, or was not handed over when the loop is left, is released.
+    more than `idle` seconds (longer than handling an event ever takes), then what is new. A consumer is one thread; its
+    name stays the same after a restart. Up to 100 entries are read ahead, as many as were handled in the last tenth of
+    a second. Those that wait for longer, or were not handed over when the loop is left, are released.
 
     With `attempts`, an event that was handed over so many times without being acknowledged is moved to the stream
-    `{<bus>}:dead-letter:<group>`: fields `event` (the JSON), `id` (the entry's), `attempts`. An attempt is what was
-    handed over, not what was read. It is counted in the hash `{<bus>}:attempts:<group>`: the command is written to the
-    connection right before the event is handed over, and not waited for. So it counts even if the consumer is killed
-    at the first line of its handler. If the connection or the machine breaks before Redis has the command, it does not
-    count, and the event comes once more.
+    `{<bus>}:dead-letter:<group>`: fields `event` (the JSON), `id` (the entry's), `attempts`. Handing an event over is
+    an attempt, reading it is not. Attempts are counted in the hash `{<bus>}:attempts:<group>`: the command is written
+    to the connection right before the event is handed over, without waiting for the reply. So an attempt counts even if
+    the consumer is killed at the first line of its handler. If the connection or the machine breaks before Redis has
+    the command, it does not count, and the event comes once more.
 
     A missing group is created, from the entry id `start` on ("$": new events; "0": all that the stream keeps), but
-    from "0" if it was lost under this consumer. What is trimmed or no event is logged, acknowledged and passed over.
-    It waits while Redis is unavailable. Raise redis.AuthenticationError for a wrong password, redis.ResponseError for a
-    missing permission or a key of another type.
+    from "0" if it was lost while this consumer ran. What was trimmed or is not an event is logged, acknowledged and
+    skipped. It waits while Redis is unavailable. Raise redis.AuthenticationError for a wrong password,
+    redis.ResponseError for a missing permission or a key of another type.
     """
     return iterate(Durable(bus, group, consumer, start, idle, attempts).events(Connection(redis, blocks=True)))
 

@@ -2,8 +2,8 @@
 
 A client waits for the reply to each command or pipeline. A consumer must not: it writes the XACK of one event and hands
 over the next, or each event would cost a round trip. redis-py's Connection can do that, with its own methods: connect,
-pack_commands, send_packed_command, read_response, disconnect. It also leaves the client's pool to the handlers, and
-gives replies one form, whatever the client decodes.
+pack_commands, send_packed_command, read_response, disconnect. A connection of its own also leaves the client's pool to
+the handlers, and gives replies one form, whatever the client decodes.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any
 
 REPLY_TIMEOUT = 10.0  # seconds without a reply after which a connection is in doubt
 
-# Of the client's own options all but these, and none whose name begins with one of those: the consumer alone retries.
+# These replace the client's options, and its options that begin with LEFT_OUT are dropped: the consumer alone retries.
 OPTIONS = {"protocol": 2, "decode_responses": False, "health_check_interval": 0}
 LEFT_OUT = ("retry", "maint_notifications")
 
@@ -21,8 +21,8 @@ LEFT_OUT = ("retry", "maint_notifications")
 class Connection:
     """A connection with the client's address and credentials. If the client blocks, no coroutine here ever suspends.
 
-    Not every command is worth a round trip: one that is sent is written with the next one whose reply matters, or when
-    the connection is flushed, and its reply is read with the next one that matters.
+    Not every command is worth a round trip: `send` queues one until the next command whose reply matters, or until
+    `flush`, and its reply is read with the next one that matters.
     """
 
     wire: Any = None  # redis-py's connection
@@ -35,7 +35,7 @@ class Connection:
         self.limit: Any = nullcontext if blocks else asyncio.timeout  # a socket that blocks has a time-out of its own
 
     async def connect(self, key: str | None, delay: float) -> None:
-        """Drop the connection, wait for `delay` seconds, and make one: in a cluster to the key's node, or to any."""
+        """Disconnect, wait for `delay` seconds, and connect again: in a cluster to the key's node, or to any."""
         self.commands, self.due = (), 0
         await self.close()
         await self.sleep(delay)
@@ -54,7 +54,7 @@ class Connection:
             await self.settle(self.wire.connect())
 
     def send(self, *command: Any) -> None:
-        """Write the command with the next one whose reply matters."""
+        """Queue the command, to be written with the next one whose reply matters."""
         self.commands += (command,)
         self.due += 1
 
@@ -76,18 +76,18 @@ class Connection:
         await self.settle(self.wire.send_packed_command(self.wire.pack_commands(commands), check_health=False))
 
     async def settle(self, result: Any) -> Any:
-        """Return what a method of redis-py returns, or a method of redis.asyncio in the end."""
+        """Return what a method of redis-py returned, or await what one of redis.asyncio did."""
         return result if self.blocks else await result
 
     async def sleep(self, delay: float) -> None:
-        """Wait for `delay` seconds. Other tasks have their turn even if it is 0."""
+        """Wait for `delay` seconds. Other tasks get their turn even if it is 0."""
         if not self.blocks:
             await asyncio.sleep(delay)
         elif delay:
             time.sleep(delay)
 
     async def close(self) -> None:
-        """Close the connection, but end first what was begun: Redis may drop what it has not read by then."""
+        """Finish what was begun, then close the connection: Redis may drop what it has not read by then."""
         try:
             if self.due:
                 with suppress(Exception):

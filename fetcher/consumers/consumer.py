@@ -59,7 +59,7 @@ class Consumer:
 
 
 def read_event(data: bytes, where: str) -> Event | None:
-    """Return the event; None, and a warning, if it is none."""
+    """Return the event; log a warning and return None if it is not one."""
     try:
         return Event.from_dict(fastjson.loads(data))
     except (ValueError, RecursionError) as error:

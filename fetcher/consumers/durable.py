@@ -19,18 +19,18 @@ Entries = list[Any]  # id and fields; None for the fields of one that is no long
 class Durable(Consumer):
     """Reads entries, hands over their events and acknowledges them.
 
-    XACK and HDEL end an event, HINCRBY counts the attempt at the next one: they are written together, as the last thing
-    before that is handed over, and their replies are read with those of the next read. So an event costs no round trip,
-    and a crash repeats only the one in hand. https://redis.io/docs/latest/commands/xreadgroup/
+    XACK and HDEL end an event, HINCRBY counts the attempt at the next one: they are written together, right before the
+    next one is handed over, and their replies are read with those of the next read. So an event costs no round trip,
+    and a crash repeats only the event in hand. https://redis.io/docs/latest/commands/xreadgroup/
     """
 
     def __init__(self, bus: str, group: str, consumer: str, start: str, idle: float, attempts: int | None) -> None:
         self.key, self.group, self.consumer, self.start = bus, group, consumer, start
-        self.idle, self.attempts = idle, attempts or 0  # 0: as many as it takes
+        self.idle, self.attempts = idle, attempts or 0  # 0: without limit
         self.attempts_key = f"{{{bus}}}:attempts:{group}"  # a hash: by entry id, how often its event was handed over
-        self.is_known = False  # the group has been there
-        self.is_missing = False  # the group is not there
-        self.has_pending = True  # entries may be this consumer's own already
+        self.is_known = False  # the group has existed
+        self.is_missing = False  # the group does not exist
+        self.has_pending = True  # this consumer may have entries that it did not acknowledge
         self.next_look, self.cursor = 0.0, b"0-0"  # for abandoned entries: when, and from where on
         self.read_at = 0.0  # when entries were requested last
         self.handled_at: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # the latest events
@@ -39,8 +39,8 @@ class Durable(Consumer):
     async def session(self) -> AsyncGenerator[Event, None]:
         """Yield one event after the other, and acknowledge it when the next one is requested.
 
-        Others claim what has waited for `idle` since Redis sent it, which was not before it was requested. So what has
-        waited for half of that, or for longer than reading ahead is meant to, is released and read again.
+        Others may claim an entry when `idle` has passed since Redis sent it, which was after it was requested. So what
+        has waited for half of that, or for longer than reading ahead should take, is released and read again.
         """
         self.has_pending = True
         if self.unconfirmed:
@@ -48,7 +48,7 @@ class Durable(Consumer):
         if self.is_missing:
             start = "0" if self.is_known else self.start
             self.redis.send("XGROUP", "CREATE", self.key, self.group, start, "MKSTREAM")
-        self.redis.send("XCLAIM", self.key, self.group, self.consumer, 0, "0-0", "JUSTID")  # is it permitted?
+        self.redis.send("XCLAIM", self.key, self.group, self.consumer, 0, "0-0", "JUSTID")  # raises if forbidden
         while True:
             ready = deque(await self.next_entries())
             deadline = min(self.read_at + self.idle / 2, time.monotonic() + 2 * READ_AHEAD_INTERVAL)
@@ -62,7 +62,7 @@ class Durable(Consumer):
                         yield event
                         self.handled_at.append(time.monotonic())
                     self.acknowledge(id)
-                    await self.redis.sleep(0)  # other tasks have their turn, even if the handler waits for nothing
+                    await self.redis.sleep(0)  # other tasks get their turn, even if the handler waits for nothing
             finally:  # also if the loop is left
                 self.release([id for id, _ in ready])
 
@@ -96,7 +96,7 @@ class Durable(Consumer):
         return reply[0][1] if reply else []
 
     async def claim_abandoned(self, count: int) -> Entries:
-        """Return entries that were idle for too long, now this consumer's own. Redis looks for them ten at a time."""
+        """Claim entries that were idle for too long, and return them. Redis looks at ten times `count` entries."""
         options = int(1000 * self.idle), self.cursor, "COUNT", count
         reply = await self.redis.ask("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
         self.cursor, claimed, trimmed = reply
@@ -109,9 +109,9 @@ class Durable(Consumer):
         return list(claimed)
 
     async def without_poison(self, entries: Entries) -> Entries:
-        """Return the entries but for those whose handling has failed too often: these become dead letters.
+        """Return the entries except those whose handling has failed too often, which become dead letters.
 
-        A dead letter may be there twice if the reply to it is lost.
+        A dead letter may be recorded twice if Redis's reply is lost.
         """
         if not self.attempts or not entries:
             return entries
@@ -127,7 +127,7 @@ class Durable(Consumer):
         return entries
 
     async def forget_attempts(self) -> None:
-        """Take an entry at random; forget its attempts if it is pending no more: acknowledged by others, or trimmed."""
+        """Forget the attempts of a random entry if it is no longer pending: acknowledged by others, or trimmed."""
         id = self.attempts and await self.redis.ask("HRANDFIELD", self.attempts_key)
         if id and not await self.redis.ask("XPENDING", self.key, self.group, id, id, 1):
             self.redis.send("HDEL", self.attempts_key, id)
@@ -135,7 +135,7 @@ class Durable(Consumer):
     def release(self, ids: list[bytes]) -> None:
         """Let any consumer claim what was read ahead, as if it had been idle for long, but not what one has claimed.
 
-        That has been idle for less than what is ours, by half of `idle` at least.
+        A claimed entry has been idle for less time than ours, by at least half of `idle`.
         """
         if ids:
             idle = max(0, int(1000 * (time.monotonic() - self.read_at - self.idle / 2)))

@@ -35,4 +35,4 @@ class Live(Consumer):
             is_own = kind in (b"message", b"pmessage") and b":" not in name.removeprefix(prefix)
             if is_own and (event := read_event(data, f"a message on {self.bus}")):
                 yield event
-            await self.redis.sleep(0)  # other tasks have their turn, even if the handler waits for nothing
+            await self.redis.sleep(0)  # other tasks get their turn, even if the handler waits for nothing

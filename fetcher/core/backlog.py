@@ -11,26 +11,26 @@ numbering, the next epoch begins, so every gap leads forward. A batch is an answ
 2. The checkpoint never passes an update that is neither on the bus nor inside a recorded gap.
 3. The stream holds each event once; with one fetcher, in VK's order. With several, an update that only one of them had,
    after another had recorded a gap, comes late rather than never.
-4. What was committed lately stays in the replay buffer. After every broken connection the bus is asked which of it is
-   not in `seen` (Redis may have failed over to a replica without the latest writes), and only that goes out again.
+4. What was committed lately stays in the replay buffer. After every broken connection the bus is asked which ids of it
+   are not in `seen` (Redis may have failed over to a replica without the latest writes), and only those go out again.
 
-A commit is one atomic script (commit.lua). It answers the checkpoint as it is afterwards:
+A commit is one atomic script (commit.lua). It returns the checkpoint afterwards:
 
     commit  | condition                            | what the script does
     any     | there is no checkpoint               | nothing; the fetcher then restores its own, with a record
     batch   | begins after the checkpoint          | nothing: something in between is missing
     batch   | begins at the checkpoint or before   | publishes what is not in seen; the checkpoint becomes the later one
-    batch   | ends so far before it, in the same   | publishes nothing, for it might be a repetition; a record says how
+    batch   | ends so far before it, in the same   | publishes nothing, as it might be a repetition; a record says how
             | epoch, that seen may have forgotten  | many updates were left out
     gap     | the checkpoint stands at `since`     | a record; the checkpoint becomes `until`
     gap     | it stands elsewhere                  | nothing
 
-If the bus stands before what is pending, the part in between comes from the replay buffer; else from VK, polled at the
+If the checkpoint is before what is pending, the part between comes from the replay buffer; else from VK, polled at the
 checkpoint; else it is a gap. Updates of an earlier epoch are a gap at once: VK no longer has them.
 
-Example: Redis comes back 40 events younger. The connection broke, so the fetcher looks up the ids of its replay buffer,
-finds that 40 are not in `seen`, and commits their batches again before anything new. If it was restarted meanwhile, it
-has no replay buffer: it polls VK at the older checkpoint, and VK answers the 40 once more.
+Example: Redis comes back without its latest 40 events. The connection broke, so the fetcher looks up the ids of its
+replay buffer, finds that 40 are not in `seen`, and commits their batches again before anything new. If the fetcher was
+restarted meanwhile, it has no replay buffer: it polls VK at the older checkpoint, and VK returns the 40 once more.
 
 A fetcher that starts while Redis is down polls from VK's latest ts and counts epochs from 0 (see `rebase`).
 """
@@ -43,9 +43,9 @@ from typing import Literal, Self
 from .history import Batch, Commit, DeadLetter, Entry, Gap, Position, State
 from .pieces import PieceSize, size_of
 
-MAX_PENDING = 10_000  # updates in memory: no poll beyond…
-MAX_PENDING_BYTES = 256 * 2**20  # …and none beyond so many bytes
-MAX_REPLAY, MAX_REPLAY_BYTES = 1_000, 16 * 2**20  # updates in the replay buffer, or bytes, if these are fewer
+MAX_PENDING = 10_000  # updates in memory: no poll beyond these…
+MAX_PENDING_BYTES = 256 * 2**20  # …or these
+MAX_REPLAY, MAX_REPLAY_BYTES = 1_000, 16 * 2**20  # updates or bytes in the replay buffer, whichever is less
 DEDUP_WINDOW = 3 * MAX_PENDING  # event_ids that the bus remembers
 MAX_UNBUILT = 500  # updates that are built at once, so that one request resolves all their names
 LOST_CHECKPOINT = "Redis had lost the checkpoint"
@@ -57,8 +57,8 @@ NOT_ANSWERED = "VK does not answer what is between"
 class Pending:
     """What is not on the bus yet: a batch, a gap, or the checkpoint that the bus has lost.
 
-    `entries` are what goes out for the updates, one for each, None for an update that nobody wants; all are None until
-    they are built. `size` is in bytes, `held_since` in seconds of the caller's clock.
+    `entries` are what goes out for the updates, one for each, None for a type that is not published; all are None
+    until they are built. `size` is in bytes, `held_since` in seconds of the caller's clock.
     """
 
     kind: Literal["batch", "gap", "restore"]
@@ -76,11 +76,11 @@ class Pending:
         return cls(kind, since, until, entries=[DeadLetter("", fields)])
 
     def built(self, entries: list[Entry | DeadLetter | None]) -> None:
-        """Take what goes out for these updates, which are not needed any longer."""
+        """Replace the updates with what goes out for them."""
         self.entries, self.updates, self.size = entries, [], sum(map(size_of, entries))
 
     def split(self, count: int) -> Self:
-        """Keep the first updates, so many, and return the rest; both are built."""
+        """Keep the first `count` updates and return the rest; both are built."""
         entries = self.entries or []
         middle = self.since._replace(part=self.since.part + count)
         rest = type(self)("batch", middle, self.until, held_since=self.held_since)
@@ -96,7 +96,7 @@ class Pending:
 
 
 class Backlog:
-    """What one fetcher holds. It does no arithmetic on ts but comparing: VK's steps are VK's."""
+    """What one fetcher holds. It only compares ts, and never calculates with them: VK may take steps of any size."""
 
     checkpoint: Position  # what the bus said last; until then where this fetcher began
 
@@ -172,7 +172,7 @@ class Backlog:
         if commit.kind != "restore" and commit.since > checkpoint:
             return  # something before it is missing: the bus has done nothing
         done = [self.pending.popleft() for _ in range(commit.items)]
-        # Not if another fetcher has filled a part of the gap, or if it came too late: that would be recorded again.
+        # Not if another fetcher has filled a part of the gap, or if it came too late: it would be recorded again.
         if commit.kind != "restore" and checkpoint >= commit.until and not left_out:
             self._remember(done)
 
@@ -193,7 +193,7 @@ class Backlog:
 
     @property
     def is_missing_updates(self) -> bool:
-        """Whether there is a part of VK's history between the checkpoint and what is pending."""
+        """Whether a part of VK's history is missing between the checkpoint and what is pending."""
         return self.pending[0].kind != "restore" and self.pending[0].since > self.checkpoint
 
     def recall(self) -> bool:
@@ -203,7 +203,7 @@ class Backlog:
         return bool(lacking)
 
     def fill(self, answers: list[Batch | Gap], now: float) -> None:
-        """Put what VK answered at the checkpoint before what is pending; no answer means that VK was not asked."""
+        """Put what VK answered at the checkpoint before what is pending; without answers VK was not polled."""
         checkpoint, start = self.checkpoint, self.pending[0].since
         found = located(checkpoint, answers, now)
         is_behind = not found or found[-1].until.epoch > checkpoint.epoch  # or VK has restarted its numbering
@@ -216,7 +216,7 @@ class Backlog:
         self.replay = deque(one for one in self.replay if one not in batches)
         self.replay_count = sum(one.count for one in self.replay)
         self.replay_size = sum(one.size for one in self.replay)
-        # The replay buffer is in the order of commits: what was committed again before stands at its end.
+        # The replay buffer is in the order of commits: what has been committed again is at its end.
         in_order = sorted(batches, key=lambda one: one.since)
         self.pending.extendleft(reversed(in_order))
 
@@ -227,9 +227,10 @@ class Backlog:
         return [entry.id for one in self.replay for entry in one.entries or () if entry and entry.id]
 
     def rebase(self, checkpoint: Position, latest_ts: int) -> None:
-        """Count epochs as the bus does, whose checkpoint is read for the first time while updates are pending.
+        """Count epochs as the bus does, when its checkpoint is read for the first time while updates are pending.
 
-        VK has restarted its numbering since the checkpoint if its latest ts is lower, and since what is pending, too.
+        VK has restarted its numbering since the checkpoint if its latest ts is lower than that of the checkpoint, and
+        since the last pending update if it is lower than that one's.
         """
         last = self.pending[-1].until
         epochs = max(0, checkpoint.epoch + (latest_ts < checkpoint.ts) - (latest_ts < last.ts) - last.epoch)

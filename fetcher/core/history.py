@@ -21,7 +21,7 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read the text on the bus; raise ValueError if it is none."""
+        """Read the text on the bus; raise ValueError if it is not a position."""
         found = re.fullmatch(r"(?:([0-9]{1,9}):)?([0-9]{1,30})(?:\+([0-9]{1,9}))?", text)
         if not found:
             raise ValueError("not a position")
@@ -31,7 +31,7 @@ class Position(NamedTuple):
 class Batch(NamedTuple):
     """VK's updates after the ts `since`, up to and including `until`; `size` is that of VK's answer in bytes.
 
-    An `until` before `since` means that VK has restarted its numbering; so it does in a gap.
+    An `until` before `since` means that VK has restarted its numbering, also in a gap.
     """
 
     since: int
@@ -67,7 +67,7 @@ class DeadLetter(NamedTuple):
 class Commit(NamedTuple):
     """What goes to the bus in one atomic step; backlog.py explains the kinds.
 
-    It is for so many pending `items` with so many `updates`, and takes about so many bytes (`size`).
+    It holds `items` pending items with `updates` updates, and takes about `size` bytes.
     """
 
     kind: Literal["batch", "gap", "restore"]

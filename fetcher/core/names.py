@@ -13,7 +13,7 @@ from ..errors import FatalError
 from ..events import CHATS, Event, Peer, User
 from .ports import Cache, Lookups, Name
 
-MEMORY_TTL = 60.0  # seconds before the cache is asked again: who has no name at VK today may have one soon
+MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and VK may have a missing name soon
 MAX_NAMES = 20_000  # in memory
 
 UNKNOWN = Name()
@@ -35,8 +35,8 @@ class Directory:
         """Return the events with all names.
 
         Raise TransientError or FatalError if VK or Redis does not answer now; what they do answer is kept. With
-        `give_up` events go out with "" in place of what VK does not answer, and so do those of later batches until it
-        answers again: an outage delays no batch but the first.
+        `give_up` events go out with "" in place of what VK does not answer, also those of later batches until VK
+        answers again: an outage delays only the first batch.
         """
         if time.monotonic() >= self.forget_at or len(self.memory) > MAX_NAMES:
             self.forget()
@@ -53,7 +53,7 @@ class Directory:
                 log.warning("%s: events are published without the names that VK does not answer", failure)
             self.has_given_up = bool(failure)
         titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
-        self.cache.cache_names(titles)  # first: if it fails, these events are built again with the titles before
+        self.cache.cache_names(titles)  # before the rest: if it fails, the events are built again, with the old titles
         return list(apply_names(events, self.memory))
 
     def forget(self) -> None:
@@ -71,7 +71,7 @@ def ids_to_resolve(events: list[Event]) -> set[int]:
 
 
 def apply_names(events: Iterable[Event], names: dict[int, Name]) -> Iterator[Event]:
-    """Yield the events with the names of users and peer; a title in an event goes to `names`, and holds from there."""
+    """Yield the events with the names of users and peer; a title in an event goes to `names` and holds from then on."""
     for event in events:
         peer, action = event.peer, event.action
         if peer.name:
@@ -83,5 +83,5 @@ def apply_names(events: Iterable[Event], names: dict[int, Name]) -> Iterator[Eve
 
 
 def with_name(user: User, names: Mapping[int, Name]) -> User:
-    """Return the user with a name, if there is one; the title of a chat of the same number is none."""
+    """Return the user with a name, if there is one; a chat's title under the same number is not one."""
     return User(user.uuid, *(names.get(user.uuid, UNKNOWN) if abs(user.uuid) < CHATS else UNKNOWN))

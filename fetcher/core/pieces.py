@@ -5,7 +5,7 @@ from .history import Commit, DeadLetter, Entry
 MAX_PIECE, MAX_PIECE_BYTES = 500, 2**20  # updates and bytes of one commit
 MIN_SHARE, UNKNOWN = 1 / MAX_PIECE, 4.0  # of a piece: a single update, and more than there ever is
 STEADY = 10  # commits in a row before a size that has timed out is tried again
-MAX_BREAKS = 3  # broken connections in a row after which a commit may be too large for what a connection lives
+MAX_BREAKS = 3  # broken connections in a row after which a commit may be too large for their lifetime
 
 
 class PieceSize:
@@ -16,9 +16,9 @@ class PieceSize:
     """
 
     def __init__(self) -> None:
-        """Begin with all of it."""
+        """Begin with a whole piece."""
         self.share = 1.0
-        self.too_large = UNKNOWN  # the share that failed last, and has not passed since
+        self.too_large = UNKNOWN  # the share that failed last, and has not succeeded since
         self.steady = self.breaks = 0  # commits since the share changed, and broken connections since a commit
 
     def has_room(self, count: int, size: int) -> bool:
@@ -53,7 +53,7 @@ class PieceSize:
 
 
 def share_of(count: int, size: int) -> float:
-    """Return which share of a whole piece so many updates and bytes are."""
+    """Return the share of a whole piece that so many updates and bytes take."""
     return max(count / MAX_PIECE, size / MAX_PIECE_BYTES)
 
 

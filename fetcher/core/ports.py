@@ -11,7 +11,7 @@ Failure = TransientError | FatalError | None
 
 
 class Name(NamedTuple):
-    """What VK calls someone; a chat has only `name`; all are empty if VK does not know it."""
+    """A name at VK; a chat has only `name`, and all fields are empty if VK knows no name."""
 
     name: str = ""
     firstname: str = ""

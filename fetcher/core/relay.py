@@ -22,7 +22,7 @@ NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages w
 
 
 class Relay:
-    """Hand VK's updates over to the bus. Its state is the backlog; the rest can be had again."""
+    """Hand VK's updates over to the bus. Its state is the backlog; the rest can be fetched again."""
 
     def __init__(self, longpoll: LongPoll, entries: EntryBuilder, bus: Bus, poll_wait: int, metrics: Any) -> None:
         """`poll_wait` is in seconds, `metrics` are those of fetcher.metrics."""
@@ -59,12 +59,12 @@ class Relay:
         self.reports.metrics.redis_up.set(int(not redis_failed))
         self.longpoll.shorten_timeouts(redis_failed)  # Redis may be back at any moment
         if redis_failed:
-            self.bus.is_connected = False  # even where the connection holds: Redis may not be the one that it was
+            self.bus.is_connected = False  # even if the connection holds: Redis may have lost something
             self.attempt(self.build)  # so that nothing is needed from VK when Redis is back
         return not self.attempt(lambda: self.poll(bool(failure), commit_time)) and not failure
 
     def attempt(self, action: Callable[[], None]) -> Exception | None:
-        """Do it, and return what failed, once it is logged.
+        """Run the action; if it fails, log the error and return it.
 
         Raise what only the operator or a developer can fix, but not while updates are pending.
         """
@@ -90,7 +90,7 @@ class Relay:
         while (self.backlog.pending or not self.bus.is_connected) and time.monotonic() < begun + DRAIN_TIME:
             if self.bus.is_connected:
                 self.commit_oldest()
-            else:  # maybe since just now: the client replaces a closed connection without an error
+            else:  # perhaps only just: the client replaces a closed connection without an error
                 self.connect()
 
     def beat(self) -> None:
@@ -101,7 +101,7 @@ class Relay:
             self.has_polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
 
     def connect(self) -> None:
-        """Read the checkpoint, and what the bus lacks of what was committed lately."""
+        """Read the checkpoint, and which of the latest commits the bus lacks."""
         self.reports.doing = "asking Redis which of the latest updates it has"
         start = self.backlog.checkpoint if self.backlog.checkpoint_from == "VK" else None
         state = self.bus.read(self.backlog.replay_ids(), start)
@@ -137,7 +137,7 @@ class Relay:
             self.bus.is_connected = False  # it may have lost more than the checkpoint
 
     def fill(self) -> None:
-        """Get what is missing before what is pending: from the replay buffer, else from VK, else it is a gap."""
+        """Get what is missing before what is pending: from the replay buffer, else from VK; else record a gap."""
         if self.backlog.recall():
             return
         since, start = self.backlog.checkpoint, self.backlog.pending[0].since
@@ -160,11 +160,11 @@ class Relay:
         self.entries.build(overdue or group, bool(overdue))
 
     def poll(self, failing: bool, commit_time: float) -> None:
-        """Hold what VK has after what is held.
+        """Poll VK from the end of what is held, and hold the answers.
 
         While something fails or is held, poll on until VK has no more, for a second at most. Else poll on after an
-        answer as large as any before, for as long as commits take: then VK is read faster than it forgets, however
-        little one answer of its holds, and one request resolves the names of several answers.
+        answer as large as any before, for as long as the commits took: so VK is read faster than it forgets, even if
+        its answers are small, and one request resolves the names of several answers.
         """
         hurried = bool(failing or self.failures or self.backlog.pending)
         until = time.monotonic() + (DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time))

@@ -1,4 +1,4 @@
-"""What the loop tells the operator: log lines, each at most once a minute, and metrics."""
+"""What the loop reports to the operator: log lines, for a failure at most one a minute, and metrics."""
 
 import logging
 import time
@@ -33,7 +33,7 @@ class Reports:
         self.last_logged: dict[str, float] = {}  # what was logged, and when
 
     def polled(self, checkpoint: Position | None) -> None:
-        """VK has answered a poll; the first time that it has and the bus has, too, the log says that all is well."""
+        """Count an answered poll; log once, when the bus has answered, too, that all is well."""
         self.metrics.last_poll.set(time.time())
         if checkpoint and not self.is_polling:
             self.is_polling = True
@@ -84,7 +84,7 @@ class Reports:
             self.metrics.checkpoint.set(now)
 
     def holds(self, held: int, is_pending: bool) -> None:
-        """Log that no update has reached the bus for long, and when this is over."""
+        """Log that no update has reached the bus for MAX_STALL, and when this is over."""
         self.metrics.held_updates.set(held)
         if not self.is_pending:
             self.progress_at = time.monotonic()

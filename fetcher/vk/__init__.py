@@ -1,1 +1,1 @@
-"""What knows VK."""
+"""The code that knows VK."""

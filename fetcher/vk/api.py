@@ -19,7 +19,7 @@ from .fields import Json, object_or_empty, require_number
 
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
-SHORT_TIMEOUT = 1.0  # seconds, while nothing may wait for VK
+SHORT_TIMEOUT = 1.0  # seconds, while Redis is unavailable and may be back at any moment
 API_INTERVAL = 0.0525  # seconds from start to start: VK allows a community 20 requests a second
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request after an error that limits the rate
 
@@ -42,7 +42,7 @@ FATAL_AT_START = FATAL | {  # where the Long Poll server is requested
 
 
 class Session(requests.Session):
-    """A session whose every request has a time-out, which vk_api gives to none, and whose JSON is read fast."""
+    """A session that gives every request a time-out, which vk_api does not, and reads JSON fast."""
 
     timeout = API_TIMEOUT
 
@@ -69,7 +69,7 @@ class Session(requests.Session):
 class Api(VkApiGroup):  # type: ignore[misc]
     """vk_api's client with errors in our classes, 20 requests a second and Russian names."""
 
-    RPS_DELAY = float("-inf")  # ours is counted from the start of a request, and by a clock that nobody sets
+    RPS_DELAY = float("-inf")  # ours is counted from the start of a request, on a clock that nobody sets
 
     def __init__(self, token: str, metrics: Any = OFF) -> None:
         """Send no request yet; `metrics` are those of fetcher.metrics."""
@@ -101,7 +101,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
         return answer
 
     def failure(self, method: str, error: Any, inside: bool = False) -> TransientError | VkFatalError:
-        """Return what VK's error means, to a request of ours or to a call `inside` an execute."""
+        """Return what VK's error means, for a request of ours or for a call `inside` an execute."""
         error, code = object_or_empty(error), 1  # VK's "unknown error"
         with suppress(ValueError):
             code = require_number(error, "error_code")
@@ -123,10 +123,10 @@ class Api(VkApiGroup):  # type: ignore[misc]
 
 @contextmanager
 def translate_errors(what: str, kind: type[TransientError] = TransientError) -> Iterator[None]:
-    """Raise TransientError for what the libraries raise for a failed answer, without address, key or token.
+    """Raise what the libraries raise as TransientError, without address, key or token.
 
-    Raise `kind` for an odd answer. Only a request and the reading of its answer stand inside: vk_api, too, reads
-    answers without a look at their form.
+    Raise `kind` if the answer cannot be read. Put only a request and the reading of its answer inside: vk_api, too,
+    reads answers without checking their form.
     """
     try:
         yield

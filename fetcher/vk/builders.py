@@ -1,7 +1,7 @@
 """From VK's update to our event: one pure function per type of update, found through BUILDERS at the foot.
 
 Each takes the update as VK sent it and the pattern of a command, returns the event, with the names of people and chats
-still empty, and raises ValueError with the reason where VK left out what an event cannot do without.
+still empty, and raises ValueError with the reason if VK left out what an event cannot do without.
 """
 
 import re
@@ -95,7 +95,7 @@ def reply_of(value: Any) -> Reply:
 
 
 def action_of(value: Any) -> Action:
-    """Return what a message reports about its chat. Types that are new to us are like any other."""
+    """Return what a message reports about its chat. New types are treated like any other."""
     fields = require_object(value)
     member = require_number(fields, "member_id", 0)  # of a person, a community or an e-mail address
     text = require_text(fields, "text", "") or require_text(fields, "email", "")
@@ -108,7 +108,7 @@ def payload_of(value: Any) -> Json:
     if isinstance(value, str):
         with suppress(ValueError):
             parsed = loads(utf8(value))
-            dumps(parsed)  # NaN is no JSON
+            dumps(parsed)  # NaN is not JSON
             value = parsed if isinstance(parsed, dict) else value
     if value in (None, "", []):
         return {}

@@ -1,6 +1,6 @@
 """Reading VK's JSON: `require_...` raise ValueError with the reason if a value is missing or of a wrong kind.
 
-`object_or_empty` takes whatever is wrong for missing.
+`object_or_empty` returns {} instead.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""VK's Bots Long Poll: the key, the poll, and where to go on when VK has forgotten a part of its history.
+"""VK's Bots Long Poll: the key, the poll, and where to continue when VK has forgotten a part of its history.
 
 https://dev.vk.com/ru/api/bots-long-poll/getting-started
 """
@@ -21,7 +21,7 @@ from .settings import long_poll_settings, numbers
 
 KEY_INTERVAL = 1.0  # seconds between two requests for a key: VK limits their rate
 UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it is skipped
-RETRY_INTERVAL = 60.0  # seconds between two tries of something that may go on as it is
+RETRY_INTERVAL = 60.0  # seconds between two tries of what is not urgent
 MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
 REFUSED = "VK's long poll refuses each key and place that it gives"
 UNREADABLE = "VK's answer there could not be read for too long"
@@ -32,8 +32,8 @@ log = logging.getLogger("fetcher")
 class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
     """A key, its server and VK's latest ts, as vk_api requests them; a new key is a new object.
 
-    `poll` takes the place of vk_api's check(), which moves the ts before it has read the updates, loses a batch for one
-    odd update, hides `failed` from its caller, and does not look at the HTTP status.
+    `poll` takes the place of vk_api's check(), which moves the ts before it has read the updates, loses a batch to one
+    odd update, hides `failed` from its caller, and ignores the HTTP status.
     """
 
     def __init__(self, vk: Api, group: int) -> None:
@@ -82,7 +82,7 @@ class LongPoll:
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
 
     def renew(self) -> int:
-        """Take a new key and server, at most once a second: it waits until then. Return VK's latest ts."""
+        """Take a new key and server, after waiting for KEY_INTERVAL if need be, and return VK's latest ts."""
         time.sleep(max(0.0, self.next_key_at - time.monotonic()))
         self.next_key_at = time.monotonic() + KEY_INTERVAL
         self.server = LongPollServer(self.api, self.group)
@@ -90,18 +90,18 @@ class LongPoll:
         return self.server.ts
 
     def shorten_timeouts(self, short: bool) -> None:
-        """Wait for VK's answers no longer than needed, or as long as usual."""
+        """Use SHORT_TIMEOUT for requests to VK, or API_TIMEOUT again."""
         self.api.http.timeout = SHORT_TIMEOUT if short else API_TIMEOUT
 
     def poll(self, ts: int, wait: int) -> list[Batch | Gap]:
         """Return the updates after `ts`, waiting for them up to `wait` seconds.
 
-        If VK has forgotten them, return the gap, and the updates where the gap ends: gaps that follow each other are
-        one. An `until` before `since` means that VK has restarted its numbering.
+        If VK has forgotten them, return the gap, and the updates where it ends; adjacent gaps become one. An `until`
+        before `since` means that VK has restarted its numbering.
         """
         if time.monotonic() >= self.renew_at:
             self.renew_at = time.monotonic() + RETRY_INTERVAL
-            with suppress(TransientError):  # then the old key serves on
+            with suppress(TransientError):  # then the old key stays in use
                 self.renew()  # VK's polls are known to fall silent after hours; a new key helps
         if self.answers == 1:
             self.check_settings()
@@ -115,7 +115,7 @@ class LongPoll:
                 if not failed:
                     self.answers += 1
                     return [*gaps, Batch(place, answer["ts"], answer["updates"], size)]
-                # VK may forget faster than it can be polled where it says to go on: only a new key's ts is sure.
+                # By the next poll VK may have forgotten the place where it says to go on: only a new key's ts is sure.
                 until = answer["ts"] if failed == 1 and not gaps else self.renew()
                 if failed != 2:
                     error = answer.get("error", f"VK has forgotten the updates between (failed {failed})")
@@ -128,9 +128,9 @@ class LongPoll:
     def answer_at(self, ts: int, wait: int) -> tuple[Json, int]:
         """Return VK's answer at this ts and its size.
 
-        A ts whose answer is unreadable for too long is skipped, if the latest one can be read and it still cannot: the
-        answer is then that VK has forgotten it. A lower ts is believed if VK repeats it and that of a new key is lower,
-        too: VK's servers may be a few updates apart.
+        A ts whose answer is unreadable for too long is skipped, if the latest ts can be read and this one still cannot:
+        the answer then says that VK has forgotten it. A lower ts is believed if VK repeats it and a new key's ts is
+        lower, too: VK's servers may be a few updates apart.
         """
         latest = None
         if time.monotonic() >= self.skip_at.get(ts, math.inf):
@@ -153,12 +153,12 @@ class LongPoll:
         return answer, size
 
     def check_settings(self) -> None:
-        """Log what would leave the operator waiting in silence. Raise VkFatalError if Long Poll is switched off."""
+        """Log the Long Poll settings that keep events from coming. Raise VkFatalError if Long Poll is switched off."""
         with suppress(TransientError):  # then nothing is known to be wrong
             is_off, version, events, missing = long_poll_settings(self.api, self.group)
             if is_off:
                 raise VkFatalError("Long Poll is switched off: switch it on in the community's settings or run --setup")
-            if [] < numbers(version) < [5, 103]:  # before it updates were of another form
+            if [] < numbers(version) < [5, 103]:  # before 5.103 updates had another form
                 log.warning("Long Poll's API version is %s: set %s in the community's settings", version, API_VERSION)
             if events and missing:
                 log.warning("Long Poll does not send %s: tick these event types in the community's settings", missing)

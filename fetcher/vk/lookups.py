@@ -16,8 +16,8 @@ from ..events import CHATS
 from .api import Api, translate_errors
 from .fields import Json, object_or_empty, require_number, require_object, require_text
 
-MAX_CALLS = 25  # of one `execute`
-MAX_IDS, MAX_IDS_OF = 100, {"users.get": 1000, "groups.getById": 500}  # of one call, and of one of these
+MAX_CALLS = 25  # in one `execute`
+MAX_IDS, MAX_IDS_OF = 100, {"users.get": 1000, "groups.getById": 500}  # in one call, and in one of these
 TOO_LARGE = 13  # VK's error for an `execute` that takes too long or answers too much
 
 log = logging.getLogger("fetcher")
@@ -83,10 +83,10 @@ class Lookups:
         return {place: message for place, message in resolved.items() if message}, failure
 
     def resolve(self, lookups: list[Lookup]) -> tuple[dict[Any, Any], Failure]:
-        """Return what VK answers, None where it has nothing, and the first failure if that has left something out.
+        """Return what VK answers, None where it has nothing, and the first failure if something is left out.
 
-        A call that fails or is refused for several ids is split. If all calls of a request fail, it is not about some
-        of the ids, and VK is left alone.
+        A call that fails or is refused for several ids is split. If all calls of a request fail, the ids are
+        not the cause, and VK is left alone.
         """
         resolved: dict[Any, Any] = {}
         failure: Failure = None

@@ -14,7 +14,7 @@ from .fields import Json, object_or_empty, require_number, require_object
 from .lookups import Lookups
 
 WARNING_INTERVAL = 60.0  # seconds between two warnings
-MAX_DATE = 2**32  # Unix time; a message of a later date has none
+MAX_DATE = 2**32  # Unix time; a later date counts as none
 
 log = logging.getLogger("fetcher")
 
@@ -30,7 +30,7 @@ class Updates:
     def with_full_messages(self, updates: list[Any]) -> tuple[list[Any], Failure]:
         """Return the updates with full messages in place of cropped ones, where VK still has them.
 
-        Return also the failure that kept VK from answering the rest, if there is one.
+        Also return the failure that kept VK from answering the rest, if there is one.
         """
         places = [cropped_message(update) for update in updates]
         messages, failure = self.lookups.full_messages({place for place in places if place})
@@ -39,8 +39,8 @@ class Updates:
     def build(self, update: Any) -> Event | None:
         """Return the update's event; raise ValueError if the update is malformed.
 
-        A type that is not in BUILDERS gives None, but with `raw` an event: then every event has the update in it, the
-        very dict. VK's notice in place of an object gives None and a warning:
+        A type that is not in BUILDERS gives None, but with `raw` an event: then every event holds the update itself,
+        not a copy. VK's notice in place of an object gives None and a warning:
         https://dev.vk.com/ru/api/deprecated-version-message
         """
         if not isinstance(update, dict) or not isinstance(update.get("type"), str):
@@ -62,7 +62,7 @@ class Updates:
 
 def cropped_message(update: Any) -> tuple[int, int] | None:
     """Return (peer_id, conversation_message_id) of a message_new that VK has cropped, else None."""
-    with suppress(ValueError):  # building it says what is malformed
+    with suppress(ValueError):  # `build` reports what is malformed
         is_message = require_object(update).get("type") == "message_new"
         if is_message and (message := require_message(update)).get("is_cropped"):
             return require_number(message, "peer_id"), require_number(message, "conversation_message_id", 0)
@@ -70,7 +70,7 @@ def cropped_message(update: Any) -> tuple[int, int] | None:
 
 
 def with_full_message(update: Any, place: Any, messages: dict[Any, Json]) -> Any:
-    """Return the update with the full message in place of the cropped one, if there is one; what that lacks stays."""
+    """Return the update with the full message in place of the cropped one, if any; fields that it lacks stay."""
     if place not in messages:
         return update
     contents = update["object"]
