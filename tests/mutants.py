@@ -44,6 +44,7 @@ LUA_SWAPPED = {
     "<=": "<", ">=": ">", " < ": " <= ", " > ": " >= ", "==": "~=", "~=": "==", " and ": " or ", " or ": " and ",
     " + 1": " + 2", " - 1": " - 2", "not ": "", " 0": " 1",
 }  # fmt: skip
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MAX_MEMORY = 2**32  # bytes of a mutant
 CPU_FACTOR, CPU_EXTRA = 3, 10  # seconds that a mutant may compute: so many times what the original does, and some
 WAIT_FACTOR, WAIT_EXTRA = 6, 60  # seconds that it may take
@@ -109,7 +110,7 @@ HOW = {1: "tests", 2: "histories", 3: "import"}
 
 def python_mutants(tree: ast.Module) -> Iterator[Mutant]:
     """Yield the mutants of what stands in functions; `apply` changes the tree."""
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
     seen: set[int] = set()
     for function in functions:
         for node in [inner for statement in function.body for inner in ast.walk(statement)]:
@@ -121,7 +122,7 @@ def python_mutants(tree: ast.Module) -> Iterator[Mutant]:
 
 def mutants_of(node: ast.AST) -> Iterator[Mutant]:
     """Yield the mutants of one node, without those inside of it."""
-    if not isinstance(node, ast.FunctionDef):
+    if not isinstance(node, FUNCTIONS):
         yield from dropped(node)
     match node:
         case ast.If() | ast.While() | ast.IfExp():
@@ -154,7 +155,7 @@ def dropped(node: ast.AST) -> Iterator[Mutant]:
         block = getattr(node, name, None)
         for place, statement in enumerate(block if isinstance(block, list) else []):
             is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-            is_import = isinstance(statement, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.Pass)
+            is_import = isinstance(statement, (ast.Import, ast.ImportFrom, ast.Pass, *FUNCTIONS))
             if not is_docstring and not is_import and not isinstance(statement, ast.Return):
                 apply = partial(block.__setitem__, slice(place, place + 1), [ast.Pass()])  # type: ignore[index]
                 yield Mutant(statement.lineno, f"dropped: {text(statement)}", apply)

@@ -72,12 +72,12 @@ class LongPoll:
     """One community's long poll. Methods raise TransientError for what passes, VkFatalError for what must be fixed."""
 
     server: LongPollServer  # from the first `renew` on
+    renew_at: float  # when a new key is taken, even if the old one serves
 
     def __init__(self, api: Api, group: int, renew_after: float) -> None:
         """Send no request yet, `renew` is the first; `renew_after` is in seconds."""
         self.api, self.group, self.renew_after = api, group, renew_after
         self.next_key_at = 0.0  # no new key before
-        self.renew_at = 0.0  # a new key at this time, even if the old one serves
         self.answers = 0  # of VK; after the first, which is waited for briefly, the Long Poll settings are checked
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
 
