@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.connection import SSLConnection
 from redis.retry import Retry
 
-from fetcher.bus.connection import check, connect, make_client, redis_errors
+from fetcher.bus.connection import TIMEOUT, check, connect, make_client, redis_errors
 from fetcher.errors import RedisFatalError, RedisTimeout, RedisUnavailable
 from tests import HOST, free_port
 from tests.sentinels import Sentinel, Watched, sentinels
@@ -109,6 +109,16 @@ def test_a_socket_is_an_address() -> None:
             assert len(new) == 1
             with reached.client() as owner:
                 assert owner.get("name") == "value"
+
+
+def test_a_connection_costs_no_round_trip_more_than_it_must(server: Server) -> None:
+    """Nobody needs the name of the library; and no answer is waited for without end, unless the address says so."""
+    for url, timeout in ((server.url, TIMEOUT), (f"{server.url}?socket_timeout=2", 2)):
+        client: Any = connect(url)
+        assert client.ping()
+        assert client.get_connection_kwargs()["socket_timeout"] == timeout
+        assert client.get_connection_kwargs()["socket_connect_timeout"] == TIMEOUT
+    assert "cmdstat_client|setinfo" not in client.info("commandstats")
 
 
 def test_the_callback_is_optional() -> None:

@@ -1149,6 +1149,15 @@ def test_no_heartbeat_without_an_answer(fetcher: Fetcher) -> None:
     assert len(fetcher.bus.beats) == 1
 
 
+def test_heartbeats_end_when_vk_does_not_answer(begun: Fetcher) -> None:
+    """One more may come for the last poll that was answered."""
+    begun.run(lambda: bool(begun.bus.beats))
+    before = len(begun.bus.beats)
+    begun.vk.script = [VK_DOWN] * 100
+    begun.run(lambda: not begun.vk.script)
+    assert len(begun.bus.beats) <= before + 1
+
+
 def test_heartbeats_are_spaced(begun: Fetcher) -> None:
     """One every ten seconds, not one for each of many batches; a new connection is given one at once."""
     begun.history.flow(rate=20)

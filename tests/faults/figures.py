@@ -41,7 +41,7 @@ class Figures(NamedTuple):
     def row(self) -> str:
         """Return the cells of a table."""
         seconds = f"{self.seconds:.1f} s" if self.seconds is not None else f"not within {GIVEN_UP:.0f} s"
-        cells = (f"{self.events:,}", f"{self.out:,}", seconds, self.missing, self.gaps, self.repeated)
+        cells = (f"{self.events:,}", f"{self.out:,}", seconds, f"{self.missing:,}", self.gaps, self.repeated)
         return " | ".join(map(str, (*cells, f"{self.megabytes:.1f}")))
 
 
