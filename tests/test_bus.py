@@ -130,7 +130,10 @@ ROWS = {
     "is of an earlier epoch": Row("1:3", commit(10, 12, "a"), "1:3", "a"),
     "is of an earlier epoch, and more as text": Row("10:3", commit("9:3", "9:5", "a"), "10:3", "a"),
     # A batch that comes late
-    "is nearly too old": Row("100", commit(10, 97, "a"), "100", "a", full=8),
+    "begins nearly too far before it": Row("100", commit(97, 98, "a"), "100", "a", full=8),
+    "begins too far before it, and ends near it": Row("100", commit(96, 99, "a"), "100", left_out=1, full=8),
+    "begins too far before it, and ends at it": Row("100", commit(96, 100, "a"), "100", left_out=1, full=8),
+    "begins too far before it, and seen has forgotten nothing": Row("100", commit(96, 99, "a"), "100", "a", full=6),
     "is too old": Row("100", commit(10, 96, "a", "s", "!x", "b"), "100", left_out=3, full=8),
     "is too old, a single update": Row("100", commit(10, 96, "a"), "100", left_out=1, full=8),
     "is too old, and all is known": Row("100", commit(10, 96, "s"), "100", full=7),
@@ -298,6 +301,16 @@ def test_what_is_far_behind_takes_the_place_of_nothing_newer(
     assert bus.commit(newest).recorded == []
     assert len(client.zrange(SEEN, 0, -1)) == WINDOW
     assert bus.commit(oldest).left_out > 0
+
+
+def test_what_others_have_cut_differently_goes_out_once(bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch ends where `seen` may forget, and another begins before that place and ends behind it."""
+    monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
+    client.set(TS, "100")
+    place = {ts: chr(ts) for ts in range(91, 99)}
+    assert len(bus.commit(commit(90, 96, *(place[ts] for ts in range(91, 97)))).recorded) == 6
+    assert len(bus.commit(commit(10, 20, *(f"z{number}" for number in range(WINDOW)))).recorded) == WINDOW
+    assert bus.commit(commit(92, 98, *(place[ts] for ts in range(93, 99)))).recorded == []
 
 
 # What is refused leaves nothing behind

@@ -24,10 +24,13 @@ if kind == 'batch' then applies = stored_epoch and sortable(since) <= sortable(s
 if kind == 'restore' then applies = stored == '' end
 if not applies then return {stored, {}, 0} end
 
-local epoch, ts = parts(till)
-local is_far = kind == 'batch' and epoch == stored_epoch and stored_ts - ts >= window / 2 -- behind the checkpoint
-local is_late = is_far and #redis.call('ZREVRANGE', seen, window - 1, window - 1) > 0
 local moves = kind ~= 'batch' or sortable(till) > sortable(stored)
+local function is_far(position) -- so far behind the checkpoint that `seen` need not remember it
+  local epoch, ts = parts(position)
+  return not moves and epoch == stored_epoch and stored_ts - ts >= window / 2
+end
+-- By where it begins: `seen` may have forgotten a part of it, which another fetcher has cut differently.
+local is_late = is_far(since) and #redis.call('ZREVRANGE', seen, window - 1, window - 1) > 0
 local entries, at = {}, 8 -- where each begins
 for i = 1, tonumber(ARGV[7]) do
   entries[i], at = at, at + 3 + ARGV[at + 2]
@@ -57,8 +60,9 @@ end
 if refused then return refused end
 
 local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0)
+local ends_far = is_far(till)
 local function is_new(id)
-  score = is_far and 0 or score + 1 -- these are the first to go: `seen` must not forget newer ids for them
+  score = ends_far and 0 or score + 1 -- these are the first to go: `seen` must not forget newer ids for them
   return id == '' or redis.call('ZADD', seen, 'NX', score, id) == 1
 end
 local function add(key, ...) redis.call('XADD', key, 'MAXLEN', '~', limits[key], '*', ...) end

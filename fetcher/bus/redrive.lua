@@ -19,7 +19,7 @@ end
 local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0) + 1
 
 if redis.call('XDEL', dead, id) == 0 then return 0 end
-redis.call('ZADD', seen, 'NX', score, event_id) -- `seen` may have forgotten it
+redis.call('ZADD', seen, score, event_id) -- `seen` may have forgotten it
 redis.call('XADD', stream, 'MAXLEN', '~', ARGV[5], '*', 'event', event)
 redis.call('PUBLISH', channel, event)
 return 1

@@ -7,7 +7,7 @@ numbering, the next epoch begins, so every gap leads forward. A batch is an answ
 (since, until]. The bus remembers the *checkpoint*, up to which everything is on the bus or inside a recorded gap, and
 *seen*, the latest event_ids. `seen` decides what is published; the checkpoint only says where to poll VK.
 
-1. An update leaves memory only when the bus has answered that it has it.
+1. An update leaves memory only when the bus has answered that it has it, or has recorded that it came too late.
 2. The checkpoint never passes an update that is neither on the bus nor inside a recorded gap.
 3. The stream holds each event once; with one fetcher, in VK's order. With several, an update that only one of them had,
    after another had recorded a gap, comes late rather than never.
@@ -17,20 +17,22 @@ numbering, the next epoch begins, so every gap leads forward. A batch is an answ
 A commit is one atomic script (commit.lua). It returns the checkpoint afterwards:
 
     commit  | condition                            | what the script does
-    any     | there is no checkpoint               | nothing; the fetcher then restores its own, with a record
+    any     | there is no checkpoint               | nothing; the fetcher then restores its own, with a record, and what
+            |                                      | it committed lately
     batch   | begins after the checkpoint          | nothing: something in between is missing
     batch   | begins at the checkpoint or before   | publishes what is not in seen; the checkpoint becomes the later one
-    batch   | ends so far before it, in the same   | publishes nothing, as it might be a repetition; a record says how
-            | epoch, that seen may have forgotten  | many updates were left out
+    batch   | begins half a window of seen before, | leaves out what is not in seen, which may have forgotten it; a
+            | does not reach it, and seen is full  | record says how many updates these were
     gap     | the checkpoint stands at `since`     | a record; the checkpoint becomes `until`
     gap     | it stands elsewhere                  | nothing
 
 If the checkpoint is before what is pending, the part between comes from the replay buffer; else from VK, polled at the
-checkpoint; else it is a gap. Updates of an earlier epoch are a gap at once: VK no longer has them.
+checkpoint; else it is a gap. What is missing of an earlier epoch is a gap at once: VK no longer has it.
 
 Example: Redis comes back without its latest 40 events. The connection broke, so the fetcher looks up the ids of its
 replay buffer, finds that 40 are not in `seen`, and commits their batches again before anything new. If the fetcher was
-restarted meanwhile, it has no replay buffer: it polls VK at the older checkpoint, and VK returns the 40 once more.
+restarted meanwhile, it has no replay buffer: it polls VK at the older checkpoint, and VK returns the 40 once more, or
+they are a gap.
 
 A fetcher that starts while Redis is down polls from VK's latest ts and counts epochs from 0 (see `rebase`).
 """
