@@ -9,7 +9,8 @@ import pytest
 from fetcher.core import backlog as limits
 from fetcher.core.backlog import NOT_ANSWERED
 from fetcher.core.history import Batch, Gap, Position
-from fetcher.errors import RedisFatalError, RedisTimeout, VkFatalError
+from fetcher.core.relay import NAMES_TIMEOUT
+from fetcher.errors import RedisFatalError, RedisTimeout, TransientError, VkFatalError
 from tests.fakes import PERSON, REDIS_DOWN, VK_DOWN, Clock, Fetcher, History, Store, batch, numbers, update
 from tests.simulation.store import Record
 
@@ -295,6 +296,18 @@ def test_what_is_missing_is_taken_from_vk(behind: Fetcher, store: Store) -> None
     assert behind.vk.polls[0][1:] == (10, 1)
 
 
+def test_what_is_missing_is_asked_for_whatever_is_held_of_the_next_epoch(behind: Fetcher) -> None:
+    """What is missing is of the epoch in which the oldest pending update is."""
+    behind.bus.failure = REDIS_DOWN
+    behind.history.restart(3)
+    behind.history.push("d")
+    behind.run(lambda: behind.held == 2)
+    behind.bus.failure = None
+    behind.vk.polls.clear()
+    behind.settle()
+    assert 10 in behind.vk.polled_at
+
+
 def test_a_gap_never_hides_what_is_pending(behind: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """VK has forgotten what is missing, and more; the gap ends where what is held begins."""
     behind.vk.script = [[Gap(10, 99, "forgotten"), batch(99, 99)]]
@@ -370,10 +383,13 @@ def test_vk_fails_where_something_is_missing(behind: Fetcher, store: Store) -> N
     assert not store.dead
 
 
-def test_vk_repeats_itself_where_something_is_missing(behind: Fetcher, store: Store) -> None:
+def test_vk_repeats_itself_where_something_is_missing(
+    behind: Fetcher, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is told, with a pause, until VK moves on; nothing is a gap."""
     behind.vk.script = [[batch(10, 10, "a")]]
     behind.settle()
+    assert "VK's long poll repeats itself without progress: trying again" in caplog.messages
     assert store.ids == ["a", "b", "c"]
     assert not store.dead
 
@@ -801,6 +817,50 @@ def test_memory_is_bounded(
 def pauses(begun: Fetcher, first: int) -> list[float]:
     """Return the seconds between polls."""
     return [later[0] - earlier[0] for earlier, later in itertools.pairwise(begun.vk.polls[first:])]
+
+
+@pytest.mark.parametrize(
+    ("failing", "commit_time", "room", "counts", "polls"),
+    [
+        (True, 0.0, 500, [1, 1, 0, 0], 3),  # until VK has no more
+        (True, 0.0, 500, [0, 0], 1),
+        (False, 1.0, 500, [2, 2, 1, 2], 3),  # until an answer is smaller than the largest
+        (False, 1.0, 4, [2, 2, 2], 2),  # until these are as many as are built at once
+        (False, 0.0, 500, [2, 2], 1),  # no longer than commits take
+    ],
+)
+def test_polls_that_follow_each_other(
+    begun: Fetcher,
+    failing: bool,
+    commit_time: float,
+    room: int,
+    counts: list[int],
+    polls: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """VK is read faster than it forgets, and never in vain."""
+    monkeypatch.setattr("fetcher.core.relay.MAX_UNBUILT", room)
+    ts, before = begun.relay.backlog.next.ts, len(begun.vk.polls)
+    for count in counts:
+        begun.vk.script.append([batch(ts, ts + count, *numbers(count, ts))])
+        ts += count
+    begun.relay.poll(failing, commit_time)
+    assert len(begun.vk.polls) - before == polls
+
+
+def test_names_are_waited_for_so_long_and_no_longer(begun: Fetcher) -> None:
+    """What is being tried has a name, in case the log has to say it."""
+    begun.vk.names_failure = VK_DOWN
+    hold(begun, "a")
+    begun.bus.failure = None
+    begun.relay.connect()
+    with pytest.raises(TransientError):
+        begun.relay.commit_oldest()
+    assert begun.relay.reports.doing == "looking up names"
+    (held,) = begun.relay.backlog.pending
+    begun.clock.now = held.held_since + NAMES_TIMEOUT
+    begun.relay.commit_oldest()
+    assert held.entries
 
 
 def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
