@@ -578,8 +578,11 @@ class World:
         return self.fetchers > 1 and self.faults["VK restarts its numbering"] > (0 if self.emptied else 1)
 
     def leave_out(self, ids: Iterable[str]) -> None:
-        """Note what was left out as too late; a dead letter's id may end in the hash of its text."""
-        if self.fetchers == 1:
+        """Note what was left out as too late; a dead letter's id may end in the hash of its text.
+
+        A fetcher that starts without Redis between two restarts of VK's numbering cannot know of the first one.
+        """
+        if self.fetchers == 1 and self.faults["VK restarts its numbering"] < 2:
             self.broken("left out as too late, though no other fetcher can have committed it")
         self.excused |= {self.vk.keys.get(id.rpartition(":")[2], id) for id in ids}
 
