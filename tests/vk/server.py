@@ -95,6 +95,7 @@ class VK:
         self._accepted: deque[float] = deque()
         self._changed = threading.Condition(threading.RLock())
         self._server: Loopback | None = None
+        self._opening = threading.Lock()  # two faults may do this at once
         self._openings = 0
         self.up()
 
@@ -380,13 +381,15 @@ class VK:
 
     def up(self) -> None:
         """Listen, on the same port as ever."""
-        if not self._server:
-            self._server = Loopback(self.port, functools.partial(Handler, self))
+        with self._opening:
+            if not self._server:
+                self._server = Loopback(self.port, functools.partial(Handler, self))
 
     def close(self) -> None:
-        if self._server:
-            self._server.close()
-            self._server = None
+        with self._opening:
+            if self._server:
+                self._server.close()
+                self._server = None
         with self._changed:
             self._openings += 1
             self._changed.notify_all()
