@@ -9,7 +9,7 @@ import pytest
 from fetcher.core import backlog as limits
 from fetcher.core.backlog import NOT_ANSWERED
 from fetcher.core.history import Batch, Gap, Position
-from fetcher.core.relay import NAMES_TIMEOUT
+from fetcher.core.relay import NAMES_TIMEOUT, require_progress
 from fetcher.errors import RedisFatalError, RedisTimeout, TransientError, VkFatalError
 from tests.fakes import PERSON, REDIS_DOWN, VK_DOWN, Clock, Fetcher, History, Store, batch, numbers, update
 from tests.simulation.store import Record
@@ -846,6 +846,13 @@ def test_polls_that_follow_each_other(
         ts += count
     begun.relay.poll(failing, commit_time)
     assert len(begun.vk.polls) - before == polls
+
+
+def test_a_gap_is_progress() -> None:
+    """Whatever VK answers where it ends."""
+    require_progress([Gap(10, 20, "forgotten"), batch(20, 20, "a")])
+    with pytest.raises(TransientError):
+        require_progress([batch(20, 20, "a")])
 
 
 def test_names_are_waited_for_so_long_and_no_longer(begun: Fetcher) -> None:
