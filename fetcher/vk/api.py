@@ -52,7 +52,10 @@ class Session(requests.Session):
         self.of_host: dict[Any, Any] = {}
 
     def merge_environment_settings(self, url: Any, *of_request: Any) -> Any:
-        """Return proxies and certificates. The environment is searched once for each host, because that takes long."""
+        """Return proxies and certificates. The environment is searched once for each host, because that takes long.
+
+        Only the first request to a host can have settings of its own; ours have none.
+        """
         host = urlsplit(url).netloc
         if host not in self.of_host:
             self.of_host[host] = super().merge_environment_settings(url, *of_request)
