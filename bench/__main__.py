@@ -74,7 +74,7 @@ GOALS = [
     Goal("delay99", FLOOR, "<", 1.15,
          "as for the median; every ten seconds a heartbeat precedes the commit"),
     Goal("memory", FLOOR, "<", 1.06,
-         "{code:.1f} MiB more are there before the storm: the fetcher's code. The rest is up to 500 updates that are "
+         "{code:.1f} MiB more are there before the storm: the fetcher's code. The rest is up to 1,000 updates that are "
          "built at once, and the replay buffer: the latest 1,000 events, in case a failover loses them"),
     Goal("start", FLOOR, "<", 1.05,
          "the fetcher's own modules, and the checkpoint, which is read before the first poll"),

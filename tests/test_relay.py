@@ -141,16 +141,16 @@ def test_vk_fails_at_the_start(fetcher: Fetcher, store: Store, failure: Exceptio
 
 
 def test_updates_are_looked_up_together(begun: Fetcher, store: Store) -> None:
-    """One request resolves the names of all that is held, up to 500 updates."""
+    """One request resolves the names of all that is held, up to 1,000 updates."""
     begun.bus.failure = REDIS_DOWN
     begun.vk.names_failure = VK_DOWN
-    begun.history.push(*(update(id, user=1000 + int(id)) for id in numbers(700)))
-    begun.run(lambda: begun.held == 700)
+    begun.history.push(*(update(id, user=1000 + int(id)) for id in numbers(1200)))
+    begun.run(lambda: begun.held == 1200)
     begun.bus.failure = begun.vk.names_failure = None
     begun.vk.looked_up.clear()
     begun.settle()
-    assert store.ids == numbers(700)
-    assert [len(people) for people in begun.vk.looked_up] == [501, 200]  # the first with the chat
+    assert store.ids == numbers(1200)
+    assert [len(people) for people in begun.vk.looked_up] == [1001, 200]  # the first with the chat
 
 
 def test_an_update_that_is_malformed(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -49,7 +49,7 @@ MAX_PENDING = 10_000  # updates in memory: no poll beyond these…
 MAX_PENDING_BYTES = 256 * 2**20  # …or these
 MAX_REPLAY, MAX_REPLAY_BYTES = 1_000, 16 * 2**20  # updates or bytes in the replay buffer, whichever is less
 DEDUP_WINDOW = 3 * MAX_PENDING  # event_ids that the bus remembers
-MAX_UNBUILT = 500  # updates that are built at once, so that one request resolves all their names
+MAX_UNBUILT = 1_000  # updates that are built at once, so that one request resolves all their names
 LOST_CHECKPOINT = "Redis had lost the checkpoint"
 RESTARTED = "VK restarted its numbering"
 NOT_ANSWERED = "VK does not answer what is between"
@@ -139,10 +139,11 @@ class Backlog:
 
     def unbuilt(self) -> list[Pending]:
         """Return the first pending batches whose events are not built yet, as many as are built at once."""
-        batches: list[Pending] = []
+        batches, count = list[Pending](), 0
         for one in self.pending:
             if one.entries is None:
-                if batches and sum(other.count for other in batches) + one.count > MAX_UNBUILT:
+                count += one.count
+                if batches and count > MAX_UNBUILT:
                     break
                 batches.append(one)
         return batches
