@@ -610,6 +610,18 @@ def test_a_first_poll_that_fails_is_short_again(longpoll: LongPoll, net: Net) ->
     assert len(net.asked("groups.getLongPollSettings")) == 1
 
 
+def test_the_settings_are_requested_once(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture) -> None:
+    """Also if the polls after the first answer fail: a warning is not repeated at each of them."""
+    net.answers["poll"] = [QUIET_POLL, requests.ConnectionError()]
+    net.answers["groups.getLongPollSettings"] = [{"response": SETTINGS["response"] | {"api_version": "5.80"}}]
+    longpoll.poll(longpoll.renew(), 25)
+    for _ in range(3):
+        with pytest.raises(TransientError):
+            longpoll.poll(1000, 25)
+    assert len(net.asked("groups.getLongPollSettings")) == 1
+    assert len([message for message in caplog.messages if "5.80" in message]) == 1
+
+
 def settings(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, answer: Any) -> list[str]:
     """Tell the warnings that the settings give."""
     caplog.set_level(logging.INFO, "fetcher")

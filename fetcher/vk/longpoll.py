@@ -78,7 +78,8 @@ class LongPoll:
         """Send no request yet, `renew` is the first; `renew_after` is in seconds."""
         self.api, self.group, self.renew_after = api, group, renew_after
         self.next_key_at = 0.0  # no new key before
-        self.answers = 0  # of VK; after the first, which is waited for briefly, the Long Poll settings are checked
+        self.has_answered = False  # VK: the first answer is waited for briefly
+        self.is_checked = False  # that VK sends what the fetcher needs: this can wait until the first answer
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
 
     def renew(self) -> int:
@@ -103,17 +104,18 @@ class LongPoll:
             self.renew_at = time.monotonic() + RETRY_INTERVAL
             with suppress(TransientError):  # then the old key stays in use
                 self.renew()  # VK's polls are known to fall silent after hours; a new key helps
-        if self.answers == 1:
+        if self.has_answered and not self.is_checked:
             self.check_settings()
+            self.is_checked = True
         place, gaps = ts, list[Batch | Gap]()
         try:
             for _ in range(MAX_FAILED):
-                answer, size = self.answer_at(place, wait if self.answers else 1)
+                answer, size = self.answer_at(place, wait if self.has_answered else 1)
                 failed = answer.get("failed")
                 if answer.get("updates"):
                     self.renew_at = time.monotonic() + self.renew_after
                 if not failed:
-                    self.answers += 1
+                    self.has_answered = True
                     return [*gaps, Batch(place, answer["ts"], answer["updates"], size)]
                 # By the next poll VK may have forgotten the place where it says to go on: only a new key's ts is sure.
                 until = answer["ts"] if failed == 1 and not gaps else self.renew()
