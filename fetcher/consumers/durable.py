@@ -63,13 +63,14 @@ class Durable(Consumer):
             finally:  # also if the loop is left
                 self.release([id for id, _ in ready])
 
-    def delay_after(self, error: Exception) -> float:
+    def delay_after(self, error: Exception, code: str) -> float:
         """Create the group at once if it is missing."""
-        code = str(error).partition(" ")[0]
         self.is_missing = code == "NOGROUP"
         if self.is_missing and self.is_known:
             log.warning("The group %s was lost: created again, from the beginning of the stream", self.group)
-        return 0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error)  # busy: another one was faster
+        return (
+            0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error, code)
+        )  # busy: another one was faster
 
     async def next_entries(self) -> Entries:
         """Return what this consumer has not acknowledged, else what is new; claim abandoned entries in between."""
