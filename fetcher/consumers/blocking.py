@@ -1,7 +1,6 @@
 """`subscribe` and `consume` for a plain `for`: the coroutines of a consumer, run without an event loop."""
 
-from collections.abc import AsyncGenerator, Awaitable, Generator
-from typing import Any
+from collections.abc import AsyncGenerator, Generator
 
 from redis import Redis, RedisCluster
 
@@ -49,19 +48,9 @@ def consume(
 
 
 def iterate(events: AsyncGenerator[Event, None]) -> Generator[Event, None, None]:
-    """Yield the events of a generator that never suspends."""
+    """Yield the events of a generator that never suspends: its awaitables yield nothing, and return at once."""
     try:
         while True:
-            yield run(anext(events))
+            yield (yield from anext(events).__await__())
     finally:
-        run(events.aclose())
-
-
-def run(coroutine: Awaitable[Any]) -> Any:
-    """Return the result of a coroutine that never suspends."""
-    steps = coroutine.__await__()
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        return end.value
+        yield from events.aclose().__await__()

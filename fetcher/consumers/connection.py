@@ -73,7 +73,7 @@ class Connection:
     async def flush(self) -> None:
         """Write what was sent."""
         commands, self.commands = self.commands, ()
-        await self.settle(self.wire.send_packed_command(self.wire.pack_commands(commands), check_health=False))
+        await self.settle(self.wire.send_packed_command(self.wire.pack_commands(commands)))
 
     async def settle(self, result: Any) -> Any:
         """Return what a method of redis-py returned, or await what one of redis.asyncio did."""

@@ -41,19 +41,18 @@ class Consumer:
                         while True:
                             yield await anext(events)
                 except Exception as error:
-                    delay = self.delay_after(error)
+                    delay = self.delay_after(error, code=str(error).partition(" ")[0])
         finally:
             await redis.close()
 
-    def delay_after(self, error: Exception) -> float:
+    def delay_after(self, error: Exception, code: str) -> float:
         """Return the seconds to wait before the next session; raise what the caller has to fix."""
-        name = str(error).partition(" ")[0]
-        if name not in TRANSIENT_CODES:
-            name = type(error).__name__
+        if code not in TRANSIENT_CODES:
+            code = type(error).__name__
             if not isinstance(error, TRANSIENT) or isinstance(error, exceptions.AuthenticationError):
                 raise error
         if self.failures % 30 == 0:  # about once a minute
-            log.warning("Redis is unavailable (%s), trying again", name)
+            log.warning("Redis is unavailable (%s), trying again", code)
         self.failures += 1
         return backoff(self.failures - 1, BACKOFF_BASE, BACKOFF_CAP)
 

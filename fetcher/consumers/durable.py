@@ -30,9 +30,7 @@ class Durable(Consumer):
         self.attempts_key = f"{{{bus}}}:attempts:{group}"  # a hash: by entry id, how often its event was handed over
         self.is_known = False  # the group has existed
         self.is_missing = False  # the group does not exist
-        self.has_pending = True  # this consumer may have entries that it did not acknowledge
         self.next_look, self.cursor = 0.0, b"0-0"  # for abandoned entries: when, and from where on
-        self.read_at = 0.0  # when entries were requested last
         self.handled_at: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # the latest events
         self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost; it is written again after an error
 
@@ -42,12 +40,11 @@ class Durable(Consumer):
         Others may claim an entry when `idle` has passed since Redis sent it, which was after it was requested. So what
         has waited for half of that, or for longer than reading ahead should take, is released and read again.
         """
-        self.has_pending = True
+        self.has_pending = True  # this consumer may have entries that it did not acknowledge
         if self.unconfirmed:
             self.acknowledge(*self.unconfirmed)
         if self.is_missing:
-            start = "0" if self.is_known else self.start
-            self.redis.send("XGROUP", "CREATE", self.key, self.group, start, "MKSTREAM")
+            self.redis.send("XGROUP", "CREATE", self.key, self.group, "0" if self.is_known else self.start, "MKSTREAM")
         self.redis.send("XCLAIM", self.key, self.group, self.consumer, 0, "0-0", "JUSTID")  # raises if forbidden
         while True:
             ready = deque(await self.next_entries())
@@ -66,13 +63,14 @@ class Durable(Consumer):
             finally:  # also if the loop is left
                 self.release([id for id, _ in ready])
 
-    def delay_after(self, error: Exception) -> float:
+    def delay_after(self, error: Exception, code: str) -> float:
         """Create the group at once if it is missing."""
-        code = str(error).partition(" ")[0]
         self.is_missing = code == "NOGROUP"
         if self.is_missing and self.is_known:
             log.warning("The group %s was lost: created again, from the beginning of the stream", self.group)
-        return 0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error)  # busy: another one was faster
+        return (
+            0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error, code)
+        )  # busy: another one was faster
 
     async def next_entries(self) -> Entries:
         """Return what this consumer has not acknowledged, else what is new; claim abandoned entries in between."""
@@ -100,7 +98,6 @@ class Durable(Consumer):
         options = int(1000 * self.idle), self.cursor, "COUNT", count
         reply = await self.redis.ask("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
         self.cursor, claimed, trimmed = reply
-        self.unconfirmed.clear()
         if trimmed:
             log.warning("Trimmed from the stream before it was handled: %s", trimmed)
         if self.cursor == b"0-0" and not claimed:

@@ -1,0 +1,730 @@
+"""What consumers write to Redis, command by command, and when: on a Redis that answers by a script, without waiting.
+
+What real servers make of it is tested in test_subscriber.py.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from redis import exceptions
+
+import fetcher.asyncio
+from fetcher import Event
+from fetcher.consumers import connection, durable
+from tests import net
+from tests.test_subscriber import GROUP, PATIENCE, Asynchronous, event, text
+
+READ = f"XREADGROUP GROUP {GROUP} a COUNT"
+BEGIN = ["CONNECT", f"XCLAIM events {GROUP} a 0 0-0 JUSTID"]
+READ_PENDING, READ_NEW = f"{READ} 1 STREAMS events 0", f"{READ} 1 BLOCK 1000 STREAMS events >"
+LOOK = f"XAUTOCLAIM events {GROUP} a 60000 0-0 COUNT 1"
+LOST = exceptions.ConnectionError("Connection closed by server.")
+NOTHING = object()  # no answer at all
+
+
+class End(Exception):
+    """The end of a script: the consumer raises it, as it does with everything that the caller has to fix."""
+
+
+END = End()
+
+
+class Wire:
+    """A connection to the Redis of a test, with the methods of redis-py's, which connects again by itself to write."""
+
+    def __init__(self, redis: "Redis", **options: Any) -> None:
+        self.redis, self.is_open, self.is_cut = redis, False, False
+        redis.options.append(options)
+        redis.wires.append(self)
+
+    def connect(self) -> None:
+        self.redis.replies.clear()
+        self.redis.write("CONNECT")
+        self.is_open = True
+        Wire.read_response(self, False)
+
+    def pack_commands(self, commands: Any) -> list[Any]:
+        return list(commands)
+
+    def send_packed_command(self, commands: list[Any]) -> None:
+        if not self.is_open:
+            Wire.connect(self)
+        if self.is_cut:
+            self.is_open = False
+            raise LOST
+        for command in commands:
+            self.redis.write(*command)
+
+    def read_response(self, disconnect_on_error: bool) -> Any:
+        reply = self.redis.next_reply() if self.is_open else LOST
+        if reply is NOTHING:
+            self.redis.written.append("WAIT")
+            raise exceptions.TimeoutError("Timeout reading from socket")
+        if isinstance(reply, Exception):
+            if disconnect_on_error or reply is LOST:
+                self.is_open = False
+            raise reply
+        return reply
+
+    def disconnect(self, nowait: bool = False) -> None:
+        self.redis.written.append("DISCONNECT")
+
+
+class AsyncWire(Wire):
+    """The same with the methods of redis.asyncio's."""
+
+    async def connect(self) -> None:  # type: ignore[override]
+        await self.settle(super().connect)
+
+    async def send_packed_command(self, commands: list[Any]) -> None:  # type: ignore[override]
+        super().send_packed_command(commands)
+
+    async def read_response(self, disconnect_on_error: bool) -> Any:
+        return await self.settle(partial(super().read_response, disconnect_on_error))
+
+    async def settle(self, step: Callable[[], Any]) -> Any:
+        """Do this, and wait where the other kind's socket has a time-out."""
+        try:
+            return step()
+        except exceptions.TimeoutError as error:
+            if self.redis.written[-1] == "WAIT":
+                await asyncio.sleep(10 * PATIENCE)
+            raise error
+
+    async def disconnect(self, nowait: bool = False) -> None:  # type: ignore[override]
+        if not nowait:
+            await asyncio.sleep(10 * PATIENCE)  # until Redis has taken what was written, and it takes nothing
+        super().disconnect()
+
+
+class Redis(net.Clock):
+    """A Redis, its client, and its clock: time passes only when a test says so.
+
+    `answers` has a list for each command, of which the last one stays. A function is called and its result is the
+    answer, an exception is raised. `pushed` is what is published, in RESP2.
+    """
+
+    def __init__(self, is_async: bool) -> None:
+        super().__init__()
+        self.is_async = is_async
+        self.written: list[str] = []  # what reached this Redis, and what its consumer did
+        self.replies: deque[Any] = deque()  # on their way
+        self.pushed: list[Any] = []
+        self.answers: dict[str, list[Any]] = {"XREADGROUP 0": [entries()], "XREADGROUP >": [END]}
+        self.answers["XAUTOCLAIM"] = [claimed()]
+        self.turns = 0  # of other tasks
+        self.wires: list[Wire] = []
+        self.options: list[dict[str, Any]] = []  # of each
+        self.client: Any = self
+        wire = partial(AsyncWire if is_async else Wire, self)
+        self.connection_pool = SimpleNamespace(connection_kwargs={}, connection_class=wire)
+        self.consumers: list[Any] = []
+
+    def write(self, name: str, *arguments: Any) -> None:
+        words = [word.decode() if isinstance(word, bytes) else str(word) for word in arguments]
+        self.written.append(" ".join([name, *words]))
+        answers = self.answers.get(f"XREADGROUP {words[-1]}" if name == "XREADGROUP" else name, [None])
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        self.replies.append(answer)
+
+    def next_reply(self) -> Any:
+        if not self.replies and self.pushed:
+            self.replies.append(self.pushed.pop(0))
+        reply = self.replies.popleft() if self.replies else END
+        return reply() if callable(reply) else reply
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        self.written.append(f"SLEEP {seconds:g}")
+
+    async def give_way(self, seconds: float) -> None:
+        """What asyncio.sleep() is here."""
+        self.turns += 1
+        if seconds:
+            self.sleep(seconds)
+
+    def cut(self) -> None:
+        """Break the first connection: writing to it fails."""
+        self.wires[0].is_cut = True
+
+    def consume(self, consumer: str = "a", **options: Any) -> Any:
+        return self.run(fetcher.asyncio if self.is_async else fetcher, "consume", GROUP, consumer, **options)
+
+    def subscribe(self, *event_types: str, **options: Any) -> Any:
+        return self.run(fetcher.asyncio if self.is_async else fetcher, "subscribe", *event_types, **options)
+
+    def run(self, module: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        events = getattr(module, name)(self.client, *arguments, **options)
+        self.consumers.append(Asynchronous(events) if self.is_async else events)
+        return self.consumers[-1]
+
+    def play(self, events: Iterator[Event], takes: float = 1, handle: Callable[[], Any] = lambda: None) -> list[str]:
+        """Handle events, each for so many seconds, until the end of the script; return what was written."""
+        try:
+            for given in events:
+                self.written.append(f"handle {given.event_id}")
+                self.now += takes
+                handle()
+        except End:
+            return self.written
+        raise AssertionError("it must go on for ever")
+
+
+@pytest.fixture(params=[False, True], ids=["sync", "async"])
+def redis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
+    redis = Redis(request.param)
+    monkeypatch.setattr(durable, "time", redis)
+    monkeypatch.setattr(connection, "time", redis)
+    monkeypatch.setattr(connection, "asyncio", SimpleNamespace(sleep=redis.give_way, timeout=asyncio.timeout))
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    yield redis
+    for events in redis.consumers:
+        events.close()
+
+
+def entry(id: str, data: str | None = None) -> list[Any]:
+    """An entry as Redis sends it: here an event's id is its entry's."""
+    return [id.encode(), [b"event", (text(event(id)) if data is None else data).encode()]]
+
+
+def entries(*ids: str) -> list[Any]:
+    """The answer to XREADGROUP."""
+    return [[b"events", [entry(id) for id in ids]]]
+
+
+def claimed(*ids: str, cursor: str = "0-0", trimmed: tuple[bytes, ...] = ()) -> list[Any]:
+    """The answer to XAUTOCLAIM."""
+    return [cursor.encode(), [entry(id) for id in ids], list(trimmed)]
+
+
+def ack(*ids: str) -> str:
+    return " ".join([f"XACK events {GROUP}", *ids])
+
+
+# --- Durable: what is read, handed over and acknowledged -------------------------------------------------------
+
+
+def test_pending_events_come_first_then_abandoned_ones_then_new_ones(redis: Redis) -> None:
+    """Each is acknowledged when the next one is requested, by whatever requests it."""
+    redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), entries()]
+    redis.answers["XAUTOCLAIM"] = [claimed("3-0"), claimed()]
+    redis.answers["XREADGROUP >"] = [entries("4-0"), None, entries("5-0"), END]
+    assert redis.play(redis.consume(), takes=0.25) == [
+        *BEGIN, READ_PENDING, "handle 1-0",
+        ack("1-0"), READ_PENDING, "handle 2-0",
+        ack("2-0"), READ_PENDING,
+        LOOK, "handle 3-0",
+        ack("3-0"), LOOK,
+        READ_NEW, "handle 4-0",
+        ack("4-0"), READ_NEW,
+        READ_NEW, "handle 5-0",
+        ack("5-0"), READ_NEW, "DISCONNECT",
+    ]  # fmt: skip
+    assert redis.turns == (5 + 1 if redis.is_async else 0)  # one for each event, and one before it connected
+
+
+def test_names_are_those_of_the_caller(redis: Redis) -> None:
+    redis.answers["XREADGROUP >"] = [[[b"b", [entry("1-0")]]], END]
+    assert redis.play(redis.consume("other", bus="b", idle=30, attempts=7)) == [
+        "CONNECT", f"XCLAIM b {GROUP} other 0 0-0 JUSTID",
+        f"XREADGROUP GROUP {GROUP} other COUNT 1 STREAMS b 0",
+        f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1",
+        f"HRANDFIELD {{b}}:attempts:{GROUP}",
+        f"XREADGROUP GROUP {GROUP} other COUNT 1 BLOCK 1000 STREAMS b >",
+        f"HINCRBY {{b}}:attempts:{GROUP} 1-0 1", "handle 1-0",
+        f"XACK b {GROUP} 1-0", f"HDEL {{b}}:attempts:{GROUP} 1-0",
+        f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1",
+        f"HRANDFIELD {{b}}:attempts:{GROUP}",
+        f"XREADGROUP GROUP {GROUP} other COUNT 1 BLOCK 1000 STREAMS b >", "DISCONNECT",
+    ]  # fmt: skip
+
+
+def test_what_is_no_event_is_acknowledged_and_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """And what was trimmed from the stream; other fields of an entry are ignored."""
+    rich = entry("5-0")
+    rich[1] = [b"trace", b"x", *rich[1], b"more", b"y"]
+    odd = [entry("1-0", "garbage"), [b"2-0", None], [b"3-0", [b"other", b"x"]], [b"4-0", []], rich]
+    redis.answers["XREADGROUP >"] = [[[b"events", odd]], END]
+    assert redis.play(redis.consume())[4:] == [
+        READ_NEW, *map(ack, ["1-0", "2-0", "3-0", "4-0"]), "handle 5-0", ack("5-0"), LOOK, READ_NEW, "DISCONNECT",
+    ]  # fmt: skip
+    garbage, *nothing = caplog.messages
+    assert garbage.startswith("No event in entry 1-0, passed over: ")
+    assert "trimmed" not in garbage
+    assert nothing == [
+        f"No event in entry {id}, passed over: empty, or trimmed from the stream" for id in ("2-0", "3-0", "4-0")
+    ]
+
+
+@pytest.mark.parametrize(("idle", "milliseconds"), [(60, 1000), (4, 1000), (2, 500), (0.5, 125), (0.001, 1)])
+def test_reading_waits_for_a_second_or_a_quarter_of_idle(redis: Redis, idle: float, milliseconds: int) -> None:
+    """And never for 0, which is for ever."""
+    assert f"{READ} 1 BLOCK {milliseconds} STREAMS events >" in redis.play(redis.consume(idle=idle))
+
+
+# --- Durable: looking for abandoned entries ----------------------------------------------------------------
+
+
+def test_a_look_goes_on_where_the_last_one_ended(redis: Redis) -> None:
+    """Until it is at the end and has found nothing; the next one begins when the wait for an event is over."""
+    redis.answers["XAUTOCLAIM"] = [
+        claimed(cursor="5-0"), claimed("6-0", cursor="7-0"), claimed("8-0"), claimed(), claimed("9-0"), claimed(),
+    ]  # fmt: skip
+
+    def wait(seconds: float) -> None:
+        redis.now += seconds
+
+    redis.answers["XREADGROUP >"] = [lambda: wait(durable.BLOCK_TIMEOUT / 2)] * 4 + [END]
+    assert redis.play(redis.consume())[3:] == [
+        LOOK, LOOK.replace("0-0", "5-0"), "handle 6-0",
+        ack("6-0"), LOOK.replace("0-0", "7-0"), "handle 8-0",
+        ack("8-0"), LOOK,
+        READ_NEW, READ_NEW,
+        LOOK, "handle 9-0",
+        ack("9-0"), LOOK,
+        READ_NEW, READ_NEW,
+        LOOK, READ_NEW, "DISCONNECT",
+    ]  # fmt: skip
+
+
+def test_a_consumer_looks_at_once_even_if_the_machine_has_just_started(redis: Redis) -> None:
+    redis.now = 0.0
+    assert redis.play(redis.consume()) == [*BEGIN, READ_PENDING, LOOK, READ_NEW, "DISCONNECT"]
+
+
+def test_what_was_trimmed_in_anothers_hands_is_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    redis.answers["XAUTOCLAIM"] = [claimed(trimmed=(b"1-0", b"2-0")), claimed()]
+    redis.play(redis.consume())
+    assert caplog.messages == ["Trimmed from the stream before it was handled: [b'1-0', b'2-0']"]
+
+
+# --- Durable: reading ahead --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("takes", "counts"),
+    [(0.25, [1, 1, 1, 1]), (0.125, [1, 1, 1, 1]), (0.0625, [1, 1, 2, 2]), (0.03125, [1, 1, 2, 4]), (0, [1, 1, 2, 4])],
+)
+def test_as_many_are_read_as_were_handled_lately(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, takes: float, counts: list[int]
+) -> None:
+    monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", 0.125)
+    ids = iter(range(1, 100))
+    redis.answers["XREADGROUP >"] = [entries(*(f"{next(ids)}-0" for _ in range(count))) for count in counts] + [END]
+    written = redis.play(redis.consume(), takes)
+    assert [int(line.split()[5]) for line in written if line.startswith(READ) and line.endswith(">")][:4] == counts
+
+
+def test_no_more_than_a_hundred_are_read_at_once(redis: Redis) -> None:
+    redis.answers["XREADGROUP >"] = [*(entries(f"{id}-0") for id in range(1, 151)), END]
+    *_, last = [line for line in redis.play(redis.consume(), takes=0) if line.startswith(READ)]
+    assert last.startswith(f"{READ} 100 ")
+
+
+@pytest.mark.parametrize(
+    ("idle", "wait", "takes", "handled", "left_for"),
+    [
+        pytest.param(60, 0, 0.25, 2, 0, id="a handler that takes 0.25 s"),
+        pytest.param(60, 0, 0.125, 3, 0, id="one that takes 0.125 s"),
+        pytest.param(60, 20, 0.125, 3, 0, id="the wait for the first entry does not count"),
+        pytest.param(60, 29.875, 0.125, 2, 125, id="but for idle, which may have begun then"),
+        pytest.param(60, 0, 50, 1, 20_000, id="a handler that takes 50 s"),
+        pytest.param(0.25, 0, 0.0625, 3, 62, id="a short idle"),
+        pytest.param(0, 0, 0, 4, 0, id="no idle at all"),
+    ],
+)
+def test_what_waits_for_too_long_is_released(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, idle: float, wait: float, takes: float, handled: int, left_for: int
+) -> None:
+    """After twice the time of reading ahead, or half of `idle`: anyone may claim it, but what one has claimed stays."""
+    monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", 0.125)
+    ids = ["1-0", "2-0", "3-0", "4-0"]
+
+    def read() -> Any:
+        redis.now += wait
+        return entries(*ids)
+
+    redis.answers["XREADGROUP >"] = [read, END]
+    written = redis.play(redis.consume(idle=idle), takes)
+    begin = written.index("handle 1-0")
+    expected = [line for id in ids[:handled] for line in (f"handle {id}", ack(id))]
+    if rest := ids[handled:]:
+        expected.append(f"XCLAIM events {GROUP} a {left_for} {' '.join(rest)} IDLE {int(1000 * idle)} JUSTID")
+    assert written[begin : begin + len(expected)] == expected
+    reads_pending = written[begin + len(expected)].endswith("STREAMS events 0")  # what nobody has claimed, again
+    assert reads_pending is bool(rest)
+
+
+def test_what_was_read_ahead_is_released_when_the_loop_is_left(redis: Redis) -> None:
+    """The event in hand stays unacknowledged."""
+    redis.answers["XREADGROUP >"] = [entries("1-0", "2-0", "3-0")]
+    events = redis.consume()
+    next(events)
+    events.close()
+    release = f"XCLAIM events {GROUP} a 0 2-0 3-0 IDLE 60000 JUSTID"
+    assert redis.written[4:] == [READ_NEW, release, "DISCONNECT"]
+
+
+# --- Durable: attempts -------------------------------------------------------------------------------------
+
+ATTEMPTS, DEAD_LETTERS = f"{{events}}:attempts:{GROUP}", f"{{events}}:dead-letter:{GROUP}"
+
+
+def attempt(id: str) -> list[str]:
+    return [f"HINCRBY {ATTEMPTS} {id} 1", f"handle {id}", ack(id), f"HDEL {ATTEMPTS} {id}"]
+
+
+def test_what_has_failed_too_often_becomes_a_dead_letter(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """Of what was pending and of what was abandoned. What was trimmed is none, and neighbours are handed over."""
+    redis.answers["XREADGROUP 0"] = [
+        [[b"events", [entry("1-0"), entry("2-0"), [b"3-0", None], entry("4-0")]]],
+        entries(),
+    ]
+    redis.answers["XAUTOCLAIM"] = [claimed("5-0"), claimed()]
+    redis.answers["HMGET"] = [[None, b"2", b"2", b"1"], [b"3"]]
+    redis.answers["XREADGROUP >"] = [entries("6-0"), END]
+    look_for_attempts = f"HRANDFIELD {ATTEMPTS}"
+
+    def dead_letter(id: str, attempts: int) -> list[str]:
+        letter = f"XADD {DEAD_LETTERS} MAXLEN ~ 10000 * event {text(event(id))} id {id} attempts {attempts}"
+        return [letter, ack(id), f"HDEL {ATTEMPTS} {id}"]
+
+    assert redis.play(redis.consume(attempts=2), takes=0.15) == [
+        *BEGIN, READ_PENDING, f"HMGET {ATTEMPTS} 1-0 2-0 3-0 4-0", *dead_letter("2-0", 2),
+        *attempt("1-0"), ack("3-0"), f"HDEL {ATTEMPTS} 3-0", *attempt("4-0"),
+        READ_PENDING, LOOK, f"HMGET {ATTEMPTS} 5-0", *dead_letter("5-0", 3),
+        LOOK, look_for_attempts, READ_NEW, *attempt("6-0"), READ_NEW, "DISCONNECT",
+    ]  # fmt: skip
+    assert caplog.messages == [
+        "Dead letter: entry 2-0 of events, handling has failed 2 times",
+        "No event in entry 3-0, passed over: empty, or trimmed from the stream",
+        "Dead letter: entry 5-0 of events, handling has failed 3 times",
+    ]
+
+
+def test_an_event_that_was_never_handed_over_is_handed_over_once(redis: Redis) -> None:
+    """Even if only one attempt is allowed."""
+    redis.answers["XREADGROUP 0"] = [entries("1-0"), entries()]
+    redis.answers["HMGET"] = [[None]]
+    assert "handle 1-0" in redis.play(redis.consume(attempts=1))
+
+
+@pytest.mark.parametrize(
+    ("found", "pending", "forgotten"),
+    [(None, [], False), (b"1-0", [[b"1-0", b"b", 5, 1]], False), (b"1-0", [], True)],
+)
+def test_attempts_of_what_is_no_longer_pending_are_forgotten(
+    redis: Redis, found: bytes | None, pending: list[Any], forgotten: bool
+) -> None:
+    """One entry at each look, at random."""
+    redis.answers |= {"HRANDFIELD": [found], "XPENDING": [pending]}
+    look = [LOOK, f"HRANDFIELD {ATTEMPTS}"] + [f"XPENDING events {GROUP} 1-0 1-0 1"] * bool(found)
+    assert redis.play(redis.consume(attempts=1))[3:] == [
+        *look, *[f"HDEL {ATTEMPTS} 1-0"] * forgotten, READ_NEW, "DISCONNECT"
+    ]  # fmt: skip
+
+
+# --- Durable: after an error -------------------------------------------------------------------------------
+
+
+def test_a_lost_acknowledgement_is_written_again_until_redis_has_confirmed_it(redis: Redis) -> None:
+    redis.answers["XREADGROUP >"] = [entries("1-0"), LOST, LOST, entries("2-0"), LOST, END]
+    again = ["DISCONNECT", "SLEEP 0.1", "CONNECT"]
+    written = redis.play(redis.consume(attempts=1), takes=0.25)
+    written = [line for line in written if not line.startswith(("HRANDFIELD", "XAUTOCLAIM"))]
+    claim = BEGIN[1]
+    acknowledge = [ack("1-0"), f"HDEL {ATTEMPTS} 1-0"]
+    assert written[3:] == [
+        READ_NEW, *attempt("1-0"), READ_NEW, *again,
+        *acknowledge, claim, READ_PENDING, READ_NEW, *again,
+        claim, READ_PENDING, READ_NEW, *attempt("2-0"), READ_NEW, *again,
+        ack("2-0"), f"HDEL {ATTEMPTS} 2-0", claim, READ_PENDING, READ_NEW, "DISCONNECT",
+    ]  # fmt: skip
+
+
+NO_GROUP = exceptions.ResponseError("NOGROUP No such key 'events' or consumer group 'moderation'")
+BUSY_GROUP = exceptions.ResponseError("BUSYGROUP Consumer Group name already exists")
+
+
+@pytest.mark.parametrize("start", ["$", "0", "5-0"])
+@pytest.mark.parametrize("created", [None, BUSY_GROUP])
+def test_a_missing_group_is_created_at_once(
+    redis: Redis, caplog: pytest.LogCaptureFixture, start: str, created: Any
+) -> None:
+    """From `start` on; another consumer may have been faster, which is as good."""
+    redis.answers |= {"XCLAIM": [NO_GROUP, None], "XGROUP": [created]}
+    create = f"XGROUP CREATE events {GROUP} {start} MKSTREAM"
+    written = redis.play(redis.consume(start=start))
+    once_more = ["DISCONNECT", "CONNECT"] if created else []
+    assert [line for line in written if line.startswith(("CONNECT", "SLEEP", "XGROUP", "DISCONNECT"))] == [
+        "CONNECT", "DISCONNECT", "CONNECT", create, *once_more, "DISCONNECT"
+    ]  # fmt: skip
+    assert caplog.messages == []
+
+
+def test_a_lost_group_is_created_again_from_the_beginning(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, and with a line in the log each time."""
+    redis.answers["XREADGROUP >"] = [NO_GROUP, LOST, NO_GROUP, END]
+    create = f"XGROUP CREATE events {GROUP} 0 MKSTREAM"
+    session = [BEGIN[1], READ_PENDING]
+    written = [line for line in redis.play(redis.consume()) if line != LOOK]
+    assert written == [
+        "CONNECT", *session, READ_NEW, "DISCONNECT",
+        "CONNECT", create, *session, READ_NEW, "DISCONNECT",
+        "SLEEP 0.1", "CONNECT", *session, READ_NEW, "DISCONNECT",
+        "CONNECT", create, *session, READ_NEW, "DISCONNECT",
+    ]  # fmt: skip
+    lost = f"The group {GROUP} was lost: created again, from the beginning of the stream"
+    assert caplog.messages == [lost, "Redis is unavailable (ConnectionError), trying again", lost]
+
+
+# --- Both: what is waited for, and what the caller has to fix -------------------------------------------------
+
+PASSING = [
+    (LOST, "ConnectionError"),
+    (exceptions.BusyLoadingError("Redis is loading the dataset in memory"), "BusyLoadingError"),
+    (exceptions.TimeoutError("Timeout reading from socket"), "TimeoutError"),
+    (TimeoutError(), "TimeoutError"),
+    (OSError("Network is unreachable"), "OSError"),
+    (exceptions.ClusterDownError("CLUSTERDOWN The cluster is down"), "ClusterDownError"),
+    (exceptions.RedisClusterException("Redis Cluster cannot be connected"), "RedisClusterException"),
+    (exceptions.MovedError("1 127.0.0.1:7000"), "MovedError"),
+    (exceptions.AskError("1 127.0.0.1:7000"), "AskError"),
+    (exceptions.ReadOnlyError("You can't write against a read only replica."), "ReadOnlyError"),
+    (exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), "OutOfMemoryError"),
+    *(
+        (exceptions.ResponseError(f"{code} for a reason"), code)
+        for code in ("BUSY", "MISCONF", "NOREPLICAS", "UNBLOCKED")
+    ),
+]
+LASTING = [
+    exceptions.AuthenticationError("WRONGPASS invalid username-password pair or user is disabled."),
+    exceptions.NoPermissionError("this user has no permissions to run the command"),
+    exceptions.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
+    exceptions.ResponseError("ERR BUSY is not the code of this"),
+    TypeError("a bug"),
+]
+both = pytest.mark.parametrize("read", [Redis.consume, Redis.subscribe], ids=["consume", "subscribe"])
+
+
+@pytest.mark.parametrize(("error", "name"), PASSING, ids=[name for _, name in PASSING])
+@both
+def test_what_passes_is_waited_for(
+    redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, error: Exception, name: str
+) -> None:
+    """The log names it, and quotes no text of Redis's or the library's, which may have an address in it."""
+    redis.answers["CONNECT"] = [error, None]
+    assert redis.play(read(redis))[:4] == ["CONNECT", "DISCONNECT", "SLEEP 0.1", "CONNECT"]
+    assert caplog.messages == [f"Redis is unavailable ({name}), trying again"]
+
+
+@pytest.mark.parametrize("error", LASTING, ids=lambda error: str(error).partition(" ")[0])
+@both
+def test_what_the_caller_has_to_fix_is_raised(
+    redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, error: Exception
+) -> None:
+    redis.answers["CONNECT"] = [error]
+    with pytest.raises(type(error)) as raised:
+        next(read(redis))
+    assert raised.value is error
+    assert redis.written == ["CONNECT", "DISCONNECT"]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("failures", "lines"), [(1, 1), (30, 1), (31, 2), (61, 3)])
+@both
+def test_a_long_outage_is_logged_about_once_a_minute(
+    redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, failures: int, lines: int
+) -> None:
+    """The pauses grow up to two seconds. When it is over, the next outage begins with a short one, and a line."""
+    redis.answers |= {"CONNECT": [*[LOST] * failures, None, LOST, None], "XREADGROUP >": [LOST, END]}
+    redis.pushed = [LOST, END]
+    waits = [line for line in redis.play(read(redis)) if line.startswith("SLEEP")]
+    growing = [f"SLEEP {seconds}" for seconds in (0.1, 0.2, 0.4, 0.8, 1.6)]
+    assert waits == [*growing, *["SLEEP 2"] * failures][:failures] + growing[:2]
+    assert caplog.messages == ["Redis is unavailable (ConnectionError), trying again"] * (lines + 1)
+
+
+# --- Live --------------------------------------------------------------------------------------------------
+
+
+def published(channel: str, id: str, *pattern: str, data: str | None = None) -> list[Any]:
+    """What Redis sends to who listens to a channel, or to a pattern."""
+    kind = "pmessage" if pattern else "message"
+    words = [kind, *pattern, channel, text(event(id)) if data is None else data]
+    return [word.encode() for word in words]
+
+
+@pytest.mark.parametrize(
+    ("types", "command"),
+    [([], "PSUBSCRIBE events:*"), (["message"], "SUBSCRIBE events:message"),
+     (["command", "button"], "SUBSCRIBE events:command events:button")],
+)  # fmt: skip
+def test_a_subscriber_gets_what_is_published_on_its_channels(redis: Redis, types: list[str], command: str) -> None:
+    """Each is an event of this bus; the answers to its subscription are none, nor what other buses publish."""
+    pattern = [] if types else ["events:*"]
+    redis.pushed = [
+        *([b"subscribe", f"events:{name}".encode(), 1] for name in types[1:]),
+        published("events:message", "1", *pattern),
+        published("events:other:message", "2", *pattern),
+        published("events:command", "3", *pattern),
+        [b"unsubscribe", b"events:message", 0],
+    ]  # fmt: skip
+    assert redis.play(redis.subscribe(*types)) == ["CONNECT", command, "handle 1", "handle 3", "DISCONNECT"]
+    assert redis.turns == (1 + max(0, len(types) - 1) + 4 if redis.is_async else 0)
+
+
+def test_a_message_that_is_no_event_is_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    redis.pushed = [published("b:message", "", data=""), published("b:message", "", data="[]")]
+    redis.pushed += [published("b:message", "1")]
+    assert redis.play(redis.subscribe("message", bus="b")) == [
+        "CONNECT", "SUBSCRIBE b:message", "handle 1", "DISCONNECT"
+    ]  # fmt: skip
+    assert caplog.messages[0] == "No event in a message on b, passed over: empty, or trimmed from the stream"
+    assert caplog.messages[1].startswith("No event in a message on b, passed over: ")
+    assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("timeout", [TimeoutError(), exceptions.TimeoutError("Timeout reading from socket")])
+def test_a_silent_redis_has_to_answer(redis: Redis, caplog: pytest.LogCaptureFixture, timeout: Exception) -> None:
+    """On the same connection; if it does not, a new one is opened."""
+    redis.answers["SUBSCRIBE"] = [[b"subscribe", b"events:message", 1]] * 2 + [timeout, None]
+    redis.pushed = [published("events:message", "1"), timeout, published("events:message", "2"), timeout]
+    redis.pushed += [published("events:message", "3")]
+    subscribe = "SUBSCRIBE events:message"
+    assert redis.play(redis.subscribe("message")) == [
+        "CONNECT", subscribe, "handle 1", subscribe, "handle 2", subscribe, "DISCONNECT",
+        "SLEEP 0.1", "CONNECT", subscribe, "handle 3", "DISCONNECT",
+    ]  # fmt: skip
+    assert caplog.messages == ["Redis is unavailable (TimeoutError), trying again"]
+
+
+# --- Both: the connection --------------------------------------------------------------------------------------
+
+
+def test_a_connection_has_the_clients_options_but_the_consumer_alone_retries(redis: Redis) -> None:
+    """And replies have one form, whatever the client decodes."""
+    redis.connection_pool.connection_kwargs = {
+        "host": "redis.internal", "password": "secret", "protocol": 3, "decode_responses": True, "socket_timeout": 1,
+        "health_check_interval": 5, "retry": 3, "retry_on_timeout": True, "maint_notifications_config": "any",
+    }  # fmt: skip
+    redis.play(redis.consume())
+    timeout = None if redis.is_async else 10.0
+    assert redis.options == [
+        {"host": "redis.internal", "password": "secret", "protocol": 2, "decode_responses": False,
+         "health_check_interval": 0, "socket_timeout": timeout}
+    ]  # fmt: skip
+
+
+class Cluster:
+    """A client of a cluster, whose nodes all are one Redis."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.nodes_manager, self.redis = self, redis
+        if not redis.is_async:
+            self.get_redis_connection = {None: redis}.__getitem__
+
+    def initialize(self) -> Any:
+        self.redis.written.append("ask for the nodes")
+        return asyncio.sleep(0) if self.redis.is_async else None
+
+    def get_node_from_key(self, key: str) -> Any:
+        return self.node(f"take the node of {key}")
+
+    def get_random_node(self) -> Any:
+        return self.node("take any node")
+
+    def node(self, line: str) -> Any:
+        """A node of redis-py's is a name; one of redis.asyncio has no pool, but is like one."""
+        self.redis.written.append(line)
+        return self.redis.connection_pool if self.redis.is_async else None
+
+
+@pytest.mark.parametrize(
+    ("read", "line"),
+    [
+        pytest.param(Redis.consume, "take the node of events", id="consume"),
+        pytest.param(Redis.subscribe, "take any node", id="subscribe"),
+    ],
+)
+def test_a_cluster_is_asked_for_its_nodes_at_each_connection(redis: Redis, read: Any, line: str) -> None:
+    """A stream is on one node, which may change; channels are on all."""
+    redis.client = Cluster(redis)
+    redis.answers["CONNECT"] = [LOST, None]
+    connect = ["ask for the nodes", line, "CONNECT"]
+    assert redis.play(read(redis))[:8] == [*connect, "DISCONNECT", "SLEEP 0.1", *connect]
+
+
+@pytest.mark.parametrize("command", ["CONNECT", "XCLAIM", "XREADGROUP 0", "XREADGROUP >", "XAUTOCLAIM"])
+def test_a_redis_that_does_not_answer_is_left_at_once(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, command: str
+) -> None:
+    """When the time is over, no other reply is waited for."""
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.01)
+    redis.answers[command] = [NOTHING, redis.answers.get(command, [None])[0]]
+    written = redis.play(redis.consume())
+    wait = written.index("WAIT")
+    assert written[wait : wait + 4] == ["WAIT", "DISCONNECT", "SLEEP 0.1", "CONNECT"]
+    assert written.count("WAIT") == 1
+    assert caplog.messages == ["Redis is unavailable (TimeoutError), trying again"]
+
+
+def test_nothing_of_a_broken_connection_is_written_to_the_next(redis: Redis) -> None:
+    """But the acknowledgement of what has been handled; the rest is read again."""
+    redis.answers["XREADGROUP 0"] = [entries(), entries("2-0", "3-0"), entries()]
+    redis.answers["XREADGROUP >"] = [entries("1-0", "2-0", "3-0"), END]
+    first, *others = BEGIN
+    written = redis.play(redis.consume(), takes=0, handle=redis.cut)
+    assert [line for line in written if line != LOOK][3:] == [
+        READ_NEW, "handle 1-0", "DISCONNECT", "SLEEP 0.1",
+        first, ack("1-0"), *others, READ_PENDING, "handle 2-0", ack("2-0"), "handle 3-0",
+        ack("3-0"), READ_PENDING.replace("1", "3"),
+        READ_NEW.replace(" 1 ", " 3 "), "DISCONNECT",
+    ]  # fmt: skip
+
+
+class Interrupted(BaseException):
+    """What ends a consumer in the middle, like Ctrl-C or the end of a task."""
+
+
+def test_who_leaves_waits_for_what_was_begun(redis: Redis) -> None:
+    """For the reply to what was released, which Redis could else drop."""
+    redis.answers["XREADGROUP >"] = [entries("1-0", "2-0")]
+    events = redis.consume()
+    next(events)
+    events.close()
+    assert (redis.written[-1], list(redis.replies)) == ("DISCONNECT", [])
+
+
+def test_who_leaves_a_broken_connection_leaves_without_a_word(redis: Redis) -> None:
+    redis.answers["XREADGROUP >"] = [entries("1-0", "2-0")]
+    events = redis.consume()
+    next(events)
+    redis.cut()
+    events.close()
+    assert redis.written[-2:] == [READ_NEW, "DISCONNECT"]
+
+
+def test_who_is_interrupted_while_leaving_closes_the_connection(redis: Redis) -> None:
+    def interrupt() -> None:
+        raise Interrupted
+
+    redis.answers |= {"XREADGROUP >": [entries("1-0", "2-0")], "XCLAIM": [None, interrupt]}
+    events = redis.consume()
+    next(events)
+    with pytest.raises(Interrupted):
+        events.close()
+    assert redis.written[-1] == "DISCONNECT"
+
+
+def test_who_never_had_a_connection_has_none_to_close(redis: Redis) -> None:
+    """Only the error comes out that the caller has to fix."""
+    redis.connection_pool.connection_class = None
+    with pytest.raises(TypeError, match="NoneType"):
+        next(redis.consume())
+    assert redis.written == []
