@@ -303,6 +303,13 @@ def test_what_was_trimmed_in_anothers_hands_is_logged(redis: Redis, caplog: pyte
     assert caplog.messages == ["Trimmed from the stream before it was handled: [b'1-0', b'2-0']"]
 
 
+def test_a_redis_before_version_7_has_nothing_for_what_was_trimmed(redis: Redis) -> None:
+    """And does not say which entries these were."""
+    cursor, found, _ = claimed("3-0")
+    redis.answers["XAUTOCLAIM"] = [[cursor, [None, *found]], [cursor, []]]
+    assert redis.play(redis.consume())[3:] == [LOOK, "handle 3-0", ack("3-0"), LOOK, READ_NEW, "DISCONNECT"]
+
+
 # --- Durable: reading ahead --------------------------------------------------------------------------------
 
 
@@ -445,6 +452,12 @@ def test_a_lost_acknowledgement_is_written_again_until_redis_has_confirmed_it(re
         claim, READ_PENDING, READ_NEW, *attempt("2-0"), READ_NEW, *again,
         ack("2-0"), f"HDEL {ATTEMPTS} 2-0", claim, READ_PENDING, READ_NEW, "DISCONNECT",
     ]  # fmt: skip
+
+
+def test_a_look_confirms_an_acknowledgement(redis: Redis) -> None:
+    redis.answers["XAUTOCLAIM"] = [claimed("1-0"), claimed("2-0"), LOST, claimed()]
+    written = redis.play(redis.consume())
+    assert [line for line in written if line.startswith("XACK")] == [ack("1-0"), ack("2-0"), ack("2-0")]
 
 
 NO_GROUP = exceptions.ResponseError("NOGROUP No such key 'events' or consumer group 'moderation'")

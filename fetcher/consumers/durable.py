@@ -68,9 +68,8 @@ class Durable(Consumer):
         self.is_missing = code == "NOGROUP"
         if self.is_missing and self.is_known:
             log.warning("The group %s was lost: created again, from the beginning of the stream", self.group)
-        return (
-            0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error, code)
-        )  # busy: another one was faster
+        # BUSYGROUP: another consumer was faster.
+        return 0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error, code)
 
     async def next_entries(self) -> Entries:
         """Return what this consumer has not acknowledged, else what is new; claim abandoned entries in between."""
@@ -97,13 +96,14 @@ class Durable(Consumer):
         """Claim entries that were idle for too long, and return them. Redis looks at ten times `count` entries."""
         options = int(1000 * self.idle), self.cursor, "COUNT", count
         reply = await self.redis.ask("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
-        self.cursor, claimed, trimmed = reply
-        if trimmed:
-            log.warning("Trimmed from the stream before it was handled: %s", trimmed)
+        self.cursor, claimed, *trimmed = reply  # before version 7 Redis has None among `claimed` for what was trimmed
+        self.unconfirmed.clear()
+        if any(trimmed):
+            log.warning("Trimmed from the stream before it was handled: %s", *trimmed)
         if self.cursor == b"0-0" and not claimed:
             await self.forget_attempts()
             self.next_look = time.monotonic() + BLOCK_TIMEOUT  # now, or a distant Redis would never be read from
-        return list(claimed)
+        return [entry for entry in claimed if entry]
 
     async def without_poison(self, entries: Entries) -> Entries:
         """Return the entries except those whose handling has failed too often, which become dead letters.
