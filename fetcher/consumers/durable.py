@@ -3,13 +3,14 @@
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
+from itertools import accumulate
 from typing import Any
 
 from ..events import Event
 from .consumer import Consumer, log, read_event
 
 BLOCK_TIMEOUT = 1.0  # seconds to wait for new entries before looking for abandoned ones
-READ_AHEAD_INTERVAL = 0.1  # seconds: as many entries are read at once as were handled in this time…
+READ_AHEAD_INTERVAL = 0.1  # seconds: as many entries are read at once as the latest that took no longer to handle…
 MAX_READ_AHEAD = 100  # …but no more than these
 MAX_DEAD_LETTERS = 10_000  # kept for each group, approximately
 
@@ -33,7 +34,7 @@ class Durable(Consumer):
         self.has_pending = True  # this consumer may have entries that it did not acknowledge
         self.next_look, self.cursor = 0.0, b"0-0"  # for abandoned entries: when, and from where on
         self.read_at = 0.0  # when entries were requested last
-        self.handled_at: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # the latest events
+        self.durations: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # of handling the latest entries, in seconds
         self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost; it is written again after an error
 
     async def session(self) -> AsyncGenerator[Event, None]:
@@ -43,6 +44,7 @@ class Durable(Consumer):
         has waited for half of that, or for longer than reading ahead should take, is released and read again.
         """
         self.has_pending = True
+        self.durations.clear()  # as many entries at once may be too much for this connection
         if self.unconfirmed:
             self.acknowledge(*self.unconfirmed)
         if self.is_missing:
@@ -53,16 +55,16 @@ class Durable(Consumer):
             ready = deque(await self.next_entries())
             deadline = min(self.read_at + self.idle / 2, time.monotonic() + 2 * READ_AHEAD_INTERVAL)
             try:
-                while ready and time.monotonic() <= deadline:
+                while ready and (begun := time.monotonic()) <= deadline:
                     id, fields = ready.popleft()
                     if event := read_event(event_field(fields), f"entry {id.decode()}"):
                         if self.attempts:
                             self.redis.send("HINCRBY", self.attempts_key, id, 1)
                         await self.redis.flush()
                         yield event
-                        self.handled_at.append(time.monotonic())
                     self.acknowledge(id)
                     await self.redis.sleep(0)  # other tasks get their turn, even if the handler waits for nothing
+                    self.durations.appendleft(time.monotonic() - begun)
             finally:  # also if the loop is left
                 self.release([id for id, _ in ready])
 
@@ -77,7 +79,7 @@ class Durable(Consumer):
     async def next_entries(self) -> Entries:
         """Return what this consumer has not acknowledged, else what is new; claim abandoned entries in between."""
         self.read_at = time.monotonic()
-        count = sum(self.read_at - then < READ_AHEAD_INTERVAL for then in self.handled_at) or 1
+        count = sum(total < READ_AHEAD_INTERVAL for total in accumulate(self.durations)) or 1
         if self.has_pending:
             entries = await self.read(count, "0")
             self.has_pending = bool(entries)
