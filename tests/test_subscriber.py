@@ -848,6 +848,16 @@ def test_a_distant_redis_costs_no_round_trip_for_each_event(server: Server, clie
     assert calls(client, "xreadgroup") < before + 100
 
 
+@pytest.mark.parametrize("attempts", [None, 3])
+def test_a_redis_farther_away_than_idle_is_read_from(server: Server, client: Any, attempts: int | None) -> None:
+    """Whoever asks whether an event is still theirs hears it too late, and would ask for ever."""
+    add(client, "events", 1, 2, 3)
+    with Proxy(server.port, delay=0.05) as proxy:
+        own = redis.Redis(HOST, proxy.port, retry=ONCE)
+        events = consume(own, GROUP, "a", start="0", idle=0.05, attempts=attempts)
+        assert take(events, 3) == ["1", "2", "3"]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("lose", ["acknowledge", "trim", "delete", "destroy"])
 def test_attempts_of_what_is_no_longer_pending_are_forgotten(client: Any, lose: str) -> None:

@@ -41,7 +41,8 @@ class Durable(Consumer):
         """Yield one event after the other, and acknowledge it when the next one is requested.
 
         Others may claim an entry when `idle` has passed since Redis sent it, which was after it was requested. So what
-        has waited for half of that, or for longer than reading ahead should take, is released and read again.
+        has waited for half of that, or for longer than reading ahead should take, is released and read again. Then the
+        first one is handed over even if that takes long: Redis may be far away.
         """
         self.has_pending = True
         self.durations.clear()  # as many entries at once may be too much for this connection
@@ -54,8 +55,10 @@ class Durable(Consumer):
         while True:
             ready = deque(await self.next_entries())
             deadline = min(self.read_at + self.idle / 2, time.monotonic() + 2 * READ_AHEAD_INTERVAL)
+            is_due = self.has_pending  # the first one, read again
             try:
-                while ready and (begun := time.monotonic()) <= deadline:
+                while ready and ((begun := time.monotonic()) <= deadline or is_due):
+                    is_due = False
                     id, fields = ready.popleft()
                     if event := read_event(event_field(fields), f"entry {id.decode()}"):
                         if self.attempts:
