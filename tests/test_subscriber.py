@@ -573,6 +573,22 @@ def test_what_was_trimmed_is_logged_and_passed_over(client: Any, caplog: pytest.
         assert any("rimmed" in message and entry in message for message in caplog.messages)
 
 
+def test_redis_6_2_is_read_from(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers XAUTOCLAIM without what was trimmed, and claims that, too: None stands for it among the others."""
+    ask = connection.Connection.ask
+
+    async def ask_old(self: connection.Connection, *command: Any) -> Any:
+        reply = await ask(self, *command)
+        return [reply[0], [None, *reply[1][1:]] if reply[1] else []] if command[0] == "XAUTOCLAIM" else reply
+
+    monkeypatch.setattr(connection.Connection, "ask", ask_old)
+    entries = add(client, "events", 1, 2, 3)
+    client.xgroup_create("events", GROUP, "0")
+    client.xreadgroup(GROUP, "dead", {"events": ">"}, count=2)
+    client.xclaim("events", GROUP, "dead", 0, entries[:2], idle=61_000)
+    assert take(consume(client, GROUP, "a"), 3) == ["1", "2", "3"]
+
+
 # --- Durable: reading ahead -------------------------------------------------------------------------------------
 
 

@@ -104,14 +104,16 @@ class Durable(Consumer):
         """Claim entries that were idle for too long, and return them. Redis looks at ten times `count` entries."""
         options = int(1000 * self.idle), self.cursor, "COUNT", count
         reply = await self.redis.ask("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
-        self.cursor, claimed, trimmed = reply
+        self.cursor, entries, *trimmed = reply
+        claimed = [entry for entry in entries if entry]
+        self.has_pending = None in entries  # Redis 6.2 has claimed one that was trimmed: it is read, and passed over
         self.unconfirmed.clear()
-        if trimmed:
-            log.warning("Trimmed from the stream before it was handled: %s", trimmed)
+        if any(trimmed):
+            log.warning("Trimmed from the stream before it was handled: %s", *trimmed)
         if self.cursor == b"0-0" and not claimed:
             await self.forget_attempts()
             self.next_look = time.monotonic() + BLOCK_TIMEOUT  # now, or a distant Redis would never be read from
-        return list(claimed)
+        return claimed
 
     async def without_poison(self, entries: Entries) -> Entries:
         """Return the entries except those whose handling has failed too often, which become dead letters.
