@@ -8,6 +8,7 @@ import inspect
 import json
 import queue
 import signal
+import socketserver
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ from redis.retry import Retry
 import fetcher.asyncio
 from fetcher import Event, Message, Peer, User
 from fetcher.consumers import connection, consumer, durable
-from tests import HOST, free_port, servers
+from tests import HOST, Loopback, free_port, servers
 from tests.forks import LIBRARIES, ROOT, template
 from tests.processes import environment
 from tests.servers import Proxy, Server, cluster, program
@@ -300,6 +301,28 @@ def test_a_subscriber_never_gives_up(caplog: pytest.LogCaptureFixture, monkeypat
         with server.client() as client:
             wait_until(lambda: listeners(client))
             client.publish("events:message", text(event(1)))
+        reading.wait_for(1)
+
+
+class Other(socketserver.BaseRequestHandler):
+    """Answer as a load balancer does while Redis is down."""
+
+    def handle(self) -> None:
+        self.request.recv(100)
+        self.request.sendall(b"HTTP/1.0 503 Service Unavailable\r\n\r\n")
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_an_answer_that_is_not_redis_is_an_outage(live: bool, caplog: pytest.LogCaptureFixture) -> None:
+    other = Loopback(free_port(), Other)
+    own = redis.Redis(HOST, other.server_address[1], retry=ONCE)
+    reading = Reading(subscribe(own) if live else consume(own, GROUP, "a", start="0"))
+    wait_until(lambda: "Redis is unavailable (InvalidResponse), trying again" in caplog.messages)
+    other.close()
+    with own_server(port=other.server_address[1]) as server, server.client() as client:
+        wait_until(lambda: client.pubsub_numpat() or not live)
+        add(client, "events", 1)
+        client.publish("events:message", text(event(1)))
         reading.wait_for(1)
 
 
