@@ -308,6 +308,14 @@ def test_what_passes_is_named(command: list[str], said: str) -> None:
         assert sentence(server.url, RedisUnavailable, *command) == f"Redis is unavailable {said}"
 
 
+def test_a_redis_with_too_many_clients_says_so() -> None:
+    """The network is all right, then: an operator must not look for the reason there."""
+    with Server() as server, server.client() as owner:
+        owner.config_set("maxclients", 1)
+        said = "Redis is unavailable (max number of clients reached)"
+        wait_until(lambda: sentence(server.url, RedisUnavailable, "PING") == said)  # or else the connection is reset
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [

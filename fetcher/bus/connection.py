@@ -103,6 +103,7 @@ def redis_errors() -> Iterator[None]:
 
 def reason(error: Exception, answer: str) -> str:
     """Return why Redis is unavailable: the code of its answer, or the error's class: its text holds addresses."""
-    code = re.match(r"[A-Z]+(?= |$)|unknown command .\w+.", answer) if isinstance(error, ResponseError) else None
+    codes = r"[A-Z]+(?= |$)|unknown command .\w+." if isinstance(error, ResponseError) else r"max number of clients \w+"
+    code = re.match(codes, answer)
     name = type(error.__context__ if isinstance(error.__context__, OSError) else error).__name__
     return code[0] if code else REASONS.get(name, name)
