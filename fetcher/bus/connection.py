@@ -15,7 +15,9 @@ from redis.sentinel import Sentinel
 
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable
 
-CLEAN, USER, QUERY = r"(?!.*%00)(?=[^\0-\x20#]*\Z)", "(?:[^/?]*@)?", r"(?:\?.*)?"
+OBJECTS = "retry|command_packer|event_dispatcher|redis_connect_func|socket_type|socket_keepalive_options"  # are no text
+CLEAN = rf"(?!.*%00)(?!.*[?&](?:(?:{OBJECTS})=|\w+timeout=-))(?=[^\0-\x20#]*\Z)"
+USER, QUERY = "(?:[^/?]*@)?", r"(?:\?.*)?"
 SERVER = re.compile(rf"{CLEAN}(?:rediss?://{USER}[^/?,@]*(?:/\d*)?|unix://{USER}/[^?]+){QUERY}")
 SENTINELS = re.compile(rf"{CLEAN}(rediss?)\+sentinel://({USER})([^/?@]+)/([^/?]+)/?(\d*)({QUERY})")
 FORMS = "redis://user:password@host:6379/0, unix:///run/redis.sock or redis+sentinel://host1:26379,host2:26379/name/0"
