@@ -37,6 +37,7 @@ def connected(url: str, **more: Any) -> tuple[Any, list[str]]:
 
 USABLE = [
     "redis://localhost:6379/0", "redis://", "redis://:secret@[::1]:6379/0", "redis://host?db=3&socket_timeout=2",
+    "redis://host?retry_on_timeout=1&max_connections=9&client_name=retry",
     "rediss://user:p%40ss@host:6380/1", "rediss://host?ssl_ca_certs=/run/ca.pem", "unix:///run/redis.sock?db=2",
     "unix://user:secret@/run/redis.sock", "redis://пример.рф:6379", "redis://a_b-c.internal:6379",
     "redis+sentinel://one:26379,two:26379,three/mymaster/0", "redis+sentinel://one/mymaster",
@@ -63,7 +64,8 @@ WRONG = [
     "redis+sentinel://one:port/mymaster", "redis://:secret@my..host:6379/0", f"redis://{64 * 'a'}.my-host/0",
     "redis+sentinel://one,my..host/mymaster", "redis://my-host?secret=1", "redis://my-host?socket_timeout=secret",
     "redis://my-host?db=secret", "redis+sentinel://one/mymaster?secret=1", "redis+sentinel://one/mymaster?db=secret",
-    "redis+sentinel://one/mymaster?sentinel_secret=1",
+    "redis+sentinel://one/mymaster?sentinel_secret=1", "redis://my-host?retry=3", "redis://my-host?db=1&socket_type=1",
+    "redis://my-host?socket_timeout=-1", "redis+sentinel://one/mymaster?socket_connect_timeout=-1",
 ]  # fmt: skip
 
 
@@ -306,6 +308,14 @@ def test_what_passes_is_named(command: list[str], said: str) -> None:
     """By redis-py's class, or by the code of the answer if the class says nothing."""
     with Server() as server:
         assert sentence(server.url, RedisUnavailable, *command) == f"Redis is unavailable {said}"
+
+
+def test_a_redis_with_too_many_clients_says_so() -> None:
+    """The network is all right, then: an operator must not look for the reason there."""
+    with Server() as server, server.client() as owner:
+        owner.config_set("maxclients", 1)
+        said = "Redis is unavailable (max number of clients reached)"
+        wait_until(lambda: sentence(server.url, RedisUnavailable, "PING") == said)  # or else the connection is reset
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import inspect
 import json
 import queue
 import signal
+import socketserver
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ from redis.retry import Retry
 import fetcher.asyncio
 from fetcher import Event, Message, Peer, User
 from fetcher.consumers import connection, consumer, durable
-from tests import HOST, free_port, servers
+from tests import HOST, Loopback, free_port, servers
 from tests.forks import LIBRARIES, ROOT, template
 from tests.processes import environment
 from tests.servers import Proxy, Server, cluster, program
@@ -303,6 +304,28 @@ def test_a_subscriber_never_gives_up(caplog: pytest.LogCaptureFixture, monkeypat
         reading.wait_for(1)
 
 
+class Other(socketserver.BaseRequestHandler):
+    """Answer as a load balancer does while Redis is down."""
+
+    def handle(self) -> None:
+        self.request.recv(100)
+        self.request.sendall(b"HTTP/1.0 503 Service Unavailable\r\n\r\n")
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_an_answer_that_is_not_redis_is_an_outage(live: bool, caplog: pytest.LogCaptureFixture) -> None:
+    other = Loopback(free_port(), Other)
+    own = redis.Redis(HOST, other.server_address[1], retry=ONCE)
+    reading = Reading(subscribe(own) if live else consume(own, GROUP, "a", start="0"))
+    wait_until(lambda: "Redis is unavailable (InvalidResponse), trying again" in caplog.messages)
+    other.close()
+    with own_server(port=other.server_address[1]) as server, server.client() as client:
+        wait_until(lambda: client.pubsub_numpat() or not live)
+        add(client, "events", 1)
+        client.publish("events:message", text(event(1)))
+        reading.wait_for(1)
+
+
 def test_silence_is_no_failure(server: Server, client: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Even where the client's time-out is shorter than the silence."""
     own = server.client(socket_timeout=0.5, retry=ONCE)
@@ -574,6 +597,22 @@ def test_what_was_trimmed_is_logged_and_passed_over(client: Any, caplog: pytest.
         assert any("rimmed" in message and entry in message for message in caplog.messages)
 
 
+def test_redis_6_2_is_read_from(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers XAUTOCLAIM without what was trimmed, and claims that, too: None stands for it among the others."""
+    ask = connection.Connection.ask
+
+    async def ask_old(self: connection.Connection, *command: Any) -> Any:
+        reply = await ask(self, *command)
+        return [reply[0], [None, *reply[1][1:]] if reply[1] else []] if command[0] == "XAUTOCLAIM" else reply
+
+    monkeypatch.setattr(connection.Connection, "ask", ask_old)
+    entries = add(client, "events", 1, 2, 3)
+    client.xgroup_create("events", GROUP, "0")
+    client.xreadgroup(GROUP, "dead", {"events": ">"}, count=2)
+    client.xclaim("events", GROUP, "dead", 0, entries[:2], idle=61_000)
+    assert take(consume(client, GROUP, "a"), 3) == ["1", "2", "3"]
+
+
 # --- Durable: reading ahead -------------------------------------------------------------------------------------
 
 
@@ -837,6 +876,26 @@ def test_a_distant_redis_is_read_from(
     with Proxy(server.port, delay=0.02) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
         assert take(consume(own, GROUP, "a", start="0", attempts=attempts), 2) == ["1", "2"]
+
+
+def test_a_distant_redis_costs_no_round_trip_for_each_event(server: Server, client: Any) -> None:
+    """What counts is how long handling takes, not how far Redis is away: 0.12 s here."""
+    fill(client, 300)
+    before = calls(client, "xreadgroup")
+    with Proxy(server.port, delay=0.06) as proxy:
+        own = redis.Redis(HOST, proxy.port, retry=ONCE)
+        assert take(consume(own, GROUP, "a", start="0"), 300) == [str(id) for id in range(300)]
+    assert calls(client, "xreadgroup") < before + 100
+
+
+@pytest.mark.parametrize("attempts", [None, 3])
+def test_a_redis_farther_away_than_idle_is_read_from(server: Server, client: Any, attempts: int | None) -> None:
+    """Whoever asks whether an event is still theirs hears it too late, and would ask for ever."""
+    add(client, "events", 1, 2, 3)
+    with Proxy(server.port, delay=0.05) as proxy:
+        own = redis.Redis(HOST, proxy.port, retry=ONCE)
+        events = consume(own, GROUP, "a", start="0", idle=0.05, attempts=attempts)
+        assert take(events, 3) == ["1", "2", "3"]
 
 
 @pytest.mark.long

@@ -15,7 +15,9 @@ from redis.sentinel import Sentinel
 
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable
 
-CLEAN, USER, QUERY = r"(?!.*%00)(?=[^\0-\x20#]*\Z)", "(?:[^/?]*@)?", r"(?:\?.*)?"
+OBJECTS = "retry|command_packer|event_dispatcher|redis_connect_func|socket_type|socket_keepalive_options"  # are no text
+CLEAN = rf"(?!.*%00)(?!.*[?&](?:(?:{OBJECTS})=|\w+timeout=-))(?=[^\0-\x20#]*\Z)"
+USER, QUERY = "(?:[^/?]*@)?", r"(?:\?.*)?"
 SERVER = re.compile(rf"{CLEAN}(?:rediss?://{USER}[^/?,@]*(?:/\d*)?|unix://{USER}/[^?]+){QUERY}")
 SENTINELS = re.compile(rf"{CLEAN}(rediss?)\+sentinel://({USER})([^/?@]+)/([^/?]+)/?(\d*)({QUERY})")
 FORMS = "redis://user:password@host:6379/0, unix:///run/redis.sock or redis+sentinel://host1:26379,host2:26379/name/0"
@@ -103,6 +105,7 @@ def redis_errors() -> Iterator[None]:
 
 def reason(error: Exception, answer: str) -> str:
     """Return why Redis is unavailable: the code of its answer, or the error's class: its text holds addresses."""
-    code = re.match(r"[A-Z]+(?= |$)|unknown command .\w+.", answer) if isinstance(error, ResponseError) else None
+    codes = r"[A-Z]+(?= |$)|unknown command .\w+." if isinstance(error, ResponseError) else r"max number of clients \w+"
+    code = re.match(codes, answer)
     name = type(error.__context__ if isinstance(error.__context__, OSError) else error).__name__
     return code[0] if code else REASONS.get(name, name)

@@ -29,8 +29,8 @@ def consume(
     An event is acknowledged when the next one is requested: one whose handling ended in `break`, an exception or a
     crash comes again. First comes what this consumer had and did not acknowledge, then what any consumer has left for
     more than `idle` seconds (longer than handling an event ever takes), then what is new. A consumer is one thread; its
-    name stays the same after a restart. Up to 100 entries are read ahead, as many as were handled in the last tenth of
-    a second. Those that wait for longer, or were not handed over when the loop is left, are released.
+    name stays the same after a restart. Up to 100 entries are read ahead, as many as are handled in a tenth of a
+    second. Those that wait for longer, or were not handed over when the loop is left, are released.
 
     With `attempts`, an event that was handed over so many times without being acknowledged is moved to the stream
     `{<bus>}:dead-letter:<group>`: fields `event` (the JSON), `id` (the entry's), `attempts`. Handing an event over is

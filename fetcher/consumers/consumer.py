@@ -15,7 +15,7 @@ BACKOFF_BASE, BACKOFF_CAP = 0.1, 2.0  # seconds between two tries while Redis is
 
 TRANSIENT = (
     exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ClusterError, exceptions.RedisClusterException,
-    exceptions.AskError, exceptions.OutOfMemoryError, exceptions.ReadOnlyError, OSError,
+    exceptions.AskError, exceptions.OutOfMemoryError, exceptions.ReadOnlyError, exceptions.InvalidResponse, OSError,
 )  # fmt: skip
 TRANSIENT_CODES = ("BUSY", "MISCONF", "NOREPLICAS", "UNBLOCKED")  # these come as plain ResponseErrors
 

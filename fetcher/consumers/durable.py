@@ -3,13 +3,14 @@
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
+from itertools import accumulate
 from typing import Any
 
 from ..events import Event
 from .consumer import Consumer, log, read_event
 
 BLOCK_TIMEOUT = 1.0  # seconds to wait for new entries before looking for abandoned ones
-READ_AHEAD_INTERVAL = 0.1  # seconds: as many entries are read at once as were handled in this time…
+READ_AHEAD_INTERVAL = 0.1  # seconds: as many entries are read at once as the latest that took no longer to handle…
 MAX_READ_AHEAD = 100  # …but no more than these
 MAX_DEAD_LETTERS = 10_000  # kept for each group, approximately
 
@@ -31,16 +32,18 @@ class Durable(Consumer):
         self.is_known = False  # the group has existed
         self.is_missing = False  # the group does not exist
         self.next_look, self.cursor = 0.0, b"0-0"  # for abandoned entries: when, and from where on
-        self.handled_at: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # the latest events
+        self.durations: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # of handling the latest entries, in seconds
         self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost; it is written again after an error
 
     async def session(self) -> AsyncGenerator[Event, None]:
         """Yield one event after the other, and acknowledge it when the next one is requested.
 
         Others may claim an entry when `idle` has passed since Redis sent it, which was after it was requested. So what
-        has waited for half of that, or for longer than reading ahead should take, is released and read again.
+        has waited for half of that, or for longer than reading ahead should take, is released and read again. Then the
+        first one is handed over even if that takes long: Redis may be far away.
         """
         self.has_pending = True  # this consumer may have entries that it did not acknowledge
+        self.durations.clear()  # as many entries at once may be too much for this connection
         if self.unconfirmed:
             self.acknowledge(*self.unconfirmed)
         if self.is_missing:
@@ -49,17 +52,19 @@ class Durable(Consumer):
         while True:
             ready = deque(await self.next_entries())
             deadline = min(self.read_at + self.idle / 2, time.monotonic() + 2 * READ_AHEAD_INTERVAL)
+            is_due = self.has_pending  # the first one, read again
             try:
-                while ready and time.monotonic() <= deadline:
+                while ready and ((begun := time.monotonic()) <= deadline or is_due):
+                    is_due = False
                     id, fields = ready.popleft()
                     if event := read_event(event_field(fields), f"entry {id.decode()}"):
                         if self.attempts:
                             self.redis.send("HINCRBY", self.attempts_key, id, 1)
                         await self.redis.flush()
                         yield event
-                        self.handled_at.append(time.monotonic())
                     self.acknowledge(id)
                     await self.redis.sleep(0)  # other tasks get their turn, even if the handler waits for nothing
+                    self.durations.appendleft(time.monotonic() - begun)
             finally:  # also if the loop is left
                 self.release([id for id, _ in ready])
 
@@ -74,7 +79,7 @@ class Durable(Consumer):
     async def next_entries(self) -> Entries:
         """Return what this consumer has not acknowledged, else what is new; claim abandoned entries in between."""
         self.read_at = time.monotonic()
-        count = sum(self.read_at - then < READ_AHEAD_INTERVAL for then in self.handled_at) or 1
+        count = sum(total <= READ_AHEAD_INTERVAL for total in accumulate(self.durations)) or 1
         if self.has_pending:
             entries = await self.read(count, "0")
             self.has_pending = bool(entries)
@@ -96,14 +101,16 @@ class Durable(Consumer):
         """Claim entries that were idle for too long, and return them. Redis looks at ten times `count` entries."""
         options = int(1000 * self.idle), self.cursor, "COUNT", count
         reply = await self.redis.ask("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
-        self.cursor, claimed, *trimmed = reply  # before version 7 Redis has None among `claimed` for what was trimmed
+        self.cursor, entries, *trimmed = reply
+        claimed = [entry for entry in entries if entry]
+        self.has_pending = None in entries  # Redis 6.2 has claimed one that was trimmed: it is read, and passed over
         self.unconfirmed.clear()
         if any(trimmed):
             log.warning("Trimmed from the stream before it was handled: %s", *trimmed)
         if self.cursor == b"0-0" and not claimed:
             await self.forget_attempts()
             self.next_look = time.monotonic() + BLOCK_TIMEOUT  # now, or a distant Redis would never be read from
-        return [entry for entry in claimed if entry]
+        return claimed
 
     async def without_poison(self, entries: Entries) -> Entries:
         """Return the entries except those whose handling has failed too often, which become dead letters.
