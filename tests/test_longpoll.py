@@ -610,6 +610,21 @@ def test_a_first_poll_that_fails_is_short_again(longpoll: LongPoll, net: Net) ->
     assert len(net.asked("groups.getLongPollSettings")) == 1
 
 
+def test_a_second_poll_that_fails_asks_for_the_settings_once(
+    longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are not asked for, and what is wrong with them is not logged, again at each try."""
+    settings = SETTINGS["response"] | {"events": {"message_new": 1}}
+    net.answers["groups.getLongPollSettings"] = [{"response": settings}]
+    longpoll.poll(longpoll.renew(), 25)
+    net.answers["poll"] = [*[requests.ConnectionError()] * 9, QUIET_POLL]
+    for _ in range(9):
+        with pytest.raises(TransientError):
+            longpoll.poll(1000, 25)
+    assert empty(longpoll.poll(1000, 25))
+    assert len(net.asked("groups.getLongPollSettings")) == len(caplog.messages) == 1
+
+
 def settings(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, answer: Any) -> list[str]:
     """Tell the warnings that the settings give."""
     caplog.set_level(logging.INFO, "fetcher")

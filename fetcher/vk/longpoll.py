@@ -105,6 +105,7 @@ class LongPoll:
                 self.renew()  # VK's polls are known to fall silent after hours; a new key helps
         if self.answers == 1:
             self.check_settings()
+            self.answers += 1  # once, also if this poll fails
         place, gaps = ts, list[Batch | Gap]()
         try:
             for _ in range(MAX_FAILED):
