@@ -1,5 +1,6 @@
 """VK's API through vk_api: one client, and what VK's errors mean. https://dev.vk.com/ru/api/api-requests"""
 
+import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from .fields import Json, object_or_empty, require_number
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
 SHORT_TIMEOUT = 1.0  # seconds, while Redis is unavailable and may be back at any moment
+MIN_RATE = 100  # bytes a second: an answer that is slower may take as long as the time-out, but no longer
 API_INTERVAL = 0.0525  # seconds from start to start: VK allows a community 20 requests a second
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request after an error that limits the rate
 
@@ -62,9 +64,20 @@ class Session(requests.Session):
         return self.of_host[host]
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
-        """Send the request with our time-out, unless the caller has one."""
-        kwargs.setdefault("timeout", self.timeout)
-        response = super().request(*args, **kwargs)
+        """Send the request with our time-out, unless the caller has one, and read the whole answer.
+
+        Raise ReadTimeout also for a body that comes byte by byte: libraries count the time-out anew at each.
+        """
+        timeout = kwargs.setdefault("timeout", self.timeout)
+        limit = max(timeout) if isinstance(timeout, tuple) else timeout
+        response = super().request(*args, **kwargs | {"stream": True})
+        body, begun = bytearray(), time.monotonic()
+        while piece := response.raw.read1(2**16, decode_content=True):
+            body += piece
+            if time.monotonic() - begun > limit + len(body) / MIN_RATE:
+                response.close()
+                raise requests.ReadTimeout
+        response.raw = io.BytesIO(body)
         response.json = lambda **_: loads(response.content)  # type: ignore[method-assign]
         return response
 
