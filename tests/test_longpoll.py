@@ -141,6 +141,19 @@ def test_polls_go_on_in_a_pause(polling: LongPoll, net: Net) -> None:
     assert empty(polling.poll(1000, 25))
 
 
+def test_a_link_that_is_too_slow_for_short_time_outs(polling: LongPoll, net: Net) -> None:
+    """After one time-out they are as long as ever until Redis is back: VK must be polled, and asked for names."""
+    for _ in range(2):  # two outages of Redis
+        polling.shorten_timeouts(True)
+        for failure in (requests.ReadTimeout(), requests.ConnectTimeout(), requests.ConnectionError()):
+            net.answers["poll"] = [failure, QUIET_POLL]
+            with contextlib.suppress(TransientError):
+                polling.poll(1000, 1)
+            polling.shorten_timeouts(True)
+        polling.shorten_timeouts(False)
+    assert [timeout for name, timeout in net.timeouts() if name == "poll"] == [(1.0, 3.0), *[(5.0, 11.0)] * 2] * 2
+
+
 # The server and its key
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import requests
 from jconfig.memory import MemoryConfig
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 from vk_api import ApiError, ApiHttpError, VkApiGroup
 
 from ..core.backoff import backoff
@@ -70,13 +70,18 @@ class Session(requests.Session):
         """
         timeout = kwargs.setdefault("timeout", self.timeout)
         limit = max(timeout) if isinstance(timeout, tuple) else timeout
-        response = super().request(*args, **kwargs | {"stream": True})
-        body, begun = bytearray(), time.monotonic()
-        while piece := response.raw.read1(2**16, decode_content=True):
-            body += piece
-            if time.monotonic() - begun > limit + len(body) / MIN_RATE:
-                response.close()
-                raise requests.ReadTimeout
+        body = bytearray()
+        try:
+            response = super().request(*args, **kwargs | {"stream": True})
+            begun = time.monotonic()
+            while piece := response.raw.read1(2**16, decode_content=True):
+                body += piece
+                if time.monotonic() - begun > limit + len(body) / MIN_RATE:
+                    response.close()
+                    raise requests.ReadTimeout
+        except (requests.Timeout, ReadTimeoutError):
+            self.timeout = API_TIMEOUT  # a shorter one may be too short for this link
+            raise
         response.raw = io.BytesIO(body)
         response.json = lambda **_: loads(response.content)  # type: ignore[method-assign]
         return response

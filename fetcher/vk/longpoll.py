@@ -78,6 +78,7 @@ class LongPoll:
         """Send no request yet, `renew` is the first; `renew_after` is in seconds."""
         self.api, self.group, self.renew_after = api, group, renew_after
         self.next_key_at = 0.0  # no new key before
+        self.is_short = False  # what `shorten_timeouts` was told last
         self.answers = 0  # of VK; after the first, which is waited for briefly, the Long Poll settings are checked
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
 
@@ -90,8 +91,9 @@ class LongPoll:
         return self.server.ts
 
     def shorten_timeouts(self, short: bool) -> None:
-        """Use SHORT_TIMEOUT for requests to VK, or API_TIMEOUT again."""
-        self.api.http.timeout = SHORT_TIMEOUT if short else API_TIMEOUT
+        """Use SHORT_TIMEOUT for requests to VK, until one of them times out, or API_TIMEOUT again."""
+        if short != self.is_short:
+            self.is_short, self.api.http.timeout = short, SHORT_TIMEOUT if short else API_TIMEOUT
 
     def poll(self, ts: int, wait: int) -> list[Batch | Gap]:
         """Return the updates after `ts`, waiting for them up to `wait` seconds.
