@@ -1101,7 +1101,7 @@ def test_what_only_people_can_fix_costs_no_memory(
 
 
 def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
-    """And one line says that it is over; another failure meanwhile is logged as well."""
+    """And one line says that it is over; another failure meanwhile is logged as well, and so is the next one."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnected()
     begun.run_for(150)
@@ -1113,9 +1113,24 @@ def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCap
     begun.run_for(30)
     assert caplog.messages[4:] == ["Recovered"]
     assert {record.levelname for record in caplog.records} == {"WARNING"}
+    begun.run_for(60)
     begun.vk.script = [VK_DOWN]
     begun.run_for(30)
     assert caplog.messages[5:] == [f"{VK_DOWN}: trying again", "Recovered"], "it is logged again"
+
+
+def test_a_link_that_breaks_every_few_seconds(
+    history: History, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It does not fill the log: that it breaks is logged once a minute, each time with one line that this is over."""
+    fetcher = Fetcher(history, store, poll_wait=2)
+    fetcher.poll()
+    started, breaks = clock.now, 0
+    while clock.now < started + 150:
+        fetcher.vk.script, breaks = [VK_DOWN], breaks + 1
+        fetcher.run_for(3)
+    assert breaks > 25
+    assert caplog.messages == [f"{VK_DOWN}: trying again", "Recovered"] * 3
 
 
 def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,7 +25,7 @@ class Reports:
 
     doing = ""  # what is being tried just now, in words
     progress_at = 0.0  # when an update reached the bus last, or none was held
-    is_stalled = is_polling = is_pending = False
+    is_stalled = is_polling = is_pending = is_failing = False
 
     def __init__(self, metrics: Any) -> None:
         """`metrics` are those of fetcher.metrics."""
@@ -50,9 +50,12 @@ class Reports:
             self._remind(logging.CRITICAL, repr(error), "A bug of the fetcher; please report it: %s", again, bug=error)
 
     def recovered(self) -> None:
-        """Log that nothing fails any more."""
-        self.last_logged.clear()
-        log.warning("Recovered")
+        """Log that nothing fails any more, if the log says that something does: a link may break every few seconds."""
+        if self.is_failing:
+            self.is_failing = False
+            log.warning("Recovered")
+        now = time.monotonic()
+        self.last_logged = {key: at for key, at in self.last_logged.items() if now - at < REMIND_INTERVAL}
 
     def memory_is_full(self, held: int) -> None:
         """Log that VK is not polled."""
@@ -101,5 +104,5 @@ class Reports:
     def _remind(self, level: int, key: str, message: str, *values: object, bug: Exception | None = None) -> None:
         now = time.monotonic()
         if now - self.last_logged.get(key, -REMIND_INTERVAL) >= REMIND_INTERVAL:
-            self.last_logged[key] = now
+            self.last_logged[key], self.is_failing = now, True
             log.log(level, message, *values, exc_info=bug)
