@@ -1139,7 +1139,7 @@ def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pyt
     begun.bus.commit_failure = REDIS_DOWN
     begun.run_for(29)
     assert not [one for one in caplog.messages if "held" in one]
-    begun.run_for(121)
+    begun.run_for(110)
     stalled = [record for record in caplog.records if "held" in record.getMessage()]
     assert len(stalled) == 2
     assert {record.levelname for record in stalled} == {"WARNING"}
