@@ -122,6 +122,16 @@ def test_twenty_requests_a_second(api: Api, net: Net) -> None:
     assert max(gaps[-44:]) < 0.201
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(api: Api, net: Net, status: int) -> None:
+    """It would go on without its parameters, so that VK refuses the token, or take the token elsewhere."""
+    moved = (status, "", ("Location", "https://api.vk.ru/method/elsewhere"))
+    net.answers |= {"users.get": [moved], "elsewhere": [error(5)]}
+    with pytest.raises(TransientError, match="VK's API answers what cannot be read"):
+        call(api)
+    assert not net.asked("elsewhere")
+
+
 # What VK's errors mean
 
 

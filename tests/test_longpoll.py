@@ -154,6 +154,13 @@ def test_a_link_that_is_too_slow_for_short_time_outs(polling: LongPoll, net: Net
     assert [timeout for name, timeout in net.timeouts() if name == "poll"] == [(1.0, 3.0), *[(5.0, 11.0)] * 2] * 2
 
 
+def test_a_redirect_of_a_poll(polling: LongPoll, net: Net) -> None:
+    """It is followed: a poll has all its parameters in its address."""
+    net.answers["poll"] = [(301, "", ("Location", f"{SERVER}?new=1")), QUIET_POLL]
+    assert empty(polling.poll(1000, 25))
+    assert [params.get("new") for params in net.asked("poll")] == [None, "1"]
+
+
 # The server and its key
 
 

@@ -72,7 +72,8 @@ class Session(requests.Session):
         limit = max(timeout) if isinstance(timeout, tuple) else timeout
         body = bytearray()
         try:
-            response = super().request(*args, **kwargs | {"stream": True})
+            redirects = args[0] == "GET"  # a POST would go on without its parameters: VK would refuse the token
+            response = super().request(*args, **kwargs | {"stream": True, "allow_redirects": redirects})
             begun = time.monotonic()
             while piece := response.raw.read1(2**16, decode_content=True):
                 body += piece
