@@ -1119,6 +1119,14 @@ def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCap
     assert caplog.messages[5:] == [f"{VK_DOWN}: trying again", "Recovered"], "it is logged again"
 
 
+def test_an_error_that_vk_words_anew_each_time(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
+    """It is the same one, and logged once a minute; one with another code is logged at once."""
+    texts = [f"VK error 10 in execute: request {number}" for number in range(20)]
+    begun.vk.script = [TransientError(text) for text in (*texts, "VK error 1 in execute: request 20")]
+    begun.run(lambda: not begun.vk.script)
+    assert caplog.messages == [f"{texts[0]}: trying again", "VK error 1 in execute: request 20: trying again"]
+
+
 def test_a_link_that_breaks_every_few_seconds(
     history: History, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

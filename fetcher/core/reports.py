@@ -43,7 +43,8 @@ class Reports:
         """Log a failure when it begins, and once a minute while it lasts."""
         again = f"trying again, because {held} updates are not on the bus yet"
         if isinstance(error, TransientError):
-            self._remind(logging.WARNING, str(error), "%s: trying again", error)
+            what = str(error).partition(": ")[0]  # VK's own words follow, and may differ each time
+            self._remind(logging.WARNING, what, "%s: trying again", error)
         elif isinstance(error, FatalError):
             self._remind(logging.CRITICAL, str(error), "%s: %s", error, again)
         else:
