@@ -141,6 +141,21 @@ def test_polls_go_on_in_a_pause(polling: LongPoll, net: Net) -> None:
     assert empty(polling.poll(1000, 25))
 
 
+def test_a_new_key_in_a_pause(polling: LongPoll, net: Net) -> None:
+    """That VK limits other requests does not stop the polls when the key expires."""
+    net.answers["execute"] = [error(29)]
+    for _ in range(9):
+        net.clock.now += 62
+        with pytest.raises(TransientError):
+            polling.api.method("execute")
+    net.answers["poll"] = [{"failed": 2}, QUIET_POLL]
+    assert empty(polling.poll(1000, 25))
+    assert len(net.asked("groups.getLongPollServer")) == 1
+    net.clock.now += 1
+    with pytest.raises(TransientError, match="pause"):
+        polling.api.method("execute")
+
+
 def test_a_link_that_is_too_slow_for_short_time_outs(polling: LongPoll, net: Net) -> None:
     """After one time-out they are as long as ever until Redis is back: VK must be polled, and asked for names."""
     for _ in range(2):  # two outages of Redis

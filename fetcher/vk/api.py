@@ -23,7 +23,7 @@ API_TIMEOUT = 5.0  # seconds, to connect and for the answer
 SHORT_TIMEOUT = 1.0  # seconds, while Redis is unavailable and may be back at any moment
 MIN_RATE = 100  # bytes a second: an answer that is slower may take as long as the time-out, but no longer
 API_INTERVAL = 0.0525  # seconds from start to start: VK allows a community 20 requests a second
-MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request after an error that limits the rate
+MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request of this method after an error that limits the rate
 
 # VK's errors by what they mean: https://dev.vk.com/ru/reference/errors. All others reject the request.
 RATE_LIMITED = {9, 14, 29}  # they pass after a pause in requests; 14 wants a captcha
@@ -99,7 +99,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
         self.error_handlers.clear()  # they wait for a person, or call themselves without end
         self.metrics = metrics
         self.next_request = 0.0
-        self.rate_limits = 0  # in a row
+        self.pauses: dict[str, tuple[int, float]] = {}  # of a method: rate limits in a row, and when its pause ends
 
     def method(self, method: str, values: Json | None = None, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the API and return its response.
@@ -107,10 +107,9 @@ class Api(VkApiGroup):  # type: ignore[misc]
         Raise TransientError for what passes, RequestRejected for what VK refuses, VkFatalError for what the operator
         must fix.
         """
-        wait = self.next_request - time.monotonic()
-        if wait > API_INTERVAL:
+        if time.monotonic() < self.pauses.get(method, (0, 0.0))[1]:
             raise TransientError("VK has asked for a pause in API requests")
-        time.sleep(max(0.0, wait))
+        time.sleep(max(0.0, self.next_request - time.monotonic()))
         self.next_request = time.monotonic() + API_INTERVAL
         self.metrics.vk_requests.labels(method=method).inc()
         try:
@@ -119,7 +118,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
         except ApiError as error:
             raise self.failure(method, error.error) from None
         if "execute_errors" not in object_or_empty(answer):
-            self.rate_limits = 0
+            self.pauses.pop(method, None)
         return answer
 
     def failure(self, method: str, error: Any, inside: bool = False) -> TransientError | VkFatalError:
@@ -136,8 +135,9 @@ class Api(VkApiGroup):  # type: ignore[misc]
         if hint:
             return VkFatalError(f"{hint} ({sentence})")
         if code in RATE_LIMITED:
-            self.rate_limits += 1
-            self.next_request = time.monotonic() + backoff(self.rate_limits, MIN_PAUSE, MAX_PAUSE)
+            paused = "execute" if inside else method  # no other: polls need new keys while VK limits names
+            limits = self.pauses.get(paused, (0, 0.0))[0] + 1
+            self.pauses[paused] = limits, time.monotonic() + backoff(limits, MIN_PAUSE, MAX_PAUSE)
         if code not in TRANSIENT:
             return RequestRejected(sentence, code)
         return CallFailed(sentence) if inside else TransientError(sentence)
