@@ -14,7 +14,7 @@ LONG_NUMBER = b"0" * 19  # digits: orjson would make a float of it
 
 
 class NotFinite(float):
-    """NaN, or a number too large for a float: no JSON can hold it, and orjson refuses to write its class."""
+    """NaN, or a number too large to be read: no JSON can hold it, and orjson refuses to write its class."""
 
 
 def loads(data: bytes) -> Any:
@@ -26,7 +26,8 @@ def loads(data: bytes) -> Any:
         with suppress(ValueError):
             return orjson.loads(data)
     try:
-        return json.loads(data.decode("utf-8-sig", "replace"), parse_constant=NotFinite, parse_float=finite)
+        text = data.decode("utf-8-sig", "replace")
+        return json.loads(text, parse_constant=NotFinite, parse_float=finite, parse_int=whole)
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -62,6 +63,13 @@ def utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def whole(text: str) -> float:
+    """Return the number, NotFinite if it has more digits than Python reads: 4,300."""
+    with suppress(ValueError):
+        return int(text)
+    return NotFinite(text)
 
 
 def finite(text: str) -> float:

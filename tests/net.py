@@ -93,7 +93,8 @@ class Clock:
 class Net:
     """What VK answers: for each method of the API and for polls a list, of which the last answer stays.
 
-    An answer is JSON, a status and a body, or an exception. The modules of VK's go by the clock of the test.
+    An answer is JSON, a status and a body (and pairs: its headers), or an exception. The modules of VK's go by the
+    clock of the test.
     """
 
     def __init__(self) -> None:
@@ -129,7 +130,7 @@ class Net:
         if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, tuple):
-            return answer[0], {}, answer[1]
+            return answer[0], dict(answer[2:]), answer[1]
         return 200, {}, json.dumps(answer)
 
     def asked(self, name: str) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """The client of VK's API: what is sent, how often, and what becomes of every error."""
 
 import contextlib
+import io
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -64,6 +65,37 @@ def test_every_request_has_a_time_out(api: Api, net: Net) -> None:
     assert [timeout for _, timeout in net.timeouts()] == [5.0, 1.0, 77]
 
 
+class Slow(io.RawIOBase):
+    """A body that comes one byte at a time."""
+
+    def __init__(self, net: Net, body: str, pause: float) -> None:
+        self.clock, self.rest, self.pause = net.clock, body.encode(), pause
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.clock.now += self.pause
+        size = min(1, len(self.rest))
+        buffer[:size], self.rest = self.rest[:size], self.rest[size:]
+        return size
+
+
+@pytest.mark.parametrize(("timeout", "limit"), [(5.0, 5.0), ((5.0, 35.0), 35.0)])
+def test_a_body_that_comes_byte_by_byte(api: Api, net: Net, timeout: Any, limit: float) -> None:
+    """A time-out is for the whole answer, so that polls go on; but a link of 1 kB/s is slow, not broken."""
+    for pause, size, is_read in ((1.0, 1000, False), (1.0, 3, True), (0.001, 100_000, True)):
+        text = "x" * size
+        net.answers["users.get"] = [(200, io.BufferedReader(Slow(net, f'"{text}"', pause)))]
+        started = net.clock.now
+        if is_read:
+            assert api.http.post("https://api.vk.ru/method/users.get", timeout=timeout).json() == text
+        else:
+            with pytest.raises(requests.ReadTimeout):
+                api.http.post("https://api.vk.ru/method/users.get", timeout=timeout)
+            assert limit < net.clock.now - started < limit + 2
+
+
 def test_proxies_come_from_the_environment(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """As requests finds them, for each host; the environment is searched once."""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
@@ -88,6 +120,16 @@ def test_twenty_requests_a_second(api: Api, net: Net) -> None:
     assert all(later - earlier > 1 for earlier, later in zip(times, times[20:], strict=False))
     assert max(gaps[:44]) < 0.06
     assert max(gaps[-44:]) < 0.201
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(api: Api, net: Net, status: int) -> None:
+    """It would go on without its parameters, so that VK refuses the token, or take the token elsewhere."""
+    moved = (status, "", ("Location", "https://api.vk.ru/method/elsewhere"))
+    net.answers |= {"users.get": [moved], "elsewhere": [error(5)]}
+    with pytest.raises(TransientError, match="VK's API answers what cannot be read"):
+        call(api)
+    assert not net.asked("elsewhere")
 
 
 # What VK's errors mean

@@ -230,6 +230,13 @@ def test_who_and_where_of_a_new_type(fields: Any, user: int, peer: int) -> None:
     assert (event["user"]["uuid"], event["peer"]["bpid"]) == (user, peer)
 
 
+def test_half_a_surrogate_pair_in_a_new_type() -> None:
+    """It would be part of a metric, which must be UTF-8: none could be read any more."""
+    event = updates_of(raw=True).build(update("new\ud83d", {"from_id": 5}))
+    assert event
+    assert event.event_type == "new\ufffd"
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [

@@ -49,9 +49,11 @@ def test_dumps_writes_what_loads_reads(value: Any) -> None:
     assert repr(json.loads(written)) == repr(json.loads(utf8(json.dumps(value, ensure_ascii=False))))
 
 
-@pytest.mark.parametrize("text", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999"])
+@pytest.mark.parametrize(
+    "text", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"7" * 5000, b"-" + b"7" * 5000]
+)
 def test_what_no_json_can_hold(text: bytes) -> None:
-    """It is read as NotFinite, wherever it stands, and never written."""
+    """It, or a number too long for Python, is read as NotFinite, wherever it stands, and never written."""
     assert isinstance(loads(text), NotFinite)
     (inner,) = loads(b'[{"a": ' + text + b"}]")
     assert isinstance(inner["a"], NotFinite)

@@ -141,6 +141,41 @@ def test_polls_go_on_in_a_pause(polling: LongPoll, net: Net) -> None:
     assert empty(polling.poll(1000, 25))
 
 
+def test_a_new_key_in_a_pause(polling: LongPoll, net: Net) -> None:
+    """That VK limits other requests does not stop the polls when the key expires."""
+    net.answers["execute"] = [error(29)]
+    for _ in range(9):
+        net.clock.now += 62
+        with pytest.raises(TransientError):
+            polling.api.method("execute")
+    net.answers["poll"] = [{"failed": 2}, QUIET_POLL]
+    assert empty(polling.poll(1000, 25))
+    assert len(net.asked("groups.getLongPollServer")) == 1
+    net.clock.now += 1
+    with pytest.raises(TransientError, match="pause"):
+        polling.api.method("execute")
+
+
+def test_a_link_that_is_too_slow_for_short_time_outs(polling: LongPoll, net: Net) -> None:
+    """After one time-out they are as long as ever until Redis is back: VK must be polled, and asked for names."""
+    for _ in range(2):  # two outages of Redis
+        polling.shorten_timeouts(True)
+        for failure in (requests.ReadTimeout(), requests.ConnectTimeout(), requests.ConnectionError()):
+            net.answers["poll"] = [failure, QUIET_POLL]
+            with contextlib.suppress(TransientError):
+                polling.poll(1000, 1)
+            polling.shorten_timeouts(True)
+        polling.shorten_timeouts(False)
+    assert [timeout for name, timeout in net.timeouts() if name == "poll"] == [(1.0, 3.0), *[(5.0, 11.0)] * 2] * 2
+
+
+def test_a_redirect_of_a_poll(polling: LongPoll, net: Net) -> None:
+    """It is followed: a poll has all its parameters in its address."""
+    net.answers["poll"] = [(301, "", ("Location", f"{SERVER}?new=1")), QUIET_POLL]
+    assert empty(polling.poll(1000, 25))
+    assert [params.get("new") for params in net.asked("poll")] == [None, "1"]
+
+
 # The server and its key
 
 

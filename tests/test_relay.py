@@ -1101,7 +1101,7 @@ def test_what_only_people_can_fix_costs_no_memory(
 
 
 def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
-    """And one line says that it is over; another failure meanwhile is logged as well."""
+    """And one line says that it is over; another failure meanwhile is logged as well, and so is the next one."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnected()
     begun.run_for(150)
@@ -1118,13 +1118,35 @@ def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCap
     assert caplog.messages[5:] == [f"{VK_DOWN}: trying again", "Recovered"], "it is logged again"
 
 
+def test_an_error_that_vk_words_anew_each_time(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
+    """It is the same one, and logged once a minute; one with another code is logged at once."""
+    texts = [f"VK error 10 in execute: request {number}" for number in range(20)]
+    begun.vk.script = [TransientError(text) for text in (*texts, "VK error 1 in execute: request 20")]
+    begun.run(lambda: not begun.vk.script)
+    assert caplog.messages == [f"{texts[0]}: trying again", "VK error 1 in execute: request 20: trying again"]
+
+
+def test_a_link_that_breaks_every_few_seconds(
+    history: History, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It does not fill the log: that it breaks is logged once a minute, each time with one line that this is over."""
+    fetcher = Fetcher(history, store, poll_wait=2)
+    fetcher.poll()
+    started, breaks = clock.now, 0
+    while clock.now < started + 150:
+        fetcher.vk.script, breaks = [VK_DOWN], breaks + 1
+        fetcher.run_for(3)
+    assert breaks > 25
+    assert caplog.messages == [f"{VK_DOWN}: trying again", "Recovered"] * 3
+
+
 def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """Updates are held for over 30 s: a line a minute says how many, how long, what is tried; one says when it ends."""
     begun.history.push("a", "b")
     begun.bus.commit_failure = REDIS_DOWN
     begun.run_for(29)
     assert not [one for one in caplog.messages if "held" in one]
-    begun.run_for(121)
+    begun.run_for(110)
     stalled = [record for record in caplog.records if "held" in record.getMessage()]
     assert len(stalled) == 2
     assert {record.levelname for record in stalled} == {"WARNING"}

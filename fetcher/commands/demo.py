@@ -27,6 +27,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from redis import Redis, RedisError
 from requests import PreparedRequest, Response
 from requests.adapters import BaseAdapter
+from urllib3 import HTTPResponse
 
 from .. import config, subscribe
 from ..errors import FatalError
@@ -150,7 +151,7 @@ class SimulatedVK(BaseAdapter):
             answer = self.poll(int(params["ts"]), int(params["wait"]))
         response = Response()
         response.status_code, response.url, response.request = 200, str(request.url), request
-        response.raw = io.BytesIO(json.dumps(answer).encode())
+        response.raw = HTTPResponse(io.BytesIO(json.dumps(answer).encode()), preload_content=False)
         return response
 
     def call(self, method: str, params: Json) -> Any:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Never
 
-from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
+from ..errors import FatalError, RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
 from .backlog import MAX_UNBUILT, Backlog
 from .backoff import backoff
 from .entries import EntryBuilder
@@ -155,9 +155,14 @@ class Relay:
 
     def build(self) -> None:
         """Build the events of the oldest pending batches, with the names that VK answers within NAMES_TIMEOUT."""
-        group, now = self.backlog.unbuilt(), time.monotonic()
-        overdue = [one for one in group if now - one.held_since >= NAMES_TIMEOUT]
-        self.entries.build(overdue or group, bool(overdue))
+        group = self.backlog.unbuilt()
+        try:
+            self.entries.build(group, give_up=False)
+        except (TransientError, FatalError):
+            overdue = [one for one in group if time.monotonic() - one.held_since >= NAMES_TIMEOUT]
+            if not overdue:
+                raise
+            self.entries.build(overdue, give_up=True)
 
     def poll(self, failing: bool, commit_time: float) -> None:
         """Poll VK from the end of what is held, and hold the answers.

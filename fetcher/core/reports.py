@@ -1,6 +1,7 @@
 """What the loop reports to the operator: log lines, for a failure at most one a minute, and metrics."""
 
 import logging
+import math
 import time
 from collections import Counter
 from typing import Any
@@ -9,6 +10,7 @@ from ..errors import FatalError, TransientError
 from .history import Commit, DeadLetter, Entry, Outcome, Position
 
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same thing
+SETTLE_TIME = 10.0  # seconds without a failure after which the next one is a new one
 MAX_STALL = 30.0  # seconds that updates may be held without any reaching the bus before the log says so
 
 DEAD_LETTER = {
@@ -25,7 +27,8 @@ class Reports:
 
     doing = ""  # what is being tried just now, in words
     progress_at = 0.0  # when an update reached the bus last, or none was held
-    is_stalled = is_polling = is_pending = False
+    recovered_at = math.inf  # when nothing failed any more, until the next failure
+    is_stalled = is_polling = is_pending = is_failing = False
 
     def __init__(self, metrics: Any) -> None:
         """`metrics` are those of fetcher.metrics."""
@@ -40,19 +43,25 @@ class Reports:
             log.info("Polling VK, checkpoint %s", checkpoint)
 
     def failed(self, error: Exception, held: int) -> None:
-        """Log a failure when it begins, and once a minute while it lasts."""
+        """Log a failure when it begins, and once a minute while it lasts or comes back after a moment."""
+        if time.monotonic() - self.recovered_at >= SETTLE_TIME:
+            self.last_logged.clear()
+        self.recovered_at = math.inf
         again = f"trying again, because {held} updates are not on the bus yet"
         if isinstance(error, TransientError):
-            self._remind(logging.WARNING, str(error), "%s: trying again", error)
+            what = str(error).partition(": ")[0]  # VK's own words follow, and may differ each time
+            self._remind(logging.WARNING, what, "%s: trying again", error)
         elif isinstance(error, FatalError):
             self._remind(logging.CRITICAL, str(error), "%s: %s", error, again)
         else:
             self._remind(logging.CRITICAL, repr(error), "A bug of the fetcher; please report it: %s", again, bug=error)
 
     def recovered(self) -> None:
-        """Log that nothing fails any more."""
-        self.last_logged.clear()
-        log.warning("Recovered")
+        """Log that nothing fails any more, if the log says that something does: a link may break every few seconds."""
+        if self.is_failing:
+            self.is_failing = False
+            log.warning("Recovered")
+        self.recovered_at = time.monotonic()
 
     def memory_is_full(self, held: int) -> None:
         """Log that VK is not polled."""
@@ -101,5 +110,5 @@ class Reports:
     def _remind(self, level: int, key: str, message: str, *values: object, bug: Exception | None = None) -> None:
         now = time.monotonic()
         if now - self.last_logged.get(key, -REMIND_INTERVAL) >= REMIND_INTERVAL:
-            self.last_logged[key] = now
+            self.last_logged[key], self.is_failing = now, True
             log.log(level, message, *values, exc_info=bug)

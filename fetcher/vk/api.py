@@ -1,5 +1,6 @@
 """VK's API through vk_api: one client, and what VK's errors mean. https://dev.vk.com/ru/api/api-requests"""
 
+import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,7 +9,7 @@ from urllib.parse import urlsplit
 
 import requests
 from jconfig.memory import MemoryConfig
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 from vk_api import ApiError, ApiHttpError, VkApiGroup
 
 from ..core.backoff import backoff
@@ -20,8 +21,9 @@ from .fields import Json, object_or_empty, require_number
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
 SHORT_TIMEOUT = 1.0  # seconds, while Redis is unavailable and may be back at any moment
+MIN_RATE = 100  # bytes a second: an answer that is slower may take as long as the time-out, but no longer
 API_INTERVAL = 0.0525  # seconds from start to start: VK allows a community 20 requests a second
-MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request after an error that limits the rate
+MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request of this method after an error that limits the rate
 
 # VK's errors by what they mean: https://dev.vk.com/ru/reference/errors. All others reject the request.
 RATE_LIMITED = {9, 14, 29}  # they pass after a pause in requests; 14 wants a captcha
@@ -62,9 +64,26 @@ class Session(requests.Session):
         return self.of_host[host]
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
-        """Send the request with our time-out, unless the caller has one."""
-        kwargs.setdefault("timeout", self.timeout)
-        response = super().request(*args, **kwargs)
+        """Send the request with our time-out, unless the caller has one, and read the whole answer.
+
+        Raise ReadTimeout also for a body that comes byte by byte: libraries count the time-out anew at each.
+        """
+        timeout = kwargs.setdefault("timeout", self.timeout)
+        limit = max(timeout) if isinstance(timeout, tuple) else timeout
+        body = bytearray()
+        try:
+            redirects = args[0] == "GET"  # a POST would go on without its parameters: VK would refuse the token
+            response = super().request(*args, **kwargs | {"stream": True, "allow_redirects": redirects})
+            begun = time.monotonic()
+            while piece := response.raw.read1(2**16, decode_content=True):
+                body += piece
+                if time.monotonic() - begun > limit + len(body) / MIN_RATE:
+                    response.close()
+                    raise requests.ReadTimeout
+        except (requests.Timeout, ReadTimeoutError):
+            self.timeout = API_TIMEOUT  # a shorter one may be too short for this link
+            raise
+        response.raw = io.BytesIO(body)
         response.json = lambda **_: loads(response.content)  # type: ignore[method-assign]
         return response
 
@@ -80,7 +99,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
         self.error_handlers.clear()  # they wait for a person, or call themselves without end
         self.metrics = metrics
         self.next_request = 0.0
-        self.rate_limits = 0  # in a row
+        self.pauses: dict[str, tuple[int, float]] = {}  # of a method: rate limits in a row, and when its pause ends
 
     def method(self, method: str, values: Json | None = None, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the API and return its response.
@@ -88,10 +107,9 @@ class Api(VkApiGroup):  # type: ignore[misc]
         Raise TransientError for what passes, RequestRejected for what VK refuses, VkFatalError for what the operator
         must fix.
         """
-        wait = self.next_request - time.monotonic()
-        if wait > API_INTERVAL:
+        if time.monotonic() < self.pauses.get(method, (0, 0.0))[1]:
             raise TransientError("VK has asked for a pause in API requests")
-        time.sleep(max(0.0, wait))
+        time.sleep(max(0.0, self.next_request - time.monotonic()))
         self.next_request = time.monotonic() + API_INTERVAL
         self.metrics.vk_requests.labels(method=method).inc()
         try:
@@ -100,7 +118,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
         except ApiError as error:
             raise self.failure(method, error.error) from None
         if "execute_errors" not in object_or_empty(answer):
-            self.rate_limits = 0
+            self.pauses.pop(method, None)
         return answer
 
     def failure(self, method: str, error: Any, inside: bool = False) -> TransientError | VkFatalError:
@@ -117,8 +135,9 @@ class Api(VkApiGroup):  # type: ignore[misc]
         if hint:
             return VkFatalError(f"{hint} ({sentence})")
         if code in RATE_LIMITED:
-            self.rate_limits += 1
-            self.next_request = time.monotonic() + backoff(self.rate_limits, MIN_PAUSE, MAX_PAUSE)
+            paused = "execute" if inside else method  # no other: polls need new keys while VK limits names
+            limits = self.pauses.get(paused, (0, 0.0))[0] + 1
+            self.pauses[paused] = limits, time.monotonic() + backoff(limits, MIN_PAUSE, MAX_PAUSE)
         if code not in TRANSIENT:
             return RequestRejected(sentence, code)
         return CallFailed(sentence) if inside else TransientError(sentence)

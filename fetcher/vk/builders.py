@@ -74,7 +74,8 @@ def other(update: Json, command: re.Pattern[str]) -> Event:
     actor = next((key for key in ACTORS if fields.get(key)), None)
     uuid = require_number(fields, actor) if actor else -require_number(update, "group_id")
     peer = peer_of(require_number(fields, "peer_id", 0) or uuid)
-    return Event(require_text(update, "type"), require_text(update, "event_id"), user_of(uuid), peer)
+    kind = utf8(require_text(update, "type")).decode()  # it names a channel and a metric
+    return Event(kind, require_text(update, "event_id"), user_of(uuid), peer)
 
 
 def user_of(uuid: int) -> User:

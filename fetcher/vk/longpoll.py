@@ -80,6 +80,7 @@ class LongPoll:
         self.next_key_at = 0.0  # no new key before
         self.has_answered = False  # VK: the first answer is waited for briefly
         self.is_checked = False  # that VK sends what the fetcher needs: this can wait until the first answer
+        self.is_short = False  # what `shorten_timeouts` was told last
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
 
     def renew(self) -> int:
@@ -91,8 +92,9 @@ class LongPoll:
         return self.server.ts
 
     def shorten_timeouts(self, short: bool) -> None:
-        """Use SHORT_TIMEOUT for requests to VK, or API_TIMEOUT again."""
-        self.api.http.timeout = SHORT_TIMEOUT if short else API_TIMEOUT
+        """Use SHORT_TIMEOUT for requests to VK, until one of them times out, or API_TIMEOUT again."""
+        if short != self.is_short:
+            self.is_short, self.api.http.timeout = short, SHORT_TIMEOUT if short else API_TIMEOUT
 
     def poll(self, ts: int, wait: int) -> list[Batch | Gap]:
         """Return the updates after `ts`, waiting for them up to `wait` seconds.
