@@ -19,6 +19,7 @@ from fetcher.commands.redrive import redrive
 from fetcher.core.history import Commit, DeadLetter, Position
 from fetcher.errors import FatalError, TransientError
 from fetcher.events import Event
+from tests import HOST
 from tests.processes import Fetcher
 from tests.run import lead_vk_to
 from tests.servers import Proxy, Server, address, cluster, wait_until
@@ -285,6 +286,22 @@ def test_a_refused_token(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
 
 
 # --- Redis fails -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", [[], ["moderation"]])
+@pytest.mark.parametrize(
+    ("url", "end"),
+    [
+        (f"redis://{HOST}:1/0", "Redis is unavailable (connection refused)"),
+        ("redis://:secret@{}/0", "Redis refuses the user or the password: fix REDIS_URL"),
+    ],
+)
+def test_redis_cannot_be_reached(fetch: Fetch, server: Server, group: list[str], url: str, end: str) -> None:
+    """One sentence and code 1: it is no bug."""
+    process = fetch("--redrive", *group, REDIS_URL=url.format(f"{HOST}:{server.port}"))
+    assert process.wait(60) == 1
+    assert process.output.splitlines()[-1] == f"event-fetcher: {end}"
+    assert "Traceback" not in process.output
 
 
 def test_a_lost_reply(run: Any, client: Any, bury: Bury, server: Server) -> None:

@@ -102,8 +102,8 @@ def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str]]:
 
 def pages(bus: Bus, key: str) -> Iterator[list[tuple[str, dict[str, str]]]]:
     """Yield in pages the dead letters that are there now: an event that fails again must not go round."""
-    client: Any = bus.client
     with redis_errors():
+        client: Any = bus.client
         newest = client.xrevrange(key, count=1)
         after, last = "-", newest[0][0] if newest else "-"
         while page := client.xrange(key, after, last, count=PAGE):
