@@ -169,7 +169,7 @@ def test_an_update_that_is_malformed(begun: Fetcher, store: Store, caplog: pytes
 
 def test_a_large_answer_goes_out_in_pieces(begun: Fetcher, store: Store) -> None:
     """At most 500 updates are one commit; a kill between two of them repeats and loses nothing."""
-    begun.history.page = 2000
+    begun.history.batch = 2000
     begun.history.push(*numbers(300), update("x", malformed="why"), *numbers(900, 300))
 
     def cut(commit: Any) -> None:
@@ -193,8 +193,7 @@ def test_a_large_answer_goes_out_in_pieces(begun: Fetcher, store: Store) -> None
 
 def test_a_gap_is_recorded(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """One dead letter, and one warning; what is behind it goes out."""
-    begun.history.ts = 20
-    begun.history.oldest = 20
+    begun.history.begin_at(20)
     begun.history.push("a")
     begun.settle()
     assert store.dead == [gap(10, 20)]
@@ -206,10 +205,10 @@ def test_vk_restarts_its_numbering(begun: Fetcher, store: Store, caplog: pytest.
     """The gap leads to the next epoch, and so does everything after it."""
     begun.history.push("a")
     begun.settle()
-    begun.history.restart(3)
+    begun.history.begin_at(3)
     begun.history.push("b")
     begun.settle()
-    begun.history.restart(1)
+    begun.history.begin_at(1)
     begun.history.push("c")
     begun.settle()
     assert store.ids == ["a", "b", "c"]
@@ -221,7 +220,7 @@ def test_vk_restarts_its_numbering(begun: Fetcher, store: Store, caplog: pytest.
 def test_vk_restarts_its_numbering_without_a_word(begun: Fetcher, store: Store) -> None:
     """A lower ts in an answer says it: what came with it goes out, and the place is recorded."""
     begun.vk.script = [[batch(10, 3, "a")]]
-    begun.history.restart(3)
+    begun.history.begin_at(3)
     begun.history.push("b")
     begun.settle()
     assert store.ids == ["a", "b"]
@@ -299,7 +298,7 @@ def test_what_is_missing_is_taken_from_vk(behind: Fetcher, store: Store) -> None
 def test_what_is_missing_is_asked_for_whatever_is_held_of_the_next_epoch(behind: Fetcher) -> None:
     """What is missing is of the epoch in which the oldest pending update is."""
     behind.bus.failure = REDIS_DOWN
-    behind.history.restart(3)
+    behind.history.begin_at(3)
     behind.history.push("d")
     behind.run(lambda: behind.held == 2)
     behind.bus.failure = None
@@ -348,7 +347,7 @@ def test_vk_has_restarted_its_numbering_where_something_is_missing(
 ) -> None:
     """It has nothing of the time before: a gap, what is held, and then VK's next epoch."""
     behind.vk.script = [answer]
-    behind.history.restart(3)
+    behind.history.begin_at(3)
     behind.history.push("d")
     behind.settle()
     assert store.ids == ["c", "d"]
@@ -358,7 +357,7 @@ def test_vk_has_restarted_its_numbering_where_something_is_missing(
 
 def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -> None:
     """VK has none of it: it is a gap at once, without a poll."""
-    behind.history.restart(3)
+    behind.history.begin_at(3)
     behind.history.push("d")
     behind.bus.failure = REDIS_DOWN
     behind.poll(3)  # a gap to epoch 1, and "d"
@@ -406,7 +405,7 @@ def test_another_fetcher_has_filled_a_gap(
     begun: Fetcher, store: Store, at: Position, expected: list[dict[str, str]]
 ) -> None:
     """In part, or past its end: VK is asked for the rest only."""
-    begun.history.ts = begun.history.oldest = 15
+    begun.history.begin_at(15)
     begun.history.push(*numbers(10, 16))
     begun.vk.script = [[Gap(10, 20, "forgotten"), batch(20, 21, "21")]]
     moved: list[bool] = []
@@ -427,7 +426,7 @@ def test_another_fetcher_has_filled_a_gap(
 
 def test_another_fetcher_was_further_in_the_epoch_before(begun: Fetcher, store: Store) -> None:
     """The rest of that epoch is a gap up to the restart, with the reason."""
-    begun.history.restart(3)
+    begun.history.begin_at(3)
 
     def go_on(commit: Any) -> None:
         if commit.kind == "gap" and store.checkpoint == place(10):
@@ -532,12 +531,10 @@ def test_a_failover_to_an_older_copy(begun: Fetcher, store: Store) -> None:
     replica = store.copy()
     begun.history.push(*numbers(20, 50))
     begun.settle()
-    begun.history.ts = begun.history.oldest = 500
-    begun.history.updates.clear()
+    begun.history.begin_at(500)
     begun.history.push(*numbers(30, 70))
     begun.settle()
     begun.history.kept = 0
-    begun.history.push()
     fail_over(store, replica, begun)
     begun.settle()
     assert store.ids == numbers(100)
@@ -552,7 +549,7 @@ def test_a_failover_to_a_copy_from_before_vk_restarted_its_numbering(begun: Fetc
     replica = store.copy()
     begun.history.push("b")
     begun.settle()
-    begun.history.restart(3)
+    begun.history.begin_at(3)
     begun.history.push("c", "d")
     begun.settle()
     fail_over(store, replica, begun)
@@ -567,7 +564,7 @@ def test_a_failover_between_two_restarts_of_vks_numbering(begun: Fetcher, store:
     """What came before is committed again in its order, each epoch behind its gap."""
     replica = store.copy()
     for ts in (5, 3, 1):
-        begun.history.restart(ts)
+        begun.history.begin_at(ts)
         begun.history.push(f"of {ts}")
         begun.settle()
     fail_over(store, replica, begun)
@@ -712,13 +709,13 @@ def test_a_start_without_redis(
     fetcher: Fetcher, store: Store, checkpoint: Position | None, restarts: int, epoch: int
 ) -> None:
     """VK is polled from its latest ts, all is held, and epochs are counted as the bus does once it can be read."""
-    fetcher.history.restart(50)
+    fetcher.history.begin_at(50)
     fetcher.bus.failure = REDIS_DOWN
     fetcher.poll(2)
     fetcher.history.push(*numbers(20))
     fetcher.poll(2)
     for _ in range(restarts):
-        fetcher.history.restart(3)
+        fetcher.history.begin_at(3)
         fetcher.history.push("after")
         fetcher.poll(3)
     store.checkpoint = checkpoint
@@ -891,7 +888,7 @@ def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
 
 def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
     """Each answer of VK has something, without end: something goes out every second or two."""
-    begun.history.page = 10
+    begun.history.batch = 10
     begun.history.push(*numbers(20_000))
     commits: list[float] = []
     begun.bus.on_commit = lambda commit: commits.append(begun.clock.now)
@@ -907,7 +904,7 @@ def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
 @pytest.mark.parametrize(("page", "rate", "cost"), [(50, 90, 0.3), (20, 40, 1.2), (50, 90, 0.02), (1, 10, 0.3)])
 def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, rate: float, cost: float) -> None:
     """Nothing is assumed about how much VK puts into an answer: it is read faster than it forgets."""
-    begun.history.page, begun.history.kept = page, 300
+    begun.history.batch, begun.history.kept = page, 300
     begun.bus.cost = lambda commit: cost
     begun.history.flow(rate)
     begun.run_for(60)
@@ -932,7 +929,7 @@ def test_commits_get_through_a_slow_link(begun: Fetcher, store: Store, limit: in
     begun.bus.cost = lambda commit: 0.01
     begun.settle()
     assert store.ids == numbers(400)
-    begun.history.page = 1000
+    begun.history.batch = 1000
     for first in range(400, 4000, 400):
         begun.history.push(*numbers(400, first))
         begun.settle()
@@ -1245,8 +1242,7 @@ def test_what_is_counted(begun: Fetcher, store: Store) -> None:
     begun.history.push(update("a", date=date), "b", update("x", malformed="why"))
     begun.bus.lost_replies = 1
     begun.settle()
-    begun.history.ts = begun.history.oldest = 20
-    begun.history.updates.clear()
+    begun.history.begin_at(20)
     begun.history.push("c")
     begun.settle()
     begun.bus.disconnected()
@@ -1375,7 +1371,7 @@ def test_a_lost_reply_and_then_a_failover(begun: Fetcher, store: Store) -> None:
 @pytest.mark.parametrize("what", ["failover", "kill"])
 def test_a_fault_between_two_pieces(begun: Fetcher, store: Store, what: str) -> None:
     """The pieces that were acknowledged go out again if they were lost, and are passed over if not."""
-    begun.history.page = 2000
+    begun.history.batch = 2000
     replica = store.copy()
     begun.history.push(*numbers(1300))
     begun.bus.cost = lambda commit: 1.1
