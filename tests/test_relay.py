@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -287,12 +287,60 @@ def behind(begun: Fetcher, store: Store) -> Fetcher:
     return begun
 
 
-def test_what_is_missing_is_taken_from_vk(behind: Fetcher, store: Store) -> None:
-    """It is polled at the checkpoint, without waiting, and order is kept."""
+class Missing(NamedTuple):
+    """What VK answers at the checkpoint, what goes out then, and what is recorded and logged."""
+
+    script: list[list[Batch | Gap] | Exception]
+    ids: str
+    gap_to: int = 0
+    error: str = ""
+    said: str = ""
+    new_key: int | None = None  # the ts of the next one, if it is not VK's latest
+    restarts: bool = False  # VK, before it is polled; then comes "d"
+
+
+MISSING = {
+    "VK has it": Missing([], "abc"),
+    "VK fails: nothing is decided then": Missing([VK_DOWN] * 4, "abc"),
+    "VK repeats itself: polled again, with a pause": Missing(
+        [[batch(10, 10, "a")]], "abc", said="VK's long poll repeats itself without progress: trying again"
+    ),
+    "an empty answer proves nothing while a new key is past the place": Missing(
+        [[Batch(10, 10, [])]], "abc", said="VK's long poll is silent at a ts that its new key is past: trying again"
+    ),
+    "VK is not past the checkpoint: nobody has it": Missing(
+        [[Batch(10, 10, [])]], "c", 12, "VK does not answer what is between", new_key=10
+    ),
+    "VK has forgotten a part: the gap ends where it has something again": Missing(
+        [[Gap(10, 11, "forgotten"), batch(11, 12, "b")]], "bc", 11, "forgotten"
+    ),
+    "VK has forgotten more than that: the gap never hides what is pending": Missing(
+        [[Gap(10, 99, "forgotten"), batch(99, 99)]], "c", 12, NOT_ANSWERED, f"A gap from ts 10 to 12: {NOT_ANSWERED}"
+    ),
+    "VK has restarted its numbering": Missing([[batch(10, 3, "z")]], "cd", 12, NOT_ANSWERED, restarts=True),
+    "VK has restarted, and says that it has forgotten": Missing(
+        [[Gap(10, 3, "forgotten"), batch(3, 3)]], "cd", 12, NOT_ANSWERED, restarts=True
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISSING.values(), ids=MISSING)
+def test_what_is_missing_is_asked_for(
+    behind: Fetcher, store: Store, case: Missing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """VK is polled at the checkpoint, without waiting; what it does not have is a gap, and order is kept."""
+    behind.vk.script = case.script.copy()
+    behind.vk.renewals = [case.new_key] if case.new_key else []
+    if case.restarts:
+        behind.history.begin_at(3)
+        behind.history.push("d")
     behind.settle()
-    assert store.ids == ["a", "b", "c"]
-    assert not store.dead
     assert behind.vk.polls[0][1:] == (10, 1)
+    assert "".join(store.ids) == case.ids
+    assert store.dead[:1] == ([gap(10, case.gap_to, case.error)] if case.gap_to else [])
+    assert len(store.dead) == bool(case.gap_to) + case.restarts
+    assert case.said in [*caplog.messages, ""]
+    assert store.checkpoint == (place(4, epoch=1) if case.restarts else place(13))
 
 
 def test_what_is_missing_is_asked_for_whatever_is_held_of_the_next_epoch(behind: Fetcher) -> None:
@@ -305,54 +353,6 @@ def test_what_is_missing_is_asked_for_whatever_is_held_of_the_next_epoch(behind:
     behind.vk.polls.clear()
     behind.settle()
     assert 10 in behind.vk.polled_at
-
-
-def test_a_gap_never_hides_what_is_pending(behind: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """VK has forgotten what is missing, and more; the gap ends where what is held begins."""
-    behind.vk.script = [[Gap(10, 99, "forgotten"), batch(99, 99)]]
-    behind.settle()
-    assert store.ids == ["c"]
-    assert store.dead == [gap(10, 12, NOT_ANSWERED)]
-    assert f"A gap from ts 10 to 12: {NOT_ANSWERED}" in caplog.messages
-
-
-def test_a_part_of_what_is_missing_is_forgotten(behind: Fetcher, store: Store) -> None:
-    """The gap ends where VK has something again."""
-    behind.vk.script = [[Gap(10, 11, "forgotten"), batch(11, 12, "b")]]
-    behind.settle()
-    assert store.ids == ["b", "c"]
-    assert store.dead == [gap(10, 11)]
-
-
-def test_vk_is_silent_at_the_checkpoint(behind: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """An empty answer proves nothing while a new key says that VK is past it: the place is polled again."""
-    behind.vk.script = [[Batch(10, 10, [])]]
-    behind.settle()
-    assert "VK's long poll is silent at a ts that its new key is past: trying again" in caplog.messages
-    assert store.ids == ["a", "b", "c"]
-    assert not store.dead
-
-
-def test_vk_is_not_past_the_checkpoint(behind: Fetcher, store: Store) -> None:
-    """Then nobody has what is between, and it is a gap; what is held goes out."""
-    behind.vk.script, behind.vk.renewals = [[Batch(10, 10, [])]], [10]
-    behind.settle()
-    assert store.ids == ["c"]
-    assert store.dead == [gap(10, 12, "VK does not answer what is between")]
-
-
-@pytest.mark.parametrize("answer", [[batch(10, 3, "z")], [Gap(10, 3, "forgotten"), batch(3, 3)]])
-def test_vk_has_restarted_its_numbering_where_something_is_missing(
-    behind: Fetcher, store: Store, answer: list[Batch | Gap]
-) -> None:
-    """It has nothing of the time before: a gap, what is held, and then VK's next epoch."""
-    behind.vk.script = [answer]
-    behind.history.begin_at(3)
-    behind.history.push("d")
-    behind.settle()
-    assert store.ids == ["c", "d"]
-    assert store.dead[0] == gap(10, 12, "VK does not answer what is between")
-    assert store.checkpoint == place(4, epoch=1)
 
 
 def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -> None:
@@ -372,25 +372,6 @@ def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -
     assert store.ids == ["d", "e"]
     assert store.dead == [gap(10, "1:3", "VK restarted its numbering")]
     assert 10 not in behind.vk.polled_at
-
-
-def test_vk_fails_where_something_is_missing(behind: Fetcher, store: Store) -> None:
-    """Nothing is decided then."""
-    behind.vk.script = [VK_DOWN] * 4
-    behind.settle()
-    assert store.ids == ["a", "b", "c"]
-    assert not store.dead
-
-
-def test_vk_repeats_itself_where_something_is_missing(
-    behind: Fetcher, store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is told, with a pause, until VK moves on; nothing is a gap."""
-    behind.vk.script = [[batch(10, 10, "a")]]
-    behind.settle()
-    assert "VK's long poll repeats itself without progress: trying again" in caplog.messages
-    assert store.ids == ["a", "b", "c"]
-    assert not store.dead
 
 
 @pytest.mark.parametrize(
