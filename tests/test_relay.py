@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from enum import Enum
 from typing import Any, NamedTuple
 
 import pytest
@@ -191,30 +192,75 @@ def test_a_large_answer_goes_out_in_pieces(begun: Fetcher, store: Store) -> None
 # Gaps
 
 
-def test_a_gap_is_recorded(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """One dead letter, and one warning; what is behind it goes out."""
-    begun.history.begin_at(20)
-    begun.history.push("a")
-    begun.settle()
-    assert store.dead == [gap(10, 20)]
-    assert caplog.messages == ["A gap from ts 10 to 20: forgotten"]
-    assert store.ids == ["a"]
+Step = Enum("Step", ["COPY", "FAILOVER", "SILENT_FAILOVER", "FORGET"])
+COPY, FAILOVER, SILENT_FAILOVER, FORGET = Step
 
 
-def test_vk_restarts_its_numbering(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """The gap leads to the next epoch, and so does everything after it."""
-    begun.history.push("a")
+class Story(NamedTuple):
+    """What happens, one after the other, and what the bus has in the end.
+
+    Letters are updates, all on the bus before the next step; a number is the ts from which VK goes on, with nothing of
+    before. A failover is to the COPY, or to an empty server; if it is silent, no connection breaks.
+    """
+
+    steps: list[str | int | Step]
+    dead: list[dict[str, str]]
+    checkpoint: str
+    log: list[str]
+
+
+EMPTIED = [gap(12, 12, "Redis had lost the checkpoint")], "13", ["Redis had lost the checkpoint: ts 12 is stored again"]
+STORIES = {
+    "a gap": Story([20, "a"], [gap(10, 20)], "21", ["A gap from ts 10 to 20: forgotten"]),
+    "VK restarts its numbering twice": Story(
+        ["a", 3, "b", 1, "c"],
+        [gap(11, "1:3"), gap("1:4", "2:1")],
+        "2:2",
+        ["A gap from ts 11 to 1:3: forgotten", "A gap from ts 1:4 to 2:1: forgotten"],
+    ),
+    "a failover to an older copy, and VK has forgotten everything": Story(
+        ["ab", COPY, "cd", 500, "ef", FORGET, FAILOVER],
+        [gap(14, 500)],
+        "502",
+        ["A gap from ts 14 to 500: forgotten"] * 2,
+    ),
+    "a failover to a copy from before VK restarted its numbering": Story(
+        ["a", COPY, "b", 3, "cd", FAILOVER, "e"], [gap(12, "1:3")], "1:6", ["A gap from ts 12 to 1:3: forgotten"] * 2
+    ),
+    "a failover to a copy from before three restarts": Story(
+        [COPY, 5, "a", 3, "b", 1, "c", FAILOVER],
+        [gap(10, "1:5"), gap("1:6", "2:3"), gap("2:4", "3:1")],
+        "3:2",
+        [f"A gap from ts {places}: forgotten" for places in ("10 to 1:5", "1:6 to 2:3", "2:4 to 3:1")] * 2,
+    ),
+    "Redis came back empty": Story(["ab", FAILOVER, "c"], *EMPTIED),
+    "Redis was emptied": Story(["ab", SILENT_FAILOVER, "c"], *EMPTIED),
+}
+
+
+@pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
+def test_all_goes_out_in_vks_order(
+    begun: Fetcher, store: Store, story: Story, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each update once, each gap recorded in its place, both also where a copy lacks them; the log says the same."""
+    replica = Store()
+    for step in story.steps:
+        if isinstance(step, int):
+            begun.history.begin_at(step)
+        elif isinstance(step, str):
+            begun.history.push(*step)
+            begun.settle()
+        elif step is COPY:
+            replica = store.copy()
+        elif step is FORGET:
+            begun.history.kept = 0
+        else:
+            fail_over(store, replica, *[begun] * (step is FAILOVER))
     begun.settle()
-    begun.history.begin_at(3)
-    begun.history.push("b")
-    begun.settle()
-    begun.history.begin_at(1)
-    begun.history.push("c")
-    begun.settle()
-    assert store.ids == ["a", "b", "c"]
-    assert store.dead == [gap(11, "1:3"), gap("1:4", "2:1")]
-    assert store.checkpoint == place(2, epoch=2)
-    assert "A gap from ts 1:4 to 2:1: forgotten" in caplog.messages
+    assert "".join(store.ids) == "".join(step for step in story.steps if isinstance(step, str))
+    assert store.dead == story.dead
+    assert str(store.checkpoint) == story.checkpoint
+    assert caplog.messages == story.log
 
 
 def test_vk_restarts_its_numbering_without_a_word(begun: Fetcher, store: Store) -> None:
@@ -503,71 +549,6 @@ def test_what_was_committed_lately_is_bounded(
     ids = begun.bus.reads[-1]
     assert least <= len(ids) <= most
     assert ids == numbers(len(ids), count - len(ids))
-
-
-def test_a_failover_to_an_older_copy(begun: Fetcher, store: Store) -> None:
-    """Acknowledged writes that the replica lacks are written again, though VK has forgotten them; gaps, too."""
-    begun.history.push(*numbers(50))
-    begun.settle()
-    replica = store.copy()
-    begun.history.push(*numbers(20, 50))
-    begun.settle()
-    begun.history.begin_at(500)
-    begun.history.push(*numbers(30, 70))
-    begun.settle()
-    begun.history.kept = 0
-    fail_over(store, replica, begun)
-    begun.settle()
-    assert store.ids == numbers(100)
-    assert store.dead == [gap(80, 500)]
-    assert store.checkpoint == place(530)
-
-
-def test_a_failover_to_a_copy_from_before_vk_restarted_its_numbering(begun: Fetcher, store: Store) -> None:
-    """VK's order holds, and the gap between the epochs is recorded once more."""
-    begun.history.push("a")
-    begun.settle()
-    replica = store.copy()
-    begun.history.push("b")
-    begun.settle()
-    begun.history.begin_at(3)
-    begun.history.push("c", "d")
-    begun.settle()
-    fail_over(store, replica, begun)
-    begun.history.push("e")
-    begun.settle()
-    assert store.ids == ["a", "b", "c", "d", "e"]
-    assert store.dead == [gap(12, "1:3")]
-    assert store.checkpoint == place(6, epoch=1)
-
-
-def test_a_failover_between_two_restarts_of_vks_numbering(begun: Fetcher, store: Store) -> None:
-    """What came before is committed again in its order, each epoch behind its gap."""
-    replica = store.copy()
-    for ts in (5, 3, 1):
-        begun.history.begin_at(ts)
-        begun.history.push(f"of {ts}")
-        begun.settle()
-    fail_over(store, replica, begun)
-    begun.settle()
-    assert store.ids == ["of 5", "of 3", "of 1"]
-    assert store.dead == [gap(10, "1:5"), gap("1:6", "2:3"), gap("2:4", "3:1")]
-
-
-@pytest.mark.parametrize("noticed", [True, False], ids=["the connection broke", "no connection broke"])
-def test_redis_came_back_empty(begun: Fetcher, store: Store, noticed: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """The last known checkpoint is stored again, with a record, and all that is remembered goes out."""
-    begun.history.push("a", "b")
-    begun.settle()
-    store.become(Store())
-    if noticed:
-        begun.bus.disconnected()
-    begun.history.push("c")
-    begun.settle()
-    assert store.ids == ["a", "b", "c"]
-    assert store.dead == [gap(12, 12, "Redis had lost the checkpoint")]
-    assert caplog.messages == ["Redis had lost the checkpoint: ts 12 is stored again"]
-    assert store.checkpoint == place(13)
 
 
 def test_an_empty_redis_that_takes_no_writes(begun: Fetcher, store: Store) -> None:
