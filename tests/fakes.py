@@ -305,30 +305,6 @@ class Cache:
 # A fetcher
 
 
-class Metric:
-    """A counter, a gauge or a histogram: it keeps all values."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-        self.of_label: dict[str, Metric] = {}
-
-    def labels(self, **labels: str) -> "Metric":
-        return self.of_label.setdefault(",".join(labels.values()), Metric())
-
-    def inc(self, amount: float = 1) -> None:
-        self.values.append(amount)
-
-    set = observe = inc
-
-
-class Metrics:
-    """All metrics by name."""
-
-    def __getattr__(self, name: str) -> Metric:
-        self.__dict__[name] = Metric()
-        return self.__dict__[name]  # type: ignore[no-any-return]
-
-
 class Fetcher:
     """A loop and what is around it; several share a history, a store and a clock."""
 
@@ -339,7 +315,7 @@ class Fetcher:
 
     def restart(self) -> None:
         """Begin again as a process does: nothing is in memory."""
-        self.vk, self.bus, self.metrics = VK(self.history), Bus(self.store, self.clock), Metrics()
+        self.vk, self.bus, self.metrics = VK(self.history), Bus(self.store, self.clock), net.Metrics()
         self.cache = Cache(self.bus)
         entries = EntryBuilder(
             self.vk, Directory(self.cache, self.vk), lambda event: json.dumps(event.as_dict()).encode()
