@@ -354,22 +354,34 @@ def test_two_at_once(fetch: Fetch, client: Any, bury: Bury, server: Server) -> N
     assert client.xlen(LETTERS) == 0
 
 
-def test_killed_again_and_again(fetch: Fetch, client: Any, bury: Bury, server: Server) -> None:
+@pytest.mark.parametrize(
+    ("group", "count", "kills"), [((), 200, 3), (("moderation",), 150, 2)], ids=["the fetcher's", "a group's"]
+)
+def test_killed_again_and_again(
+    fetch: Fetch, client: Any, bury: Bury, server: Server, group: tuple[str, ...], count: int, kills: int
+) -> None:
     """At any moment: what it has done is done, the rest is left, and there is no third state."""
-    updates = [message() for _ in range(200)]
-    bury(*updates)
-    kills = 0
+    updates = [message() for _ in range(count)]
+    letters = GROUPS_LETTERS if group else LETTERS
+    if group:
+        set_aside(client, count)
+    else:
+        bury(*updates)
+
+    def done() -> int:
+        return int(client.xpending("events", *group)["pending"]) if group else client.xlen("events")
+
     with Proxy(server.port, delay=0.002) as proxy:
-        while client.xlen(LETTERS):
-            process = fetch("--redrive", REDIS_URL=proxy.url)
-            done = client.xlen("events") + 40
-            wait_until(lambda: client.xlen("events") >= done or not process.running, 60)  # noqa: B023
-            kills += process.running
+        while client.xlen(letters):
+            process = fetch("--redrive", *group, REDIS_URL=proxy.url)
+            due = done() + 40
+            wait_until(lambda: done() >= due or not process.running, 60)  # noqa: B023
+            kills -= process.running
             process.kill()
             proxy.cut()
-            assert client.xlen(LETTERS) + client.xlen("events") == 200
-    assert kills >= 3
-    assert ids(client) == [update["event_id"] for update in updates]
+            assert client.xlen(letters) + done() == count
+    assert kills <= 0, "it was never killed before its end"
+    assert group or ids(client) == [update["event_id"] for update in updates]
 
 
 def test_beside_a_fetcher(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
@@ -514,26 +526,6 @@ def test_two_give_back_at_once(fetch: Fetch, client: Any, server: Server) -> Non
     assert handled == Counter(str(number) for number in range(1, 201))
     assert client.xpending("events", "moderation")["pending"] <= 1  # the last one is acknowledged when the next comes
     assert sum(counts(*[process.output for process in both])) == 200
-
-
-def test_give_back_killed_again_and_again(fetch: Fetch, client: Any, server: Server) -> None:
-    """Each dead letter is there, or its event is pending."""
-    set_aside(client, 150)
-
-    def given() -> int:
-        return int(client.xpending("events", "moderation")["pending"])
-
-    kills = 0
-    with Proxy(server.port, delay=0.002) as proxy:
-        while client.xlen(GROUPS_LETTERS):
-            process = fetch("--redrive", "moderation", REDIS_URL=proxy.url)
-            done = given() + 40
-            wait_until(lambda: given() >= done or not process.running, 60)  # noqa: B023
-            kills += process.running
-            process.kill()
-            proxy.cut()
-            assert client.xlen(GROUPS_LETTERS) + given() == 150
-    assert kills >= 2
 
 
 @pytest.mark.parametrize("rule", ["-xdel", "-xclaim", "-hdel", "-xpending", "-xrange", "-xrevrange"])
