@@ -12,7 +12,7 @@ class History:
 
     def __init__(self, ts: int, kept: int = 10**6, batch: int = 100) -> None:
         self.ts = self.oldest = ts  # behind the latest update, and before the oldest
-        self.kept, self.batch = kept, batch  # the most updates in one answer
+        self.kept, self.batch = kept, batch  # the most updates in all, and in one answer
         self.step: int | Callable[[], int] = 1  # by which ts advances for each update
         self.newest_on_failed_1 = False  # answer failed 1 with the newest ts, not with the oldest that is kept
         self.updates: list[Any] = []
