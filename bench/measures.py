@@ -126,7 +126,7 @@ def drain(module: str, count: int, delay: float, seed: int) -> Values:
     """
     with (
         Server() as redis, Proxy(redis.port, delay=delay) as link,
-        VK(latency=LATENCY, rps=RPS, batch=BATCH, history=2 * count) as vk,
+        VK(latency=LATENCY, rps=RPS, batch=BATCH, kept=2 * count) as vk,
         Subscriber(redis.port) as bus, Contender(module, vk.url, link.url) as it,
     ):  # fmt: skip
         first_poll(vk)

@@ -1,8 +1,6 @@
 """The core's two sides in memory, by a clock of the test's own: VK, a bus, and fetchers between them."""
 
-import bisect
 import json
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
@@ -17,6 +15,7 @@ from fetcher.errors import RedisTimeout, RedisUnavailable, TransientError
 from fetcher.events import Event, Message, Peer, User
 from tests import net
 from tests.simulation.store import Store as InMemory
+from tests.vk import history
 
 PERSON, CHAT = 5, 2_000_000_007
 REDIS_DOWN = RedisUnavailable("Redis is unavailable (ConnectionError)")
@@ -59,32 +58,17 @@ def numbers(count: int, first: int = 0) -> list[str]:
 # VK
 
 
-class History:
-    """VK's updates, of which it keeps the latest; `page` is how many it puts into an answer.
-
-    A poll at a place that it does not have is answered from the oldest one that it has.
-    """
+class History(history.History):
+    """VK's history, into which updates may flow; a gap ends at the oldest place that can be polled."""
 
     def __init__(self, clock: Clock) -> None:
+        super().__init__(ts=10)
         self.clock = clock
-        self.kept, self.page = 10**6, 100
-        self.ts = self.oldest = 10
-        self.updates: list[tuple[int, Any]] = []
         self.rate, self.flows_since, self.flowed = 0.0, 0.0, 0
 
     def push(self, *updates: Any) -> None:
         """Add updates; text is the id of one."""
-        for one in updates:
-            self.ts += 1
-            self.updates.append((self.ts, update(one) if isinstance(one, str) else one))
-        if forgotten := self.updates[: max(0, len(self.updates) - self.kept)]:
-            self.oldest = forgotten[-1][0]
-            del self.updates[: len(forgotten)]
-
-    def restart(self, ts: int) -> None:
-        """Begin the numbering again, without the updates of before."""
-        self.ts = self.oldest = ts
-        self.updates.clear()
+        self.add(*(update(one) if isinstance(one, str) else one for one in updates))
 
     def flow(self, rate: float) -> None:
         """Let so many updates come every second from now on; their ids are numbers from 0."""
@@ -96,20 +80,18 @@ class History:
         self.push(*numbers(total - self.flowed, self.flowed))
         self.flowed = total
 
-    def answer(self, ts: int, wait: float) -> list[Batch | Gap]:
+    def poll(self, ts: int, wait: float) -> list[Batch | Gap]:
         """Answer a poll; behind a gap comes what is there where it ends."""
         self.arrive()
-        answers: list[Batch | Gap] = []
-        if not self.oldest <= ts <= self.ts:
-            answers, ts = [Gap(ts, self.oldest, "forgotten")], self.oldest
-        elif ts == self.ts:
+        if ts == self.ts:
             self.clock.now += min(wait, 1 / self.rate if self.rate else wait)
             self.arrive()
         self.clock.now += 0.01
-        first = bisect.bisect_right(self.updates, ts, key=operator.itemgetter(0))
-        found = self.updates[first : first + self.page]
-        until = found[-1][0] if found else ts
-        return [*answers, Batch(ts, until, [one for _, one in found], 1000 * len(found))]
+        gaps: list[Batch | Gap] = []
+        if "failed" in self.answer_at(ts, self.ts):
+            gaps, ts = [Gap(ts, self.oldest, "forgotten")], self.oldest
+        answer = self.answer_at(ts, self.ts)
+        return [*gaps, Batch(ts, answer["ts"], answer["updates"], 1000 * len(answer["updates"]))]
 
 
 class VK:
@@ -153,7 +135,7 @@ class VK:
         for call in self.before_poll:
             call()
         self.polls.append((self.clock.now, ts, wait))
-        answer = self.script.pop(0) if self.script else self.history.answer(ts, wait)
+        answer = self.script.pop(0) if self.script else self.history.poll(ts, wait)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -323,30 +305,6 @@ class Cache:
 # A fetcher
 
 
-class Metric:
-    """A counter, a gauge or a histogram: it keeps all values."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-        self.of_label: dict[str, Metric] = {}
-
-    def labels(self, **labels: str) -> "Metric":
-        return self.of_label.setdefault(",".join(labels.values()), Metric())
-
-    def inc(self, amount: float = 1) -> None:
-        self.values.append(amount)
-
-    set = observe = inc
-
-
-class Metrics:
-    """All metrics by name."""
-
-    def __getattr__(self, name: str) -> Metric:
-        self.__dict__[name] = Metric()
-        return self.__dict__[name]  # type: ignore[no-any-return]
-
-
 class Fetcher:
     """A loop and what is around it; several share a history, a store and a clock."""
 
@@ -357,7 +315,7 @@ class Fetcher:
 
     def restart(self) -> None:
         """Begin again as a process does: nothing is in memory."""
-        self.vk, self.bus, self.metrics = VK(self.history), Bus(self.store, self.clock), Metrics()
+        self.vk, self.bus, self.metrics = VK(self.history), Bus(self.store, self.clock), net.Metrics()
         self.cache = Cache(self.bus)
         entries = EntryBuilder(
             self.vk, Directory(self.cache, self.vk), lambda event: json.dumps(event.as_dict()).encode()

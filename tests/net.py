@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from typing import Any, Self
 from urllib.parse import parse_qsl
 
@@ -52,25 +51,34 @@ NO_ANSWERS: list[Any] = [None, 5, "text", [], {}, {"error": None}, {"error": 5},
 NO_ANSWERS += [{"error": {"error_msg": "no code"}}, {"error": {"error_code": [5]}}]
 
 
-class Count:
-    """A counter with one label."""
+class Metric:
+    """A counter, a gauge or a histogram: it keeps all values."""
 
     def __init__(self) -> None:
-        self.counts: Counter[Any] = Counter()
+        self.values: list[float] = []
+        self.of_label: dict[Any, Metric] = {}
 
-    def labels(self, **labels: Any) -> "Count":
-        (self.label,) = labels.values()
-        return self
+    def labels(self, **labels: Any) -> "Metric":
+        (label,) = labels.values()
+        return self.of_label.setdefault(label, Metric())
 
-    def inc(self) -> None:
-        self.counts[self.label] += 1
+    def inc(self, amount: float = 1) -> None:
+        self.values.append(amount)
+
+    set = observe = inc
+
+    @property
+    def counts(self) -> dict[Any, float]:
+        """The count of each label."""
+        return {label: sum(metric.values) for label, metric in self.of_label.items()}
 
 
 class Metrics:
-    """The counters of VK's API."""
+    """All metrics by name."""
 
-    def __init__(self) -> None:
-        self.vk_requests, self.vk_errors = Count(), Count()
+    def __getattr__(self, name: str) -> Metric:
+        self.__dict__[name] = Metric()
+        return self.__dict__[name]  # type: ignore[no-any-return]
 
 
 class Clock:

@@ -10,7 +10,7 @@ import pytest
 import responses
 
 from fetcher.core.ports import Name
-from fetcher.errors import CallFailed, RequestRejected, TransientError, VkFatalError
+from fetcher.errors import CallFailed, TransientError, VkFatalError
 from fetcher.vk.api import Api
 from fetcher.vk.lookups import Lookups
 from tests.net import (
@@ -306,18 +306,6 @@ def test_what_is_answered_before_a_failure_counts(lookups: Lookups, net: Net) ->
     assert isinstance(failure, TransientError)
 
 
-def test_a_failure_among_refusals(lookups: Lookups, net: Net) -> None:
-    """No name is taken for unknown because of a failure in the second request."""
-    net.answers["execute"] = [
-        inside(False, errors=[refusal(917)]),
-        inside(False, False, errors=[refusal(917), refusal(10)]),
-    ]
-    names, failure = lookups.names([CHAT + 7, CHAT + 8])
-    assert names == {CHAT + 7: Name()}
-    assert isinstance(failure, TransientError)
-    assert "10" in str(failure)
-
-
 @pytest.mark.parametrize("failing", [{5}, {5, 77, 150}, {-3}, {CHAT + 7}])
 def test_one_who_fails_among_many(vk: VK, failing: set[int]) -> None:
     """All others have their names, for a few requests more."""
@@ -331,68 +319,39 @@ def test_one_who_fails_among_many(vk: VK, failing: set[int]) -> None:
     assert len(vk.requests) <= 4
 
 
-def test_who_fails_only_in_company(lookups: Lookups, net: Net) -> None:
-    """If each is answered alone, nothing has failed."""
-    net.answers["execute"] = [inside(False, errors=[refusal(10)]), inside([person(1)], [person(2)])]
-    names, failure = lookups.names([1, 2])
-    assert names.keys() == {1, 2}
-    assert failure is None
+def failed(*codes: int) -> Any:
+    """Make an answer to execute in which each call fails."""
+    return inside(*[False] * len(codes), errors=[refusal(code) for code in codes])
 
 
-def test_all_fail(lookups: Lookups, net: Net) -> None:
-    """Then that is not about some of them: VK is not asked for each."""
-    net.answers["execute"] = [inside(*[False] * calls, errors=[refusal(10)] * calls) for calls in (1, 25)]
-    names, failure = lookups.names(range(1, 1001))
-    assert not names
-    assert type(failure) is CallFailed
-    assert len(net.requests) == 2
+TOO_LARGE = error(13)
+CALLS: dict[str, tuple[list[int], list[Any], dict[int, str], str]] = {
+    # who is looked up, VK's answers, nicks, and the failure
+    "all answered": ([1, 2], [inside([person(1), person(2)])], {1: "anna1", 2: "anna2"}, ""),
+    "one is refused, the other fails": ([1, 2], [failed(917), failed(917, 10)], {1: ""}, "VK error 10"),
+    "fails only in company": ([1, 2], [failed(10), inside([person(1)], [person(2)])], {1: "anna1", 2: "anna2"}, ""),
+    "all fail: nobody is asked for alone": ([*range(1, 1001)], [failed(10), failed(*[10] * 25)], {}, "VK error 10"),
+    "VK wants a pause: nothing is asked in it": ([1, 2], [failed(29)], {}, "VK error 29"),
+    "too large, each asked for alone": ([1, 2], [TOO_LARGE, inside([person(1)], [])], {1: "anna1", 2: ""}, ""),
+    "too large, even so": (
+        [1, 2], [TOO_LARGE] * 2 + [inside([person(1)]), inside([person(2)])], {1: "anna1", 2: "anna2"}, "",
+    ),
+    "too large for the second": ([1, 2], [TOO_LARGE] * 2 + [inside([person(1)]), TOO_LARGE], {1: "anna1"}, "error 13"),
+    "too large for one": ([5], [TOO_LARGE], {}, "VK error 13"),
+}  # fmt: skip
 
 
-def test_a_limited_rate_among_many(lookups: Lookups, net: Net) -> None:
-    """VK wants a pause: nothing is asked in it, and what VK said is told."""
-    net.answers["execute"] = [inside(False, errors=[refusal(29)])]
-    names, failure = lookups.names([1, 2])
-    assert not names
-    assert "VK error 29" in str(failure)
-    assert len(net.requests) == 1
-
-
-def test_a_request_that_is_too_large(lookups: Lookups, net: Net) -> None:
-    """Error 13 of execute: it is asked again in smaller chunks, until each asks for one only."""
-    net.answers["execute"] = [error(13), inside([person(1)], [person(2)], [person(3)])]
-    names, failure = lookups.names([1, 2, 3])
-    assert [name.nick for name in names.values()] == ["anna1", "anna2", "anna3"]
-    assert failure is None
-    assert len(net.requests) == 2
-    net.answers["execute"] = [error(13), error(13), inside([person(1)]), inside([person(2)])]
-    names, failure = lookups.names([1, 2])
-    assert [name.nick for name in names.values()] == ["anna1", "anna2"]
-    assert failure is None
-    net.answers["execute"] = [error(13)]
-    names, failure = lookups.names([5])
-    assert not names
-    assert type(failure) is CallFailed, "not rejected: the loop tries again"
-    assert "13" in str(failure)
-
-
-def test_too_large_for_one_of_many(lookups: Lookups, net: Net) -> None:
-    """Then those before it are answered, and the rest is asked for again by the loop."""
-    net.answers["execute"] = [error(13), error(13), inside([person(1)]), error(13)]
-    names, failure = lookups.names([1, 2])
-    assert failure is not None
-    assert not isinstance(failure, RequestRejected)
-    assert 2 not in names
-
-
-@pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS))
-def test_what_is_no_answer(lookups: Lookups, net: Net, answer: Any) -> None:
-    """It passes, and is told without a secret."""
-    net.answers["execute"] = [answer, inside([person(5)])]
-    names, failure = lookups.names([5])
-    assert not names
-    assert type(failure) is TransientError
-    assert not re.search(f"{TOKEN}|access_token|http:|https:", str(failure))
-    assert lookups.names([5])[0][5].nick == "anna5"
+@pytest.mark.parametrize(("ids", "answers", "nicks", "said"), CALLS.values(), ids=CALLS)
+def test_calls_that_fail(
+    lookups: Lookups, net: Net, ids: list[int], answers: list[Any], nicks: dict[int, str], said: str
+) -> None:
+    """Who fails among others is asked for again, alone, with few requests; the loop tries again what fails then."""
+    net.answers["execute"] = [*answers]
+    names, failure = lookups.names(ids)
+    assert {id: name.nick for id, name in names.items()} == nicks
+    assert len(net.requests) == len(answers)
+    assert type(failure) is (CallFailed if said else type(None)), "not rejected"
+    assert said in str(failure)
 
 
 POOLS: list[Any] = [
@@ -403,13 +362,14 @@ POOLS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("pool", named(POOLS))
-def test_pool_is_odd(lookups: Lookups, net: Net, pool: Any) -> None:
-    """An answer of execute that is not of its form passes; nobody gets another's answer."""
-    net.answers["execute"] = [pool, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
+@pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS + POOLS))
+def test_what_is_no_answer(lookups: Lookups, net: Net, answer: Any) -> None:
+    """Also an answer of execute that is not of its form: it passes, and is told without a secret."""
+    net.answers["execute"] = [answer, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
     names, failure = lookups.names([5, -3])
-    assert not names
+    assert not names, "nobody gets another's answer"
     assert type(failure) is TransientError
+    assert not re.search(f"{TOKEN}|access_token|http:|https:", str(failure))
     assert lookups.names([5, -3])[0][5].nick == "anna5"
 
 

@@ -125,7 +125,7 @@ def test_a_malformed_update_becomes_a_dead_letter(fetch: Fetch, vk: VK, server: 
 def test_a_kill_at_any_moment_loses_and_repeats_nothing(fetch: Fetch, vk: VK, server: Server) -> None:
     """kill -9 under traffic, several times: each event once and in order, on the stream and on the channels."""
     rng, sent, heard = random.Random(7), list[str](), list[str]()
-    vk.history = 10_000  # however long the restarts take here
+    vk.kept = 10_000  # however long the restarts take here
     with server.client() as client, client.pubsub() as live:
         live.psubscribe("events:*")
         fetcher = fetch()
@@ -201,7 +201,7 @@ def test_it_waits_for_vk(fetch: Fetch, vk: VK, server: Server) -> None:
 def test_a_storm_costs_few_requests(fetch: Fetch, server: Server) -> None:
     """10,000 updates of 1,000 people in 50 chats: at most 60 requests, 20 in a second, nobody asked for twice."""
     updates = traffic(1, 1000, 50, 10_000)
-    with VK(history=20_000, latency=0.05, rps=20) as vk:
+    with VK(kept=20_000, latency=0.05, rps=20) as vk:
         fetch(VK_URL=vk.url)
         started(server)
         vk.push(*updates)

@@ -371,24 +371,39 @@ def test_two_at_once(fetch: Fetch, client: Any, bury: Bury, server: Server) -> N
     assert client.xlen(LETTERS) == 0
 
 
-def test_killed_again_and_again(fetch: Fetch, client: Any, bury: Bury, server: Server) -> None:
+@pytest.mark.parametrize(
+    ("group", "count", "kills"), [((), 200, 3), (("moderation",), 150, 2)], ids=["the fetcher's", "a group's"]
+)
+def test_killed_again_and_again(
+    fetch: Fetch, client: Any, bury: Bury, server: Server, group: tuple[str, ...], count: int, kills: int
+) -> None:
     """At any moment: what it has done is done, the rest is left, and there is no third state."""
-    updates = [message() for _ in range(200)]
-    bury(*updates)
-    kills = 0
+    updates = [message() for _ in range(count)]
+    letters = GROUPS_LETTERS if group else LETTERS
+    if group:
+        set_aside(client, count)
+    else:
+        bury(*updates)
+
+    def counts() -> tuple[int, int]:
+        """Count what is left and what is done, at one moment: a command of a killed one may be on its way."""
+        with client.pipeline() as pipeline:
+            pipeline.xlen(letters)
+            pipeline.xpending("events", *group) if group else pipeline.xlen("events")
+            left, done = pipeline.execute()
+        return left, done["pending"] if group else done
+
     with Proxy(server.port, delay=0.002) as proxy:
-        while client.xlen(LETTERS):
-            process = fetch("--redrive", REDIS_URL=proxy.url)
-            done = client.xlen("events") + 40
-            wait_until(lambda: client.xlen("events") >= done or not process.running, 60)  # noqa: B023
-            kills += process.running
+        while client.xlen(letters):
+            process = fetch("--redrive", *group, REDIS_URL=proxy.url)
+            due = counts()[1] + 40
+            wait_until(lambda: counts()[1] >= due or not process.running, 60)  # noqa: B023
+            kills -= process.running
             process.kill()
             proxy.cut()
-            with client.pipeline() as pipeline:  # at one moment: a command of the killed one may still be on its way
-                pipeline.xlen(LETTERS).xlen("events")
-                assert sum(pipeline.execute()) == 200
-    assert kills >= 3
-    assert ids(client) == [update["event_id"] for update in updates]
+            assert sum(counts()) == count
+    assert kills <= 0, "it was never killed before its end"
+    assert group or ids(client) == [update["event_id"] for update in updates]
 
 
 def test_beside_a_fetcher(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
@@ -414,21 +429,22 @@ def test_beside_a_fetcher(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None
 GROUPS_LETTERS, ATTEMPTS = "{events}:dead-letter:moderation", "{events}:attempts:moderation"
 
 
-@pytest.fixture
-def failed(client: Any) -> list[str]:
-    """Two groups have had three events, and `moderation` has set all of them aside; return the ids of their entries."""
-    client.xgroup_create("events", "moderation", "0", mkstream=True)
-    client.xgroup_create("events", "other", "0")
+def set_aside(client: Any, count: int = 1) -> list[str]:
+    """Let two groups have had so many events, and `moderation` set them aside; return the ids of their entries."""
     entries = []
-    for number in "123":
-        text = json.dumps(Event("message", number, *EMPTY).as_dict())
+    for number in range(1, count + 1):
+        text = json.dumps(Event("message", str(number), *EMPTY).as_dict())
         entries.append(client.xadd("events", {"event": text}))
         client.xadd(GROUPS_LETTERS, {"event": text, "id": entries[-1], "attempts": "3"})
         client.hset(ATTEMPTS, entries[-1], 3)
     for group in ("moderation", "other"):
-        client.xreadgroup(group, f"{group}-1", {"events": ">"})
-        client.xack("events", group, *entries)
+        client.xgroup_create("events", group, "$")
     return entries
+
+
+@pytest.fixture
+def failed(client: Any) -> list[str]:
+    return set_aside(client, 3)
 
 
 EMPTY: Any = {"uuid": 1, "name": "", "firstname": "", "lastname": "", "nick": ""}, {"bpid": 1, "cid": 0, "name": ""}
@@ -524,54 +540,21 @@ def test_what_fails_again_does_not_go_round(fetch: Fetch, client: Any, failed: l
 
 def test_two_give_back_at_once(fetch: Fetch, client: Any, server: Server) -> None:
     """An event that one of them has given back, and a consumer has handled, is not given back by the other."""
-    client.xgroup_create("events", "moderation", "0", mkstream=True)
-    for number in range(200):
-        text = json.dumps(Event("message", str(number), *EMPTY).as_dict())
-        client.xadd(GROUPS_LETTERS, {"event": text, "id": client.xadd("events", {"event": text}), "attempts": "3"})
-    client.xreadgroup("moderation", "moderation-1", {"events": ">"})
-    client.xack("events", "moderation", *[entry for entry, _ in client.xrange("events")])
+    set_aside(client, 200)
     with Proxy(server.port, delay=0.001) as proxy, server.client() as own:
         both = [fetch("--redrive", "moderation", REDIS_URL=proxy.url) for _ in range(2)]
         handled = Counter(taken(own, "moderation", 200))
         assert [process.wait(60) for process in both] == [0, 0]
-    assert handled == Counter(str(number) for number in range(200))
+    assert handled == Counter(str(number) for number in range(1, 201))
     assert client.xpending("events", "moderation")["pending"] <= 1  # the last one is acknowledged when the next comes
     assert sum(counts(*[process.output for process in both])) == 200
-
-
-def test_give_back_killed_again_and_again(fetch: Fetch, client: Any, server: Server) -> None:
-    """Each dead letter is there, or its event is pending."""
-    client.xgroup_create("events", "moderation", "0", mkstream=True)
-    for number in range(150):
-        text = json.dumps(Event("message", str(number), *EMPTY).as_dict())
-        client.xadd(GROUPS_LETTERS, {"event": text, "id": client.xadd("events", {"event": text}), "attempts": "3"})
-    client.xreadgroup("moderation", "moderation-1", {"events": ">"})
-    client.xack("events", "moderation", *[entry for entry, _ in client.xrange("events")])
-
-    def given() -> int:
-        return int(client.xpending("events", "moderation")["pending"])
-
-    kills = 0
-    with Proxy(server.port, delay=0.002) as proxy:
-        while client.xlen(GROUPS_LETTERS):
-            process = fetch("--redrive", "moderation", REDIS_URL=proxy.url)
-            done = given() + 40
-            wait_until(lambda: given() >= done or not process.running, 60)  # noqa: B023
-            kills += process.running
-            process.kill()
-            proxy.cut()
-            assert client.xlen(GROUPS_LETTERS) + given() == 150
-    assert kills >= 2
 
 
 @pytest.mark.parametrize("rule", ["-xdel", "-xclaim", "-hdel", "-xpending", "-xrange", "-xrevrange"])
 def test_a_missing_permission_for_a_group(run: Any, rule: str) -> None:
     """Nothing is written without it."""
     with Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as server, server.client() as client:
-        entry = client.xadd("events", {"event": "{}"})
-        client.xgroup_create("events", "moderation", "$")
-        client.xadd(GROUPS_LETTERS, {"event": "{}", "id": entry, "attempts": "3"})
-        client.hset(ATTEMPTS, entry, 3)
+        set_aside(client)
         run("moderation", raises=FatalError, REDIS_URL=address(server.port, "x", "limited"))
         assert client.xlen(GROUPS_LETTERS) == client.hlen(ATTEMPTS) == 1
         assert client.xpending("events", "moderation")["pending"] == 0
@@ -581,9 +564,7 @@ def test_a_missing_permission_for_a_group(run: Any, rule: str) -> None:
 def test_the_documented_permissions(run: Any, rule: str) -> None:
     """They suffice for both kinds of dead letters, and each serves one of them; without it nothing is lost."""
     with Server(acl=acl("redrive", rule)) as server, server.client() as client:
-        entry = client.xadd("events", {"event": "{}"})
-        client.xgroup_create("events", "moderation", "$")
-        client.xadd(GROUPS_LETTERS, {"event": "{}", "id": entry, "attempts": "3"})
+        set_aside(client)
         Bury(server.url)(message())
         url = address(server.port, "SECRET", "redrive")
         refused = []
@@ -602,9 +583,7 @@ def test_the_documented_permissions(run: Any, rule: str) -> None:
 def test_a_group_on_a_cluster(run: Any) -> None:
     """All its keys are in one slot."""
     with cluster(3) as nodes, redis.RedisCluster("127.0.0.1", nodes[0].port, decode_responses=True) as client:
-        entry = client.xadd("events", {"event": "{}"})
-        client.xgroup_create("events", "moderation", "$")
-        client.xadd(GROUPS_LETTERS, {"event": "{}", "id": entry, "attempts": "3"})
+        set_aside(client)
         for node in nodes:
             run("moderation", REDIS_URL=node.url)
         assert client.xpending("events", "moderation")["pending"] == 1

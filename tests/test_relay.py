@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -169,7 +170,7 @@ def test_an_update_that_is_malformed(begun: Fetcher, store: Store, caplog: pytes
 
 def test_a_large_answer_goes_out_in_pieces(begun: Fetcher, store: Store) -> None:
     """At most 500 updates are one commit; a kill between two of them repeats and loses nothing."""
-    begun.history.page = 2000
+    begun.history.batch = 2000
     begun.history.push(*numbers(300), update("x", malformed="why"), *numbers(900, 300))
 
     def cut(commit: Any) -> None:
@@ -191,37 +192,81 @@ def test_a_large_answer_goes_out_in_pieces(begun: Fetcher, store: Store) -> None
 # Gaps
 
 
-def test_a_gap_is_recorded(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """One dead letter, and one warning; what is behind it goes out."""
-    begun.history.ts = 20
-    begun.history.oldest = 20
-    begun.history.push("a")
-    begun.settle()
-    assert store.dead == [gap(10, 20)]
-    assert caplog.messages == ["A gap from ts 10 to 20: forgotten"]
-    assert store.ids == ["a"]
+Step = Enum("Step", ["COPY", "FAILOVER", "SILENT_FAILOVER", "FORGET"])
+COPY, FAILOVER, SILENT_FAILOVER, FORGET = Step
 
 
-def test_vk_restarts_its_numbering(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """The gap leads to the next epoch, and so does everything after it."""
-    begun.history.push("a")
+class Story(NamedTuple):
+    """What happens, one after the other, and what the bus has in the end.
+
+    Letters are updates, all on the bus before the next step; a number is the ts from which VK goes on, with nothing of
+    before. A failover is to the COPY, or to an empty server; if it is silent, no connection breaks.
+    """
+
+    steps: list[str | int | Step]
+    dead: list[dict[str, str]]
+    checkpoint: str
+    log: list[str]
+
+
+EMPTIED = [gap(12, 12, "Redis had lost the checkpoint")], "13", ["Redis had lost the checkpoint: ts 12 is stored again"]
+STORIES = {
+    "a gap": Story([20, "a"], [gap(10, 20)], "21", ["A gap from ts 10 to 20: forgotten"]),
+    "VK restarts its numbering twice": Story(
+        ["a", 3, "b", 1, "c"],
+        [gap(11, "1:3"), gap("1:4", "2:1")],
+        "2:2",
+        ["A gap from ts 11 to 1:3: forgotten", "A gap from ts 1:4 to 2:1: forgotten"],
+    ),
+    "a failover to an older copy, and VK has forgotten everything": Story(
+        ["ab", COPY, "cd", 500, "ef", FORGET, FAILOVER],
+        [gap(14, 500)],
+        "502",
+        ["A gap from ts 14 to 500: forgotten"] * 2,
+    ),
+    "a failover to a copy from before VK restarted its numbering": Story(
+        ["a", COPY, "b", 3, "cd", FAILOVER, "e"], [gap(12, "1:3")], "1:6", ["A gap from ts 12 to 1:3: forgotten"] * 2
+    ),
+    "a failover to a copy from before three restarts": Story(
+        [COPY, 5, "a", 3, "b", 1, "c", FAILOVER],
+        [gap(10, "1:5"), gap("1:6", "2:3"), gap("2:4", "3:1")],
+        "3:2",
+        [f"A gap from ts {places}: forgotten" for places in ("10 to 1:5", "1:6 to 2:3", "2:4 to 3:1")] * 2,
+    ),
+    "Redis came back empty": Story(["ab", FAILOVER, "c"], *EMPTIED),
+    "Redis was emptied": Story(["ab", SILENT_FAILOVER, "c"], *EMPTIED),
+}
+
+
+@pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
+def test_all_goes_out_in_vks_order(
+    begun: Fetcher, store: Store, story: Story, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each update once, each gap recorded in its place, both also where a copy lacks them; the log says the same."""
+    replica = Store()
+    for step in story.steps:
+        if isinstance(step, int):
+            begun.history.begin_at(step)
+        elif isinstance(step, str):
+            begun.history.push(*step)
+            begun.settle()
+        elif step is COPY:
+            replica = store.copy()
+        elif step is FORGET:
+            begun.history.kept = 0
+        else:
+            fail_over(store, replica, *[begun] * (step is FAILOVER))
     begun.settle()
-    begun.history.restart(3)
-    begun.history.push("b")
-    begun.settle()
-    begun.history.restart(1)
-    begun.history.push("c")
-    begun.settle()
-    assert store.ids == ["a", "b", "c"]
-    assert store.dead == [gap(11, "1:3"), gap("1:4", "2:1")]
-    assert store.checkpoint == place(2, epoch=2)
-    assert "A gap from ts 1:4 to 2:1: forgotten" in caplog.messages
+    assert "".join(store.ids) == "".join(step for step in story.steps if isinstance(step, str))
+    assert store.dead == story.dead
+    assert str(store.checkpoint) == story.checkpoint
+    assert caplog.messages == story.log
 
 
 def test_vk_restarts_its_numbering_without_a_word(begun: Fetcher, store: Store) -> None:
     """A lower ts in an answer says it: what came with it goes out, and the place is recorded."""
     begun.vk.script = [[batch(10, 3, "a")]]
-    begun.history.restart(3)
+    begun.history.begin_at(3)
     begun.history.push("b")
     begun.settle()
     assert store.ids == ["a", "b"]
@@ -288,18 +333,66 @@ def behind(begun: Fetcher, store: Store) -> Fetcher:
     return begun
 
 
-def test_what_is_missing_is_taken_from_vk(behind: Fetcher, store: Store) -> None:
-    """It is polled at the checkpoint, without waiting, and order is kept."""
+class Missing(NamedTuple):
+    """What VK answers at the checkpoint, what goes out then, and what is recorded and logged."""
+
+    script: list[list[Batch | Gap] | Exception]
+    ids: str
+    gap_to: int = 0
+    error: str = ""
+    said: str = ""
+    new_key: int | None = None  # the ts of the next one, if it is not VK's latest
+    restarts: bool = False  # VK, before it is polled; then comes "d"
+
+
+MISSING = {
+    "VK has it": Missing([], "abc"),
+    "VK fails: nothing is decided then": Missing([VK_DOWN] * 4, "abc"),
+    "VK repeats itself: polled again, with a pause": Missing(
+        [[batch(10, 10, "a")]], "abc", said="VK's long poll repeats itself without progress: trying again"
+    ),
+    "an empty answer proves nothing while a new key is past the place": Missing(
+        [[Batch(10, 10, [])]], "abc", said="VK's long poll is silent at a ts that its new key is past: trying again"
+    ),
+    "VK is not past the checkpoint: nobody has it": Missing(
+        [[Batch(10, 10, [])]], "c", 12, "VK does not answer what is between", new_key=10
+    ),
+    "VK has forgotten a part: the gap ends where it has something again": Missing(
+        [[Gap(10, 11, "forgotten"), batch(11, 12, "b")]], "bc", 11, "forgotten"
+    ),
+    "VK has forgotten more than that: the gap never hides what is pending": Missing(
+        [[Gap(10, 99, "forgotten"), batch(99, 99)]], "c", 12, NOT_ANSWERED, f"A gap from ts 10 to 12: {NOT_ANSWERED}"
+    ),
+    "VK has restarted its numbering": Missing([[batch(10, 3, "z")]], "cd", 12, NOT_ANSWERED, restarts=True),
+    "VK has restarted, and says that it has forgotten": Missing(
+        [[Gap(10, 3, "forgotten"), batch(3, 3)]], "cd", 12, NOT_ANSWERED, restarts=True
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISSING.values(), ids=MISSING)
+def test_what_is_missing_is_asked_for(
+    behind: Fetcher, store: Store, case: Missing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """VK is polled at the checkpoint, without waiting; what it does not have is a gap, and order is kept."""
+    behind.vk.script = case.script.copy()
+    behind.vk.renewals = [case.new_key] if case.new_key else []
+    if case.restarts:
+        behind.history.begin_at(3)
+        behind.history.push("d")
     behind.settle()
-    assert store.ids == ["a", "b", "c"]
-    assert not store.dead
     assert behind.vk.polls[0][1:] == (10, 1)
+    assert "".join(store.ids) == case.ids
+    assert store.dead[:1] == ([gap(10, case.gap_to, case.error)] if case.gap_to else [])
+    assert len(store.dead) == bool(case.gap_to) + case.restarts
+    assert case.said in [*caplog.messages, ""]
+    assert store.checkpoint == (place(4, epoch=1) if case.restarts else place(13))
 
 
 def test_what_is_missing_is_asked_for_whatever_is_held_of_the_next_epoch(behind: Fetcher) -> None:
     """What is missing is of the epoch in which the oldest pending update is."""
     behind.bus.failure = REDIS_DOWN
-    behind.history.restart(3)
+    behind.history.begin_at(3)
     behind.history.push("d")
     behind.run(lambda: behind.held == 2)
     behind.bus.failure = None
@@ -308,57 +401,9 @@ def test_what_is_missing_is_asked_for_whatever_is_held_of_the_next_epoch(behind:
     assert 10 in behind.vk.polled_at
 
 
-def test_a_gap_never_hides_what_is_pending(behind: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """VK has forgotten what is missing, and more; the gap ends where what is held begins."""
-    behind.vk.script = [[Gap(10, 99, "forgotten"), batch(99, 99)]]
-    behind.settle()
-    assert store.ids == ["c"]
-    assert store.dead == [gap(10, 12, NOT_ANSWERED)]
-    assert f"A gap from ts 10 to 12: {NOT_ANSWERED}" in caplog.messages
-
-
-def test_a_part_of_what_is_missing_is_forgotten(behind: Fetcher, store: Store) -> None:
-    """The gap ends where VK has something again."""
-    behind.vk.script = [[Gap(10, 11, "forgotten"), batch(11, 12, "b")]]
-    behind.settle()
-    assert store.ids == ["b", "c"]
-    assert store.dead == [gap(10, 11)]
-
-
-def test_vk_is_silent_at_the_checkpoint(behind: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """An empty answer proves nothing while a new key says that VK is past it: the place is polled again."""
-    behind.vk.script = [[Batch(10, 10, [])]]
-    behind.settle()
-    assert "VK's long poll is silent at a ts that its new key is past: trying again" in caplog.messages
-    assert store.ids == ["a", "b", "c"]
-    assert not store.dead
-
-
-def test_vk_is_not_past_the_checkpoint(behind: Fetcher, store: Store) -> None:
-    """Then nobody has what is between, and it is a gap; what is held goes out."""
-    behind.vk.script, behind.vk.renewals = [[Batch(10, 10, [])]], [10]
-    behind.settle()
-    assert store.ids == ["c"]
-    assert store.dead == [gap(10, 12, "VK does not answer what is between")]
-
-
-@pytest.mark.parametrize("answer", [[batch(10, 3, "z")], [Gap(10, 3, "forgotten"), batch(3, 3)]])
-def test_vk_has_restarted_its_numbering_where_something_is_missing(
-    behind: Fetcher, store: Store, answer: list[Batch | Gap]
-) -> None:
-    """It has nothing of the time before: a gap, what is held, and then VK's next epoch."""
-    behind.vk.script = [answer]
-    behind.history.restart(3)
-    behind.history.push("d")
-    behind.settle()
-    assert store.ids == ["c", "d"]
-    assert store.dead[0] == gap(10, 12, "VK does not answer what is between")
-    assert store.checkpoint == place(4, epoch=1)
-
-
 def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -> None:
     """VK has none of it: it is a gap at once, without a poll."""
-    behind.history.restart(3)
+    behind.history.begin_at(3)
     behind.history.push("d")
     behind.bus.failure = REDIS_DOWN
     behind.poll(3)  # a gap to epoch 1, and "d"
@@ -375,25 +420,6 @@ def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -
     assert 10 not in behind.vk.polled_at
 
 
-def test_vk_fails_where_something_is_missing(behind: Fetcher, store: Store) -> None:
-    """Nothing is decided then."""
-    behind.vk.script = [VK_DOWN] * 4
-    behind.settle()
-    assert store.ids == ["a", "b", "c"]
-    assert not store.dead
-
-
-def test_vk_repeats_itself_where_something_is_missing(
-    behind: Fetcher, store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is told, with a pause, until VK moves on; nothing is a gap."""
-    behind.vk.script = [[batch(10, 10, "a")]]
-    behind.settle()
-    assert "VK's long poll repeats itself without progress: trying again" in caplog.messages
-    assert store.ids == ["a", "b", "c"]
-    assert not store.dead
-
-
 @pytest.mark.parametrize(
     ("at", "expected"),
     [
@@ -406,7 +432,7 @@ def test_another_fetcher_has_filled_a_gap(
     begun: Fetcher, store: Store, at: Position, expected: list[dict[str, str]]
 ) -> None:
     """In part, or past its end: VK is asked for the rest only."""
-    begun.history.ts = begun.history.oldest = 15
+    begun.history.begin_at(15)
     begun.history.push(*numbers(10, 16))
     begun.vk.script = [[Gap(10, 20, "forgotten"), batch(20, 21, "21")]]
     moved: list[bool] = []
@@ -427,7 +453,7 @@ def test_another_fetcher_has_filled_a_gap(
 
 def test_another_fetcher_was_further_in_the_epoch_before(begun: Fetcher, store: Store) -> None:
     """The rest of that epoch is a gap up to the restart, with the reason."""
-    begun.history.restart(3)
+    begun.history.begin_at(3)
 
     def go_on(commit: Any) -> None:
         if commit.kind == "gap" and store.checkpoint == place(10):
@@ -523,73 +549,6 @@ def test_what_was_committed_lately_is_bounded(
     ids = begun.bus.reads[-1]
     assert least <= len(ids) <= most
     assert ids == numbers(len(ids), count - len(ids))
-
-
-def test_a_failover_to_an_older_copy(begun: Fetcher, store: Store) -> None:
-    """Acknowledged writes that the replica lacks are written again, though VK has forgotten them; gaps, too."""
-    begun.history.push(*numbers(50))
-    begun.settle()
-    replica = store.copy()
-    begun.history.push(*numbers(20, 50))
-    begun.settle()
-    begun.history.ts = begun.history.oldest = 500
-    begun.history.updates.clear()
-    begun.history.push(*numbers(30, 70))
-    begun.settle()
-    begun.history.kept = 0
-    begun.history.push()
-    fail_over(store, replica, begun)
-    begun.settle()
-    assert store.ids == numbers(100)
-    assert store.dead == [gap(80, 500)]
-    assert store.checkpoint == place(530)
-
-
-def test_a_failover_to_a_copy_from_before_vk_restarted_its_numbering(begun: Fetcher, store: Store) -> None:
-    """VK's order holds, and the gap between the epochs is recorded once more."""
-    begun.history.push("a")
-    begun.settle()
-    replica = store.copy()
-    begun.history.push("b")
-    begun.settle()
-    begun.history.restart(3)
-    begun.history.push("c", "d")
-    begun.settle()
-    fail_over(store, replica, begun)
-    begun.history.push("e")
-    begun.settle()
-    assert store.ids == ["a", "b", "c", "d", "e"]
-    assert store.dead == [gap(12, "1:3")]
-    assert store.checkpoint == place(6, epoch=1)
-
-
-def test_a_failover_between_two_restarts_of_vks_numbering(begun: Fetcher, store: Store) -> None:
-    """What came before is committed again in its order, each epoch behind its gap."""
-    replica = store.copy()
-    for ts in (5, 3, 1):
-        begun.history.restart(ts)
-        begun.history.push(f"of {ts}")
-        begun.settle()
-    fail_over(store, replica, begun)
-    begun.settle()
-    assert store.ids == ["of 5", "of 3", "of 1"]
-    assert store.dead == [gap(10, "1:5"), gap("1:6", "2:3"), gap("2:4", "3:1")]
-
-
-@pytest.mark.parametrize("noticed", [True, False], ids=["the connection broke", "no connection broke"])
-def test_redis_came_back_empty(begun: Fetcher, store: Store, noticed: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """The last known checkpoint is stored again, with a record, and all that is remembered goes out."""
-    begun.history.push("a", "b")
-    begun.settle()
-    store.become(Store())
-    if noticed:
-        begun.bus.disconnected()
-    begun.history.push("c")
-    begun.settle()
-    assert store.ids == ["a", "b", "c"]
-    assert store.dead == [gap(12, 12, "Redis had lost the checkpoint")]
-    assert caplog.messages == ["Redis had lost the checkpoint: ts 12 is stored again"]
-    assert store.checkpoint == place(13)
 
 
 def test_an_empty_redis_that_takes_no_writes(begun: Fetcher, store: Store) -> None:
@@ -712,13 +671,13 @@ def test_a_start_without_redis(
     fetcher: Fetcher, store: Store, checkpoint: Position | None, restarts: int, epoch: int
 ) -> None:
     """VK is polled from its latest ts, all is held, and epochs are counted as the bus does once it can be read."""
-    fetcher.history.restart(50)
+    fetcher.history.begin_at(50)
     fetcher.bus.failure = REDIS_DOWN
     fetcher.poll(2)
     fetcher.history.push(*numbers(20))
     fetcher.poll(2)
     for _ in range(restarts):
-        fetcher.history.restart(3)
+        fetcher.history.begin_at(3)
         fetcher.history.push("after")
         fetcher.poll(3)
     store.checkpoint = checkpoint
@@ -891,7 +850,7 @@ def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
 
 def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
     """Each answer of VK has something, without end: something goes out every second or two."""
-    begun.history.page = 10
+    begun.history.batch = 10
     begun.history.push(*numbers(20_000))
     commits: list[float] = []
     begun.bus.on_commit = lambda commit: commits.append(begun.clock.now)
@@ -907,7 +866,7 @@ def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
 @pytest.mark.parametrize(("page", "rate", "cost"), [(50, 90, 0.3), (20, 40, 1.2), (50, 90, 0.02), (1, 10, 0.3)])
 def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, rate: float, cost: float) -> None:
     """Nothing is assumed about how much VK puts into an answer: it is read faster than it forgets."""
-    begun.history.page, begun.history.kept = page, 300
+    begun.history.batch, begun.history.kept = page, 300
     begun.bus.cost = lambda commit: cost
     begun.history.flow(rate)
     begun.run_for(60)
@@ -932,7 +891,7 @@ def test_commits_get_through_a_slow_link(begun: Fetcher, store: Store, limit: in
     begun.bus.cost = lambda commit: 0.01
     begun.settle()
     assert store.ids == numbers(400)
-    begun.history.page = 1000
+    begun.history.batch = 1000
     for first in range(400, 4000, 400):
         begun.history.push(*numbers(400, first))
         begun.settle()
@@ -1267,8 +1226,7 @@ def test_what_is_counted(begun: Fetcher, store: Store) -> None:
     begun.history.push(update("a", date=date), "b", update("x", malformed="why"))
     begun.bus.lost_replies = 1
     begun.settle()
-    begun.history.ts = begun.history.oldest = 20
-    begun.history.updates.clear()
+    begun.history.begin_at(20)
     begun.history.push("c")
     begun.settle()
     begun.bus.disconnected()
@@ -1397,7 +1355,7 @@ def test_a_lost_reply_and_then_a_failover(begun: Fetcher, store: Store) -> None:
 @pytest.mark.parametrize("what", ["failover", "kill"])
 def test_a_fault_between_two_pieces(begun: Fetcher, store: Store, what: str) -> None:
     """The pieces that were acknowledged go out again if they were lost, and are passed over if not."""
-    begun.history.page = 2000
+    begun.history.batch = 2000
     replica = store.copy()
     begun.history.push(*numbers(1300))
     begun.bus.cost = lambda commit: 1.1

@@ -6,7 +6,7 @@ import pytest
 
 from fetcher.core.history import Commit, DeadLetter, Entry, Outcome, Position
 from fetcher.core.reports import MAX_STALL, REMIND_INTERVAL, Reports
-from tests.fakes import Clock, Metrics
+from tests.net import Clock, Metrics
 
 SINCE, UNTIL = Position(0, 10), Position(1, 20)
 
@@ -65,7 +65,7 @@ def test_what_is_logged_and_counted_is_what_the_script_did(
     assert caplog.messages == case.log
     assert {record.levelname for record in caplog.records} <= {"WARNING"}
     counted = {name: sum(metric.values) for name, metric in vars(reports.metrics).items()}
-    counted |= {name: sum(metric.values) for name, metric in reports.metrics.events.of_label.items()}
+    counted |= reports.metrics.events.counts
     assert counted.pop("commit_seconds") == 0.25
     assert ("checkpoint" in counted) == (case.checkpoint == UNTIL), "whether it is where the commit is, or later"
     counted.pop("checkpoint", None)

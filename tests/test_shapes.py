@@ -126,7 +126,7 @@ def has_id(letter: Json) -> bool:
 @pytest.mark.long
 def test_ten_thousand(vk: VK, bus: Bus) -> None:
     """Published, dead letters and passed over are together what was sent, each as it should be, in VK's order."""
-    vk.history = 20_000
+    vk.kept = 20_000
     sent = mixed(10_000)
     events, letters = bus.push(*(each["update"] for each in sent)), bus.letters()
     published = [each for each in sent if "event" in each]

@@ -68,7 +68,7 @@ def test_servers_that_are_a_few_numbers_apart(vk: VK) -> None:
 @pytest.mark.parametrize(("newest", "expected"), [(False, 1006), (True, 1009)])
 def test_both_readings_of_failed_1(newest: bool, expected: int, vk: VK) -> None:
     """VK may answer with the oldest ts that it keeps, or with the newest."""
-    key, vk.step, vk.history, vk.newest_on_failed_1 = new_key(vk), 3, 1, newest
+    key, vk.step, vk.kept, vk.newest_on_failed_1 = new_key(vk), 3, 1, newest
     vk.push(message(), message(), message())
     assert poll(vk, key, 1003) == {"failed": 1, "ts": expected}
     assert poll(vk, key, 1006)["ts"] == "1009"
@@ -78,7 +78,7 @@ def test_history_that_becomes_shorter(vk: VK) -> None:
     """What is kept may be changed at any time."""
     key = new_key(vk)
     vk.push(*[message() for _ in range(5)])
-    vk.history = 2
+    vk.kept = 2
     assert poll(vk, key, 1002) == {"failed": 1, "ts": 1003}
     assert len(poll(vk, key, 1003)["updates"]) == 2
 

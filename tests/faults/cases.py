@@ -128,7 +128,7 @@ def restart_numbering(env: Environment) -> None:
 def stay_away(env: Environment) -> None:
     for fetcher in env.fetchers:
         fetcher.kill()
-    pushed = env.push(env.vk.history + 44)
+    pushed = env.push(env.vk.kept + 44)
     env.forget(pushed if env.vk.newest_on_failed_1 else pushed[:44])
     for fetcher in env.fetchers:
         fetcher.start()

@@ -160,7 +160,7 @@ def short_memory(env: Environment) -> None:
     """Freeze the fetcher until VK has forgotten a few updates, and let the traffic go on."""
     (fetcher,) = env.fetchers
     fetcher.pause()
-    env.push(env.vk.history + 20)
+    env.push(env.vk.kept + 20)
     fetcher.resume()
     push_steadily(env, 50, 12)
 

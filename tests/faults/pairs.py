@@ -17,8 +17,8 @@ __all__ = ["CASES"]  # with those of cases.py
 def push_more_than_vk_keeps(env: Environment, ahead: int = 0) -> range:
     """Push what VK keeps and so many more, and no faster than the fetchers take it."""
     pushed = env.push(0)
-    while len(pushed) < env.vk.history + ahead:
-        pushed = range(pushed.start, env.push(env.vk.history // 2).stop)
+    while len(pushed) < env.vk.kept + ahead:
+        pushed = range(pushed.start, env.push(env.vk.kept // 2).stop)
         env.wait_for_polls()
     return pushed
 
@@ -158,7 +158,7 @@ def come_back_slow(env: Environment) -> None:
     for _ in range(6):
         env.push(150)
         env.wait_for_polls()
-    history, env.vk.history = env.vk.history, env.vk.history * 2 // 3  # what 4 s of traffic bring
+    kept, env.vk.kept = env.vk.kept, env.vk.kept * 2 // 3  # what 4 s of traffic bring
     for link in env.links:
         link.delay, link.bandwidth = 0.05, 130_000
     env.up()
@@ -166,7 +166,7 @@ def come_back_slow(env: Environment) -> None:
         wait_until(lambda: len(env.missing()) < 50, 7)
     for link in env.links:
         link.delay, link.bandwidth = 0, 0
-    env.vk.history = history
+    env.vk.kept = kept
 
 
 def failing_lookup(env: Environment, code: int) -> None:

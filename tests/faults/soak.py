@@ -23,7 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "a cluster": {"clustered": True},
     "a cluster, two fetchers": {"clustered": True, "fetchers": 2},
 }
-HISTORY = 2000  # updates that VK keeps: bursts fit
+KEPT = 2000  # updates that VK keeps: bursts fit
 BURST = 200  # updates at once
 MIXED = 0.75  # of all rounds have two faults
 
@@ -119,7 +119,7 @@ def soak(kind: str, seed: str, seconds: float, versions: list[Version]) -> Repor
         names: list[str] = []
         env = None
         try:
-            with Environment(rng.randrange(10**6), versions=versions, history=HISTORY, **KINDS[kind]) as env:
+            with Environment(rng.randrange(10**6), versions=versions, kept=KEPT, **KINDS[kind]) as env:
                 print(f"{kind}: {len(env.fetchers)} started", flush=True)
                 cases = [case for case in CASES.values() if fits(case, env)]
                 while time.monotonic() < until:

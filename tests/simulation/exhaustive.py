@@ -87,7 +87,7 @@ class Choices(Plan):
         return "" if fault.endswith("failover") else fault
 
     def vk_fault(self, process: Process, request: str) -> str:
-        if request == "poll" and not self.calm and self.faults and process.world.vk.floor < process.world.vk.ts:
+        if request == "poll" and not self.calm and self.faults and process.world.vk.oldest < process.world.vk.ts:
             number = self.choose(2)
             self.faults -= number
             if number:

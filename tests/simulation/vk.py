@@ -4,7 +4,7 @@ import json
 import random
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,7 @@ from fetcher.core.ports import Failure, Name
 from fetcher.errors import FatalError, MalformedResponse, TransientError, VkFatalError
 from fetcher.events import CHATS
 from tests.vk import GROUP
+from tests.vk.history import History
 
 if TYPE_CHECKING:
     from .world import Process
@@ -61,45 +62,39 @@ class Habits:
     text: int = 20  # characters of a message, at most
 
 
-@dataclass
-class VK:
+class VK(History):
     """VK. Nothing here waits: that is the server's work."""
 
-    rng: random.Random
-    habits: Habits
-    era: int = FIRST_ERA
-    ts: int = FIRST_ERA * ERA + 1000
-    key: int = 1
-    history: list[Pushed] = field(default_factory=list)
-    current: list[Pushed] = field(default_factory=list)  # of this era
-    places: list[int] = field(default_factory=list)  # ts of these
-    floor: int = 0  # ts before which it has forgotten everything
-    begin: int = FIRST_ERA * ERA + 1000  # ts at which this era begins
-    has_lost: bool = False  # it has ever forgotten something, or said so
-    titles: dict[int, list[str]] = field(default_factory=lambda: {chat: [f"Chat {chat}"] for chat in CHAT_PEERS})
-    keys: dict[str, str] = field(default_factory=dict)  # of malformed updates, by text and by its hash
-    cropped: dict[tuple[int, int], Json] = field(default_factory=dict)
-    unreadable_ts: int = 0  # an answer with this ts in it cannot be read…
-    unreadable_until: float = 0.0  # …for so long…
-    healing_key: int = 0  # …or until a key as new as this
+    def __init__(self, rng: random.Random, habits: Habits) -> None:
+        super().__init__(FIRST_ERA * ERA + 1000, habits.memory, habits.batch)
+        self.rng, self.habits, self.newest_on_failed_1 = rng, habits, habits.answers_newest
+        self.era, self.key = FIRST_ERA, 1
+        self.begin = self.ts  # at which this era begins
+        self.history: list[Pushed] = []  # of all eras
+        self.has_lost = False  # it has ever forgotten something, or said so
+        self.titles = {chat: [f"Chat {chat}"] for chat in CHAT_PEERS}
+        self.keys: dict[str, str] = {}  # of malformed updates, by text and by its hash
+        self.cropped: dict[tuple[int, int], Json] = {}
+        self.unreadable_ts = 0  # an answer with this ts in it cannot be read…
+        self.unreadable_until = 0.0  # …for so long…
+        self.healing_key = 0  # …or until a key as new as this
 
     def push(self) -> None:
         """Let something happen in the community."""
-        step = self.rng.choice(self.habits.steps)
-        self.ts += step or 1
-        if not step:
+        self.step = self.rng.choice(self.habits.steps)
+        if not self.step:
+            self.ts += 1
             return
         number = len(self.history)
         kind = self.rng.choice(self.habits.kinds)
         update = self.make(kind, number)
-        one = Pushed(order_of(self.ts), key_of(update), update, 200 + self.text_size, kind == "unknown type")
+        order = order_of(self.ts + self.step)
+        one = Pushed(order, key_of(update), update, 200 + self.text_size, kind == "unknown type")
         if kind in MALFORMED:
             self.keys[json.dumps(update)] = self.keys[sha256(json.dumps(update).encode()).hexdigest()] = one.key
         self.history.append(one)
-        self.current.append(one)
-        self.places.append(self.ts)
-        if len(self.current) > self.habits.memory:
-            self.floor, self.has_lost = max(self.floor, self.places[-self.habits.memory - 1]), True
+        self.add(one)
+        self.has_lost |= self.oldest > self.begin
 
     def make(self, kind: str, number: int) -> Any:
         """Make an update of some kind."""
@@ -156,32 +151,30 @@ class VK:
     def restart(self) -> None:
         """Lose everything, and count from lower numbers on."""
         self.era -= 1
-        self.ts = self.floor = self.begin = self.era * ERA + self.rng.randrange(1000)
-        self.key, self.has_lost = self.key + 1, True
-        self.current, self.places = [], []
+        self.begin_at(self.era * ERA + self.rng.randrange(1000))
+        self.begin, self.key, self.has_lost = self.ts, self.key + 1, True
 
     def forget(self) -> None:
         """Keep nothing of what was."""
-        self.floor, self.has_lost = self.ts, True
+        self.oldest, self.has_lost = self.ts, True
 
-    def answer(self, since: int, ts: int) -> tuple[Json, int]:
-        """Return the answer at `since` of a server that knows everything up to `ts`, and its size."""
-        if since > ts:
-            return self.answer_beyond(ts), 30
-        if since < self.floor:
-            return {"failed": 1, "ts": ts if self.habits.answers_newest else self.floor}, 30
-        first, end = bisect_right(self.places, since), bisect_right(self.places, ts)
-        found = self.current[first : min(first + self.habits.batch, end)]
-        until = self.places[first + len(found) - 1] if first + len(found) < end else ts
-        return {"ts": until, "updates": [one.update for one in found]}, sum(one.size for one in found) + 50
+    def answer(self, since: int, newest: int) -> tuple[Json, int]:
+        """Return the answer at `since` of a server that knows everything up to `newest`, and its size."""
+        if since > newest:
+            return self.answer_beyond(newest), 30
+        answer = self.answer_at(since, newest)
+        if "failed" in answer:
+            return answer, 30
+        found = answer["updates"]
+        return answer | {"updates": [one.update for one in found]}, sum(one.size for one in found) + 50
 
     def answer_beyond(self, ts: int) -> Json:
         if self.habits.beyond == "failed 3":
             return {"failed": 3}
         if self.habits.beyond == "failed 1":
             return {"failed": 1, "ts": ts}
-        first = -1 if self.habits.beyond == "updates" and ts == self.ts else len(self.current)
-        return {"ts": ts, "updates": [one.update for one in self.current[first:]]}
+        first = -1 if self.habits.beyond == "updates" and ts == self.ts else len(self.updates)
+        return {"ts": ts, "updates": [one.update for one in self.updates[first:]]}
 
     def is_unreadable(self, since: int, until: int, now: float, key: int) -> bool:
         """Tell whether an answer from one ts to another cannot be read now with this key."""

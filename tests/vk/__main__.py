@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=GROUP)
     parser.add_argument("--token", default=TOKEN)
     parser.add_argument("--ts", type=int, default=1000, help="number of the latest update")
-    parser.add_argument("--history", type=int, default=256, help="updates that are kept")
+    parser.add_argument("--kept", type=int, default=256, help="updates that are kept")
     parser.add_argument("--batch", type=int, default=100, help="the most updates in one answer")
     parser.add_argument("--latency", type=float, default=0, help="seconds that an answer of the API takes")
     parser.add_argument("--rps", type=int, default=0, help="the most requests of the API in a second, 0: no limit")

@@ -7,17 +7,16 @@ import socket
 import struct
 import threading
 import time
-from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
-from operator import itemgetter
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from fetcher.commands.demo import inner_calls
 from fetcher.vk.builders import BUILDERS
 from tests import HOST, Loopback, free_port
+from tests.vk.history import History
 from tests.vk.methods import METHODS, RequestRejected, numbers
 from tests.vk.updates import GROUP, Json, error
 
@@ -37,25 +36,23 @@ class Request(NamedTuple):
     inner: Calls  # the calls inside an execute
 
 
-class VK:
+class VK(History):
     """Answer like VK: a log of updates, people, chats, and the faults that a test asks for.
 
-    All of it may be changed at any time from the test, `history`, `batch`, `latency` and `rps` too.
+    All of it may be changed at any time from the test, `latency` and `rps` too.
     Ids: people > 0, communities < 0 (but in `communities`, as in VK's answer, > 0), chats > 2000000000.
     """
 
     def __init__(
-        self, group_id: int = GROUP, token: str = TOKEN, *, port: int = 0, ts: int = 1000, history: int = 256,
+        self, group_id: int = GROUP, token: str = TOKEN, *, port: int = 0, ts: int = 1000, kept: int = 256,
         batch: int = 100, latency: float = 0, rps: int = 0,
     ) -> None:  # fmt: skip
+        super().__init__(ts, kept, batch)
         self.group_id, self.token = group_id, token
         self.port = port or free_port()
-        self.history, self.batch = history, batch
         self.latency, self.rps = latency, rps  # seconds an answer of the API takes; 0: no limit
         self.ts_type: type[str] | type[int] = str
-        self.step: int | Callable[[], int] = 1  # by which ts advances for each update
         self.lag: int | Callable[[], int] = 0  # how many of the latest updates the server that is polled has not yet
-        self.newest_on_failed_1 = False  # answer failed 1 with the newest ts, not with the oldest that is kept
         self.max_wait = MAX_WAIT  # seconds after which a poll is answered; 0: at once
         self.drip = 3.0  # seconds that a slow answer takes
         self.settings: dict[str, Any] = {
@@ -81,9 +78,6 @@ class VK:
         self.injected: Counter[str] = Counter()
         self.too_many = 0  # requests refused because of `rps`
 
-        self._ts = ts
-        self._begin = ts  # the ts at which the log begins
-        self._log: list[tuple[int, Any]] = []  # each update with the ts behind it
         self._expired: set[str] = set()
         self._lost: set[str] = set()
         self._silent: set[str] = set()
@@ -111,28 +105,18 @@ class VK:
 
     # The long poll
 
-    @property
-    def ts(self) -> int:
-        """The ts behind the latest update."""
-        return self._ts
-
     def push(self, *updates: Any) -> int:
         """Append updates to the log and return the new ts."""
         with self._changed:
-            for update in updates:
-                self._ts += self.step() if callable(self.step) else self.step
-                self._log.append((self._ts, update))
-            if excess := self._log[: max(0, len(self._log) - self.history)]:
-                self._begin = excess[-1][0]
-                del self._log[: len(excess)]
+            self.add(*updates)
             self._changed.notify_all()
-            return self._ts
+            return self.ts
 
     def replay(self, count: int) -> int:
         """Send the latest updates once more, behind the others."""
         with self._changed:
             self.injected["replay"] += 1
-            return self.push(*[update for _, update in self._log[-count:]] if count else ())
+            return self.push(*self.updates[-count:] if count else ())
 
     def expire_keys(self) -> None:
         """Answer {"failed": 2} to all keys given so far."""
@@ -146,7 +130,8 @@ class VK:
         with self._changed:
             self.injected["lost information"] += 1
             self._lost.update(self.keys)
-            self._empty(self._ts + 1000 if ts is None else ts)
+            self.begin_at(self.ts + 1000 if ts is None else ts)
+            self._changed.notify_all()
 
     def restart(self, ts: int = 1, *, keep_keys: bool = False) -> None:
         """Begin anew: ts falls back and the log is empty.
@@ -157,18 +142,15 @@ class VK:
             self.injected["restart"] += 1
             if not keep_keys:
                 self._lost.update(self.keys)
-            self._empty(ts)
+            self.begin_at(ts)
+            self._changed.notify_all()
 
     def forget(self) -> None:
         """Keep no update: who has not had them all is answered {"failed": 1}."""
         with self._changed:
             self.injected["forgotten history"] += 1
-            self._empty(self._ts)
-
-    def _empty(self, ts: int) -> None:
-        self._log.clear()
-        self._ts = self._begin = ts
-        self._changed.notify_all()
+            self.begin_at(self.ts)
+            self._changed.notify_all()
 
     def silence(self) -> None:
         """Leave polls with a key given so far without any update."""
@@ -197,16 +179,11 @@ class VK:
             return {"failed": 2}
         if key in self._silent:
             return None
-        forgotten = len(self._log) - self.history
-        oldest = self._log[forgotten - 1][0] if forgotten > 0 else self._begin
-        known = max(0, len(self._log) - lag)
-        newest = self._ts if not lag else self._log[known - 1][0] if known else self._begin
-        if not ts.isdigit() or not oldest <= int(ts) <= newest:
-            is_behind = ts.isdigit() and int(ts) < oldest
-            return {"failed": 1, "ts": oldest if is_behind and not self.newest_on_failed_1 else newest}
-        first = bisect_right(self._log, int(ts), key=itemgetter(0))
-        batch = self._log[first : min(first + self.batch, known)]
-        return {"ts": self.ts_type(batch[-1][0]), "updates": [update for _, update in batch]} if batch else None
+        newest = self.ts if not lag else max([self.oldest, *self.places[:-lag][-1:]])
+        answer = self.answer_at(int(ts) if ts.isdigit() else math.inf, newest)
+        if "failed" in answer:
+            return answer
+        return answer | {"ts": self.ts_type(answer["ts"])} if answer["updates"] else None
 
     def poll(self, params: Json) -> tuple[Fault | None, Any]:
         """Answer a request of the long poll, as late as it asks for."""
@@ -400,7 +377,7 @@ class VK:
         with self._changed:
             api = [request for request in self.requests if request.kind == "api"]
             return {
-                "ts": self._ts, "polls": len(self.requests) - len(api), "api": len(api),
+                "ts": self.ts, "polls": len(self.requests) - len(api), "api": len(api),
                 "methods": Counter(request.name for request in api),
                 "inner": Counter(method for request in api for method, _ in request.inner),
                 "busiest_second": busiest, "too_many": self.too_many, "asked": len(self.asked),
