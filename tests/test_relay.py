@@ -829,6 +829,20 @@ def test_names_are_waited_for_so_long_and_no_longer(begun: Fetcher) -> None:
     assert held.entries
 
 
+def test_an_old_backlog_is_built_as_fast_as_vk_answers(begun: Fetcher, store: Store) -> None:
+    """All that is held has its names with one request, not only what has waited for them too long already."""
+    begun.bus.failure, begun.vk.names_failure = REDIS_DOWN, VK_DOWN
+    for id in "abc":
+        begun.history.push(update(id, user=1000 + ord(id)))
+        begun.run_for(NAMES_TIMEOUT / 4)
+    begun.clock.now += NAMES_TIMEOUT / 2  # the first has waited for longer than that, the last one has not
+    begun.bus.failure = begun.vk.names_failure = None
+    begun.vk.looked_up.clear()
+    begun.settle()
+    assert store.ids == ["a", "b", "c"]
+    assert len(begun.vk.looked_up) == 1
+
+
 def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
     """Redis is back and slow, and much is held: VK is polled every second or two, so it need not keep much."""
     begun.history.kept = 256
