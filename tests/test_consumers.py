@@ -271,7 +271,10 @@ def test_reading_waits_for_a_second_or_a_quarter_of_idle(redis: Redis, idle: flo
 
 
 def test_a_look_goes_on_where_the_last_one_ended(redis: Redis) -> None:
-    """Until it is at the end and has found nothing; the next one begins when the wait for an event is over."""
+    """Until it is at the end and has found nothing; the next one begins when the wait for an event is over.
+
+    Meanwhile what is new is read, too, and not waited for.
+    """
     redis.answers["XAUTOCLAIM"] = [
         claimed(cursor="5-0"), claimed("6-0", cursor="7-0"), claimed("8-0"), claimed(), claimed("9-0"), claimed(),
     ]  # fmt: skip
@@ -279,9 +282,10 @@ def test_a_look_goes_on_where_the_last_one_ended(redis: Redis) -> None:
     def wait(seconds: float) -> None:
         redis.now += seconds
 
-    redis.answers["XREADGROUP >"] = [lambda: wait(durable.BLOCK_TIMEOUT / 2)] * 4 + [END]
+    redis.answers["XREADGROUP >"] = [None] + [lambda: wait(durable.BLOCK_TIMEOUT / 2)] * 4 + [END]
     assert redis.play(redis.consume())[3:] == [
-        LOOK, LOOK.replace("0-0", "5-0"), "handle 6-0",
+        LOOK, READ_NEW.replace("BLOCK 1000 ", ""),
+        LOOK.replace("0-0", "5-0"), "handle 6-0",
         ack("6-0"), LOOK.replace("0-0", "7-0"), "handle 8-0",
         ack("8-0"), LOOK,
         READ_NEW, READ_NEW,

@@ -77,20 +77,24 @@ class Durable(Consumer):
         return 0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error, code)
 
     async def next_entries(self) -> Entries:
-        """Return what this consumer has not acknowledged, else what is new; claim abandoned entries in between."""
-        self.read_at = time.monotonic()
+        """Return what this consumer has not acknowledged, else what was abandoned, else what is new.
+
+        What is new is not waited for before the look for abandoned entries has come to its end.
+        """
         count = sum(total <= READ_AHEAD_INTERVAL for total in accumulate(self.durations)) or 1
         if self.has_pending:
             entries = await self.read(count, "0")
             self.has_pending = bool(entries)
             return await self.without_poison(entries)
         self.failures = 0
-        if self.read_at >= self.next_look:
-            return await self.without_poison(await self.claim_abandoned(count))
-        return await self.read(count, ">", "BLOCK", max(1, int(1000 * min(BLOCK_TIMEOUT, self.idle / 4))))
+        if time.monotonic() >= self.next_look and (claimed := await self.claim_abandoned(count)):
+            return await self.without_poison(claimed)
+        block = "BLOCK", max(1, int(1000 * min(BLOCK_TIMEOUT, self.idle / 4)))
+        return await self.read(count, ">", *(block if self.cursor == b"0-0" else ()))
 
     async def read(self, count: int, after: str, *options: str | int) -> Entries:
         """Return the next entries."""
+        self.read_at = time.monotonic()
         command = "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *options
         reply = await self.redis.ask(*command, "STREAMS", self.key, after)
         self.is_known = True
@@ -99,6 +103,7 @@ class Durable(Consumer):
 
     async def claim_abandoned(self, count: int) -> Entries:
         """Claim entries that were idle for too long, and return them. Redis looks at ten times `count` entries."""
+        self.read_at = time.monotonic()
         options = int(1000 * self.idle), self.cursor, "COUNT", count
         reply = await self.redis.ask("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
         self.cursor, entries, *trimmed = reply
