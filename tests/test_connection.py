@@ -64,7 +64,8 @@ WRONG = [
     "redis+sentinel://one:port/mymaster", "redis://:secret@my..host:6379/0", f"redis://{64 * 'a'}.my-host/0",
     "redis+sentinel://one,my..host/mymaster", "redis://my-host?secret=1", "redis://my-host?socket_timeout=secret",
     "redis://my-host?db=secret", "redis+sentinel://one/mymaster?secret=1", "redis+sentinel://one/mymaster?db=secret",
-    "redis+sentinel://one/mymaster?sentinel_secret=1", "redis://my-host?retry=3", "redis://my-host?db=1&socket_type=1",
+    "redis+sentinel://one/mymaster?sentinel_secret=1", "redis://my-host?retry=3", "redis://my-host?encoding=cp1251",
+    "redis://my-host/0?encoding_errors=none", "redis://my-host?db=0&decode_responses=no", "redis://my-host?db=1&socket_type=1",
     "redis://my-host?socket_timeout=-1", "redis+sentinel://one/mymaster?socket_connect_timeout=-1",
 ]  # fmt: skip
 

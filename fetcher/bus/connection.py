@@ -15,8 +15,11 @@ from redis.sentinel import Sentinel
 
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable
 
-OBJECTS = "retry|command_packer|event_dispatcher|redis_connect_func|socket_type|socket_keepalive_options"  # are no text
-CLEAN = rf"(?!.*%00)(?!.*[?&](?:(?:{OBJECTS})=|\w+timeout=-))(?=[^\0-\x20#]*\Z)"
+# Options of redis-py that are no text, or that decide how the bus is read.
+NOT_OPTIONS = (
+    r"retry|command_packer|event_dispatcher|redis_connect_func|socket_\w*(?:type|options)|encoding\w*|decode\w*"
+)
+CLEAN = rf"(?!.*%00)(?!.*[?&](?:(?:{NOT_OPTIONS})=|\w+timeout=-))(?=[^\0-\x20#]*\Z)"
 USER, QUERY = "(?:[^/?]*@)?", r"(?:\?.*)?"
 SERVER = re.compile(rf"{CLEAN}(?:rediss?://{USER}[^/?,@]*(?:/\d*)?|unix://{USER}/[^?]+){QUERY}")
 SENTINELS = re.compile(rf"{CLEAN}(rediss?)\+sentinel://({USER})([^/?@]+)/([^/?]+)/?(\d*)({QUERY})")
