@@ -16,9 +16,7 @@ from redis.sentinel import Sentinel
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable
 
 # Options of redis-py that are no text, or that decide how the bus is read.
-NOT_OPTIONS = (
-    r"retry|command_packer|event_dispatcher|redis_connect_func|socket_\w*(?:type|options)|encoding\w*|decode\w*"
-)
+NOT_OPTIONS = r"retry|command_packer|event_dispatcher|redis_connect_func|socket_type|\w+_options|encoding\w*|decode\w*"
 CLEAN = rf"(?!.*%00)(?!.*[?&](?:(?:{NOT_OPTIONS})=|\w+timeout=-))(?=[^\0-\x20#]*\Z)"
 USER, QUERY = "(?:[^/?]*@)?", r"(?:\?.*)?"
 SERVER = re.compile(rf"{CLEAN}(?:rediss?://{USER}[^/?,@]*(?:/\d*)?|unix://{USER}/[^?]+){QUERY}")
