@@ -75,7 +75,8 @@ class Session(requests.Session):
             redirects = args[0] == "GET"  # a POST would go on without its parameters: VK would refuse the token
             response = super().request(*args, **kwargs | {"stream": True, "allow_redirects": redirects})
             begun = time.monotonic()
-            while piece := response.raw.read1(2**16, decode_content=True):
+            read = getattr(response.raw, "read1", response.raw.read)  # urllib3 before 2.2 waits for whole pieces
+            while piece := read(2**16, decode_content=True):
                 body += piece
                 if time.monotonic() - begun > limit + len(body) / MIN_RATE:
                     response.close()
