@@ -322,17 +322,19 @@ class Entries(EntryBuilder):
     def __init__(self, process: Process, lookups: Any, directory: Directory) -> None:
         super().__init__(Updates(lookups, command_pattern(GROUP, "/"), raw=False), directory, event_to_json)
         self.process = process
+        self.is_overdue = False  # the latest try; the next one gives up
 
     def build(self, batches: Any, give_up: bool) -> None:
+        if self.is_overdue and not give_up:
+            self.process.world.broken("a batch waits too long for names")
+        self.is_overdue = False
         try:
             super().build(batches, give_up)
         except RedisUnavailable:
             raise
         except (TransientError, FatalError):
             held_since = min(one.held_since for one in batches)
-            too_long = self.process.world.now - held_since > MAX_NAMES_WAIT
-            if too_long and not give_up:  # else it is Redis that refuses to tell names
-                self.process.world.broken("a batch waits too long for names")
+            self.is_overdue = not give_up and self.process.world.now - held_since > MAX_NAMES_WAIT
             raise
 
 
