@@ -1,8 +1,10 @@
 """The client of VK's API: what is sent, how often, and what becomes of every error."""
 
 import contextlib
+import gzip
 import io
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,9 +16,9 @@ from vk_api import VkApi
 
 from fetcher.errors import CallFailed, RequestRejected, TransientError, VkFatalError
 from fetcher.fastjson import NotFinite
+from fetcher.vk.api import API_TIMEOUT, MIN_PAUSE, SHORT_TIMEOUT, Api, translate_errors
 from fetcher.vk.api import FATAL as HINTS
 from fetcher.vk.api import FATAL_AT_START as HINTS_AT_START
-from fetcher.vk.api import MIN_PAUSE, Api, translate_errors
 from tests.net import BROKEN, FATAL, FATAL_AT_START, NO_ANSWERS, OTHER, PASSING, START, Metrics, Net, named
 from tests.vk import GROUP, TOKEN, error
 
@@ -84,6 +86,7 @@ class Slow(io.RawIOBase):
 @pytest.mark.parametrize(("timeout", "limit"), [(5.0, 5.0), ((5.0, 35.0), 35.0)])
 def test_a_body_that_comes_byte_by_byte(api: Api, net: Net, timeout: Any, limit: float) -> None:
     """A time-out is for the whole answer, so that polls go on; but a link of 1 kB/s is slow, not broken."""
+    api.http.timeout = SHORT_TIMEOUT
     for pause, size, is_read in ((1.0, 1000, False), (1.0, 3, True), (0.001, 100_000, True)):
         text = "x" * size
         net.answers["users.get"] = [(200, io.BufferedReader(Slow(net, f'"{text}"', pause)))]
@@ -94,6 +97,13 @@ def test_a_body_that_comes_byte_by_byte(api: Api, net: Net, timeout: Any, limit:
             with pytest.raises(requests.ReadTimeout):
                 api.http.post("https://api.vk.ru/method/users.get", timeout=timeout)
             assert limit < net.clock.now - started < limit + 2
+            assert api.http.timeout == API_TIMEOUT, "the shorter one may be too short for this link"
+
+
+def test_a_compressed_answer(api: Api, net: Net) -> None:
+    body = gzip.compress(json.dumps({"response": "я" * 100_000}).encode())
+    net.answers["users.get"] = [(200, body, ("Content-Encoding", "gzip"))]
+    assert call(api) == "я" * 100_000
 
 
 def test_proxies_come_from_the_environment(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1089,6 +1089,10 @@ def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCap
     begun.vk.script = [VK_DOWN]
     begun.run_for(30)
     assert caplog.messages[5:] == [f"{VK_DOWN}: trying again", "Recovered"], "it is logged again"
+    begun.bus.failure = REDIS_DOWN
+    begun.bus.disconnected()
+    begun.run_for(110)
+    assert caplog.messages[7:] == [f"{REDIS_DOWN}: trying again"] * 2
 
 
 def test_an_error_that_vk_words_anew_each_time(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -100,7 +101,8 @@ class Api(VkApiGroup):  # type: ignore[misc]
         self.error_handlers.clear()  # they wait for a person, or call themselves without end
         self.metrics = metrics
         self.next_request = 0.0
-        self.pauses: dict[str, tuple[int, float]] = {}  # of a method: rate limits in a row, and when its pause ends
+        self.rate_limits = Counter[str]()  # by method, in a row
+        self.paused_until = defaultdict[str, float](float)  # by method
 
     def method(self, method: str, values: Json | None = None, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the API and return its response.
@@ -108,7 +110,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
         Raise TransientError for what passes, RequestRejected for what VK refuses, VkFatalError for what the operator
         must fix.
         """
-        if time.monotonic() < self.pauses.get(method, (0, 0.0))[1]:
+        if time.monotonic() < self.paused_until[method]:
             raise TransientError("VK has asked for a pause in API requests")
         time.sleep(max(0.0, self.next_request - time.monotonic()))
         self.next_request = time.monotonic() + API_INTERVAL
@@ -119,7 +121,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
         except ApiError as error:
             raise self.failure(method, error.error) from None
         if "execute_errors" not in object_or_empty(answer):
-            self.pauses.pop(method, None)
+            self.rate_limits[method] = 0
         return answer
 
     def failure(self, method: str, error: Any, inside: bool = False) -> TransientError | VkFatalError:
@@ -137,8 +139,8 @@ class Api(VkApiGroup):  # type: ignore[misc]
             return VkFatalError(f"{hint} ({sentence})")
         if code in RATE_LIMITED:
             paused = "execute" if inside else method  # no other: polls need new keys while VK limits names
-            limits = self.pauses.get(paused, (0, 0.0))[0] + 1
-            self.pauses[paused] = limits, time.monotonic() + backoff(limits, MIN_PAUSE, MAX_PAUSE)
+            self.rate_limits[paused] += 1
+            self.paused_until[paused] = time.monotonic() + backoff(self.rate_limits[paused], MIN_PAUSE, MAX_PAUSE)
         if code not in TRANSIENT:
             return RequestRejected(sentence, code)
         return CallFailed(sentence) if inside else TransientError(sentence)
