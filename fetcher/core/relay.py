@@ -158,6 +158,8 @@ class Relay:
         group = self.backlog.unbuilt()
         try:
             self.entries.build(group, give_up=False)
+        except (RedisUnavailable, RedisFatalError):
+            raise
         except (TransientError, FatalError):
             overdue = [one for one in group if time.monotonic() - one.held_since >= NAMES_TIMEOUT]
             if not overdue:
