@@ -21,7 +21,7 @@ from fetcher.core.entries import EntryBuilder
 from fetcher.core.history import Batch, Commit, Gap, Outcome, Position
 from fetcher.core.names import Directory
 from fetcher.core.relay import Relay
-from fetcher.errors import FatalError, RedisUnavailable, TransientError, VkFatalError
+from fetcher.errors import FatalError, RedisFatalError, RedisUnavailable, TransientError, VkFatalError
 from fetcher.fastjson import event_to_json
 from fetcher.vk import longpoll
 from fetcher.vk.builders import command_pattern
@@ -330,7 +330,7 @@ class Entries(EntryBuilder):
         self.is_overdue = False
         try:
             super().build(batches, give_up)
-        except RedisUnavailable:
+        except (RedisUnavailable, RedisFatalError):
             raise
         except (TransientError, FatalError):
             held_since = min(one.held_since for one in batches)
