@@ -132,6 +132,11 @@ def test_twenty_requests_a_second(api: Api, net: Net) -> None:
     assert max(gaps[-44:]) < 0.201
 
 
+def test_a_redirect_of_a_poll_is_followed(api: Api, net: Net) -> None:
+    net.answers["poll"] = [(302, "", ("Location", "https://lp.vk.ru/elsewhere")), {"ts": "1", "updates": []}]
+    assert api.http.get("https://lp.vk.ru/whp/1").json() == {"ts": "1", "updates": []}
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(api: Api, net: Net, status: int) -> None:
     """It would go on without its parameters, so that VK refuses the token, or take the token elsewhere."""
