@@ -74,7 +74,8 @@ class Bus:
     def commit(self, commit: Commit) -> Outcome:
         """Commit all or nothing, and return what the bus has recorded: nothing, if the connection was replaced."""
         arguments: list[Any] = [commit.kind, str(commit.since), str(commit.until)]
-        arguments += [DEDUP_WINDOW, self.stream_maxlen, DEAD_LETTERS, len(commit.entries)]
+        arguments += [DEDUP_WINDOW, self.stream_maxlen, DEAD_LETTERS]
+        arguments += [len(commit.entries), str(commit.end or commit.until)]
         for entry in commit.entries:
             if isinstance(entry, Entry):
                 arguments += [utf8(entry.id), utf8(channel(self.bus, entry.event_type)), 2, b"event", entry.text]

@@ -2,7 +2,8 @@
 --
 -- KEYS: checkpoint, seen, stream, dead letters
 -- ARGV: kind, since, until, event_ids that seen remembers, entries to keep in the stream, in the dead letters, number of
---       entries; for each: event_id or '', channel ('' for a dead letter), number of fields and values, and these
+--       entries, the end of VK's answer; for each entry: event_id or '', channel ('' for a dead letter), number of fields
+--       and values, and these
 -- Returns the checkpoint afterwards ('' if there is none), the numbers of the entries that were recorded, and how many were
 -- left out because they came so late that they may be repetitions.
 local checkpoint, seen, stream, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -31,7 +32,7 @@ local function is_far(position) -- so far behind the checkpoint that `seen` need
 end
 -- By where it begins: `seen` may have forgotten a part of it, which another fetcher has cut differently.
 local is_late = is_far(since) and #redis.call('ZREVRANGE', seen, window - 1, window - 1) > 0
-local entries, at = {}, 8 -- where each begins
+local entries, at = {}, 9 -- where each begins
 for i = 1, tonumber(ARGV[7]) do
   entries[i], at = at, at + 3 + ARGV[at + 2]
 end
@@ -60,7 +61,7 @@ end
 if refused then return refused end
 
 local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0)
-local ends_far = is_far(till)
+local ends_far = is_far(ARGV[8]) -- the end of a piece does not tell where in the answer its updates are
 local function is_new(id)
   score = ends_far and 0 or score + 1 -- these are the first to go: `seen` must not forget newer ids for them
   return id == '' or redis.call('ZADD', seen, 'NX', score, id) == 1

@@ -70,6 +70,7 @@ class Pending:
     entries: list[Entry | DeadLetter | None] | None = None
     size: int = 0
     held_since: float = 0.0
+    end: Position | None = None  # of VK's answer, if this is a piece of one
 
     @classmethod
     def record(cls, kind: Literal["gap", "restore"], since: Position, until: Position, error: str) -> Self:
@@ -88,6 +89,7 @@ class Pending:
         rest = type(self)("batch", middle, self.until, held_since=self.held_since)
         rest.built(entries[count:])
         self.built(entries[:count])
+        rest.end = self.end = self.end or self.until
         self.until = middle
         return rest
 
@@ -160,14 +162,15 @@ class Backlog:
         fits = self.piece.how_many(first.entries)
         if fits < first.count:
             self.pending.insert(1, first.split(fits))
-        entries, until, count, size, items = list(first.entries), first.until, first.count, first.size, 1
+        entries, last, count, size, items = list(first.entries), first, first.count, first.size, 1
         for one in islice(self.pending, 1, None):
-            follows = one.kind == first.kind == "batch" and one.since == until
+            follows = one.kind == first.kind == "batch" and one.since == last.until
             if not follows or one.entries is None or not self.piece.has_room(count + one.count, size + one.size):
                 break
-            entries, until, items = entries + one.entries, one.until, items + 1
+            entries, last, items = entries + one.entries, one, items + 1
             count, size = count + one.count, size + one.size
-        return Commit(first.kind, first.since, until, [one for one in entries if one], items, count, size)
+        recorded = [one for one in entries if one]
+        return Commit(first.kind, first.since, last.until, recorded, items, count, size, last.end)
 
     def answered(self, commit: Commit, checkpoint: Position, left_out: int = 0) -> None:
         """Take the bus's answer to `next_commit`."""

@@ -67,7 +67,8 @@ class DeadLetter(NamedTuple):
 class Commit(NamedTuple):
     """What goes to the bus in one atomic step; backlog.py explains the kinds.
 
-    It holds `items` pending items with `updates` updates, and takes about `size` bytes.
+    It holds `items` pending items with `updates` updates, and takes about `size` bytes. `end` is that of VK's answer
+    if this is a piece of one.
     """
 
     kind: Literal["batch", "gap", "restore"]
@@ -77,6 +78,7 @@ class Commit(NamedTuple):
     items: int = 1
     updates: int = 0
     size: int = 0
+    end: Position | None = None
 
 
 class Outcome(NamedTuple):

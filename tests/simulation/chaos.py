@@ -293,7 +293,7 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
             world.turn()
         plan.be_calm()
         world.push()
-        # While VK returns no full message, each batch with a cropped one waits for it, those that fill a gap one by one.
+        # While VK returns no full message, each batch with a cropped one waits for it, those of a gap one by one.
         world.settle(world.now + (4 if plan.names_stay_lost else 1) * SETTLE)
         world.verify()
     except Stop:

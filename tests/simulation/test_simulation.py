@@ -115,7 +115,7 @@ def call(rng: random.Random, store: Store) -> list[Any]:
             "why",
         ]
         entries.append(event if rng.random() < 0.8 else letter)
-    return [*arguments, len(entries), *(part for entry in entries for part in entry)]
+    return [*arguments, len(entries), rng.choice(arguments[1:3]), *(part for entry in entries for part in entry)]
 
 
 def state(client: Any) -> tuple[Any, ...]:

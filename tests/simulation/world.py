@@ -689,7 +689,7 @@ class World:
 
 def ids_in(arguments: list[Any]) -> Iterator[str]:
     """Yield the ids of the entries in the arguments of the script."""
-    at = 7
+    at = 8
     while at < len(arguments):
         yield str(arguments[at], "utf-8")
         at += 3 + arguments[at + 2]
