@@ -88,8 +88,9 @@ class Store:
                     return 0
                 if score:
                     self.seen[id] = score
-                else:
-                    self.seen = {id: 0, **self.seen}
+                else:  # ids of one score are in the order of their texts
+                    zeros = itertools.takewhile(lambda one: not self.seen[one], self.seen)
+                    self.seen = dict.fromkeys(sorted([id, *zeros]), 0) | self.seen
                 return 1
             case "ZREVRANGE":
                 first, last, *with_scores = arguments
