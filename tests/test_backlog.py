@@ -255,6 +255,15 @@ def test_a_large_batch_goes_out_in_pieces() -> None:
     assert pieces(backlog) == ["1:10-1:10+2 ab", "1:10+2-1:17 cd"]
 
 
+def test_a_piece_knows_the_end_of_its_answer() -> None:
+    """Until a whole answer follows in the same commit."""
+    backlog, ends = smaller(started(batch(10, 17, "abcdefg"), batch(17, 18, "h")), 3), list[Position | None]()
+    while commit := backlog.next_commit():
+        ends.append(commit.end)
+        backlog.answered(commit, commit.until)
+    assert ends == [place(17), place(17), None]
+
+
 def test_bytes_bound_a_piece() -> None:
     """A batch that does not fit goes out with the next piece, whole; one entry goes out at least."""
     assert pieces(started(batch(10, 12, "ab"), batch(12, 14, "cd"), size=300_000)) == ["10-12 ab", "12-14 cd"]

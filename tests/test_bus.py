@@ -313,6 +313,16 @@ def test_what_others_have_cut_differently_goes_out_once(bus: Bus, client: Any, m
     assert bus.commit(commit(92, 98, *(place[ts] for ts in range(93, 99)))).recorded == []
 
 
+def test_a_piece_is_as_old_as_its_answer(bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ts is that of the beginning, but its updates may be at the end, where another batch has them, too."""
+    monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
+    client.set(TS, "100")
+    piece = commit(90, "90+6", *"abcdef")._replace(end=Position(0, 98))
+    assert recorded(bus.commit(piece)) == "abcdef"
+    assert len(bus.commit(commit(10, 20, *(f"z{number}" for number in range(WINDOW)))).recorded) == WINDOW
+    assert bus.commit(commit(97, 99, "f")).recorded == []
+
+
 # What is refused leaves nothing behind
 
 
