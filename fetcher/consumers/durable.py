@@ -87,8 +87,10 @@ class Durable(Consumer):
             self.has_pending = bool(entries)
             return await self.without_poison(entries)
         self.failures = 0
-        if time.monotonic() >= self.next_look and (claimed := await self.claim_abandoned(count)):
-            return await self.without_poison(claimed)
+        if time.monotonic() >= self.next_look:
+            claimed = await self.claim_abandoned(count)
+            if claimed or self.has_pending:
+                return await self.without_poison(claimed)
         block = "BLOCK", max(1, int(1000 * min(BLOCK_TIMEOUT, self.idle / 4)))
         return await self.read(count, ">", *(block if self.cursor == b"0-0" else ()))
 
