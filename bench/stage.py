@@ -94,7 +94,7 @@ class VKProcess(Process):
 
     def __init__(self) -> None:
         """Start it."""
-        options = {"latency": LATENCY, "rps": RPS, "batch": BATCH, "history": 25_000}
+        options = {"latency": LATENCY, "rps": RPS, "batch": BATCH, "kept": 25_000}
         super().__init__("tests.vk", *(str(part) for name, value in options.items() for part in (f"--{name}", value)))
         assert self.process.stdout
         self.url = self.process.stdout.readline().decode().strip()
