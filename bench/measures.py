@@ -11,14 +11,11 @@ from timeit import repeat
 from typing import Any
 
 from bench.stage import BATCH, LATENCY, RPS, Contender, Subscriber, VKProcess, apart
-from fetcher.bus.bus import Bus
-from fetcher.core.history import Commit, Entry, Position
-from fetcher.core.names import apply_names, ids_to_resolve
-from fetcher.core.ports import Name
+from fetcher.core.history import Commit, Entry, Name, Position
 from fetcher.fastjson import event_to_json, loads
-from fetcher.vk.builders import command_pattern
-from fetcher.vk.updates import Updates
-from tests.servers import Proxy, Server, wait_until
+from fetcher.vk.entries import EntryBuilder
+from fetcher.vk.names import apply_names, ids_to_resolve
+from tests.servers import Proxy, Server, bus_at, wait_until
 from tests.vk import GROUP, VK, traffic
 
 PEOPLE, CHATS = 1000, 50
@@ -178,7 +175,7 @@ def parts() -> Values:
     updates = traffic(1, PEOPLE, CHATS, 500)
     answer = json.dumps({"ts": "1", "updates": updates}, ensure_ascii=False).encode()
     nobody: Any = None  # these updates are whole: nothing has to be looked up
-    build = Updates(nobody, command_pattern(GROUP, "/!"), raw=False).build
+    build = EntryBuilder(nobody, nobody, GROUP, "/!", raw=False).event_of
     events = [event for update in updates if (event := build(update))]
     names = dict.fromkeys(ids_to_resolve(events), Name("Руслан Башинский", "Руслан", "Башинский", "oidaho"))
     named = list(apply_names(events, names))
@@ -194,7 +191,7 @@ def parts() -> Values:
         "write": least(lambda: [event_to_json(event) for event in named], 30, 500),
     }
     with Server() as redis, redis.client() as client:
-        bus = Bus(redis.url, "events", GROUP, 100_000, 55)
+        bus = bus_at(redis.url, groupid=GROUP)
         bus.read([], Position(0, 1))
         commits = iter(
             [

@@ -6,21 +6,21 @@ from . import signals  # noqa: F401  # first: it ends the process at a signal, a
 
 import argparse
 import gc
-import logging
 import os
 import sys
 from typing import Any, Never
 
 from . import __version__, config, logs, metrics
+from .bus.bus import Bus
 from .core.relay import Relay
 from .errors import FatalError, TransientError
-from .parts import make_builder, make_bus
+from .logs import log
 from .vk.api import Api
+from .vk.entries import EntryBuilder
 from .vk.longpoll import LongPoll
+from .vk.lookups import Lookups
 
 EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
-
-log = logging.getLogger("fetcher")
 
 
 def main() -> int:
@@ -62,7 +62,7 @@ def execute(options: argparse.Namespace) -> int:
 
         watch(read_settings())
     if options.health:
-        if make_bus(read_settings("GROUPID")).alive():
+        if Bus(read_settings("GROUPID")).alive():
             return 0
         raise TransientError("No fetcher of this community on this host has polled VK lately")
     if options.redrive is not None:
@@ -91,9 +91,9 @@ def run(settings: config.Config, simulated: Any = None) -> Never:
     api = Api(settings.token, counted)
     if simulated:
         api.http.mount("https://", simulated)
-    longpoll = LongPoll(api, settings.group, settings.renew_after)
-    bus = make_bus(settings)
-    Relay(longpoll, make_builder(settings, api, bus), bus, settings.poll_wait, counted).run()
+    longpoll, bus = LongPoll(api, settings.group, settings.renew_after), Bus(settings)
+    entries = EntryBuilder(Lookups(api), bus, settings.group, settings.prefixes, settings.raw)
+    Relay(longpoll, entries, bus, settings.poll_wait, counted).run()
 
 
 if __name__ == "__main__":

@@ -40,3 +40,6 @@ class VkFatalError(FatalError):
 
 class RedisFatalError(FatalError):
     """Redis refuses the user, a permission or a key."""
+
+
+Failure = TransientError | FatalError | None

@@ -4,6 +4,8 @@ import logging
 import traceback
 from typing import Any
 
+log = logging.getLogger("fetcher")
+
 WITH_TIME = "%(asctime)s %(levelname)s %(message)s"
 PLAIN = "event-fetcher: %(message)s"
 
@@ -26,4 +28,4 @@ def to_stderr(form: str = PLAIN, level: str = "INFO") -> None:
     handler.setFormatter(Formatter(form))
     handler.addFilter(logging.Filter("fetcher"))
     logging.basicConfig(handlers=[handler], force=True)
-    logging.getLogger("fetcher").setLevel(level)
+    log.setLevel(level)

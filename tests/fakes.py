@@ -4,15 +4,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
+from fetcher import config
 from fetcher.bus.bus import SCRIPTS
 from fetcher.bus.bus import Bus as RealBus
-from fetcher.core.entries import EntryBuilder
-from fetcher.core.history import Batch, Commit, Gap, Outcome, Position, State
-from fetcher.core.names import Directory
-from fetcher.core.ports import Failure, Name
+from fetcher.core.history import Answer, Commit, Name, Outcome, Position, State
 from fetcher.core.relay import Relay
-from fetcher.errors import RedisTimeout, RedisUnavailable, TransientError
+from fetcher.errors import Failure, RedisTimeout, RedisUnavailable, TransientError
 from fetcher.events import Event, Message, Peer, User
+from fetcher.vk.entries import EntryBuilder
 from tests import net
 from tests.simulation.store import Store as InMemory
 from tests.vk import history
@@ -43,11 +42,12 @@ def update(id: str, **more: Any) -> dict[str, Any]:
 
     `user` caused it, `date` is when, `size` is of its text; `malformed` makes it a dead letter, `ignored` no event.
     """
-    return {"type": "message_new", "event_id": id, "user": PERSON} | more
+    return {"type": "message_new", "event_id": id, "user": PERSON, "object": {"date": more.pop("date", 0)}} | more
 
 
-def batch(since: int, until: int, *ids: str, **more: Any) -> Batch:
-    return Batch(since, until, [update(id, **more) for id in ids])
+def answer(since: int, until: int, *ids: str, gap: str = "", **more: Any) -> Answer:
+    """Make an answer of VK's to a poll at `since`, or behind a gap."""
+    return Answer(since, until, [update(id, **more) for id in ids], gap=gap)
 
 
 def numbers(count: int, first: int = 0) -> list[str]:
@@ -80,18 +80,18 @@ class History(history.History):
         self.push(*numbers(total - self.flowed, self.flowed))
         self.flowed = total
 
-    def poll(self, ts: int, wait: float) -> list[Batch | Gap]:
+    def poll(self, ts: int, wait: float) -> Answer:
         """Answer a poll; behind a gap comes what is there where it ends."""
         self.arrive()
         if ts == self.ts:
             self.clock.now += min(wait, 1 / self.rate if self.rate else wait)
             self.arrive()
         self.clock.now += 0.01
-        gaps: list[Batch | Gap] = []
+        gap = ""
         if "failed" in self.answer_at(ts, self.ts):
-            gaps, ts = [Gap(ts, self.oldest, "forgotten")], self.oldest
+            gap, ts = "forgotten", self.oldest
         answer = self.answer_at(ts, self.ts)
-        return [*gaps, Batch(ts, answer["ts"], answer["updates"], 1000 * len(answer["updates"]))]
+        return Answer(ts, answer["ts"], answer["updates"], 1000 * len(answer["updates"]), gap)
 
 
 class VK:
@@ -102,7 +102,7 @@ class VK:
 
     def __init__(self, history: History) -> None:
         self.history, self.clock = history, history.clock
-        self.script: list[list[Batch | Gap] | Exception] = []
+        self.script: list[Answer | Exception] = []
         self.polls: list[tuple[float, int, int]] = []  # when, at which ts, and `wait`
         self.before_poll: list[Callable[[], None]] = []
         self.start_failure: Exception | None = None
@@ -131,7 +131,7 @@ class VK:
     def shorten_timeouts(self, short: bool) -> None:
         self.is_short = short
 
-    def poll(self, ts: int, wait: int) -> list[Batch | Gap]:
+    def poll(self, ts: int, wait: int) -> Answer:
         for call in self.before_poll:
             call()
         self.polls.append((self.clock.now, ts, wait))
@@ -140,20 +140,8 @@ class VK:
             raise answer
         return answer
 
-    def with_full_messages(self, updates: list[Any]) -> tuple[list[Any], Failure]:
-        return updates, self.full_failure
-
-    def build(self, update: Any) -> Event | None:
-        if "malformed" in update:
-            raise ValueError(update["malformed"])
-        if "ignored" in update:
-            return None
-        message = Message(1, "x" * update.get("size", 0), None, [], [])
-        user, peer = User(update["user"], "", "", "", ""), Peer(CHAT, 7, "")
-        return Event("message", update["event_id"], user, peer, message=message)
-
-    def sent_at(self, update: Any) -> int:
-        return int(update.get("date", 0))
+    def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], Any], Failure]:
+        return {}, self.full_failure
 
     def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
         self.looked_up.append(set(ids))
@@ -171,7 +159,7 @@ class Store:
 
     def __init__(self) -> None:
         self.redis = InMemory()
-        self.bus = RealBus("", "events", 1, 100_000, 60)
+        self.bus = RealBus(config.parse({}, ()))
         self.bus.run_script = self.run_script  # type: ignore[method-assign]
         self.names: dict[int, Name] = {}
 
@@ -234,6 +222,8 @@ class Store:
 class Bus:
     """One fetcher's way to the store: it fails, loses replies and takes its time as a test says."""
 
+    names_ttl = 600
+
     def __init__(self, store: Store, clock: Clock) -> None:
         self.store, self.clock = store, clock
         self.is_connected = False
@@ -244,6 +234,7 @@ class Bus:
         self.timeout = 5.0  # seconds; what takes longer is done all the same
         self.cost: Callable[[Commit], float] = lambda commit: 0.001  # seconds that a commit takes
         self.on_commit: Callable[[Commit], None] = lambda commit: None
+        self.on_read_names: Callable[[], None] = lambda: None  # it may break the connection
         self.commits: list[Commit] = []
         self.reads: list[list[str]] = []  # the ids that were looked up
         self.beats: list[float] = []
@@ -279,30 +270,36 @@ class Bus:
         self.request()
         self.beats.append(self.clock.now)
 
-
-class Cache:
-    """The cache of names beside the bus; `on_read` may break the connection."""
-
-    ttl = 600
-
-    def __init__(self, bus: Bus) -> None:
-        self.bus = bus
-        self.on_read: Callable[[], None] = lambda: None
-
     def names(self, ids: Iterable[int]) -> dict[int, Name]:
-        if not self.bus.is_connected:
+        if not self.is_connected:
             return {}
-        self.bus.request()
-        self.on_read()
-        return {id: self.bus.store.names[id] for id in ids if id in self.bus.store.names}
+        self.request()
+        self.on_read_names()
+        return {id: self.store.names[id] for id in ids if id in self.store.names}
 
     def cache_names(self, names: Mapping[int, Name]) -> None:
-        if self.bus.is_connected:
-            self.bus.request()
-            self.bus.store.names |= names
+        if self.is_connected:
+            self.request()
+            self.store.names |= names
 
 
 # A fetcher
+
+
+class Entries(EntryBuilder):
+    """The real builder, of the updates that are made here."""
+
+    def __init__(self, vk: Any, bus: Bus) -> None:
+        super().__init__(vk, bus, 1, "/", raw=False)
+
+    def event_of(self, update: Any) -> Event | None:
+        if "malformed" in update:
+            raise ValueError(update["malformed"])
+        if "ignored" in update:
+            return None
+        message = Message(1, "x" * update.get("size", 0), None, [], [])
+        user, peer = User(update["user"], "", "", "", ""), Peer(CHAT, 7, "")
+        return Event("message", update["event_id"], user, peer, message=message)
 
 
 class Fetcher:
@@ -316,11 +313,7 @@ class Fetcher:
     def restart(self) -> None:
         """Begin again as a process does: nothing is in memory."""
         self.vk, self.bus, self.metrics = VK(self.history), Bus(self.store, self.clock), net.Metrics()
-        self.cache = Cache(self.bus)
-        entries = EntryBuilder(
-            self.vk, Directory(self.cache, self.vk), lambda event: json.dumps(event.as_dict()).encode()
-        )
-        self.relay = Relay(self.vk, entries, self.bus, self.poll_wait, self.metrics)
+        self.relay = Relay(self.vk, Entries(self.vk, self.bus), self.bus, self.poll_wait, self.metrics)
 
     @property
     def held(self) -> int:

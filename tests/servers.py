@@ -26,6 +26,8 @@ from urllib.parse import quote
 
 import redis
 
+from fetcher import config
+from fetcher.bus.bus import Bus
 from tests import HOST, Loopback, free_port
 
 SLOTS = 16384
@@ -49,6 +51,12 @@ def address(port: int, password: str | None = None, username: str = "") -> str:
     """Return the URL of a server, for a user."""
     credentials = f"{quote(username, safe='')}:{quote(password, safe='')}@" if password else ""
     return f"redis://{credentials}{HOST}:{port}/0"
+
+
+def bus_at(url: str, **settings: object) -> Bus:
+    """Return the bus of a community at this address."""
+    given = {"REDIS_URL": url, "GROUPID": "7"} | {name.upper(): str(value) for name, value in settings.items()}
+    return Bus(config.parse(given, ()))
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = 60, what: str = "it") -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from fetcher.core import backlog as limits
 from fetcher.core.backlog import LOST_CHECKPOINT, NOT_ANSWERED, RESTARTED, Backlog, Pending
-from fetcher.core.history import Batch, Commit, DeadLetter, Entry, Gap, Position, State
+from fetcher.core.history import Answer, Commit, DeadLetter, Entry, Position, State
 
 SIZE = 101  # bytes of an entry, if a test does not say more
 
@@ -16,12 +16,13 @@ def place(text: Any) -> Position:
     return Position.parse(str(text))
 
 
-def batch(since: int, until: int, ids: str = "", size: int = 0) -> Batch:
-    return Batch(since, until, list(ids), size)
+def batch(since: int, until: int, ids: str = "", size: int = 0) -> Answer:
+    return Answer(since, until, list(ids), size)
 
 
-def gap(since: int, until: int) -> Gap:
-    return Gap(since, until, "forgotten")
+def gap(since: int, until: int, ids: str = "", end: int | None = None) -> Answer:
+    """Make an answer at `since`: a gap up to `until`, and updates between there and `end`."""
+    return Answer(until, until if end is None else end, list(ids), gap="forgotten")
 
 
 def entries(ids: Iterable[Any], size: int = SIZE) -> list[Entry | DeadLetter | None]:
@@ -37,17 +38,17 @@ def built(backlog: Backlog, size: int = SIZE) -> Backlog:
     return backlog
 
 
-def started(*answers: Batch | Gap, checkpoint: Any = 10, size: int = SIZE) -> Backlog:
+def started(*answers: Answer, checkpoint: Any = 10, size: int = SIZE) -> Backlog:
     """Make a backlog that knows the checkpoint, and holds these answers with their events built."""
     backlog = Backlog()
     backlog.start(10)
     backlog.connected(State(place(checkpoint), set()))
     for answer in answers:
-        backlog.add([answer], now=0)
+        backlog.add(answer, now=0)
     return built(backlog, size)
 
 
-def committed(*answers: Batch | Gap) -> Backlog:
+def committed(*answers: Answer) -> Backlog:
     """Make a backlog whose bus has taken these answers."""
     backlog = started(*answers)
     while commit := backlog.next_commit():
@@ -85,9 +86,9 @@ def answer(backlog: Backlog, checkpoint: Any) -> bool:
 
 
 class Added(NamedTuple):
-    """VK's answers in one go, at this checkpoint."""
+    """VK's answers, the first of them at this checkpoint."""
 
-    answers: list[Batch | Gap]
+    answers: list[Answer]
     pending: list[str]
     next: str
     checkpoint: str = "10"
@@ -99,22 +100,22 @@ ADDED = {
     "VK's steps are VK's": Added([batch(10, 99, "a")], ["batch 10-99 a"], "99"),
     "ts alone moves": Added([batch(10, 15)], ["batch 10-15"], "15"),
     "updates, and ts stays": Added([batch(10, 10, "a")], ["batch 10-10 a"], "10"),
-    "a gap, and what is behind it": Added([gap(10, 20), batch(20, 21, "a")], ["gap 10-20 !", "batch 20-21 a"], "21"),
-    "a gap, and nothing behind it": Added([gap(10, 20), batch(20, 20)], ["gap 10-20 !"], "20"),
-    "a gap of nothing": Added([gap(10, 10), batch(10, 11, "a")], ["batch 10-11 a"], "11"),
-    "a gap backwards": Added([gap(10, 3), batch(3, 4, "a")], ["gap 10-1:3 !", "batch 1:3-1:4 a"], "1:4"),
+    "a gap, and what is behind it": Added([gap(10, 20, "a", 21)], ["gap 10-20 !", "batch 20-21 a"], "21"),
+    "a gap, and nothing behind it": Added([gap(10, 20)], ["gap 10-20 !"], "20"),
+    "a gap of nothing": Added([gap(10, 10, "a", 11)], ["batch 10-11 a"], "11"),
+    "a gap backwards": Added([gap(10, 3, "a", 4)], ["gap 10-1:3 !", "batch 1:3-1:4 a"], "1:4"),
     "ts goes back": Added([batch(10, 3, "a")], ["batch 10-10 a", "gap 10-1:3 !"], "1:3"),
     "ts goes back with nothing": Added([batch(10, 3)], ["batch 10-10", "gap 10-1:3 !"], "1:3"),
     "inside a batch": Added([batch(10, 12, "ab")], ["batch 10-12 ab"], "12", "10+1"),
     "inside a batch, and ts stays": Added([batch(10, 10, "a")], ["batch 10-10 a"], "10+1", "10+1"),
     "inside a batch, nothing": Added([batch(10, 10)], [], "10+1", "10+1"),
-    "a gap inside a batch": Added([gap(10, 20), batch(20, 20)], ["gap 10+1-20 !"], "20", "10+1"),
+    "a gap inside a batch": Added([gap(10, 20)], ["gap 10+1-20 !"], "20", "10+1"),
     "inside a batch, ts goes back": Added([batch(10, 3, "a")], ["batch 10-10 a", "gap 10+1-1:3 !"], "1:3", "10+1"),
     "in a later epoch": Added(
         [batch(10, 12, "a"), gap(12, 20)], ["batch 2:10-2:12 a", "gap 2:12-2:20 !"], "2:20", "2:10"
     ),
     "two restarts": Added(
-        [gap(10, 3), batch(3, 4, "a"), gap(4, 1), batch(1, 2, "b")],
+        [gap(10, 3, "a", 4), gap(4, 1, "b", 2)],
         ["gap 10-1:3 !", "batch 1:3-1:4 a", "gap 1:4-2:1 !", "batch 2:1-2:2 b"],
         "2:2",
     ),
@@ -126,7 +127,8 @@ ADDED = {
 def test_what_vk_answers_is_pending(case: Added) -> None:
     """Whatever moves ts, or holds updates, is held; a lower ts is of the next epoch; VK is polled where it ends."""
     backlog = started(checkpoint=case.checkpoint)
-    backlog.add(case.answers, now=7)
+    for answer in case.answers:
+        backlog.add(answer, now=7)
     assert [one.held_since for one in backlog.pending if one.kind == "batch"] == [7] * str(case.pending).count("batch")
     built(backlog)
     assert [line.rstrip() for line in shown(backlog.pending)] == case.pending
@@ -135,7 +137,7 @@ def test_what_vk_answers_is_pending(case: Added) -> None:
 
 def test_why_a_gap_is_recorded() -> None:
     """In VK's words, or ours."""
-    backlog = started(gap(10, 20), batch(20, 3))
+    backlog = started(gap(10, 20, end=3))
     assert errors(backlog.pending) == ["forgotten", RESTARTED]
 
 
@@ -144,7 +146,7 @@ def test_where_vk_is_polled() -> None:
     backlog = Backlog()
     backlog.start(7)
     assert backlog.next == place(7)
-    backlog.add([batch(7, 8, "a")], 0)
+    backlog.add(batch(7, 8, "a"), 0)
     assert backlog.next == place(8)
     backlog.connected(State(place(5), set()))
     assert backlog.next == place(8)
@@ -157,11 +159,12 @@ def test_what_is_built_at_once() -> None:
     most = limits.MAX_UNBUILT
     backlog = started(gap(10, 11))
     for answer in (batch(11, 12, "a" * (most + 5)), batch(12, 13, "b")):
-        backlog.add([answer], 0)
+        backlog.add(answer, 0)
     assert [one.since for one in backlog.unbuilt()] == [place(11)]
     built(backlog)
     assert backlog.unbuilt() == []
-    backlog.add([batch(13, 14, "c" * (most - 5)), gap(14, 15), batch(15, 16, "d" * 5), batch(16, 17, "e")], 0)
+    for answer in (batch(13, 14, "c" * (most - 5)), gap(14, 15, "d" * 5, 16), batch(16, 17, "e")):
+        backlog.add(answer, 0)
     assert [one.since for one in backlog.unbuilt()] == [place(13), place(15)]
 
 
@@ -171,10 +174,10 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_PENDING_BYTES", 1000)
     backlog = started(batch(10, 12, "ab"), gap(12, 20), gap(20, 30))
     assert not backlog.is_full
-    backlog.add([batch(30, 31, "c", size=700)], 0)
+    backlog.add(batch(30, 31, "c", size=700), 0)
     assert (backlog.count, backlog.is_full) == (3, True)
     backlog = started(batch(10, 12, "a"))
-    backlog.add([batch(12, 13, "b", size=899)], 0)
+    backlog.add(batch(12, 13, "b", size=899), 0)
     assert backlog.is_full
     built(backlog)
     assert not backlog.is_full
@@ -185,7 +188,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Next(NamedTuple):
-    answers: list[Batch | Gap]
+    answers: list[Answer]
     commit: tuple[str, str, str, str, int]  # kind, since, until, ids, updates
     items: int = 1
 
@@ -215,16 +218,17 @@ def test_nothing_goes_out_before_it_is_built() -> None:
     """Nor does what comes after it; what comes before it does."""
     backlog = started()
     assert backlog.next_commit() is None
-    backlog.add([batch(10, 11, "a"), gap(11, 12)], 0)
+    backlog.add(batch(10, 11, "a"), 0)
+    backlog.add(gap(11, 12), 0)
     assert backlog.next_commit() is None
     built(backlog)
     backlog = started(batch(10, 11, "a"))
-    backlog.add([batch(11, 12, "b")], 0)
+    backlog.add(batch(11, 12, "b"), 0)
     assert next_commit(backlog).until == place(11)
 
 
 @pytest.mark.parametrize("second", [batch(12, 13, "b"), batch(10, 12, "b")], ids=["a hole", "an overlap"])
-def test_only_what_begins_where_the_other_ends_is_one_commit(second: Batch) -> None:
+def test_only_what_begins_where_the_other_ends_is_one_commit(second: Answer) -> None:
     """Between the two something is missing, or they overlap: the bus must answer for each."""
     backlog = started(batch(10, 11, "a"))
     backlog.pending.extend(started(second, checkpoint=second.since).pending)
@@ -274,7 +278,7 @@ def test_bytes_bound_a_piece() -> None:
 
 
 class Answered(NamedTuple):
-    answers: list[Batch | Gap]  # pending, all built
+    answers: list[Answer]  # pending, all built
     checkpoint: str  # the bus's answer to the first commit
     pending: list[str]
     replay: list[str]
@@ -302,7 +306,7 @@ ANSWERED = {
 @pytest.mark.parametrize("case", ANSWERED.values(), ids=ANSWERED)
 def test_what_the_bus_answers(case: Answered) -> None:
     """An update leaves memory only when the bus has answered that it has it; what it has is remembered."""
-    backlog = started(*case.answers, checkpoint=case.answers[0].since)
+    backlog = started(*case.answers, checkpoint=10 if case.answers[0].gap else case.answers[0].since)
     assert answer(backlog, case.checkpoint) is case.is_missing
     assert shown(backlog.pending) == case.pending
     assert shown(backlog.replay) == case.replay
@@ -326,7 +330,7 @@ def test_what_was_committed_lately_fills_a_hole(checkpoint: str, lacking: list[s
     """What ends after the checkpoint is committed again, in its order, before what is pending."""
     backlog = committed(batch(10, 11, "a"), batch(11, 13, "bc"), gap(13, 14), batch(14, 15, "e"))
     remembered = shown(backlog.replay)
-    backlog.add([batch(15, 16, "f")], 0)
+    backlog.add(batch(15, 16, "f"), 0)
     built(backlog)
     assert answer(backlog, checkpoint)
     assert backlog.recall()
@@ -339,32 +343,32 @@ def test_what_was_committed_of_a_later_place_fills_no_hole() -> None:
     """It lies behind what is pending: VK has restarted its numbering, or the batch is late."""
     backlog = committed(batch(10, 90, "a"))
     backlog.pending.extend(started(batch(20, 30, "b"), checkpoint=20).pending)
-    backlog.add([batch(90, 95, "c")], 0)
+    backlog.add(batch(90, 95, "c"), 0)
     assert answer(backlog, 15)
     assert not backlog.recall()
     assert shown(backlog.pending) == ["batch 20-30 b", "batch 90-95"]
 
 
 class Filled(NamedTuple):
-    answers: list[Batch | Gap]  # VK's, at ts 5; "a", from 10 to 11, is pending
+    answer: Answer | None  # VK's, at ts 5; "a", from 10 to 11, is pending
     filling: list[str]
     error: str = ""
 
 
 FILLED = {
-    "VK has it": Filled([batch(5, 10, "xy")], ["batch 5-10 xy"]),
-    "VK has a part of it": Filled([batch(5, 7, "x")], ["batch 5-7 x"]),
-    "VK has it and more": Filled([batch(5, 30, "xaz")], ["batch 5-30 xaz"]),
-    "only ts moves": Filled([batch(5, 10)], ["batch 5-10"]),
-    "a gap inside": Filled([gap(5, 8), batch(8, 9, "x")], ["gap 5-8 !", "batch 8-9 x"], "forgotten"),
-    "a gap up to it": Filled([gap(5, 10), batch(10, 11, "a")], ["gap 5-10 !"], NOT_ANSWERED),
-    "a gap past it hides nothing": Filled([gap(5, 99), batch(99, 100, "z")], ["gap 5-10 !"], NOT_ANSWERED),
-    "VK is not that far": Filled([batch(5, 5)], ["gap 5-10 !"], NOT_ANSWERED),
-    "VK is even less far": Filled([batch(5, 3)], ["gap 5-10 !"], NOT_ANSWERED),
-    "VK is even less far, with updates": Filled([batch(5, 3, "x")], ["gap 5-10 !"], NOT_ANSWERED),
-    "a gap backwards": Filled([gap(5, 2), batch(2, 3, "x")], ["gap 5-10 !"], NOT_ANSWERED),
-    "VK was not asked": Filled([], ["gap 5-10 !"], NOT_ANSWERED),
-    "updates, and ts stays": Filled([batch(5, 5, "x")], ["batch 5-5 x"]),
+    "VK has it": Filled(batch(5, 10, "xy"), ["batch 5-10 xy"]),
+    "VK has a part of it": Filled(batch(5, 7, "x"), ["batch 5-7 x"]),
+    "VK has it and more": Filled(batch(5, 30, "xaz"), ["batch 5-30 xaz"]),
+    "only ts moves": Filled(batch(5, 10), ["batch 5-10"]),
+    "a gap inside": Filled(gap(5, 8, "x", 9), ["gap 5-8 !", "batch 8-9 x"], "forgotten"),
+    "a gap up to it": Filled(gap(5, 10, "a", 11), ["gap 5-10 !"], NOT_ANSWERED),
+    "a gap past it hides nothing": Filled(gap(5, 99, "z", 100), ["gap 5-10 !"], NOT_ANSWERED),
+    "VK is not that far": Filled(batch(5, 5), ["gap 5-10 !"], NOT_ANSWERED),
+    "VK is even less far": Filled(batch(5, 3), ["gap 5-10 !"], NOT_ANSWERED),
+    "VK is even less far, with updates": Filled(batch(5, 3, "x"), ["gap 5-10 !"], NOT_ANSWERED),
+    "a gap backwards": Filled(gap(5, 2, "x", 3), ["gap 5-10 !"], NOT_ANSWERED),
+    "VK was not asked": Filled(None, ["gap 5-10 !"], NOT_ANSWERED),
+    "updates, and ts stays": Filled(batch(5, 5, "x"), ["batch 5-5 x"]),
 }
 
 
@@ -373,7 +377,7 @@ def test_a_hole_is_filled(case: Filled) -> None:
     """With what VK has there, or with a gap that ends where what is pending begins."""
     backlog = started(A)
     assert answer(backlog, 5)
-    backlog.fill(case.answers, now=77)
+    backlog.fill(case.answer, now=77)
     assert {one.held_since for one in backlog.unbuilt()} <= {77}
     built(backlog)
     assert shown(backlog.pending) == [*case.filling, "batch 10-11 a"]
@@ -386,7 +390,7 @@ def test_a_hole_of_an_earlier_epoch_is_a_gap() -> None:
     for at in (10, "1:3"):
         answer(backlog, at)
     assert answer(backlog, 5)
-    backlog.fill([], now=0)
+    backlog.fill(None, now=0)
     assert shown(backlog.pending)[0] == "gap 5-1:3 !"
     assert errors(backlog.pending)[0] == RESTARTED
 
@@ -394,7 +398,7 @@ def test_a_hole_of_an_earlier_epoch_is_a_gap() -> None:
 # A new connection
 
 
-COMMITTED: list[Batch | Gap] = [
+COMMITTED: list[Answer] = [
     batch(10, 11, "a"),
     gap(11, 20),
     batch(20, 22, "b-"),
@@ -429,7 +433,7 @@ def test_only_what_the_bus_lacks_is_committed_again(checkpoint: str, missing: st
     backlog = committed(*COMMITTED)
     assert shown(backlog.replay) == REPLAY
     assert backlog.replay_ids() == ["a", "b", "c"]
-    backlog.add([batch(4, 5, "d")], 0)
+    backlog.add(batch(4, 5, "d"), 0)
     built(backlog)
     backlog.connected(State(place(checkpoint), set(missing)))
     assert shown(backlog.pending) == [*again, "batch 1:4-1:5 d"]
@@ -451,7 +455,7 @@ def test_what_is_committed_again_for_a_second_time_keeps_vks_order() -> None:
 def test_the_bus_came_back_empty() -> None:
     """The checkpoint that it had is stored first, once however often the connection breaks, then all that is held."""
     backlog = committed(A, gap(11, 12))
-    backlog.add([batch(12, 13, "b")], 0)
+    backlog.add(batch(12, 13, "b"), 0)
     built(backlog)
     for _ in range(2):
         backlog.connected(State(None, {"a"}))
@@ -465,7 +469,7 @@ def test_the_bus_came_back_empty() -> None:
 def test_another_fetcher_restored_an_older_checkpoint() -> None:
     """What this one committed lately fills the rest."""
     backlog = committed(A, B)
-    backlog.add([batch(12, 13, "c")], 0)
+    backlog.add(batch(12, 13, "c"), 0)
     built(backlog)
     backlog.connected(State(None, set()))
     backlog.checkpoint = place(10)
@@ -503,13 +507,13 @@ def test_the_first_bus_is_empty() -> None:
     ],
 )
 def test_epochs_are_counted_as_the_bus_does(
-    checkpoint: str, held: list[Batch | Gap], latest: int, epochs: list[str]
+    checkpoint: str, held: list[Answer], latest: int, epochs: list[str]
 ) -> None:
     """A fetcher that began without Redis counts from 0; VK's latest ts says what has happened meanwhile."""
     backlog = Backlog()
     backlog.start(50)
     for one in held:
-        backlog.add([one], 0)
+        backlog.add(one, 0)
     backlog.rebase(place(checkpoint), latest)
     assert [f"{one.since}-{one.until}" for one in backlog.pending] == epochs
 
@@ -549,7 +553,7 @@ def test_the_oldest_is_forgotten_once_the_others_are_enough(
     """Not a batch earlier, and not a batch later."""
     monkeypatch.setattr(limits, limit, value)
     backlog = committed(batch(10, 12, "ab"))
-    backlog.add([batch(12, 20, latest)], 0)
+    backlog.add(batch(12, 20, latest), 0)
     commit = next_commit(built(backlog))
     backlog.answered(commit, commit.until)
     assert "".join(backlog.replay_ids()) == kept

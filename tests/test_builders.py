@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 
 from fetcher.events import Event
 from fetcher.fastjson import NotFinite, event_to_json, loads
-from fetcher.vk.api import Api
 from fetcher.vk.builders import BUILDERS, command_pattern
-from fetcher.vk.lookups import Lookups
-from fetcher.vk.updates import Updates
-from tests.net import Clock, Metrics
+from fetcher.vk.entries import EntryBuilder, cropped_message, sent_at, with_full_message
+from tests.net import Clock
 from tests.samples import SAMPLES
 from tests.samples.other_types import OTHER_TYPES
-from tests.vk import GROUP, PEER, PERSON, TOKEN, button, message, reaction, update
+from tests.vk import GROUP, PEER, PERSON, button, message, reaction, update
 
 COMMAND = command_pattern(GROUP, "/!")
 NO_JSON = "it cannot be written as JSON"
@@ -28,33 +26,16 @@ for _ in range(100_000):
     DEEP = [DEEP]
 
 
-class FullMessages(Lookups):
-    """Look-ups that answer one full message for each place, or none."""
-
-    def __init__(self, message: Any = None) -> None:
-        super().__init__(Api(TOKEN, Metrics()))
-        self.message, self.places = message, set[tuple[int, int]]()
-
-    def full_messages(self, places: Any) -> Any:
-        self.places = set(places)
-        return {place: self.message for place in self.places if self.message is not None}, None
+def builder(command: re.Pattern[str] = COMMAND, raw: bool = False) -> EntryBuilder:
+    nobody: Any = None  # to build an event needs no look-ups
+    builder = EntryBuilder(nobody, nobody, GROUP, "/!", raw)
+    builder.command = command
+    return builder
 
 
-def updates_of(command: re.Pattern[str] = COMMAND, raw: bool = False) -> Updates:
-    return Updates(FullMessages(), command, raw)
-
-
-def cropped_message(update: Any) -> tuple[int, int] | None:
-    """Return which full message is looked up for the update, if any."""
-    lookups = FullMessages()
-    assert Updates(lookups, COMMAND, raw=False).with_full_messages([update]) == ([update], None)
-    return next(iter(lookups.places), None)
-
-
-def with_full_message(update: Any, message: Any) -> Any:
-    (completed,), failure = Updates(FullMessages(message), COMMAND, raw=False).with_full_messages([update])
-    assert failure is None
-    return completed
+def completed(update: Any, message: Any) -> Any:
+    """Return the update with this full message."""
+    return with_full_message(update, {cropped_message(update): message})
 
 
 def received(update: Any) -> Any:
@@ -68,7 +49,7 @@ def received(update: Any) -> Any:
 def outcome(update: Any, command: re.Pattern[str] = COMMAND, raw: bool = False) -> dict[str, Any]:
     """Tell what becomes of an update, in the words of the samples."""
     try:
-        event = updates_of(command, raw).build(received(update))
+        event = builder(command, raw).event_of(received(update))
         if event:
             event_to_json(event)
     except ValueError as error:
@@ -163,15 +144,15 @@ def test_ids_of_64_bits() -> None:
 def test_vks_notice(type: str, raw: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A notice in place of an object is neither an event nor malformed: a warning says what to do, once a minute."""
     clock = Clock()
-    monkeypatch.setattr("fetcher.vk.updates.time", clock)
-    updates = updates_of(raw=raw)
+    monkeypatch.setattr("fetcher.vk.entries.time", clock)
+    entries = builder(raw=raw)
     notice = update(type, {"warning": "You are using a deprecated API version. Please upgrade to a newer one."})
     for _ in range(100):
-        assert updates.build(notice) is None
+        assert entries.event_of(notice) is None
     (record,) = caplog.records
     assert (record.levelname, "5.199" in record.getMessage()) == ("WARNING", True)
     clock.now += 61
-    assert updates.build(notice) is None
+    assert entries.event_of(notice) is None
     assert len(caplog.records) == 2
 
 
@@ -232,7 +213,7 @@ def test_who_and_where_of_a_new_type(fields: Any, user: int, peer: int) -> None:
 
 def test_half_a_surrogate_pair_in_a_new_type() -> None:
     """It would be part of a metric, which must be UTF-8: none could be read any more."""
-    event = updates_of(raw=True).build(update("new\ud83d", {"from_id": 5}))
+    event = builder(raw=True).event_of(update("new\ud83d", {"from_id": 5}))
     assert event
     assert event.event_type == "new\ufffd"
 
@@ -267,7 +248,7 @@ def test_raw_is_verbatim() -> None:
         '"event_id": "a"}'
     )
     given = loads(text.encode())
-    event = updates_of(raw=True).build(given)
+    event = builder(raw=True).event_of(given)
     assert event
     assert event.raw is given, "not a copy"
     assert json.dumps(event.raw) == text
@@ -318,7 +299,7 @@ def test_full_message_takes_the_place() -> None:
         "attachments": [{"type": "photo"}, {"type": "doc"}],
         "fwd_messages": [{"text": "да", "conversation_message_id": 2, "from_id": 5}],
     }
-    event = outcome(with_full_message(short, full), raw=True)["event"]
+    event = outcome(completed(short, full), raw=True)["event"]
     assert event["message"] == {
         "cmid": 5,
         "text": "короткий",
@@ -338,7 +319,7 @@ def test_full_message_before_5_103() -> None:
     """It is the same where the object is the message itself."""
     short = update("message_new", message("кор", is_cropped=True)["object"]["message"])
     assert cropped_message(short)
-    event = outcome(with_full_message(short, {"text": "короткий"}), raw=True)["event"]
+    event = outcome(completed(short, {"text": "короткий"}), raw=True)["event"]
     assert event["message"]["text"] == event["raw"]["object"]["text"] == "короткий"
 
 
@@ -357,7 +338,7 @@ NO_DATES: list[Any] = [None, 0, -1, True, "noon", [], float("nan"), 10**400, 2**
 )
 def test_sent_at(given: Any, date: int) -> None:
     """The date of a new message; 0 of any other event, and where VK's is no date."""
-    assert updates_of().sent_at(given) == date
+    assert sent_at(given) == date
 
 
 # Any JSON that resembles an update
@@ -479,8 +460,8 @@ def test_any_full_message(short: Any, full: Any, nested: bool, raw: bool) -> Non
     short = {**short, "is_cropped": True}
     given = update("message_new", {"message": short} if nested else short)
     before = repr(given)
-    completed = with_full_message(given, full)
+    whole = completed(given, full)
     assert repr(given) == before
     sent = {name: value for name, value in short.items() if name != "is_cropped"} | full
-    assert repr(completed["object"]) == repr({"message": sent} if nested else sent)
-    assert outcome(completed, raw=raw).keys() <= {"event", "dead_letter"}
+    assert repr(whole["object"]) == repr({"message": sent} if nested else sent)
+    assert outcome(whole, raw=raw).keys() <= {"event", "dead_letter"}

@@ -15,16 +15,11 @@ from fetcher.core.history import Commit, DeadLetter, Entry, Outcome, Position
 from fetcher.errors import RedisFatalError, RedisTimeout, RedisUnavailable
 from fetcher.fastjson import dumps
 from tests.fakes import Store
-from tests.servers import Proxy, Server, address, cluster, entries, wait_until
+from tests.servers import Proxy, Server, address, bus_at, cluster, entries, wait_until
 
 TS, SEEN, DEAD, STREAM = "{events}:ts:7", "{events}:seen:7", "{events}:dead-letter", "events"
 KEYS = [TS, SEEN, STREAM, DEAD]
 WINDOW = 8  # event_ids that seen remembers, where a test makes it small
-
-
-def bus_at(url: str, **more: Any) -> Bus:
-    usual: dict[str, Any] = {"bus": "events", "group": 7, "stream_maxlen": 100_000, "alive_ttl": 55}
-    return Bus(url, **usual | more)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
-"""The cache of names in Redis: what it holds, for how long, and what waits while the bus is not connected."""
+"""The cache of names on the bus: what it holds, for how long, and what waits while the bus is not connected."""
 
 import json
 
 import pytest
 
 from fetcher.bus.bus import Bus
-from fetcher.bus.cache import NameCache
-from fetcher.core.ports import Name
-from tests.servers import Server
-from tests.vk import GROUP
+from fetcher.core.history import Name
+from tests.servers import Server, bus_at
 
 ANNA, CHAT = Name("Анна Черных", "Анна", "Черных", "anna"), Name("Беседа")
 KEY = "{events}:name:"
@@ -16,7 +14,7 @@ KEY = "{events}:name:"
 
 @pytest.fixture
 def bus(server: Server) -> Bus:
-    bus = Bus(server.url, "events", GROUP, 1000, 60)
+    bus = bus_at(server.url)
     bus.client.ping()
     bus.is_connected = True
     return bus
@@ -24,39 +22,40 @@ def bus(server: Server) -> Bus:
 
 def test_what_is_cached(bus: Bus, server: Server) -> None:
     """A name as a list of its parts, for as long as it is set; one that VK does not know for a minute at most."""
-    cache, client = NameCache(bus, 600), server.client()
-    assert cache.names([5, 2_000_000_007]) == {}
-    cache.cache_names({5: ANNA, 2_000_000_007: CHAT, 6: Name()})
+    client = server.client()
+    assert bus.names([5, 2_000_000_007]) == {}
+    bus.cache_names({5: ANNA, 2_000_000_007: CHAT, 6: Name()})
     assert json.loads(str(client.get(KEY + "5"))) == [*ANNA]
-    assert cache.names([5, 6, 7, 2_000_000_007]) == {5: ANNA, 6: Name(), 2_000_000_007: CHAT}
+    assert bus.names([5, 6, 7, 2_000_000_007]) == {5: ANNA, 6: Name(), 2_000_000_007: CHAT}
     assert 590 <= client.ttl(KEY + "5") <= 600
     assert 50 <= client.ttl(KEY + "6") <= 60
-    NameCache(bus, 10).cache_names({6: Name()})
+    bus.names_ttl = 10
+    bus.cache_names({6: Name()})
     assert client.ttl(KEY + "6") <= 10
 
 
 def test_what_waits_for_redis(bus: Bus, server: Server) -> None:
     """Names that come while the bus is not connected go out with the next call for which it is: the latest of each."""
-    cache, client = NameCache(bus, 600), server.client()
+    client = server.client()
     bus.is_connected = False
-    cache.cache_names({5: ANNA, 2_000_000_007: Name("Старая")})
-    cache.cache_names({2_000_000_007: CHAT})
-    assert cache.names([5]) == {}
+    bus.cache_names({5: ANNA, 2_000_000_007: Name("Старая")})
+    bus.cache_names({2_000_000_007: CHAT})
+    assert bus.names([5]) == {}
     assert not client.keys(KEY + "*")
     bus.is_connected = True
-    cache.cache_names({})
-    assert cache.names([5, 2_000_000_007]) == {5: ANNA, 2_000_000_007: CHAT}
+    bus.cache_names({})
+    assert bus.names([5, 2_000_000_007]) == {5: ANNA, 2_000_000_007: CHAT}
     client.flushall()
-    cache.cache_names({})
+    bus.cache_names({})
     assert not client.keys(KEY + "*"), "once"
 
 
 def test_no_cache(bus: Bus, server: Server) -> None:
     """With a time of 0 nothing is cached, nor does anything wait."""
-    cache = NameCache(bus, 0)
+    bus.names_ttl = 0
     for bus.is_connected in (True, False, True):
-        cache.cache_names({5: ANNA})
-        assert cache.names([5]) == {}
+        bus.cache_names({5: ANNA})
+        assert bus.names([5]) == {}
     assert not server.client().keys("*")
 
 
@@ -64,7 +63,6 @@ def test_no_cache(bus: Bus, server: Server) -> None:
 def test_what_somebody_else_has_put_there(bus: Bus, server: Server, text: str) -> None:
     """It is not a name, and VK's answer replaces it."""
     server.client().set(KEY + "5", text)
-    cache = NameCache(bus, 600)
-    cache.names([5])
-    cache.cache_names({5: ANNA})
-    assert cache.names([5]) == {5: ANNA}
+    bus.names([5])
+    bus.cache_names({5: ANNA})
+    assert bus.names([5]) == {5: ANNA}

@@ -18,18 +18,17 @@ import pytest
 import fetcher
 from fetcher import Event, Peer, User, __version__, config, events
 from fetcher.bus import bus
-from fetcher.bus.bus import Bus
 from fetcher.commands.watch import describe
 from fetcher.core import backlog, pieces, relay
-from fetcher.core.names import apply_names, ids_to_resolve
-from fetcher.core.ports import Name
+from fetcher.core.history import Name
 from fetcher.events import CHATS, channel
 from fetcher.vk import lookups
-from fetcher.vk.builders import BUILDERS, command_pattern
-from fetcher.vk.updates import Updates
+from fetcher.vk.builders import BUILDERS
+from fetcher.vk.entries import EntryBuilder
+from fetcher.vk.names import apply_names, ids_to_resolve
 from tests.processes import ROOT, Fetcher
 from tests.samples import SAMPLES
-from tests.servers import Server, entries, wait_until
+from tests.servers import Server, bus_at, entries, wait_until
 from tests.vk import VK, button, message, reaction
 
 TEXTS = {
@@ -232,7 +231,7 @@ def test_attributes(text: str) -> None:
 @readme
 def test_names_of_the_bus(text: str) -> None:
     """The table has the names of channels and streams, and how many events are kept."""
-    there = Bus("redis://nowhere", "events", GROUP, 1, 1)
+    there = bus_at("redis://nowhere")
     rows = table(text, "channel" if text is ENGLISH else "канал")
     assert quoted(rows[0][1]) == [channel("events", "<event_type>")]
     assert [quoted(row[1])[0] for row in rows[1:]] == there.keys[2:]
@@ -478,8 +477,8 @@ def users(event: Any) -> list[User]:
 def built(name: str) -> Event:
     """Return the event of a sample."""
     update = SAMPLES[name]["update"]
-    no_lookups: Any = None  # to build an event needs none
-    event = Updates(no_lookups, command_pattern(update.get("group_id", GROUP), "/!"), raw=False).build(update)
+    nobody: Any = None  # to build an event needs no look-ups
+    event = EntryBuilder(nobody, nobody, update.get("group_id", GROUP), "/!", raw=False).event_of(update)
     assert event
     return event
 

@@ -8,17 +8,13 @@ from typing import Any, cast
 import pytest
 
 from fetcher.core.backlog import Pending
-from fetcher.core.entries import EntryBuilder
-from fetcher.core.history import DeadLetter, Entry, Position
-from fetcher.core.names import Directory
-from fetcher.core.ports import Failure, Name
-from fetcher.errors import TransientError, VkFatalError
-from fetcher.fastjson import event_to_json, loads
+from fetcher.core.history import DeadLetter, Entry, Name, Position
+from fetcher.errors import Failure, TransientError, VkFatalError
+from fetcher.fastjson import loads
 from fetcher.vk import builders
 from fetcher.vk.api import Api
-from fetcher.vk.builders import command_pattern
+from fetcher.vk.entries import EntryBuilder
 from fetcher.vk.lookups import Lookups
-from fetcher.vk.updates import Updates
 from tests.net import Metrics
 from tests.vk import GROUP, PERSON, TOKEN, message, update
 
@@ -49,7 +45,9 @@ class VK(Lookups):
 
 
 class NoCache:
-    ttl = 600
+    """A bus without names."""
+
+    names_ttl = 600
 
     def names(self, ids: Iterable[int]) -> dict[int, Name]:
         return {}
@@ -75,8 +73,13 @@ def nan() -> Any:
 Built = list[Entry | DeadLetter | None]
 
 
+def builder(vk: VK, raw: bool = False) -> EntryBuilder:
+    bus: Any = NoCache()
+    return EntryBuilder(vk, bus, GROUP, "/", raw)
+
+
 def build(vk: VK, *batches: Pending, raw: bool = False, give_up: bool = False) -> list[Built]:
-    entries = EntryBuilder(Updates(vk, command_pattern(GROUP, "/"), raw), Directory(NoCache(), vk), event_to_json)
+    entries = builder(vk, raw)
     entries.build(batches, give_up)
     return [one.entries or [] for one in batches]
 
@@ -236,7 +239,7 @@ def test_the_same_text_twice_in_a_batch(vk: VK) -> None:
 
 def test_updates_that_another_fetcher_had(vk: VK) -> None:
     """Where some are left out, names are looked up again, for a title may have changed; elsewhere they are not."""
-    entries = EntryBuilder(Updates(vk, command_pattern(GROUP, "/"), False), Directory(NoCache(), vk), event_to_json)
+    entries = builder(vk)
 
     def build(since: int, until: int) -> int:
         vk.asked.clear()

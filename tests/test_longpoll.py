@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from fetcher.core.history import Batch, Gap
+from fetcher.core.history import Answer
 from fetcher.errors import MalformedResponse, TransientError, VkFatalError
 from fetcher.vk.api import Api
 from fetcher.vk.builders import BUILDERS
@@ -60,13 +60,13 @@ def polling(longpoll: LongPoll, net: Net) -> LongPoll:
     return longpoll
 
 
-def found(answers: list[Batch | Gap]) -> list[tuple[Any, ...]]:
-    """Return the answers without their sizes."""
-    return [answer[:3] for answer in answers]
+def found(answer: Answer, polled: int = 1000) -> list[tuple[Any, ...]]:
+    """Return the gap in an answer, if there is one, and the answer without its size."""
+    return [(polled, answer.since, answer.gap)] * bool(answer.gap) + [answer[:3]]
 
 
-def empty(answers: list[Batch | Gap]) -> bool:
-    return found(answers) == [(1000, 1000, [])]
+def empty(answer: Answer) -> bool:
+    return found(answer) == [(1000, 1000, [])]
 
 
 def server_of(longpoll: LongPoll) -> str:
@@ -94,7 +94,7 @@ def test_nothing_is_asked_at_first(longpoll: LongPoll, net: Net) -> None:
 def test_how_a_poll_is_asked(polling: LongPoll, net: Net) -> None:
     """With act, key, ts and wait, where VK said."""
     net.answers["poll"] = [{"ts": "1002", "updates": [1, 2]}]
-    assert polling.poll(1000, 25) == [Batch(1000, 1002, [1, 2], len('{"ts": "1002", "updates": [1, 2]}'))]
+    assert polling.poll(1000, 25) == Answer(1000, 1002, [1, 2], len('{"ts": "1002", "updates": [1, 2]}'))
     assert net.asked("poll") == [{"act": "a_check", "key": KEY, "ts": "1000", "wait": "25"}]
 
 
@@ -270,30 +270,30 @@ def test_what_is_inherited_works(net: Net) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "batch"),
+    ("answer", "expected"),
     [
-        ({"ts": "1002", "updates": [{"type": "a"}, None]}, Batch(1000, 1002, [{"type": "a"}, None])),
-        ({"ts": 1001, "updates": [5]}, Batch(1000, 1001, [5])),
-        ({"ts": "01001", "updates": [5]}, Batch(1000, 1001, [5])),
-        ({"ts": "1000", "updates": []}, Batch(1000, 1000, [])),
-        ({"ts": "1000", "updates": [], "pts": 5, "more": None}, Batch(1000, 1000, [])),
-        ({"ts": "1001", "updates": [5], "failed": 0}, Batch(1000, 1001, [5])),
-        ((200, b'\xef\xbb\xbf{"ts": "1001", "updates": [1]}'), Batch(1000, 1001, [1])),
-        ((200, b'{"ts": "1001", "updates": ["\xd0\xd0\xb0"]}'), Batch(1000, 1001, ["\ufffdа"])),
-        ((200, '{"ts": "1001", "updates": ["\\ud83d\\ude00 \\ud83d"]}'), Batch(1000, 1001, ["😀 \ud83d"])),
+        ({"ts": "1002", "updates": [{"type": "a"}, None]}, Answer(1000, 1002, [{"type": "a"}, None])),
+        ({"ts": 1001, "updates": [5]}, Answer(1000, 1001, [5])),
+        ({"ts": "01001", "updates": [5]}, Answer(1000, 1001, [5])),
+        ({"ts": "1000", "updates": []}, Answer(1000, 1000, [])),
+        ({"ts": "1000", "updates": [], "pts": 5, "more": None}, Answer(1000, 1000, [])),
+        ({"ts": "1001", "updates": [5], "failed": 0}, Answer(1000, 1001, [5])),
+        ((200, b'\xef\xbb\xbf{"ts": "1001", "updates": [1]}'), Answer(1000, 1001, [1])),
+        ((200, b'{"ts": "1001", "updates": ["\xd0\xd0\xb0"]}'), Answer(1000, 1001, ["\ufffdа"])),
+        ((200, '{"ts": "1001", "updates": ["\\ud83d\\ude00 \\ud83d"]}'), Answer(1000, 1001, ["😀 \ud83d"])),
     ],
 )
-def test_poll(polling: LongPoll, net: Net, answer: Any, batch: Batch) -> None:
+def test_poll(polling: LongPoll, net: Net, answer: Any, expected: Answer) -> None:
     """The updates are handed out as they are, with the place where they begin and end."""
     net.answers["poll"] = [answer]
-    assert found(polling.poll(1000, 25)) == [batch[:3]]
+    assert found(polling.poll(1000, 25)) == [expected[:3]]
 
 
 def test_the_size_of_an_answer(polling: LongPoll, net: Net) -> None:
     """It is counted in bytes, for memory is."""
     body = '{"ts": "1001", "updates": ["я"]}'
     net.answers["poll"] = [(200, body)]
-    assert polling.poll(1000, 25) == [Batch(1000, 1001, ["я"], len(body.encode()))]
+    assert polling.poll(1000, 25) == Answer(1000, 1001, ["я"], len(body.encode()))
 
 
 UNREADABLE: list[Any] = [
@@ -400,8 +400,7 @@ def test_failed_3_and_no_new_key(polling: LongPoll, net: Net) -> None:
     net.answers["poll"] = [{"failed": 3}, {"failed": 3}, {"ts": "2000", "updates": []}]
     with pytest.raises(TransientError, match="10"):
         polling.poll(1000, 25)
-    gap, _ = polling.poll(1000, 25)
-    assert isinstance(gap, Gap)
+    assert polling.poll(1000, 25).gap
 
 
 KEY_TROUBLES: dict[str, list[Any]] = {
@@ -521,8 +520,7 @@ def test_a_failure_while_a_place_is_skipped(polling: LongPoll, net: Net, failing
         polling.poll(1000, 25)
     net.clock.now += 4
     net.answers["poll"] = [latest, HTML, latest]
-    gap, _ = polling.poll(1000, 25)
-    assert isinstance(gap, Gap)
+    assert polling.poll(1000, 25).gap
 
 
 def test_nothing_is_skipped_where_all_is_unreadable(polling: LongPoll, net: Net) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 import pytest
 import responses
 
-from fetcher.core.ports import Name
+from fetcher.core.history import Name
 from fetcher.errors import CallFailed, TransientError, VkFatalError
 from fetcher.vk.api import Api
 from fetcher.vk.lookups import Lookups

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from fetcher.core.names import MAX_NAMES, MEMORY_TTL, Directory, apply_names, ids_to_resolve
-from fetcher.core.ports import Name
+from fetcher.core.history import Name
 from fetcher.errors import RedisUnavailable, TransientError, VkFatalError
 from fetcher.events import Action, Event, Message, Peer, User
+from fetcher.vk.names import MAX_NAMES, MEMORY_TTL, Directory, apply_names, ids_to_resolve
 from tests.net import Clock
 
 CHAT = 2_000_000_000
@@ -121,7 +121,7 @@ class Cache:
     """A cache in memory."""
 
     def __init__(self) -> None:
-        self.ttl = 600
+        self.names_ttl = 600
         self.known: dict[int, Name] = {}
         self.asked: list[set[int]] = []
         self.down = False
@@ -135,7 +135,7 @@ class Cache:
     def cache_names(self, names: Mapping[int, Name]) -> None:
         if self.down:
             raise RedisUnavailable("Redis is unavailable")
-        self.known |= names if self.ttl else {}
+        self.known |= names if self.names_ttl else {}
 
 
 class VK:
@@ -167,12 +167,12 @@ def vk() -> VK:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("fetcher.core.names.time", clock)
+    monkeypatch.setattr("fetcher.vk.names.time", clock)
     return clock
 
 
 @pytest.fixture
-def directory(cache: Cache, vk: VK, clock: Clock) -> Directory:
+def directory(cache: Any, vk: Any, clock: Clock) -> Directory:
     return Directory(cache, vk)
 
 
@@ -209,7 +209,7 @@ def test_memory_lasts_a_minute(
     directory: Directory, cache: Cache, vk: VK, clock: Clock, ttl: int, lasts: float
 ) -> None:
     """Or as long as the cache if that is shorter: until then neither is asked, however many batches come."""
-    cache.ttl = ttl
+    cache.names_ttl = ttl
     vk.unknown.add(6)
     for seconds in (0.0, lasts / 2, lasts / 2 - 0.1):
         clock.now += seconds
@@ -224,7 +224,7 @@ def test_memory_lasts_a_minute(
 
 def test_without_a_cache_there_is_no_memory(directory: Directory, cache: Cache, vk: VK) -> None:
     """NAMES_TTL=0: every batch asks VK."""
-    cache.ttl = 0
+    cache.names_ttl = 0
     for _ in range(3):
         assert names(directory, event(5, 5), event(5, CHAT + 7, "Title")) == [FIVE, ("name of 5", "Title")]
     assert vk.asked == [{5, CHAT + 7}] * 3

@@ -22,7 +22,7 @@ ERRORS = {
     "SettingsError", "TransientError", "VkFatalError", "kind",
 }  # fmt: skip
 # Where a ValueError is the reason of a dead letter, or says what is wrong with a setting; and what comes before it.
-REASONS = {"vk/builders.py": "", "vk/fields.py": "", "vk/updates.py": "", "fastjson.py": ""}
+REASONS = {"vk/builders.py": "", "vk/fields.py": "", "vk/entries.py": "", "fastjson.py": ""}
 REASONS |= {"config.py": "… ", "bus/connection.py": "REDIS_URL "}
 READING = "nested too deep"  # of VK's answers, where only the class is logged
 TABLES: list[dict[Any, str]] = [

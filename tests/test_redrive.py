@@ -14,7 +14,6 @@ import redis
 from requests.adapters import HTTPAdapter
 
 from fetcher import config, consume
-from fetcher.bus.bus import Bus
 from fetcher.commands.redrive import redrive
 from fetcher.core.history import Commit, DeadLetter, Position
 from fetcher.errors import FatalError, TransientError
@@ -22,7 +21,7 @@ from fetcher.events import Event
 from tests import HOST
 from tests.processes import Fetcher
 from tests.run import lead_vk_to
-from tests.servers import Proxy, Server, address, cluster, wait_until
+from tests.servers import Proxy, Server, address, bus_at, cluster, wait_until
 from tests.test_deploy import acl, rules
 from tests.vk import CHAT, GROUP, PEER, PERSON, VK, button, error, message, reaction, update
 
@@ -34,7 +33,7 @@ class Bury:
     """Record dead letters as a fetcher of an older version did, in one commit for each call."""
 
     def __init__(self, url: str) -> None:
-        self.bus = Bus(url, "events", GROUP, 100_000, 60)
+        self.bus = bus_at(url, groupid=GROUP)
         self.ts = itertools.count(1)
         self.bus.read([], Position(0, 0))
 

@@ -9,10 +9,10 @@ import pytest
 
 from fetcher.core import backlog as limits
 from fetcher.core.backlog import NOT_ANSWERED
-from fetcher.core.history import Batch, Gap, Position
+from fetcher.core.history import Answer, Position
 from fetcher.core.relay import NAMES_TIMEOUT, require_progress
 from fetcher.errors import RedisFatalError, RedisTimeout, TransientError, VkFatalError
-from tests.fakes import PERSON, REDIS_DOWN, VK_DOWN, Clock, Fetcher, History, Store, batch, numbers, update
+from tests.fakes import PERSON, REDIS_DOWN, VK_DOWN, Clock, Fetcher, History, Store, answer, numbers, update
 from tests.simulation.store import Record
 
 REDIS_FATAL = RedisFatalError("Redis refuses the user or the password: fix REDIS_URL")
@@ -24,8 +24,8 @@ TIMEOUT = RedisTimeout("Redis is unavailable (TimeoutError)")
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("relay", "reports", "names"):
-        monkeypatch.setattr(f"fetcher.core.{module}.time", clock)
+    for module in ("core.relay", "core.reports", "vk.names", "vk.entries"):
+        monkeypatch.setattr(f"fetcher.{module}.time", clock)
     return clock
 
 
@@ -265,7 +265,7 @@ def test_all_goes_out_in_vks_order(
 
 def test_vk_restarts_its_numbering_without_a_word(begun: Fetcher, store: Store) -> None:
     """A lower ts in an answer says it: what came with it goes out, and the place is recorded."""
-    begun.vk.script = [[batch(10, 3, "a")]]
+    begun.vk.script = [answer(10, 3, "a")]
     begun.history.begin_at(3)
     begun.history.push("b")
     begun.settle()
@@ -273,12 +273,10 @@ def test_vk_restarts_its_numbering_without_a_word(begun: Fetcher, store: Store) 
     assert store.dead == [gap(10, "1:3", "VK restarted its numbering")]
 
 
-@pytest.mark.parametrize("answer", [[batch(10, 10, "a")], [Gap(10, 10, "forgotten"), batch(10, 10, "a")]])
-def test_vk_does_not_move_on(
-    begun: Fetcher, store: Store, answer: list[Batch | Gap], caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("repeated", [answer(10, 10, "a"), answer(10, 10, "a", gap="forgotten")])
+def test_vk_does_not_move_on(begun: Fetcher, store: Store, repeated: Answer, caplog: pytest.LogCaptureFixture) -> None:
     """Updates at an unchanged ts go out once, VK is not polled in a tight loop, and nothing is taken for a gap."""
-    begun.vk.script = [answer] * 5
+    begun.vk.script = [repeated] * 5
     polls = len(begun.vk.polls)
     begun.run_for(3)
     assert len(begun.vk.polls) - polls <= 6
@@ -336,7 +334,7 @@ def behind(begun: Fetcher, store: Store) -> Fetcher:
 class Missing(NamedTuple):
     """What VK answers at the checkpoint, what goes out then, and what is recorded and logged."""
 
-    script: list[list[Batch | Gap] | Exception]
+    script: list[Answer | Exception]
     ids: str
     gap_to: int = 0
     error: str = ""
@@ -349,23 +347,23 @@ MISSING = {
     "VK has it": Missing([], "abc"),
     "VK fails: nothing is decided then": Missing([VK_DOWN] * 4, "abc"),
     "VK repeats itself: polled again, with a pause": Missing(
-        [[batch(10, 10, "a")]], "abc", said="VK's long poll repeats itself without progress: trying again"
+        [answer(10, 10, "a")], "abc", said="VK's long poll repeats itself without progress: trying again"
     ),
     "an empty answer proves nothing while a new key is past the place": Missing(
-        [[Batch(10, 10, [])]], "abc", said="VK's long poll is silent at a ts that its new key is past: trying again"
+        [answer(10, 10)], "abc", said="VK's long poll is silent at a ts that its new key is past: trying again"
     ),
     "VK is not past the checkpoint: nobody has it": Missing(
-        [[Batch(10, 10, [])]], "c", 12, "VK does not answer what is between", new_key=10
+        [answer(10, 10)], "c", 12, "VK does not answer what is between", new_key=10
     ),
     "VK has forgotten a part: the gap ends where it has something again": Missing(
-        [[Gap(10, 11, "forgotten"), batch(11, 12, "b")]], "bc", 11, "forgotten"
+        [answer(11, 12, "b", gap="forgotten")], "bc", 11, "forgotten"
     ),
     "VK has forgotten more than that: the gap never hides what is pending": Missing(
-        [[Gap(10, 99, "forgotten"), batch(99, 99)]], "c", 12, NOT_ANSWERED, f"A gap from ts 10 to 12: {NOT_ANSWERED}"
+        [answer(99, 99, gap="forgotten")], "c", 12, NOT_ANSWERED, f"A gap from ts 10 to 12: {NOT_ANSWERED}"
     ),
-    "VK has restarted its numbering": Missing([[batch(10, 3, "z")]], "cd", 12, NOT_ANSWERED, restarts=True),
+    "VK has restarted its numbering": Missing([answer(10, 3, "z")], "cd", 12, NOT_ANSWERED, restarts=True),
     "VK has restarted, and says that it has forgotten": Missing(
-        [[Gap(10, 3, "forgotten"), batch(3, 3)]], "cd", 12, NOT_ANSWERED, restarts=True
+        [answer(3, 3, gap="forgotten")], "cd", 12, NOT_ANSWERED, restarts=True
     ),
 }
 
@@ -434,7 +432,7 @@ def test_another_fetcher_has_filled_a_gap(
     """In part, or past its end: VK is asked for the rest only."""
     begun.history.begin_at(15)
     begun.history.push(*numbers(10, 16))
-    begun.vk.script = [[Gap(10, 20, "forgotten"), batch(20, 21, "21")]]
+    begun.vk.script = [answer(20, 21, "21", gap="forgotten")]
     moved: list[bool] = []
 
     def fill(commit: Any) -> None:
@@ -640,10 +638,10 @@ def test_a_new_connection_inside_a_step(begun: Fetcher, store: Store) -> None:
     begun.history.push(update("c", user=77))
 
     def replace() -> None:
-        begun.cache.on_read = lambda: None
+        begun.bus.on_read_names = lambda: None
         fail_over(store, replica, begun)
 
-    begun.cache.on_read = replace
+    begun.bus.on_read_names = replace
     begun.history.kept = 1
     begun.settle()
     assert store.ids == ["a", "b", "c"]
@@ -659,10 +657,10 @@ def test_redis_fails_while_an_old_backlog_is_built(
     begun.poll()
 
     def fail() -> None:
-        begun.cache.on_read = lambda: None
+        begun.bus.on_read_names = lambda: None
         raise REDIS_DOWN
 
-    begun.cache.on_read = fail
+    begun.bus.on_read_names = fail
     begun.clock.now += NAMES_TIMEOUT
     begun.settle()
     assert store.ids == ["a"]
@@ -752,7 +750,7 @@ def test_what_vk_has_is_read_without_a_pause_while_redis_is_away(begun: Fetcher)
     begun.bus.disconnected()
     begun.poll(2)
     first = len(begun.vk.polls)
-    begun.vk.script = [[batch(10, 15, *"abcde")], [batch(15, 18, *"fgh")], [batch(18, 20, *"ij")], [batch(20, 21, "k")]]
+    begun.vk.script = [answer(10, 15, *"abcde"), answer(15, 18, *"fgh"), answer(18, 20, *"ij"), answer(20, 21, "k")]
     begun.run(lambda: not begun.vk.script)
     assert begun.held == 11
     assert sum(pauses(begun, first)) < 0.1
@@ -820,7 +818,7 @@ def test_polls_that_follow_each_other(
     monkeypatch.setattr("fetcher.core.relay.MAX_UNBUILT", room)
     ts, before = begun.relay.backlog.next.ts, len(begun.vk.polls)
     for count in counts:
-        begun.vk.script.append([batch(ts, ts + count, *numbers(count, ts))])
+        begun.vk.script.append(answer(ts, ts + count, *numbers(count, ts)))
         ts += count
     begun.relay.poll(failing, commit_time)
     assert len(begun.vk.polls) - before == polls
@@ -828,9 +826,9 @@ def test_polls_that_follow_each_other(
 
 def test_a_gap_is_progress() -> None:
     """Whatever VK answers where it ends."""
-    require_progress([Gap(10, 20, "forgotten"), batch(20, 20, "a")])
+    require_progress(10, answer(20, 20, "a", gap="forgotten"))
     with pytest.raises(TransientError):
-        require_progress([batch(20, 20, "a")])
+        require_progress(20, answer(20, 20, "a"))
 
 
 def test_names_are_waited_for_so_long_and_no_longer(begun: Fetcher) -> None:

@@ -11,8 +11,8 @@ from jsonschema.exceptions import best_match
 
 import fetcher
 from fetcher.events import Event, User
-from fetcher.vk.builders import BUILDERS, command_pattern
-from fetcher.vk.updates import Updates
+from fetcher.vk.builders import BUILDERS
+from fetcher.vk.entries import EntryBuilder
 from tests.samples import SAMPLES
 from tests.samples.other_types import OTHER_TYPES
 from tests.vk import GROUP, update
@@ -20,8 +20,8 @@ from tests.vk import GROUP, update
 SCHEMA = json.loads((Path(fetcher.__file__).parent / "event.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = Draft202012Validator(SCHEMA)
 DEFINITIONS = SCHEMA["$defs"]
-NO_LOOKUPS: Any = None  # to build an event needs none
-BUILD, BUILD_RAW = (Updates(NO_LOOKUPS, command_pattern(GROUP, "/!"), raw).build for raw in (False, True))
+NOBODY: Any = None  # to build an event needs no look-ups
+BUILD, BUILD_RAW = (EntryBuilder(NOBODY, NOBODY, GROUP, "/!", raw).event_of for raw in (False, True))
 
 
 def closed(schema: Any) -> Any:

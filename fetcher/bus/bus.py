@@ -1,21 +1,25 @@
-"""The bus in Redis: its keys, the checkpoint, the commit and the heartbeat."""
+"""The bus in Redis: its keys, the checkpoint, the commit, the heartbeat, and names for all fetchers."""
 
 import socket
 import time
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from redis import Redis, RedisCluster, ResponseError
 
+from ..config import Config
 from ..core.backlog import DEDUP_WINDOW
-from ..core.history import Commit, Entry, Outcome, Position, State
+from ..core.history import Commit, Entry, Name, Outcome, Position, State
 from ..errors import RedisFatalError
 from ..events import channel
-from ..fastjson import utf8
+from ..fastjson import dumps, loads, utf8
 from .connection import connect, redis_errors
 
 DEAD_LETTERS = 10_000  # kept, approximately
+ALIVE_TTL = 30  # seconds that a heartbeat lasts beyond the next poll
+UNKNOWN_TTL = 60  # seconds that a missing name is cached: VK may have one soon
 SCRIPTS = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.lua")}
 
 
@@ -31,19 +35,20 @@ class Bus:
     after a failure and on a new connection, until the loop has read what the bus has: it may have lost something.
     """
 
-    def __init__(self, url: str, bus: str, group: int, stream_maxlen: int, alive_ttl: int) -> None:
-        """Connect to nothing yet; `alive_ttl` is in seconds."""
-        own = f"{{{bus}}}"  # the hash tag keeps all keys in the stream's slot of a cluster
-        self.url, self.bus, self.stream_maxlen, self.alive_ttl = url, bus, stream_maxlen, alive_ttl
-        self.checkpoint_key, self.seen_key = f"{own}:ts:{group}", f"{own}:seen:{group}"
-        self.keys = [self.checkpoint_key, self.seen_key, bus, f"{own}:dead-letter"]
-        self.alive_key = f"{own}:alive:{group}:{socket.gethostname()}"
+    def __init__(self, settings: Config) -> None:
+        """Connect to nothing yet."""
+        self.settings, self.bus, self.names_ttl, group = settings, settings.bus, settings.names_ttl, settings.group
+        self.own = f"{{{self.bus}}}"  # the hash tag keeps all keys in the stream's slot of a cluster
+        self.checkpoint_key, self.seen_key = f"{self.own}:ts:{group}", f"{self.own}:seen:{group}"
+        self.keys = [self.checkpoint_key, self.seen_key, self.bus, f"{self.own}:dead-letter"]
+        self.alive_key = f"{self.own}:alive:{group}:{socket.gethostname()}"
         self.is_connected = self.is_committing = False
+        self.unwritten: dict[int, Name] = {}  # names that came while the bus was not connected
 
     @cached_property
     def client(self) -> Redis | RedisCluster:
         """The client, made when it is first needed, because that takes requests to Redis."""
-        return connect(self.url, self.new_connection)
+        return connect(self.settings.redis_url, self.new_connection)
 
     def new_connection(self) -> None:
         """Note that this may be a different server, and send no commit to it: what it lacks goes first."""
@@ -74,7 +79,7 @@ class Bus:
     def commit(self, commit: Commit) -> Outcome:
         """Commit all or nothing, and return what the bus has recorded: nothing, if the connection was replaced."""
         arguments: list[Any] = [commit.kind, str(commit.since), str(commit.until)]
-        arguments += [DEDUP_WINDOW, self.stream_maxlen, DEAD_LETTERS]
+        arguments += [DEDUP_WINDOW, self.settings.stream_maxlen, DEAD_LETTERS]
         arguments += [len(commit.entries), str(commit.end or commit.until)]
         for entry in commit.entries:
             if isinstance(entry, Entry):
@@ -108,9 +113,36 @@ class Bus:
     def beat(self) -> None:
         """Set the heartbeat of this host's fetcher."""
         with redis_errors():
-            self.client.set(self.alive_key, int(time.time()), ex=self.alive_ttl)
+            self.client.set(self.alive_key, int(time.time()), ex=self.settings.poll_wait + ALIVE_TTL)
 
     def alive(self) -> bool:
         """Return whether this host's fetcher of this community has polled VK lately."""
         with redis_errors():
             return bool(self.client.exists(self.alive_key))
+
+    def names(self, ids: Collection[int]) -> dict[int, Name]:
+        """Return the names of those ids that are cached; none while the bus is not connected."""
+        if not ids or not self.names_ttl or not self.is_connected:
+            return {}
+        with redis_errors():
+            cached: Any = self.client.mget([f"{self.own}:name:{id}" for id in ids])
+        try:
+            found = loads(f"[{','.join(text or 'null' for text in cached)}]".encode())  # faster than one by one
+            return {id: Name(*map(str, name)) for id, name in zip(ids, found, strict=True) if name}
+        except (ValueError, TypeError):
+            return {}  # something else has written there: VK's answer will replace it
+
+    def cache_names(self, names: Mapping[int, Name]) -> None:
+        """Cache names for NAMES_TTL; empty ones, which VK does not know, for UNKNOWN_TTL at most.
+
+        What cannot be cached now is cached by the next call while the bus is connected.
+        """
+        self.unwritten |= names if self.names_ttl else {}
+        if not self.unwritten or not self.is_connected:
+            return
+        with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
+            for id, name in self.unwritten.items():
+                ttl = self.names_ttl if any(name) else min(UNKNOWN_TTL, self.names_ttl)
+                pipeline.set(f"{self.own}:name:{id}", dumps([*name]), ex=ttl)
+            pipeline.execute()
+        self.unwritten = {}

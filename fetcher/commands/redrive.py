@@ -14,8 +14,9 @@ from ..core.history import DeadLetter, Entry, Position
 from ..errors import CallFailed, TransientError
 from ..events import channel
 from ..fastjson import loads, utf8
-from ..parts import make_builder, make_bus
 from ..vk.api import Api
+from ..vk.entries import EntryBuilder
+from ..vk.lookups import Lookups
 
 PAGE = 100  # dead letters that are read and built at once
 MAX_FAILURES = 3  # requests in a row that VK does not answer, before the command gives up
@@ -30,7 +31,7 @@ def redrive(settings: Config, group: str | None) -> int:
     Print a line for each that stays, and how many went and stayed; return the exit code 0. Raise TransientError or
     FatalError if VK or Redis fails. It may be killed and repeated at any time: a dead letter goes in one atomic step.
     """
-    bus = make_bus(settings)
+    bus = Bus(settings)
     counts: Counter[str] = Counter()
     try:
         for letter, reason in give_back(bus, group) if group else publish(bus, settings):
@@ -48,7 +49,7 @@ def redrive(settings: Config, group: str | None) -> int:
 def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
     """Publish the fetcher's dead letters that are events now; yield the id of each one, and why it stays, or WENT."""
     # Only the loop connects the bus, so the cache is unused: an old title must not get there.
-    builder = make_builder(settings, Api(settings.token), bus)
+    builder = EntryBuilder(Lookups(Api(settings.token)), bus, settings.group, settings.prefixes, settings.raw)
     _, seen, stream, dead_letters = bus.keys
     for page in pages(bus, dead_letters):
         updates = {letter: read_update(fields["update"]) for letter, fields in page if "update" in fields}
@@ -90,7 +91,7 @@ def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str]]:
 
     https://redis.io/docs/latest/commands/xclaim/
     """
-    keys = [f"{{{bus.bus}}}:dead-letter:{group}", bus.bus, f"{{{bus.bus}}}:attempts:{group}"]
+    keys = [f"{bus.own}:dead-letter:{group}", bus.bus, f"{bus.own}:attempts:{group}"]
     for page in pages(bus, keys[0]):
         for letter, fields in page:
             id = fields.get("id", "")

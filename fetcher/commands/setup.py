@@ -10,10 +10,9 @@ from ..bus.connection import ACL_RULES, redis_errors
 from ..config import Config
 from ..errors import FatalError, RequestRejected, TransientError
 from ..events import channel
-from ..parts import make_bus
 from ..vk.api import API_VERSION, Api, translate_errors
 from ..vk.builders import BUILDERS
-from ..vk.settings import long_poll_settings, numbers
+from ..vk.longpoll import long_poll_settings, numbers
 
 Line = tuple[str, str, str]  # a thing, its state ("ok", "changed", "to do", or "advice": the fetcher runs), and more
 
@@ -35,7 +34,7 @@ def setup(settings: Config) -> int:
     Return 0 if the fetcher would run, else 1. Of the settings only TOKEN is needed; a missing GROUPID is printed.
     """
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal can show Cyrillic
-    checks = {"VK": check_vk(Api(settings.token), settings.group), "Redis": check_redis(make_bus(settings))}
+    checks = {"VK": check_vk(Api(settings.token), settings.group), "Redis": check_redis(Bus(settings))}
     states = set()
     for whole, check in checks.items():
         for thing, state, text in until_failure(whole, check):
@@ -98,7 +97,7 @@ def check_redis(bus: Bus) -> Iterator[Line]:
     """Yield whether Redis answers, what it refuses, and what may cost the bus its data. Nothing is written."""
     bus.read([])
     yield "Redis", "ok", "it answers"
-    keys = [*bus.keys, bus.alive_key, f"{{{bus.bus}}}:name:1"]
+    keys = [*bus.keys, bus.alive_key, f"{bus.own}:name:1"]
     refused = ", ".join(bus.run_script("permissions", keys, channel(bus.bus, "message")))
     yield ok_or(refused and f"{refused} refused: {ACL_RULES}", "Redis permissions", "all that the fetcher needs")
     info: Any = {}

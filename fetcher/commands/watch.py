@@ -1,7 +1,6 @@
 """Print what flows on the bus, for people: a line for each event, dead letter and gap. It only reads."""
 
 import json
-import logging
 import shutil
 import sys
 import time
@@ -13,7 +12,7 @@ from ..bus.connection import redis_errors
 from ..config import Config
 from ..errors import RedisUnavailable
 from ..events import Event, Message
-from ..parts import make_bus
+from ..logs import log
 
 READ_INTERVAL = 0.25  # seconds between two looks at the streams
 SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which go through all keys
@@ -27,8 +26,6 @@ ERASE_LAST_LINE = "\x1b[A\r\x1b[K"
 CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
 PRINTABLE = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}") | dict.fromkeys(b"\t\n\r", " ")
 
-log = logging.getLogger("fetcher")
-
 
 def watch(settings: Config) -> Never:
     """Print what is new on the bus, for ever.
@@ -39,7 +36,7 @@ def watch(settings: Config) -> Never:
     """
     # Not every terminal can show Cyrillic. Whatever ends a line or erases one is written at once.
     sys.stdout.reconfigure(errors="replace", line_buffering=True)  # type: ignore[union-attr]
-    bus = make_bus(settings)
+    bus = Bus(settings)
     last_ids = dict.fromkeys(bus.keys[2:], "")  # by stream: the latest entry that was read, "" before the first read
     counts: deque[int] = deque(maxlen=round(RATE_WINDOW / READ_INTERVAL))  # events of the latest reads
     alive, scan_at, problem, erase = "", 0.0, None, ""
@@ -82,7 +79,7 @@ def read_new(client: Any, stream: str, last_ids: dict[str, str]) -> list[dict[st
 def fetchers(bus: Bus, group: int) -> str:
     """Return the fetchers whose heartbeat is there: their hosts, or community and host if the community is 0."""
     client: Any = bus.client
-    prefix = f"{{{bus.bus}}}:alive:" + (f"{group}:" if group else "")
+    prefix = f"{bus.own}:alive:" + (f"{group}:" if group else "")
     hosts = [key.removeprefix(prefix) for key in client.scan_iter(f"{prefix}*", count=1000)]
     return (", ".join(sorted(hosts)) or "none").translate(PRINTABLE)
 

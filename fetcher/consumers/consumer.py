@@ -1,6 +1,5 @@
 """What live and durable consumers share: a session on one connection, and the next one after an error."""
 
-import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
@@ -9,6 +8,7 @@ from redis import exceptions
 from .. import fastjson
 from ..core.backoff import backoff
 from ..events import Event
+from ..logs import log
 from .connection import Connection
 
 BACKOFF_BASE, BACKOFF_CAP = 0.1, 2.0  # seconds between two tries while Redis is unavailable
@@ -18,8 +18,6 @@ TRANSIENT = (
     exceptions.AskError, exceptions.OutOfMemoryError, exceptions.ReadOnlyError, exceptions.InvalidResponse, OSError,
 )  # fmt: skip
 TRANSIENT_CODES = ("BUSY", "MISCONF", "NOREPLICAS", "UNBLOCKED")  # these come as plain ResponseErrors
-
-log = logging.getLogger("fetcher")
 
 
 class Consumer:

@@ -7,7 +7,8 @@ from itertools import accumulate
 from typing import Any
 
 from ..events import Event
-from .consumer import Consumer, log, read_event
+from ..logs import log
+from .consumer import Consumer, read_event
 
 BLOCK_TIMEOUT = 1.0  # seconds to wait for new entries before looking for abandoned ones
 READ_AHEAD_INTERVAL = 0.1  # seconds: as many entries are read at once as the latest that took no longer to handle…

@@ -42,7 +42,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, Self
 
-from .history import Batch, Commit, DeadLetter, Entry, Gap, Position, State
+from .history import Answer, Commit, DeadLetter, Entry, Position, State
 from .pieces import PieceSize, size_of
 
 MAX_PENDING = 10_000  # updates in memory: no poll beyond these…
@@ -133,9 +133,9 @@ class Backlog:
         """Whether memory is used up, so that VK must not be polled."""
         return self.count >= MAX_PENDING or sum(one.size for one in self.pending) >= MAX_PENDING_BYTES
 
-    def add(self, answers: list[Batch | Gap], now: float) -> None:
-        """Hold what VK answered at `next`, in this order."""
-        self.pending.extend(located(self.next, answers, now))
+    def add(self, answer: Answer, now: float) -> None:
+        """Hold what VK answered at `next`."""
+        self.pending.extend(located(self.next, answer, now))
 
     # What goes to the bus
 
@@ -208,10 +208,10 @@ class Backlog:
         self._commit_again(lacking)
         return bool(lacking)
 
-    def fill(self, answers: list[Batch | Gap], now: float) -> None:
-        """Put what VK answered at the checkpoint before what is pending; without answers VK was not polled."""
+    def fill(self, answer: Answer | None, now: float) -> None:
+        """Put what VK answered at the checkpoint before what is pending; without an answer VK was not polled."""
         checkpoint, start = self.checkpoint, self.pending[0].since
-        found = located(checkpoint, answers, now)
+        found = located(checkpoint, answer, now) if answer else []
         is_behind = not found or found[-1].until.epoch > checkpoint.epoch  # or VK has restarted its numbering
         if is_behind or (found[0].kind == "gap" and found[0].until >= start):  # a gap must not hide what is pending
             error = NOT_ANSWERED if checkpoint.epoch == start.epoch else RESTARTED
@@ -251,21 +251,19 @@ class Backlog:
             self.pending.appendleft(Pending.record("restore", self.checkpoint, self.checkpoint, LOST_CHECKPOINT))
 
 
-def located(since: Position, answers: list[Batch | Gap], now: float) -> list[Pending]:
-    """Return VK's answers, the first of them at `since`, as pending items in the order of VK's history."""
+def located(polled: Position, answer: Answer, now: float) -> list[Pending]:
+    """Return VK's answer as pending items, in the order of VK's history: at most a gap, a batch and another gap."""
     found: list[Pending] = []
-    for answer in answers:
-        until = Position(since.epoch + (answer.until < since.ts), answer.until)
-        if isinstance(answer, Batch):
-            begin, restarted = since._replace(part=0), until.epoch > since.epoch
-            if answer.updates or until > since:
-                end = begin if restarted else max(begin, until)
-                found.append(Pending("batch", begin, end, answer.updates, size=answer.size, held_since=now))
-            if restarted:
-                found.append(Pending.record("gap", since, until, RESTARTED))
-        elif until > since:
-            found.append(Pending.record("gap", since, until, answer.error))
-        since = max(since, until)
+    since = max(polled, polled.followed_by(answer.since))
+    if since > polled:
+        found.append(Pending.record("gap", polled, since, answer.gap))
+    begin, until = since._replace(part=0), since.followed_by(answer.until)
+    restarted = until.epoch > since.epoch
+    if answer.updates or until > since:
+        end = begin if restarted else max(begin, until)
+        found.append(Pending("batch", begin, end, answer.updates, size=answer.size, held_since=now))
+    if restarted:
+        found.append(Pending.record("gap", since, until, RESTARTED))
     return found
 
 

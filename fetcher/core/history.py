@@ -19,6 +19,10 @@ class Position(NamedTuple):
         """Return the text on the bus."""
         return f"{self.epoch}:" * bool(self.epoch) + str(self.ts) + f"+{self.part}" * bool(self.part)
 
+    def followed_by(self, ts: int) -> Self:
+        """Return the place where VK goes on at `ts`: in the next epoch if that is lower."""
+        return type(self)(self.epoch + (ts < self.ts), ts)
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read the text on the bus; raise ValueError if it is not a position."""
@@ -28,24 +32,27 @@ class Position(NamedTuple):
         return cls(*(int(number or 0) for number in found.groups()))
 
 
-class Batch(NamedTuple):
-    """VK's updates after the ts `since`, up to and including `until`; `size` is that of VK's answer in bytes.
+class Answer(NamedTuple):
+    """VK's answer to a poll: the updates after the ts `since`, up to and including `until`; `size` is in bytes.
 
-    An `until` before `since` means that VK has restarted its numbering, also in a gap.
+    If VK no longer has what is between the ts that was polled and `since`, `gap` says why. A ts that is lower than the
+    one before means that VK has restarted its numbering.
     """
 
     since: int
     until: int
     updates: list[Any]
     size: int = 0
+    gap: str = ""
 
 
-class Gap(NamedTuple):
-    """A part of VK's history, after `since` and up to `until`, that VK no longer has; `error` says why."""
+class Name(NamedTuple):
+    """A name at VK; a chat has only `name`, and all fields are empty if VK knows no name."""
 
-    since: int
-    until: int
-    error: str
+    name: str = ""
+    firstname: str = ""
+    lastname: str = ""
+    nick: str = ""
 
 
 class Entry(NamedTuple):

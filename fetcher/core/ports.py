@@ -1,60 +1,34 @@
-"""What the core needs of its two sides: VK and the bus."""
+"""What the loop needs of its two sides: VK and the bus."""
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
-from ..errors import FatalError, TransientError
-from ..events import Event
-from .history import Batch, Commit, Gap, Outcome, Position, State
-
-Failure = TransientError | FatalError | None
-
-
-class Name(NamedTuple):
-    """A name at VK; a chat has only `name`, and all fields are empty if VK knows no name."""
-
-    name: str = ""
-    firstname: str = ""
-    lastname: str = ""
-    nick: str = ""
+from .backlog import Pending
+from .history import Answer, Commit, Name, Outcome, Position, State
 
 
 class LongPoll(Protocol):
-    """VK's history."""
+    """VK's history. Methods raise TransientError or VkFatalError."""
 
     def renew(self) -> int: ...
     def shorten_timeouts(self, short: bool) -> None: ...
-    def poll(self, ts: int, wait: int) -> list[Batch | Gap]: ...
+    def poll(self, ts: int, wait: int) -> Answer: ...
 
 
-class Updates(Protocol):
-    """What VK's updates mean."""
+class EntryBuilder(Protocol):
+    """What goes out for VK's updates. It raises TransientError or FatalError."""
 
-    def with_full_messages(self, updates: list[Any]) -> tuple[list[Any], Failure]: ...
-    def build(self, update: Any) -> Event | None: ...
-    def sent_at(self, update: Any) -> int: ...
-
-
-class Lookups(Protocol):
-    """VK's names."""
-
-    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]: ...
+    def build(self, batches: Sequence[Pending], give_up: bool) -> None: ...
 
 
 class Bus(Protocol):
     """The bus. Methods raise RedisUnavailable or RedisFatalError."""
 
     is_connected: bool
+    names_ttl: int
 
     def read(self, ids: list[str], start: Position | None = None) -> State: ...
     def commit(self, commit: Commit) -> Outcome: ...
     def beat(self) -> None: ...
-
-
-class Cache(Protocol):
-    """The names that all fetchers share; while the bus is not connected there are none."""
-
-    ttl: int
-
     def names(self, ids: Collection[int]) -> dict[int, Name]: ...
     def cache_names(self, names: Mapping[int, Name]) -> None: ...

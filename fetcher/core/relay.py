@@ -10,9 +10,8 @@ from typing import Any, Never
 from ..errors import FatalError, RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
 from .backlog import MAX_UNBUILT, Backlog
 from .backoff import backoff
-from .entries import EntryBuilder
-from .history import Batch, Commit, Gap
-from .ports import Bus, LongPoll
+from .history import Answer, Commit
+from .ports import Bus, EntryBuilder, LongPoll
 from .reports import Reports
 
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
@@ -142,14 +141,15 @@ class Relay:
             return
         since, start = self.backlog.checkpoint, self.backlog.pending[0].since
         self.reports.doing = f"asking VK for what is missing after ts {since}"
-        answers: list[Batch | Gap] = []
+        answer = None
         if since.epoch == start.epoch:
-            answers = self.longpoll.poll(since.ts, 1)
-            is_silent = answers[-1].until == since.ts and not count_of(answers)
+            answer = self.longpoll.poll(since.ts, 1)
+            is_silent = answer.until == since.ts and not answer.updates
             if is_silent and self.longpoll.renew() > since.ts:
                 raise TransientError("VK's long poll is silent at a ts that its new key is past")
-        self.backlog.fill(answers, time.monotonic())
-        require_progress(answers)
+        self.backlog.fill(answer, time.monotonic())
+        if answer:
+            require_progress(since.ts, answer)
 
     # VK
 
@@ -167,7 +167,7 @@ class Relay:
             self.entries.build(overdue, give_up=True)
 
     def poll(self, failing: bool, commit_time: float) -> None:
-        """Poll VK from the end of what is held, and hold the answers.
+        """Poll VK from the end of what is held, and hold its answers.
 
         While something fails or is held, poll on until VK has no more, for a second at most. Else poll on after an
         answer as large as any before, for as long as the commits took: so VK is read faster than it forgets, even if
@@ -176,11 +176,12 @@ class Relay:
         hurried = bool(failing or self.failures or self.backlog.pending)
         until = time.monotonic() + (DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time))
         while not self.backlog.is_full:
-            answers = self.longpoll.poll(self.backlog.next.ts, 1 if hurried or self.backlog.pending else self.poll_wait)
-            now, count, self.has_polled = time.monotonic(), count_of(answers), True
+            ts = self.backlog.next.ts
+            answer = self.longpoll.poll(ts, 1 if hurried or self.backlog.pending else self.poll_wait)
+            now, count, self.has_polled = time.monotonic(), len(answer.updates), True
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
-            self.backlog.add(answers, now)
-            require_progress(answers)
+            self.backlog.add(answer, now)
+            require_progress(ts, answer)
             self.largest = max(self.largest, count)
             goes_on = count > 0 if hurried else count == self.largest and self.backlog.count < MAX_UNBUILT
             if not goes_on or now >= until:
@@ -188,12 +189,7 @@ class Relay:
         self.reports.memory_is_full(self.backlog.count)
 
 
-def count_of(answers: list[Batch | Gap]) -> int:
-    """Return how many updates are in VK's answers."""
-    return sum(len(answer.updates) for answer in answers if isinstance(answer, Batch))
-
-
-def require_progress(answers: list[Batch | Gap]) -> None:
-    """Raise TransientError for an answer that leads nowhere."""
-    if count_of(answers) and answers[-1].until == answers[0].since:
+def require_progress(ts: int, answer: Answer) -> None:
+    """Raise TransientError for an answer at `ts` that leads nowhere."""
+    if answer.updates and answer.until == ts:
         raise TransientError("VK's long poll repeats itself without progress")

@@ -3,7 +3,6 @@
 https://dev.vk.com/ru/api/bots-long-poll/getting-started
 """
 
-import logging
 import math
 import re
 import time
@@ -12,12 +11,13 @@ from typing import Any
 
 from vk_api.bot_longpoll import VkBotLongPoll
 
-from ..core.history import Batch, Gap
+from ..core.history import Answer
 from ..errors import MalformedResponse, TransientError, VkFatalError
 from ..fastjson import loads
+from ..logs import log
 from .api import API_TIMEOUT, API_VERSION, SHORT_TIMEOUT, Api, translate_errors
+from .builders import BUILDERS
 from .fields import Json, require_object
-from .settings import long_poll_settings, numbers
 
 KEY_INTERVAL = 1.0  # seconds between two requests for a key: VK limits their rate
 UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it is skipped
@@ -25,8 +25,6 @@ RETRY_INTERVAL = 60.0  # seconds between two tries of what is not urgent
 MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
 REFUSED = "VK's long poll refuses each key and place that it gives"
 UNREADABLE = "VK's answer there could not be read for too long"
-
-log = logging.getLogger("fetcher")
 
 
 class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
@@ -96,11 +94,10 @@ class LongPoll:
         if short != self.is_short:
             self.is_short, self.api.http.timeout = short, SHORT_TIMEOUT if short else API_TIMEOUT
 
-    def poll(self, ts: int, wait: int) -> list[Batch | Gap]:
+    def poll(self, ts: int, wait: int) -> Answer:
         """Return the updates after `ts`, waiting for them up to `wait` seconds.
 
-        If VK has forgotten them, return the gap, and the updates where it ends; adjacent gaps become one. An `until`
-        before `since` means that VK has restarted its numbering.
+        If VK has forgotten them, return those after the gap; adjacent gaps become one.
         """
         if time.monotonic() >= self.renew_at:
             self.renew_at = time.monotonic() + RETRY_INTERVAL
@@ -109,7 +106,7 @@ class LongPoll:
         if self.has_answered and not self.is_checked:
             self.check_settings()
             self.is_checked = True
-        place, gaps = ts, list[Batch | Gap]()
+        place, gap = ts, ""
         try:
             for _ in range(MAX_FAILED):
                 answer, size = self.answer_at(place, wait if self.has_answered else 1)
@@ -118,12 +115,12 @@ class LongPoll:
                     self.renew_at = time.monotonic() + self.renew_after
                 if not failed:
                     self.has_answered = True
-                    return [*gaps, Batch(place, answer["ts"], answer["updates"], size)]
+                    return Answer(place, answer["ts"], answer["updates"], size, gap)
                 # By the next poll VK may have forgotten the place where it says to go on: only a new key's ts is sure.
-                until = answer["ts"] if failed == 1 and not gaps else self.renew()
+                until = answer["ts"] if failed == 1 and not gap else self.renew()
                 if failed != 2:
-                    error = answer.get("error", f"VK has forgotten the updates between (failed {failed})")
-                    place, gaps, wait = until, [Gap(ts, until, error)], 1
+                    place, wait = until, 1
+                    gap = answer.get("error", f"VK has forgotten the updates between (failed {failed})")
             raise TransientError(REFUSED)
         except TransientError:
             self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)  # VK's server may have moved
@@ -173,3 +170,20 @@ def require_ts(value: Any) -> int:
     if not re.fullmatch("[0-9]{1,30}", str(value)):
         raise ValueError("no ts")
     return int(value)
+
+
+def long_poll_settings(api: Api, group: int) -> tuple[bool, str, Json, str]:
+    """Return whether Long Poll is off, its version, the flags of the types of update, and which of ours are missing.
+
+    https://dev.vk.com/ru/method/groups.getLongPollSettings: the flags may come as an empty list
+    """
+    with translate_errors("groups.getLongPollSettings"):
+        answer = api.method("groups.getLongPollSettings", {"group_id": group})
+        flags = dict(answer.get("events") or ())
+        missing = ", ".join(kind for kind in BUILDERS if not flags.get(kind))
+        return answer["is_enabled"] == 0, str(answer.get("api_version")), flags, missing
+
+
+def numbers(version: str) -> list[int]:
+    """Return the numbers of a version."""
+    return [int(number) for number in re.findall("[0-9]+", version)]

@@ -1,6 +1,5 @@
 """Look-ups at VK: names and full messages, many at once. https://dev.vk.com/ru/method/execute"""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -10,17 +9,16 @@ from typing import Any, NamedTuple, Self
 
 from vk_api.requests_pool import VkRequestsPool
 
-from ..core.ports import Failure, Name
-from ..errors import CallFailed, FatalError, RequestRejected, TransientError
+from ..core.history import Name
+from ..errors import CallFailed, Failure, FatalError, RequestRejected, TransientError
 from ..events import CHATS
+from ..logs import log
 from .api import Api, translate_errors
 from .fields import Json, object_or_empty, require_number, require_object, require_text
 
 MAX_CALLS = 25  # in one `execute`
 MAX_IDS, MAX_IDS_OF = 100, {"users.get": 1000, "groups.getById": 500}  # in one call, and in one of these
 TOO_LARGE = 13  # VK's error for an `execute` that takes too long or answers too much
-
-log = logging.getLogger("fetcher")
 
 
 class Lookup(NamedTuple):

@@ -13,17 +13,17 @@ from typing import Any, NamedTuple
 
 from fetcher.bus import bus
 from fetcher.bus.bus import SCRIPTS, Bus
-from fetcher.core import backlog, names, relay
+from fetcher.core import backlog, relay
 from fetcher.core.backlog import Backlog, Pending
-from fetcher.core.entries import EntryBuilder
-from fetcher.core.history import Batch, DeadLetter, Gap
-from fetcher.core.names import Directory
+from fetcher.core.history import Answer, DeadLetter, Name
 from fetcher.core.pieces import PieceSize
-from fetcher.core.ports import Name
 from fetcher.core.relay import Relay
 from fetcher.core.reports import Reports
 from fetcher.errors import RedisTimeout, TransientError
+from fetcher.vk import names
+from fetcher.vk.entries import EntryBuilder
 from fetcher.vk.longpoll import LongPoll
+from fetcher.vk.names import Directory
 
 from .chaos import play
 from .store import Store
@@ -127,10 +127,10 @@ def every_epoch_is_the_one_of_the_checkpoint(right: Any, self: Any, checkpoint: 
 
 
 @instead_of(Backlog, "fill")
-def gap_hides_what_is_pending(right: Any, self: Any, answers: Any, now: float) -> Any:
-    if not answers:
-        return right(self, answers, now)
-    return self.pending.extendleft(reversed(backlog.located(self.checkpoint, answers, now)))
+def gap_hides_what_is_pending(right: Any, self: Any, answer: Any, now: float) -> Any:
+    if not answer:
+        return right(self, answer, now)
+    return self.pending.extendleft(reversed(backlog.located(self.checkpoint, answer, now)))
 
 
 @instead_of(Backlog, "next")
@@ -175,8 +175,8 @@ def rest_of_a_batch_is_dropped(right: Any, self: Any, count: int) -> Any:
 
 
 @instead_of(backlog, "located")
-def restart_is_no_new_epoch(right: Any, since: Any, answers: Any, now: float) -> Any:
-    found = right(since, answers, now)
+def restart_is_no_new_epoch(right: Any, since: Any, answer: Any, now: float) -> Any:
+    found = right(since, answer, now)
     for one in found:
         one.since, one.until = (place._replace(epoch=since.epoch) for place in (one.since, one.until))
     return found
@@ -207,7 +207,7 @@ def one_empty_answer_is_believed(right: Any, self: Any) -> None:
     if not self.backlog.recall():
         since = self.backlog.checkpoint
         asks = since.epoch == self.backlog.pending[0].since.epoch
-        self.backlog.fill(self.longpoll.poll(since.ts, 1) if asks else [], time.monotonic())
+        self.backlog.fill(self.longpoll.poll(since.ts, 1) if asks else None, time.monotonic())
 
 
 @instead_of(Relay, "commit_piece")
@@ -261,7 +261,7 @@ def counted_what_was_offered(right: Any, self: Any, commit: Any, outcome: Any, s
 @instead_of(Directory, "with_names")
 def name_that_was_given_up_is_cached(right: Any, self: Any, events: Any, give_up: bool) -> Any:
     named = right(self, events, give_up)
-    self.cache.cache_names({id: Name() for id in names.ids_to_resolve(events) - self.memory.keys()})
+    self.bus.cache_names({id: Name() for id in names.ids_to_resolve(events) - self.memory.keys()})
     return named
 
 
@@ -273,24 +273,25 @@ def dead_letter_known_by_a_number_of_its_own(right: Any, self: Any, update: Any,
     return DeadLetter(str(next(numbers)), right(self, update, error).fields)
 
 
-def without_gap(answers: list[Any], error: str) -> list[Any]:
-    return [Batch(one.since, one.until, []) if isinstance(one, Gap) and error in one.error else one for one in answers]
+def without_gap(ts: int, answer: Any, error: str) -> Any:
+    return answer._replace(since=ts, gap="") if error in answer.gap else answer
 
 
 @instead_of(LongPoll, "poll")
 def gap_of_failed_1_in_silence(right: Any, self: Any, ts: int, wait: int) -> Any:
-    return without_gap(right(self, ts, wait), "failed 1")
+    return without_gap(ts, right(self, ts, wait), "failed 1")
 
 
 @instead_of(LongPoll, "poll")
 def gap_of_failed_3_in_silence(right: Any, self: Any, ts: int, wait: int) -> Any:
-    return without_gap(right(self, ts, wait), "failed 3")
+    return without_gap(ts, right(self, ts, wait), "failed 3")
 
 
 @instead_of(LongPoll, "poll")
 def gaps_recorded_one_by_one(right: Any, self: Any, ts: int, wait: int) -> Any:
     answer, _ = self.server.poll(ts, 0)
-    return [Gap(ts, answer["ts"], "forgotten")] if answer.get("failed") == 1 else right(self, ts, wait)
+    is_gap = answer.get("failed") == 1
+    return Answer(answer["ts"], answer["ts"], [], 0, "forgotten") if is_gap else right(self, ts, wait)
 
 
 @instead_of(LongPoll, "renew")

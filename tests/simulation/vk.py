@@ -9,9 +9,8 @@ from hashlib import sha256
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fetcher.core.history import Position
-from fetcher.core.ports import Failure, Name
-from fetcher.errors import FatalError, MalformedResponse, TransientError, VkFatalError
+from fetcher.core.history import Name, Position
+from fetcher.errors import Failure, FatalError, MalformedResponse, TransientError, VkFatalError
 from fetcher.events import CHATS
 from tests.vk import GROUP
 from tests.vk.history import History

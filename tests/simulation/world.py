@@ -12,21 +12,17 @@ from typing import Any, Never, Self
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
+from fetcher import config
 from fetcher.bus import bus, connection
 from fetcher.bus.bus import Bus
-from fetcher.bus.cache import NameCache
-from fetcher.core import backlog, backoff, names, pieces, relay, reports
+from fetcher.core import backlog, backoff, pieces, relay, reports
 from fetcher.core.backlog import Backlog
-from fetcher.core.entries import EntryBuilder
-from fetcher.core.history import Batch, Commit, Gap, Outcome, Position
-from fetcher.core.names import Directory
+from fetcher.core.history import Answer, Commit, Outcome, Position
 from fetcher.core.relay import Relay
 from fetcher.errors import FatalError, RedisFatalError, RedisUnavailable, TransientError, VkFatalError
-from fetcher.fastjson import event_to_json
-from fetcher.vk import longpoll
-from fetcher.vk.builders import command_pattern
+from fetcher.vk import entries, longpoll, names
+from fetcher.vk.entries import EntryBuilder
 from fetcher.vk.longpoll import LongPoll
-from fetcher.vk.updates import Updates
 from tests.vk import GROUP
 
 from .client import Client
@@ -148,9 +144,7 @@ class Process:
         world, api, lookups = self.world, Api(self), Lookups(self)
         try:
             store = RealBus(self)
-            directory = Directory(NameCache(store, 600), lookups)
-            entries = Entries(self, lookups, directory)
-            self.relay = Relay(Poll(self, api), entries, store, POLL_WAIT, self.metrics)
+            self.relay = Relay(Poll(self, api), Entries(self, lookups, store), store, POLL_WAIT, self.metrics)
             note_held(self.relay.backlog, self.had)
             self.relay.run()
         except FatalError as error:
@@ -276,7 +270,7 @@ class RealBus(Bus):
     """The real bus; what goes through it is noted."""
 
     def __init__(self, process: Process) -> None:
-        super().__init__("redis://", "events", GROUP, 10**6, 55)
+        super().__init__(config.parse({"GROUPID": str(GROUP), "STREAM_MAXLEN": str(10**6)}, ()))
         self.process = process
 
     def commit(self, commit: Commit) -> Outcome:
@@ -291,12 +285,12 @@ class RealBus(Bus):
 def note_held(backlog: Backlog, had: set[str]) -> None:
     """Note the keys of what it ever holds."""
 
-    def add(answers: list[Batch | Gap], now: float) -> None:
-        had.update(key_of(update) for one in answers if isinstance(one, Batch) for update in one.updates)
-        type(backlog).add(backlog, answers, now)
+    def add(answer: Answer, now: float) -> None:
+        had.update(key_of(update) for update in answer.updates)
+        type(backlog).add(backlog, answer, now)
 
-    def fill(answers: list[Batch | Gap], now: float) -> None:
-        type(backlog).fill(backlog, answers, now)
+    def fill(answer: Answer | None, now: float) -> None:
+        type(backlog).fill(backlog, answer, now)
         had.update(key_of(update) for one in backlog.pending for update in one.updates)
 
     vars(backlog).update(add=add, fill=fill)
@@ -309,18 +303,18 @@ class Poll(LongPoll):
         super().__init__(api, GROUP, 50.0)
         self.process = process
 
-    def poll(self, ts: int, wait: int) -> list[Batch | Gap]:
-        answers = super().poll(ts, wait)
+    def poll(self, ts: int, wait: int) -> Answer:
+        answer = super().poll(ts, wait)
         if self.process.world.trace is not None:
-            self.process.world.note(self.process, f"polled at {ts}: {'; '.join(map(describe, answers))}")
-        return answers
+            self.process.world.note(self.process, f"polled at {ts}: {describe(answer)}")
+        return answer
 
 
 class Entries(EntryBuilder):
     """The real builder; a batch that waits too long for names is noted."""
 
-    def __init__(self, process: Process, lookups: Any, directory: Directory) -> None:
-        super().__init__(Updates(lookups, command_pattern(GROUP, "/"), raw=False), directory, event_to_json)
+    def __init__(self, process: Process, lookups: Any, bus: Bus) -> None:
+        super().__init__(lookups, bus, GROUP, "/", raw=False)
         self.process = process
         self.is_overdue = False  # the latest try; the next one gives up
 
@@ -695,11 +689,10 @@ def ids_in(arguments: list[Any]) -> Iterator[str]:
         at += 3 + arguments[at + 2]
 
 
-def describe(answer: Batch | Gap) -> str:
+def describe(answer: Answer) -> str:
     """Return what is in an answer, for the trace."""
-    if isinstance(answer, Gap):
-        return f"gap to {answer.until}, {answer.error}"
-    return f"batch to {answer.until} {[key_of(update)[:20] for update in answer.updates]}"
+    gap = f"gap to {answer.since}, {answer.gap}; " if answer.gap else ""
+    return f"{gap}batch to {answer.until} {[key_of(update)[:20] for update in answer.updates]}"
 
 
 class Log(logging.Handler):
@@ -758,6 +751,7 @@ def simulated() -> Iterator[None]:
         bus: {"time": clock, "connect": connect},
         longpoll: {"time": clock, "LongPollServer": Server},
         names: {"time": clock},
+        entries: {"time": clock},
         relay: {"time": clock, "backoff": FunctionType(backoff.backoff.__code__, dice)},
         reports: {"time": clock},
     }

@@ -1,32 +1,32 @@
 """The directory of names: whose names a batch needs, where they come from, and putting them into events.
 
-A name is looked for in memory first, which is emptied once a minute, then in the cache that all fetchers share, then at
-VK. Titles of chats also come with events, and hold from that event on: a fetcher that sees all events knows as much as
-the cache.
+A name is looked for in memory first, which is emptied once a minute, then on the bus, where all fetchers share names,
+then at VK. Titles of chats also come with events, and hold from that event on: a fetcher that sees all events knows as
+much as the bus.
 """
 
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
+from ..core.history import Name
+from ..core.ports import Bus
 from ..errors import FatalError
 from ..events import CHATS, Event, Peer, User
-from .ports import Cache, Lookups, Name
+from ..logs import log
+from .lookups import Lookups
 
 MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and VK may have a missing name soon
 MAX_NAMES = 20_000  # in memory
 
 UNKNOWN = Name()
 
-log = logging.getLogger("fetcher")
-
 
 class Directory:
     """Names of people, communities and chats, each looked up as rarely as possible."""
 
-    def __init__(self, cache: Cache, lookups: Lookups) -> None:
+    def __init__(self, bus: Bus, lookups: Lookups) -> None:
         """Begin without any names."""
-        self.cache, self.lookups = cache, lookups
+        self.bus, self.lookups = bus, lookups
         self.memory: dict[int, Name] = {}
         self.forget_at = 0.0
         self.has_given_up = False  # VK did not answer in time, and it has not answered since
@@ -42,24 +42,24 @@ class Directory:
             self.forget()
         ids = ids_to_resolve(events)
         if missing := ids - self.memory.keys():
-            self.memory |= self.cache.names(missing)
+            self.memory |= self.bus.names(missing)
         if missing := ids - self.memory.keys():
             names, failure = self.lookups.names(missing)
             self.memory |= names
-            self.cache.cache_names(names)
+            self.bus.cache_names(names)
             if failure and not give_up and (isinstance(failure, FatalError) or not self.has_given_up):
                 raise failure
             if failure and not self.has_given_up:
                 log.warning("%s: events are published without the names that VK does not answer", failure)
             self.has_given_up = bool(failure)
         titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
-        self.cache.cache_names(titles)  # before the rest: if it fails, the events are built again, with the old titles
+        self.bus.cache_names(titles)  # before the rest: if it fails, the events are built again, with the old titles
         return list(apply_names(events, self.memory))
 
     def forget(self) -> None:
         """Empty the memory: another fetcher may have had an event with a new title, and put it into the cache."""
         self.memory.clear()
-        self.forget_at = time.monotonic() + min(MEMORY_TTL, self.cache.ttl)
+        self.forget_at = time.monotonic() + min(MEMORY_TTL, self.bus.names_ttl)
 
 
 def ids_to_resolve(events: list[Event]) -> set[int]:

@@ -1,0 +1,136 @@
+"""From VK's updates to what goes out for them: full messages, events, names, JSON."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any
+
+from ..core.backlog import Pending
+from ..core.history import DeadLetter, Entry, Position
+from ..core.ports import Bus
+from ..events import Event
+from ..fastjson import event_to_json
+from ..logs import log
+from .api import API_VERSION
+from .builders import BUILDERS, command_pattern, other, require_message
+from .fields import Json, object_or_empty, require_number, require_object
+from .lookups import Lookups
+from .names import Directory
+
+WARNING_INTERVAL = 60.0  # seconds between two warnings
+MAX_DATE = 2**32  # Unix time; a later date counts as none
+
+
+class EntryBuilder:
+    """Builds the entries of batches, several at a time, so that one request to VK serves all of them."""
+
+    def __init__(self, lookups: Lookups, bus: Bus, group: int, prefixes: str, raw: bool) -> None:
+        """Each of `prefixes` begins a command; with `raw` every update is published as VK sent it."""
+        self.lookups, self.directory = lookups, Directory(bus, lookups)
+        self.command, self.raw = command_pattern(group, prefixes), raw
+        self.built_until = Position(0, 0)
+        self.nameless = Counter[str]()  # dead letters without event_id, by their text
+        self.warn_at = 0.0
+
+    def build(self, batches: Sequence[Pending], give_up: bool) -> None:
+        """Build the entries of these batches.
+
+        Raise TransientError or FatalError if VK or Redis does not return what they need now; with `give_up` they are
+        built without what VK does not return.
+        """
+        for batch in batches:
+            if batch.since > self.built_until:  # another fetcher had what is between, or it is in a gap
+                self.directory.forget()
+            self.built_until = max(self.built_until, batch.until)
+        places = {place for batch in batches for update in batch.updates if (place := cropped_message(update))}
+        messages, failure = self.lookups.full_messages(places)
+        if failure and not give_up:
+            raise failure
+        built = list[Event | DeadLetter | None]()
+        for batch in batches:
+            batch.updates = [with_full_message(update, messages) for update in batch.updates]
+            self.nameless.clear()  # batches may overlap: the same text is another update only within one batch
+            built += map(self.event_or_error, batch.updates)
+        named = iter(self.directory.with_names([event for event in built if isinstance(event, Event)], give_up))
+        events = iter([next(named) if isinstance(event, Event) else event for event in built])
+        for batch in batches:
+            batch.built([self.entry_of(update, event) for update, event in zip(batch.updates, events, strict=False)])
+
+    def event_or_error(self, update: Any) -> Event | DeadLetter | None:
+        """Return the update's event, its dead letter if it is malformed, or None if its type is not published."""
+        try:
+            event = self.event_of(update)
+        except Exception as error:  # whatever is wrong with one update, its neighbours go out
+            return self.dead_letter(update, error)
+        if not event:
+            log.debug("Passed over: an update of type %s", update["type"])
+        return event
+
+    def event_of(self, update: Any) -> Event | None:
+        """Return the update's event, without names; raise ValueError if the update is malformed.
+
+        A type that is not in BUILDERS gives None, but with `raw` an event: then every event holds the update itself,
+        not a copy. VK's notice in place of an object gives None and a warning:
+        https://dev.vk.com/ru/api/deprecated-version-message
+        """
+        if not isinstance(update, dict) or not isinstance(update.get("type"), str):
+            raise ValueError("the update has no type")
+        if object_or_empty(update.get("object")).keys() == {"warning"}:
+            if (now := time.monotonic()) >= self.warn_at:
+                self.warn_at = now + WARNING_INTERVAL
+                log.warning("VK sends a notice in place of an event: set %s in the community's settings", API_VERSION)
+            return None
+        builder = BUILDERS.get(update["type"], other if self.raw else None)
+        event = builder(update, self.command) if builder else None
+        return event._replace(raw=update) if event and self.raw else event
+
+    def entry_of(self, update: Any, event: Event | DeadLetter | None) -> Entry | DeadLetter | None:
+        """Return what is published: an event as JSON, or a dead letter if it cannot be written."""
+        if not isinstance(event, Event):
+            return event
+        try:
+            return Entry(event.event_id, event.event_type, event_to_json(event), sent_at(update))
+        except (ValueError, RecursionError) as error:
+            return self.dead_letter(update, error)
+
+    def dead_letter(self, update: Any, error: Exception) -> DeadLetter:
+        """Return the dead letter of an update; without an event_id, its text and how often that occurs make its id."""
+        try:
+            raw = json.dumps(update)
+        except RecursionError:
+            fields = update if isinstance(update, dict) else {}
+            raw = json.dumps({key: value for key, value in fields.items() if isinstance(value, str | int)})  # its top
+        reason = str(error) if type(error) is ValueError else repr(error)
+        id = update.get("event_id") if isinstance(update, dict) else None
+        if not isinstance(id, str) or not id:
+            self.nameless[raw] += 1
+            id = f"sha256:{sha256(raw.encode()).hexdigest()}" + f"#{self.nameless[raw]}" * (self.nameless[raw] > 1)
+        return DeadLetter(id, {"update": raw, "error": reason})
+
+
+def sent_at(update: Any) -> int:
+    """Return when a message_new that makes an event was sent, in Unix time, 0 if VK does not say."""
+    date = require_message(update).get("date") if update["type"] == "message_new" else 0
+    return date if type(date) is int and 0 < date < MAX_DATE else 0
+
+
+def cropped_message(update: Any) -> tuple[int, int] | None:
+    """Return (peer_id, conversation_message_id) of a message_new that VK has cropped, else None."""
+    with suppress(ValueError):  # `event_of` reports what is malformed
+        is_message = require_object(update).get("type") == "message_new"
+        if is_message and (message := require_message(update)).get("is_cropped"):
+            return require_number(message, "peer_id"), require_number(message, "conversation_message_id", 0)
+    return None
+
+
+def with_full_message(update: Any, messages: dict[Any, Json]) -> Any:
+    """Return the update with the full message in place of a cropped one, if VK has it; fields that it lacks stay."""
+    place = cropped_message(update) if messages else None
+    if place not in messages:
+        return update
+    contents = update["object"]
+    full = {name: value for name, value in require_message(update).items() if name != "is_cropped"} | messages[place]
+    return {**update, "object": {**contents, "message": full} if "message" in contents else full}
