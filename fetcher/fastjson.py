@@ -27,7 +27,7 @@ def loads(data: bytes) -> Any:
             return orjson.loads(data)
     try:
         text = data.decode("utf-8-sig", "replace")
-        return json.loads(text, parse_constant=NotFinite, parse_float=finite, parse_int=whole)
+        return json.loads(text, parse_constant=NotFinite, parse_float=finite, parse_int=finite)
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -65,13 +65,8 @@ def utf8(text: str) -> bytes:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
-def whole(text: str) -> float:
-    """Return the number, NotFinite if it has more digits than Python reads: 4,300."""
+def finite(text: str) -> float:
+    """Return the number, NotFinite if it is too large for a float, or a whole one of over 4,300 digits."""
     with suppress(ValueError):
         return int(text)
-    return NotFinite(text)
-
-
-def finite(text: str) -> float:
-    """Return the number, NotFinite if it is too large for a float."""
     return number if math.isfinite(number := float(text)) else NotFinite(number)
