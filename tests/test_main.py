@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -646,6 +647,16 @@ def test_output_that_cannot_be_written_is_a_sentence(vk: VK, server: Server, com
         closed = ["sh", "-c", '"$@" >&-', "sh", *program]
         done = subprocess.run(closed, env=environment() | settings, stderr=subprocess.PIPE, timeout=CEILING)
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("command", ["--setup", "--health", "--redrive"])
+def test_an_interrupted_command_has_not_succeeded(fetch: Fetch, command: str) -> None:
+    """At a signal these end with code 1, not 0: a health check that is cut short says nothing about health."""
+    with socket.create_server((HOST, 0)) as silent:
+        fetcher = fetch(command, REDIS_URL=f"redis://{HOST}:{silent.getsockname()[1]}/0")
+        silent.settimeout(CEILING)
+        with silent.accept()[0]:
+            assert fetcher.terminate() == EXIT_FATAL
 
 
 def test_a_group_that_is_no_text_is_a_wrong_argument(server: Server) -> None:
