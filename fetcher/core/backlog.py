@@ -17,8 +17,10 @@ numbering, the next epoch begins, so every gap leads forward. A batch is an answ
 A commit is one atomic script (commit.lua). It returns the checkpoint afterwards:
 
     commit  | condition                            | what the script does
-    any     | there is no checkpoint               | nothing; the fetcher then restores its own, with a record, and what
-            |                                      | it committed lately
+    batch,  | there is no checkpoint               | nothing; the fetcher then restores its own, and commits again what it
+    gap     |                                      | committed lately
+    restore | there is no checkpoint               | a record; the checkpoint becomes `until`
+    restore | there is one                         | nothing
     batch   | begins after the checkpoint          | nothing: something in between is missing
     batch   | begins at the checkpoint or before   | publishes what is not in seen; the checkpoint becomes the later one
     batch   | begins half a window of seen before, | leaves out what is not in seen, which may have forgotten it; a
