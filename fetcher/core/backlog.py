@@ -259,6 +259,7 @@ def located(polled: Position, answer: Answer, now: float) -> list[Pending]:
     since = max(polled, polled.followed_by(answer.since))
     if since > polled:
         found.append(Pending.record("gap", polled, since, answer.gap))
+    # VK knows no parts: what it answers begins at the ts, and `seen` knows what is on the bus already.
     begin, until = since._replace(part=0), since.followed_by(answer.until)
     restarted = until.epoch > since.epoch
     if answer.updates or until > since:
