@@ -10,11 +10,12 @@ import os
 import sys
 from typing import Any, Never
 
-from . import __version__, config, logs, metrics
+from . import __version__, config, logs
 from .bus.bus import Bus
 from .core.relay import Relay
 from .errors import FatalError, TransientError
 from .logs import log
+from .metrics import serve as serve_metrics
 from .vk.api import Api
 from .vk.entries import EntryBuilder
 from .vk.longpoll import LongPoll
@@ -93,13 +94,13 @@ def run(settings: config.Config, simulated: Any = None) -> Never:
     gc.set_threshold(10_000)  # batches are thousands of objects without cycles: a search every 700 costs a tenth
     logs.to_stderr(logs.WITH_TIME, settings.log_level)
     log.info("Event fetcher %s: community %s to bus %r", __version__, settings.group, settings.bus)
-    counted = metrics.serve(settings.metrics_port, __version__)
-    api = Api(settings.token, counted)
+    metrics = serve_metrics(settings.metrics_port, __version__)
+    api = Api(settings.token, metrics)
     if simulated:
         api.http.mount("https://", simulated)
     longpoll, bus = LongPoll(api, settings.group, settings.renew_after), Bus(settings)
     entries = EntryBuilder(Lookups(api), bus, settings.group, settings.prefixes, settings.raw)
-    Relay(longpoll, entries, bus, settings.poll_wait, counted).run()
+    Relay(longpoll, entries, bus, settings.poll_wait, metrics).run()
 
 
 if __name__ == "__main__":
