@@ -17,8 +17,8 @@ numbering, the next epoch begins, so every gap leads forward. A batch is an answ
 A commit is one atomic script (commit.lua). It returns the checkpoint afterwards:
 
     commit  | condition                            | what the script does
-    batch,  | there is no checkpoint               | nothing; the fetcher then restores its own, and commits again what it
-    gap     |                                      | committed lately
+    batch,  | there is no checkpoint               | nothing; the fetcher then restores its own, and commits what it
+    gap     |                                      | committed lately once more
     restore | there is no checkpoint               | a record; the checkpoint becomes `until`
     restore | there is one                         | nothing
     batch   | begins after the checkpoint          | nothing: something in between is missing
