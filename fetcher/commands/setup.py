@@ -48,7 +48,7 @@ def until_failure(whole: str, check: Iterator[Line]) -> Iterator[Line]:
     try:
         yield from check
     except FatalError as error:
-        yield whole, "to do", str(error)
+        yield whole, "to do", str(error).removeprefix(f"{whole}: ")
     except TransientError as error:
         remedy = NEW_TOKEN if isinstance(error, RequestRejected) else REMEDIES[whole]
         yield whole, "to do", f"{remedy} ({error})"
