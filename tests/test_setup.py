@@ -288,7 +288,9 @@ def test_a_replica(setup: Setup, server: Server) -> None:
     assert lines["Redis role"] == f"to do   Redis role: {remedy}"
 
 
-@pytest.mark.parametrize("key", ["events", "{events}:dead-letter", f"{{events}}:seen:{GROUP}", f"{{events}}:ts:{GROUP}"])
+@pytest.mark.parametrize(
+    "key", ["events", "{events}:dead-letter", f"{{events}}:seen:{GROUP}", f"{{events}}:ts:{GROUP}"]
+)
 def test_a_bus_of_another_program(setup: Setup, server: Server, key: str) -> None:
     """A key of another type cannot take what the fetcher writes."""
     with server.client() as client:
