@@ -1,6 +1,6 @@
 """The event fetcher: VK's Bots Long Poll in, events on a Redis bus out."""
 
-from . import signals  # first: it ends the process at a signal, also during the other imports
+from . import signals  # noqa: F401  # first: it ends the process at a signal, also during the other imports
 
 # isort: split
 
@@ -54,8 +54,6 @@ def text(argument: str) -> str:
 
 def execute(options: argparse.Namespace) -> int:
     """Run the command, or the fetcher if there is none, with the settings that it needs."""
-    if options.setup or options.health or options.redrive is not None:
-        signals.exit_code = EXIT_FATAL  # no verdict, or not all of the work: an interrupted one has not succeeded
     if options.demo:
         from .commands.demo import demo
 

@@ -10,17 +10,18 @@ import sys
 import threading
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT}
-exit_code = 0  # of a process that a signal ends
+# A command that reports success must not do so when it is interrupted: a health check that is cut short knows nothing.
+EXIT_CODE = int(any(word.startswith(("--setup", "--health", "--redrive")) for word in sys.argv))
 
 if sys.platform == "win32":
     for number in SIGNALS:
-        signal.signal(number, lambda *of_signal: os._exit(exit_code))
+        signal.signal(number, lambda *of_signal: os._exit(EXIT_CODE))
 else:
 
     def wait() -> None:
         """Wait for a signal, and end the process."""
         signal.sigwait(SIGNALS)
-        os._exit(exit_code)
+        os._exit(EXIT_CODE)
 
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     threading.Thread(target=wait, daemon=True).start()
