@@ -10,11 +10,12 @@ import os
 import sys
 from typing import Any, Never
 
-from . import __version__, config, logs, metrics
+from . import __version__, config, logs
 from .bus.bus import Bus
 from .core.relay import Relay
 from .errors import FatalError, TransientError
 from .logs import log
+from .metrics import serve as serve_metrics
 from .vk.api import Api
 from .vk.entries import EntryBuilder
 from .vk.longpoll import LongPoll
@@ -32,7 +33,7 @@ def main() -> int:
     command("--setup", action="store_true", help="make the community ready and report what is missing")
     command("--watch", action="store_true", help="print what flows on the bus; it only reads")
     command("--health", action="store_true", help="check that this host's fetcher polls VK")
-    command("--redrive", nargs="?", const="", metavar="GROUP", help="try dead letters again, GROUP's if given")
+    command("--redrive", nargs="?", const="", type=text, metavar="GROUP", help="try dead letters again, or GROUP's")
     options = parser.parse_args()
     logs.to_stderr()
     try:
@@ -40,11 +41,15 @@ def main() -> int:
     except (FatalError, TransientError) as error:
         log.critical("%s", error)
         return EXIT_SETTINGS if isinstance(error, config.SettingsError) else EXIT_FATAL
-    except BrokenPipeError:  # nobody reads the output any more, as in `--watch | head`
-        os._exit(0)
     except Exception:
         log.critical("A bug of the fetcher; please report it", exc_info=True)
         return EXIT_BUG
+
+
+def text(argument: str) -> str:
+    """Return the argument; raise ValueError if it is no text in the encoding of this environment."""
+    argument.encode()
+    return argument
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -87,13 +92,13 @@ def run(settings: config.Config, simulated: Any = None) -> Never:
     gc.set_threshold(10_000)  # batches are thousands of objects without cycles: a search every 700 costs a tenth
     logs.to_stderr(logs.WITH_TIME, settings.log_level)
     log.info("Event fetcher %s: community %s to bus %r", __version__, settings.group, settings.bus)
-    counted = metrics.serve(settings.metrics_port, __version__)
-    api = Api(settings.token, counted)
+    metrics = serve_metrics(settings.metrics_port, __version__)
+    api = Api(settings.token, metrics)
     if simulated:
         api.http.mount("https://", simulated)
     longpoll, bus = LongPoll(api, settings.group, settings.renew_after), Bus(settings)
     entries = EntryBuilder(Lookups(api), bus, settings.group, settings.prefixes, settings.raw)
-    Relay(longpoll, entries, bus, settings.poll_wait, counted).run()
+    Relay(longpoll, entries, bus, settings.poll_wait, metrics).run()
 
 
 if __name__ == "__main__":

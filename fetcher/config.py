@@ -78,7 +78,7 @@ def parse(given: Mapping[str, str | None], needed: Collection[str] = REQUIRED) -
         try:
             if name == "TOKEN" and (path := given.get("TOKEN_FILE")):
                 name = "TOKEN_FILE"
-                text = Path(path).read_text(encoding="utf-8")
+                text = Path(path).read_text(encoding="utf-8-sig")
             if text or is_needed:
                 values[one.name] = value_of(text, *one.metadata["form"])
         except (OSError, UnicodeError) as error:

@@ -102,6 +102,8 @@ def test_token_file_wins() -> None:
     Path("token").write_text("from-file\n")
     assert config.read(NEEDED | {"TOKEN_FILE": "token"}).token == "from-file"
     assert config.read({"GROUPID": "1", "TOKEN_FILE": "token"}).token == "from-file"
+    Path("token").write_bytes(b"\xef\xbb\xbffrom-Windows\r\n")
+    assert config.read(NEEDED | {"TOKEN_FILE": "token"}).token == "from-Windows"
     for wrong in ("two words\n", "\n", ""):
         Path("token").write_text(wrong)
         with pytest.raises(ValueError, match=r"^TOKEN_FILE must hold"):

@@ -293,6 +293,13 @@ def test_directory_of_any_name() -> None:
         wait_until(lambda: not os.listdir(directory), what="the end of the directory")
 
 
+def test_no_place_for_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a temporary directory, as in a container that is read-only, it is one sentence."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(FatalError, match=r"^The demo needs a temporary directory \(No such file or directory\): set"):
+        demo.demo(never)
+
+
 def test_server_that_does_not_start(tmp_path: Path) -> None:
     """A server that does not start, here because its socket's path is too long, is one sentence."""
     (long := tmp_path / ("x" * 120)).mkdir()

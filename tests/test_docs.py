@@ -446,6 +446,18 @@ def test_links(name: str) -> None:
             assert anchor in [re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles], link
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_page_is_half_merged(name: str) -> None:
+    """No page has the marks of a conflict, which git leaves where two changes meet."""
+    assert not re.search(r"^(?:<{7}|={7}|>{7})(?: |$)", TEXTS[name], re.MULTILINE)
+
+
+def test_mutants_are_of_files_that_are_there() -> None:
+    """A file that has moved has its new path in the table of mutants."""
+    names = [code(row[0]) for row in table(TEXTS["docs/reliability.md"], "`core/backlog.py`")]
+    assert [name for name in names if not (ROOT / "fetcher" / name).exists()] == []
+
+
 def test_versions() -> None:
     """The changelog begins with the version of the code, and the comparison is with the vk_api that is installed."""
     newest = re.findall(r"^## \[(.+?)\] - (.+)$", TEXTS["CHANGELOG.md"], re.MULTILINE)[0]

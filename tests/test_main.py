@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import pytest
 
 from fetcher import __version__
 from tests import HOST, free_port
-from tests.processes import ROOT, Fetcher
+from tests.processes import ROOT, Fetcher, environment
 from tests.servers import Proxy, Server, wait_until
 from tests.vk import CHAT, GROUP, PERSON, VK, button, message, reaction, traffic, update
 
@@ -628,6 +629,42 @@ def test_a_bug_in_a_command_shows_a_traceback_without_secrets(fetch: Fetch, comm
     assert bug.lines[0] == "event-fetcher: A bug of the fetcher; please report it"
     assert "Traceback" in bug.lines[1]
     assert "secret" not in bug.output
+
+
+@pytest.mark.parametrize("command", ["--setup", "--redrive", "--demo"])
+def test_output_that_cannot_be_written_is_a_sentence(vk: VK, server: Server, command: str) -> None:
+    """A full disk is a sentence and code 1; with standard output closed the commands do the rest of their work."""
+    program = [sys.executable, "-m", "tests.run", command]
+    settings = {"VK_URL": vk.url, "TOKEN": vk.token, "GROUPID": str(vk.group_id), "REDIS_URL": server.url}
+    with open("/dev/full", "w") as full, subprocess.Popen(
+        program, env=environment() | settings, stdout=full, stderr=subprocess.PIPE, encoding="utf-8"
+    ) as process:  # fmt: skip
+        assert process.communicate(timeout=CEILING)[1] == (
+            "event-fetcher: The output cannot be written (No space left on device)\n"
+        )
+    assert process.returncode == EXIT_FATAL
+    if command != "--demo":  # which goes on for ever
+        closed = ["sh", "-c", '"$@" >&-', "sh", *program]
+        done = subprocess.run(closed, env=environment() | settings, stderr=subprocess.PIPE, timeout=CEILING)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("command", ["--setup", "--health", "--redrive"])
+def test_an_interrupted_command_has_not_succeeded(fetch: Fetch, command: str) -> None:
+    """At a signal these end with code 1, not 0: a health check that is cut short says nothing about health."""
+    with socket.create_server((HOST, 0)) as silent:
+        fetcher = fetch(command, REDIS_URL=f"redis://{HOST}:{silent.getsockname()[1]}/0")
+        silent.settimeout(CEILING)
+        with silent.accept()[0]:
+            assert fetcher.terminate() == EXIT_FATAL
+
+
+def test_a_group_that_is_no_text_is_a_wrong_argument(server: Server) -> None:
+    """Bytes that the encoding of the environment does not know are reported as such, not as a bug."""
+    command = [os.fsencode(sys.executable), b"-m", b"tests.run", b"--redrive", b"\xff"]
+    done = subprocess.run(command, env=environment() | {"REDIS_URL": server.url}, capture_output=True, timeout=CEILING)
+    assert done.returncode == EXIT_SETTINGS
+    assert b"argument --redrive: invalid text value" in done.stderr
 
 
 # Where it cannot start

@@ -288,13 +288,16 @@ def test_a_replica(setup: Setup, server: Server) -> None:
     assert lines["Redis role"] == f"to do   Redis role: {remedy}"
 
 
-def test_a_bus_of_another_program(setup: Setup, server: Server) -> None:
-    """A key of another type cannot take events."""
+@pytest.mark.parametrize(
+    "key", ["events", "{events}:dead-letter", f"{{events}}:seen:{GROUP}", f"{{events}}:ts:{GROUP}"]
+)
+def test_a_bus_of_another_program(setup: Setup, server: Server, key: str) -> None:
+    """A key of another type cannot take what the fetcher writes."""
     with server.client() as client:
-        client.set("events", "mine")
+        client.hset(key, "mine", "1")
     code, lines = setup()
     assert code == 1
-    assert lines["Redis"].startswith("to do   Redis: Redis: a key of the bus is of another type")
+    assert lines["Redis"].startswith("to do   Redis: a key of the bus is of another type")
 
 
 def test_a_cluster(setup: Setup) -> None:

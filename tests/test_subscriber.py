@@ -791,10 +791,12 @@ def test_what_fails_too_often_becomes_a_dead_letter(
     assert len(pending(client, "events")) == 1  # the last one, in hand
 
 
-def test_without_attempts_it_is_given_for_ever(client: Any) -> None:
+@pytest.mark.parametrize("attempts", [None, 0, -1])
+def test_without_attempts_it_is_given_for_ever(client: Any, attempts: int | None) -> None:
+    """And a number that is no limit never sets aside what was not handled."""
     add(client, "events", 1, 2)
     for _ in range(10):
-        assert handle_until_it_fails(consume(client, GROUP, "a", start="0"), "1", "2") == ["1"]
+        assert handle_until_it_fails(consume(client, GROUP, "a", start="0", attempts=attempts), "1", "2") == ["1"]
     assert dead_letters(client) == []
 
 

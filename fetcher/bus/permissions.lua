@@ -3,9 +3,12 @@
 -- KEYS: checkpoint, seen, stream, dead letters, heartbeat, a name
 -- ARGV: channel
 local checkpoint, seen, stream, dead, alive, name = unpack(KEYS)
-local found = redis.call('TYPE', stream).ok
-if found ~= 'stream' and found ~= 'none' then
-  return redis.error_reply('WRONGTYPE ' .. stream .. ' is a ' .. found .. ', not a stream')
+for number, kind in ipairs({'string', 'zset', 'stream', 'stream', 'string', 'string'}) do
+  local call = redis.acl_check_cmd and redis.pcall or redis.call -- what is refused is found below, if Redis can say it
+  local found = call('TYPE', KEYS[number]).ok
+  if found and found ~= kind and found ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[number] .. ' is a ' .. found .. ', not a ' .. kind)
+  end
 end
 local refused = {}
 for _, command in ipairs({

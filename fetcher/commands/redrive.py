@@ -17,6 +17,7 @@ from ..fastjson import loads, utf8
 from ..vk.api import Api
 from ..vk.entries import EntryBuilder
 from ..vk.lookups import Lookups
+from .output import printing
 
 PAGE = 100  # dead letters that are read and built at once
 MAX_FAILURES = 3  # requests in a row that VK does not answer, before the command gives up
@@ -25,6 +26,7 @@ WENT, GAP = "", "a gap in VK's history"
 NO_EVENT = "it makes no event; with RAW=1 all types are published"
 
 
+@printing()
 def redrive(settings: Config, group: str | None) -> int:
     """Publish the fetcher's dead letters that are events now, or give those of a consumer group back to it.
 
@@ -37,12 +39,12 @@ def redrive(settings: Config, group: str | None) -> int:
         for letter, reason in give_back(bus, group) if group else publish(bus, settings):
             counts[reason] += 1
             if reason not in (WENT, GAP):
-                print(f"{letter} stays: {reason}", flush=True)
+                print(f"{letter} stays: {reason}")
     finally:
         went = f"given back to the group {group}" if group else "published"
         stay = counts.total() - counts[WENT] - counts[GAP]
         gaps = f", gaps in VK's history: {counts[GAP]}" if counts[GAP] else ""
-        print(f"{went}: {counts[WENT]}, stay: {stay}{gaps}", flush=True)
+        print(f"{went}: {counts[WENT]}, stay: {stay}{gaps}")
     return 0
 
 

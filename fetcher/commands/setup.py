@@ -1,6 +1,5 @@
 """`--setup`: make the community ready, and report what else is missing."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -13,6 +12,7 @@ from ..events import channel
 from ..vk.api import API_VERSION, Api, translate_errors
 from ..vk.builders import BUILDERS
 from ..vk.longpoll import long_poll_settings, numbers
+from .output import printing
 
 Line = tuple[str, str, str]  # a thing, its state ("ok", "changed", "to do", or "advice": the fetcher runs), and more
 
@@ -28,17 +28,17 @@ NEW_TOKEN = "make a community token with the rights manage and messages, and put
 BY_HAND = "change this in the community's settings (API usage, Long Poll API)"
 
 
+@printing()
 def setup(settings: Config) -> int:
     """Print a line for each thing that the fetcher needs, and change VK's Long Poll settings where they are wrong.
 
     Return 0 if the fetcher would run, else 1. Of the settings only TOKEN is needed; a missing GROUPID is printed.
     """
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal can show Cyrillic
     checks = {"VK": check_vk(Api(settings.token), settings.group), "Redis": check_redis(Bus(settings))}
     states = set()
     for whole, check in checks.items():
         for thing, state, text in until_failure(whole, check):
-            print(f"{state:8}{thing}: {text}", flush=True)
+            print(f"{state:8}{thing}: {text}")
             states.add(state)
     return int("to do" in states)
 
@@ -48,7 +48,7 @@ def until_failure(whole: str, check: Iterator[Line]) -> Iterator[Line]:
     try:
         yield from check
     except FatalError as error:
-        yield whole, "to do", str(error)
+        yield whole, "to do", str(error).removeprefix(f"{whole}: ")
     except TransientError as error:
         remedy = NEW_TOKEN if isinstance(error, RequestRejected) else REMEDIES[whole]
         yield whole, "to do", f"{remedy} ({error})"

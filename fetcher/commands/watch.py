@@ -13,6 +13,7 @@ from ..config import Config
 from ..errors import RedisUnavailable
 from ..events import Event, Message
 from ..logs import log
+from .output import printing
 
 READ_INTERVAL = 0.25  # seconds between two looks at the streams
 SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which go through all keys
@@ -27,15 +28,13 @@ CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x20
 PRINTABLE = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}") | dict.fromkeys(b"\t\n\r", " ")
 
 
+@printing()
 def watch(settings: Config) -> Never:
     """Print what is new on the bus, for ever.
 
     A terminal also gets a last line: events per second, and the fetchers that are alive, of the community or, without
-    GROUPID, of all. Raise RedisFatalError for a wrong password or a missing permission, BrokenPipeError if nobody
-    reads the output.
+    GROUPID, of all. Raise RedisFatalError for a wrong password or a missing permission.
     """
-    # Not every terminal can show Cyrillic. Whatever ends a line or erases one is written at once.
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # type: ignore[union-attr]
     bus = Bus(settings)
     last_ids = dict.fromkeys(bus.keys[2:], "")  # by stream: the latest entry that was read, "" before the first read
     counts: deque[int] = deque(maxlen=round(RATE_WINDOW / READ_INTERVAL))  # events of the latest reads

@@ -28,7 +28,7 @@ class Durable(Consumer):
 
     def __init__(self, bus: str, group: str, consumer: str, start: str, idle: float, attempts: int | None) -> None:
         self.key, self.group, self.consumer, self.start = bus, group, consumer, start
-        self.idle, self.attempts = idle, attempts or 0  # 0: without limit
+        self.idle, self.attempts = idle, max(0, attempts or 0)  # 0: without limit
         self.attempts_key = f"{{{bus}}}:attempts:{group}"  # a hash: by entry id, how often its event was handed over
         self.is_known = False  # the group has existed
         self.is_missing = False  # the group does not exist

@@ -1,1 +1,1 @@
-"""From updates to commits: no outside library, no I/O."""
+"""From VK's answers to commits: no outside library, no I/O."""

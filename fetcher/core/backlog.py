@@ -17,8 +17,10 @@ numbering, the next epoch begins, so every gap leads forward. A batch is an answ
 A commit is one atomic script (commit.lua). It returns the checkpoint afterwards:
 
     commit  | condition                            | what the script does
-    any     | there is no checkpoint               | nothing; the fetcher then restores its own, with a record, and what
-            |                                      | it committed lately
+    batch,  | there is no checkpoint               | nothing; the fetcher then restores its own, and commits what it
+    gap     |                                      | committed lately once more
+    restore | there is no checkpoint               | a record; the checkpoint becomes `until`
+    restore | there is one                         | nothing
     batch   | begins after the checkpoint          | nothing: something in between is missing
     batch   | begins at the checkpoint or before   | publishes what is not in seen; the checkpoint becomes the later one
     batch   | begins half a window of seen before, | leaves out what is not in seen, which may have forgotten it; a
@@ -257,6 +259,7 @@ def located(polled: Position, answer: Answer, now: float) -> list[Pending]:
     since = max(polled, polled.followed_by(answer.since))
     if since > polled:
         found.append(Pending.record("gap", polled, since, answer.gap))
+    # VK knows no parts: what it answers begins at the ts, and `seen` knows what is on the bus already.
     begin, until = since._replace(part=0), since.followed_by(answer.until)
     restarted = until.epoch > since.epoch
     if answer.updates or until > since:

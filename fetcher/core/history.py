@@ -1,4 +1,4 @@
-"""The nouns of the loop: places in VK's history, what VK answers, and what is committed for it."""
+"""The nouns that the loop shares with both sides: places in VK's history, its answers, names, what is committed."""
 
 import re
 from typing import Any, Literal, NamedTuple, Self

@@ -1,4 +1,4 @@
-"""What the loop needs of its two sides: VK and the bus."""
+"""What the loop needs of its two sides, VK and the bus; `names` and `cache_names` serve VK's side."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
