@@ -33,7 +33,7 @@ def main() -> int:
     command("--setup", action="store_true", help="make the community ready and report what is missing")
     command("--watch", action="store_true", help="print what flows on the bus; it only reads")
     command("--health", action="store_true", help="check that this host's fetcher polls VK")
-    command("--redrive", nargs="?", const="", type=text, metavar="GROUP", help="try dead letters again, or GROUP's")
+    command("--redrive", nargs="?", const="", metavar="GROUP", help="try dead letters again, or GROUP's")
     options = parser.parse_args()
     logs.to_stderr()
     try:
@@ -44,12 +44,6 @@ def main() -> int:
     except Exception:
         log.critical("A bug of the fetcher; please report it", exc_info=True)
         return EXIT_BUG
-
-
-def text(argument: str) -> str:
-    """Return the argument; raise ValueError if it is no text in the encoding of this environment."""
-    argument.encode()
-    return argument
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -659,14 +659,6 @@ def test_an_interrupted_command_has_not_succeeded(fetch: Fetch, command: str) ->
             assert fetcher.terminate() == EXIT_FATAL
 
 
-def test_a_group_that_is_no_text_is_a_wrong_argument(server: Server) -> None:
-    """Bytes that the encoding of the environment does not know are reported as such, not as a bug."""
-    command = [os.fsencode(sys.executable), b"-m", b"tests.run", b"--redrive", b"\xff"]
-    done = subprocess.run(command, env=environment() | {"REDIS_URL": server.url}, capture_output=True, timeout=CEILING)
-    assert done.returncode == EXIT_SETTINGS
-    assert b"argument --redrive: invalid text value" in done.stderr
-
-
 # Where it cannot start
 
 
