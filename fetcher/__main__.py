@@ -91,8 +91,8 @@ def run(settings: config.Config, simulated: Any = None) -> Never:
     if simulated:
         api.http.mount("https://", simulated)
     longpoll, bus = LongPoll(api, settings.group, settings.renew_after), Bus(settings)
-    entries = EntryBuilder(Lookups(api), bus, settings.group, settings.prefixes, settings.raw)
-    Relay(longpoll, entries, bus, settings.poll_wait, metrics).run()
+    builder = EntryBuilder(Lookups(api), bus, settings.group, settings.prefixes, settings.raw)
+    Relay(longpoll, builder, bus, settings.poll_wait, metrics).run()
 
 
 if __name__ == "__main__":

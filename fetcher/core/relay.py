@@ -23,9 +23,9 @@ NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages w
 class Relay:
     """Hand VK's updates over to the bus. Its state is the backlog; the rest can be fetched again."""
 
-    def __init__(self, longpoll: LongPoll, entries: EntryBuilder, bus: Bus, poll_wait: int, metrics: Any) -> None:
+    def __init__(self, longpoll: LongPoll, builder: EntryBuilder, bus: Bus, poll_wait: int, metrics: Any) -> None:
         """`poll_wait` is in seconds, `metrics` are those of fetcher.metrics."""
-        self.longpoll, self.entries, self.bus, self.poll_wait = longpoll, entries, bus, poll_wait
+        self.longpoll, self.builder, self.bus, self.poll_wait = longpoll, builder, bus, poll_wait
         self.reports = Reports(metrics)
         self.backlog = Backlog()
         self.has_polled = False  # VK has answered since the last heartbeat
@@ -157,14 +157,14 @@ class Relay:
         """Build the events of the oldest pending batches, with the names that VK answers within NAMES_TIMEOUT."""
         group = self.backlog.unbuilt()
         try:
-            self.entries.build(group, give_up=False)
+            self.builder.build(group, give_up=False)
         except (RedisUnavailable, RedisFatalError):
             raise
         except (TransientError, FatalError):
             overdue = [one for one in group if time.monotonic() - one.held_since >= NAMES_TIMEOUT]
             if not overdue:
                 raise
-            self.entries.build(overdue, give_up=True)
+            self.builder.build(overdue, give_up=True)
 
     def poll(self, failing: bool, commit_time: float) -> None:
         """Poll VK from the end of what is held, and hold its answers.
