@@ -314,6 +314,7 @@ UNREADABLE: list[Any] = [
     *({"ts": ts, "updates": []} for ts in odd(None, "", "abc", -1, 1.5, True, [], "1 ", "٣", "1" * 31)),
     *({"ts": "1001", "updates": [], "failed": failed} for failed in odd(4, -1, "1", None, [], {})),
     *({"failed": 4, "min_version": 0, "max_version": 19}, {"failed": 1}, {"failed": 1, "ts": "new"}),
+    (200, b"\x1f\x8bnonsense", ("Content-Encoding", "gzip")),
     *((200, "<html>"), (200, ""), (200, '{"ts": "1001", "updates": [{"type":'), (200, "[" * 100_000)),
     *((status, '{"ts": "1001", "updates": []}') for status in (201, 400, 403, 404, 429, 500, 502)),
 ]
