@@ -491,6 +491,20 @@ def test_vk_waits_for_a_ts_that_is_far_ahead(polling: LongPoll, net: Net, latest
     assert len(net.asked("groups.getLongPollServer")) == 2, "the second key is no reason for a third"
 
 
+def test_keys_whose_ts_is_behind_for_long(polling: LongPoll, net: Net) -> None:
+    """If what VK answers at their ts leads back to the present one, it has not restarted its numbering."""
+    net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "998"}}]
+    net.answers["poll"] = [{"failed": 2}, QUIET_POLL, {"ts": "1000", "updates": [4, 5]}, QUIET_POLL]
+    assert empty(polling.poll(1000, 25))
+    net.clock.now += 61
+    assert empty(polling.poll(1000, 25))
+    assert empty(polling.poll(1000, 25))
+    assert [ts for _, ts in keys(net)] == ["1000", "1000", "998", "1000"]
+    net.clock.now += 3500
+    assert empty(polling.poll(1000, 25))
+    assert len(net.asked("groups.getLongPollServer")) == 2, "VK has said that it is here"
+
+
 def test_one_lower_ts_of_a_new_key_proves_nothing(polling: LongPoll, net: Net) -> None:
     """The server that gives keys may be behind for a moment; the next key tells, and updates put that off."""
     lower = {"response": START["response"] | {"ts": "999"}}

@@ -106,7 +106,7 @@ class LongPoll:
             self.renew_at = begun + RETRY_INTERVAL
             with suppress(TransientError):  # then the old key stays in use
                 known, latest = self.server.ts, self.renew()  # VK's polls fall silent after hours; a new key helps
-                if max(known, latest) < ts:  # VK has restarted its numbering: it would be silent until it is here again
+                if max(known, latest) < ts:  # VK may have restarted its numbering, and be silent until it is here again
                     place, gap = min(known, latest), RESTARTED
         if self.has_answered and not self.is_checked:
             self.check_settings()
@@ -121,8 +121,10 @@ class LongPoll:
                     self.has_answered = True
                     if answer["ts"] > place:
                         self.server.ts = max(self.server.ts, answer["ts"])
-                    elif place > self.server.ts:  # VK may have restarted its numbering: see what another key says
+                    elif place > self.server.ts:  # as above: see what another key says
                         self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)
+                    if gap == RESTARTED and answer["ts"] >= ts:  # no, only the servers that give keys are behind
+                        return Answer(ts, ts, [])
                     if answer["ts"] == place and time.monotonic() < begun + SILENT_INTERVAL:
                         time.sleep(SILENT_INTERVAL)
                     return Answer(place, answer["ts"], answer["updates"], size, gap)
