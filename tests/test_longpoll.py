@@ -489,6 +489,7 @@ def test_vk_waits_for_a_ts_that_is_far_ahead(polling: LongPoll, net: Net, latest
     net.clock.now += 3500
     assert empty(polling.poll(1000, 25))
     assert len(net.asked("groups.getLongPollServer")) == 2, "the second key is no reason for a third"
+    assert {ts for _, ts in keys(net)} == {"1000"}
 
 
 def test_keys_whose_ts_is_behind_for_long(polling: LongPoll, net: Net) -> None:
