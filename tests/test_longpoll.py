@@ -101,9 +101,21 @@ def test_how_a_poll_is_asked(polling: LongPoll, net: Net) -> None:
 def test_polls_need_no_pause(polling: LongPoll, net: Net) -> None:
     """Polls do not count as requests of the API."""
     before = net.clock.now
+    net.answers["poll"] = [{"ts": "1001", "updates": [5]}]
     for _ in range(5):
         polling.poll(1000, 25)
     assert net.clock.now == before
+
+
+def test_answers_that_are_not_held_back(polling: LongPoll, net: Net) -> None:
+    """Where nothing is new and VK, or a proxy, does not wait for it, there are five polls a second, not thousands."""
+    before = net.clock.now
+    for _ in range(50):
+        assert empty(polling.poll(1000, 25))
+    assert 9.9 <= net.clock.now - before <= 10.1
+    net.delay, before = 0.5, net.clock.now
+    polling.poll(1000, 25)
+    assert net.clock.now == before + 0.5, "what VK holds back is not delayed any more"
 
 
 def test_every_request_has_a_time_out(longpoll: LongPoll, net: Net) -> None:
@@ -302,6 +314,7 @@ UNREADABLE: list[Any] = [
     *({"ts": ts, "updates": []} for ts in odd(None, "", "abc", -1, 1.5, True, [], "1 ", "٣", "1" * 31)),
     *({"ts": "1001", "updates": [], "failed": failed} for failed in odd(4, -1, "1", None, [], {})),
     *({"failed": 4, "min_version": 0, "max_version": 19}, {"failed": 1}, {"failed": 1, "ts": "new"}),
+    (200, b"\x1f\x8bnonsense", ("Content-Encoding", "gzip")),
     *((200, "<html>"), (200, ""), (200, '{"ts": "1001", "updates": [{"type":'), (200, "[" * 100_000)),
     *((status, '{"ts": "1001", "updates": []}') for status in (201, 400, 403, 404, 429, 500, 502)),
 ]
@@ -453,6 +466,60 @@ def test_vk_restarts_its_numbering(polling: LongPoll, net: Net) -> None:
     expected = [[(1000, 30, [5])], [(1000, 30, f"{FORGOTTEN} (failed 1)"), (30, 31, [6])]]
     for answers in expected:
         assert found(polling.poll(1000, 25)) == answers
+
+
+@pytest.mark.parametrize("latest", ["35", "1000"])
+def test_vk_waits_for_a_ts_that_is_far_ahead(polling: LongPoll, net: Net, latest: str) -> None:
+    """It may wait in silence after it has restarted its numbering.
+
+    If a new key's ts is lower, another key is taken after a minute without updates; if that one's is lower, too, polls
+    go on at the first.
+    """
+    net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": ts}} for ts in ("30", latest)]
+    net.answers["poll"] = [{"failed": 2}, QUIET_POLL]
+    for _ in range(3):
+        assert empty(polling.poll(1000, 25))
+        net.clock.now += 25
+    assert len(net.asked("groups.getLongPollServer")) == 1
+    if latest == "35":
+        net.answers["poll"] = [{"ts": "35", "updates": [5]}]
+        assert found(polling.poll(1000, 25)) == [(1000, 30, "VK restarted its numbering"), (30, 35, [5])]
+        return
+    assert empty(polling.poll(1000, 25))
+    net.clock.now += 3500
+    assert empty(polling.poll(1000, 25))
+    assert len(net.asked("groups.getLongPollServer")) == 2, "the second key is no reason for a third"
+    assert {ts for _, ts in keys(net)} == {"1000"}
+
+
+def test_keys_whose_ts_is_behind_for_long(polling: LongPoll, net: Net) -> None:
+    """If what VK answers at their ts leads back to the present one, it has not restarted its numbering."""
+    net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "998"}}]
+    net.answers["poll"] = [{"failed": 2}, QUIET_POLL, {"ts": "1000", "updates": [4, 5]}, QUIET_POLL]
+    assert empty(polling.poll(1000, 25))
+    net.clock.now += 61
+    assert empty(polling.poll(1000, 25))
+    assert empty(polling.poll(1000, 25))
+    assert [ts for _, ts in keys(net)] == ["1000", "1000", "998", "1000"]
+    net.clock.now += 3500
+    assert empty(polling.poll(1000, 25))
+    assert len(net.asked("groups.getLongPollServer")) == 2, "VK has said that it is here"
+
+
+def test_one_lower_ts_of_a_new_key_proves_nothing(polling: LongPoll, net: Net) -> None:
+    """The server that gives keys may be behind for a moment; the next key tells, and updates put that off."""
+    lower = {"response": START["response"] | {"ts": "999"}}
+    net.answers["groups.getLongPollServer"] = [lower, START]
+    net.clock.now += 3601
+    for _ in range(2):
+        assert empty(polling.poll(1000, 25))
+        net.clock.now += 61
+    net.answers["groups.getLongPollServer"] = [lower]
+    net.answers["poll"] = [{"ts": "1002", "updates": [5]}, {"ts": "1002", "updates": []}]
+    polling.poll(1000, 25)
+    net.clock.now += 3599
+    polling.poll(1002, 25)
+    assert len(net.asked("groups.getLongPollServer")) == 2
 
 
 # Places that cannot be read

@@ -40,6 +40,7 @@ LATE = "3 updates from ts 10 to 1:20 came so late that they may be on the bus al
 
 CASES = {
     "events": Case("batch", [A, A._replace(date=0)], 0, [], {"message": 2, "publish_age": 7}),
+    "sent by a faster clock": Case("batch", [A, A._replace(date=1_000_003)], 0, [], {"message": 2, "publish_age": 7}),
     "a dead letter": Case("batch", [A, LETTER], 0, ["Dead letter: no text: %s"],
                           {"message": 1, "publish_age": 7, "dead_letters": 1}),
     "nothing new": Case("batch", [], 0, [], {}),

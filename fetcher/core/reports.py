@@ -77,7 +77,7 @@ class Reports:
         observe_age = self.metrics.publish_age.observe
         for one in events:
             if one.date:
-                observe_age(now - one.date)
+                observe_age(max(0.0, now - one.date))  # our clock may be slow; sums must not fall
         for letter in outcome.recorded:
             if isinstance(letter, DeadLetter):
                 self.metrics.dead_letters.inc()

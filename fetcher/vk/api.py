@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import requests
 from jconfig.memory import MemoryConfig
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import DecodeError, HTTPError, ReadTimeoutError
 from vk_api import ApiError, ApiHttpError, VkApiGroup
 
 from ..core.backoff import backoff
@@ -85,6 +85,8 @@ class Session(requests.Session):
         except (requests.Timeout, ReadTimeoutError):
             self.timeout = API_TIMEOUT  # a shorter one may be too short for this link
             raise
+        except DecodeError:
+            raise ValueError("not compressed as it says") from None
         response.raw = io.BytesIO(body)
         response.json = lambda **_: loads(response.content)  # type: ignore[method-assign]
         return response

@@ -11,6 +11,7 @@ from typing import Any
 
 from vk_api.bot_longpoll import VkBotLongPoll
 
+from ..core.backlog import RESTARTED
 from ..core.history import Answer
 from ..errors import MalformedResponse, TransientError, VkFatalError
 from ..fastjson import loads
@@ -22,6 +23,7 @@ from .fields import Json, require_object
 KEY_INTERVAL = 1.0  # seconds between two requests for a key: VK limits their rate
 UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it is skipped
 RETRY_INTERVAL = 60.0  # seconds between two tries of what is not urgent
+SILENT_INTERVAL = 0.2  # seconds between two polls that bring nothing, if VK does not hold back its answers
 MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
 REFUSED = "VK's long poll refuses each key and place that it gives"
 UNREADABLE = "VK's answer there could not be read for too long"
@@ -99,14 +101,16 @@ class LongPoll:
 
         If VK has forgotten them, return those after the gap; adjacent gaps become one.
         """
-        if time.monotonic() >= self.renew_at:
-            self.renew_at = time.monotonic() + RETRY_INTERVAL
+        begun, place, gap = time.monotonic(), ts, ""
+        if begun >= self.renew_at:
+            self.renew_at = begun + RETRY_INTERVAL
             with suppress(TransientError):  # then the old key stays in use
-                self.renew()  # VK's polls are known to fall silent after hours; a new key helps
+                known, latest = self.server.ts, self.renew()  # VK's polls fall silent after hours; a new key helps
+                if max(known, latest) < ts:  # VK may have restarted its numbering, and be silent until it is here again
+                    place, gap = min(known, latest), RESTARTED
         if self.has_answered and not self.is_checked:
             self.check_settings()
             self.is_checked = True
-        place, gap = ts, ""
         try:
             for _ in range(MAX_FAILED):
                 answer, size = self.answer_at(place, wait if self.has_answered else 1)
@@ -115,6 +119,14 @@ class LongPoll:
                     self.renew_at = time.monotonic() + self.renew_after
                 if not failed:
                     self.has_answered = True
+                    if answer["ts"] > place:
+                        self.server.ts = max(self.server.ts, answer["ts"])
+                    elif place > self.server.ts:  # as above: see what another key says
+                        self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)
+                    if gap == RESTARTED and answer["ts"] >= ts:  # no, only the servers that give keys are behind
+                        return Answer(ts, ts, [])
+                    if answer["ts"] == place and time.monotonic() < begun + SILENT_INTERVAL:
+                        time.sleep(SILENT_INTERVAL)
                     return Answer(place, answer["ts"], answer["updates"], size, gap)
                 # By the next poll VK may have forgotten the place where it says to go on: only a new key's ts is sure.
                 until = answer["ts"] if failed == 1 and not gap else self.renew()
