@@ -58,7 +58,7 @@ def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options
     clustered = None
     with suppress(NoPermissionError):  # our ACL rules allow INFO: a server that forbids it is taken for a single one
         clustered = client.info("cluster").get("cluster_enabled")
-    return connect_cluster(url, on_connect, options) if clustered else client  # type: ignore[no-any-return]
+    return connect_cluster(url, on_connect, options) if clustered else client
 
 
 def connect_cluster(url: str, on_connect: Callable[[], object], options: dict[str, Any]) -> RedisCluster:
@@ -67,16 +67,16 @@ def connect_cluster(url: str, on_connect: Callable[[], object], options: dict[st
     redis-py looks at the one or at the other, but all nodes may come back with new addresses, or the one in the address
     may be gone.
     """
-    found: Any = None
+    nodes: Any = None
 
     def connected(connection: Any) -> None:  # redis-py has done its own part
-        if found:
-            found.startup_nodes = start | found.nodes_cache
+        if nodes:
+            nodes.startup_nodes = start | nodes.nodes_cache
         on_connect()
 
     client = RedisCluster.from_url(url, **options, dynamic_startup_nodes=False, redis_connect_func=connected)
-    found, start = client.nodes_manager, client.nodes_manager.startup_nodes
-    return client  # type: ignore[no-any-return]
+    nodes, start = client.nodes_manager, client.nodes_manager.startup_nodes
+    return client
 
 
 def make_client(url: str, options: dict[str, Any]) -> Any:
