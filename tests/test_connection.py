@@ -16,7 +16,7 @@ from fetcher.bus.connection import TIMEOUT, check, connect, make_client, redis_e
 from fetcher.errors import RedisFatalError, RedisTimeout, RedisUnavailable
 from tests import HOST, free_port
 from tests.sentinels import Sentinel, Watched, sentinels
-from tests.servers import Server, cluster, wait_until
+from tests.servers import Proxy, Server, cluster, wait_until
 
 OPTIONS: dict[str, Any] = {  # as the fetcher connects
     "decode_responses": True,
@@ -156,6 +156,45 @@ def test_a_node_of_a_cluster_leads_to_all_of_it() -> None:
             wait_until(functools.partial(client.get, key), what="the cluster's answer")
         assert len(new) >= reported + len(nodes)
         assert connect(nodes[0].url, **OPTIONS).get("a") == "a"
+
+
+@contextlib.contextmanager
+def address_of_a_node() -> Iterator[tuple[Proxy, list[Server]]]:
+    """An address, and the nodes of a cluster: it leads to the first of them until it is told otherwise."""
+    with cluster(2) as nodes, Proxy(nodes[0].port) as address:
+        yield address, nodes
+
+
+def test_a_cluster_may_come_back_with_other_addresses() -> None:
+    """The address leads to the new nodes, as a name does in Kubernetes: the client asks it when the others are gone."""
+    with address_of_a_node() as (address, nodes):
+        client, _ = connected(address.url)
+        wait_until(lambda: client.set("a", "old"), what="the cluster's answer")
+        for node in nodes:
+            node.kill()
+        with pytest.raises(RedisUnavailable), redis_errors():
+            client.get("a")
+        with cluster(2) as others:
+            address.target_port = others[0].port
+            wait_until(lambda: client.set("a", "new"), what="the new cluster's answer")
+            with redis.RedisCluster(HOST, others[1].port, decode_responses=True) as other:
+                assert other.get("a") == "new"
+
+
+def test_the_node_in_the_address_may_be_gone_for_good() -> None:
+    """The nodes that it has led to are remembered, also after the next failure."""
+    with address_of_a_node() as (address, nodes):
+        client, _ = connected(address.url)
+        wait_until(lambda: client.set("a", "b"), what="the cluster's answer")
+        address.down()
+        for _ in range(2):
+            for node in nodes:
+                node.kill()
+            with pytest.raises(RedisUnavailable), redis_errors():
+                client.get("a")
+            for node in nodes:
+                node.start()
+            wait_until(lambda: client.set("a", "b"), what="the cluster's answer")
 
 
 # --- Sentinels -----------------------------------------------------------------------------------------------

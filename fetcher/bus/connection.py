@@ -58,9 +58,25 @@ def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options
     clustered = None
     with suppress(NoPermissionError):  # our ACL rules allow INFO: a server that forbids it is taken for a single one
         clustered = client.info("cluster").get("cluster_enabled")
-    if clustered:  # for a cluster redis-py runs its own part first
-        client = RedisCluster.from_url(url, **options, redis_connect_func=lambda connection: on_connect())
-    return client  # type: ignore[no-any-return]
+    return connect_cluster(url, on_connect, options) if clustered else client
+
+
+def connect_cluster(url: str, on_connect: Callable[[], object], options: dict[str, Any]) -> RedisCluster:
+    """Return a client that looks for the cluster at the nodes it has found, and at the address.
+
+    redis-py looks at the one or at the other, but all nodes may come back with new addresses, or the one in the address
+    may be gone.
+    """
+    nodes: Any = None
+
+    def connected(connection: Any) -> None:  # redis-py has done its own part
+        if nodes:
+            nodes.startup_nodes = start | nodes.nodes_cache
+        on_connect()
+
+    client = RedisCluster.from_url(url, **options, dynamic_startup_nodes=False, redis_connect_func=connected)
+    nodes, start = client.nodes_manager, client.nodes_manager.startup_nodes
+    return client
 
 
 def make_client(url: str, options: dict[str, Any]) -> Any:
