@@ -101,28 +101,17 @@ class LongPoll:
 
         If VK has forgotten them, return those after the gap; adjacent gaps become one.
         """
-        begun, place, gap = time.monotonic(), ts, ""
-        if begun >= self.renew_at:
-            self.renew_at = begun + RETRY_INTERVAL
-            with suppress(TransientError):  # then the old key stays in use
-                known, latest = self.server.ts, self.renew()  # VK's polls fall silent after hours; a new key helps
-                if max(known, latest) < ts:  # VK may have restarted its numbering, and be silent until it is here again
-                    place, gap = min(known, latest), RESTARTED
         if self.has_answered and not self.is_checked:
             self.check_settings()
             self.is_checked = True
+        begun, place = time.monotonic(), self.renew_in_time(ts)
+        gap = RESTARTED if place < ts else ""
         try:
             for _ in range(MAX_FAILED):
                 answer, size = self.answer_at(place, wait if self.has_answered else 1)
                 failed = answer.get("failed")
-                if answer.get("updates"):
-                    self.renew_at = time.monotonic() + self.renew_after
                 if not failed:
-                    self.has_answered = True
-                    if answer["ts"] > place:
-                        self.server.ts = max(self.server.ts, answer["ts"])
-                    elif place > self.server.ts:  # as above: see what another key says
-                        self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)
+                    self.note(place, answer)
                     if gap == RESTARTED and answer["ts"] >= ts:  # no, only the servers that give keys are behind
                         return Answer(ts, ts, [])
                     if answer["ts"] == place and time.monotonic() < begun + SILENT_INTERVAL:
@@ -137,6 +126,30 @@ class LongPoll:
         except TransientError:
             self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)  # VK's server may have moved
             raise
+
+    def renew_in_time(self, ts: int) -> int:
+        """Take a new key if it is time: VK's polls are known to fall silent after hours. Return where to poll.
+
+        That is `ts`, but a lower ts if two keys in a row had one, with silence in between: VK may have restarted its
+        numbering, and would be silent until it is at `ts` again.
+        """
+        if time.monotonic() >= self.renew_at:
+            self.renew_at = time.monotonic() + RETRY_INTERVAL
+            known = self.server.ts
+            with suppress(TransientError):  # then the old key stays in use
+                if max(known, self.renew()) < ts:
+                    return min(known, self.server.ts)
+        return ts
+
+    def note(self, place: int, answer: Json) -> None:
+        """Remember how far VK is, and take another key after so much silence, or soon if this one's ts was lower."""
+        self.has_answered = True
+        if answer["updates"]:
+            self.renew_at = time.monotonic() + self.renew_after
+        if answer["ts"] > place:
+            self.server.ts = max(self.server.ts, answer["ts"])
+        elif place > self.server.ts:
+            self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)
 
     def answer_at(self, ts: int, wait: int) -> tuple[Json, int]:
         """Return VK's answer at this ts and its size.
