@@ -38,10 +38,10 @@ class Bus:
     def __init__(self, settings: Config) -> None:
         """Connect to nothing yet."""
         self.settings, self.bus, self.names_ttl, group = settings, settings.bus, settings.names_ttl, settings.group
-        self.own = f"{{{self.bus}}}"  # the hash tag keeps all keys in the stream's slot of a cluster
-        self.checkpoint_key, self.seen_key = f"{self.own}:ts:{group}", f"{self.own}:seen:{group}"
-        self.keys = [self.checkpoint_key, self.seen_key, self.bus, f"{self.own}:dead-letter"]
-        self.alive_key = f"{self.own}:alive:{group}:{socket.gethostname()}"
+        self.prefix = f"{{{self.bus}}}"  # the hash tag keeps all keys in the stream's slot of a cluster
+        self.checkpoint_key, self.seen_key = f"{self.prefix}:ts:{group}", f"{self.prefix}:seen:{group}"
+        self.keys = [self.checkpoint_key, self.seen_key, self.bus, f"{self.prefix}:dead-letter"]
+        self.alive_key = f"{self.prefix}:alive:{group}:{socket.gethostname()}"
         self.is_connected = self.is_committing = False
         self.unwritten: dict[int, Name] = {}  # names that came while the bus was not connected
 
@@ -125,7 +125,7 @@ class Bus:
         if not ids or not self.names_ttl or not self.is_connected:
             return {}
         with redis_errors():
-            cached: Any = self.client.mget([f"{self.own}:name:{id}" for id in ids])
+            cached: Any = self.client.mget([f"{self.prefix}:name:{id}" for id in ids])
         try:
             found = loads(f"[{','.join(text or 'null' for text in cached)}]".encode())  # faster than one by one
             return {id: Name(*map(str, name)) for id, name in zip(ids, found, strict=True) if name}
@@ -143,6 +143,6 @@ class Bus:
         with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
             for id, name in self.unwritten.items():
                 ttl = self.names_ttl if any(name) else min(UNKNOWN_TTL, self.names_ttl)
-                pipeline.set(f"{self.own}:name:{id}", dumps([*name]), ex=ttl)
+                pipeline.set(f"{self.prefix}:name:{id}", dumps([*name]), ex=ttl)
             pipeline.execute()
         self.unwritten = {}

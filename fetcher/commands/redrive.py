@@ -93,7 +93,7 @@ def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str]]:
 
     https://redis.io/docs/latest/commands/xclaim/
     """
-    keys = [f"{bus.own}:dead-letter:{group}", bus.bus, f"{bus.own}:attempts:{group}"]
+    keys = [f"{bus.prefix}:dead-letter:{group}", bus.bus, f"{bus.prefix}:attempts:{group}"]
     for page in pages(bus, keys[0]):
         for letter, fields in page:
             id = fields.get("id", "")

@@ -97,7 +97,7 @@ def check_redis(bus: Bus) -> Iterator[Line]:
     """Yield whether Redis answers, what it refuses, and what may cost the bus its data. Nothing is written."""
     bus.read([])
     yield "Redis", "ok", "it answers"
-    keys = [*bus.keys, bus.alive_key, f"{bus.own}:name:1"]
+    keys = [*bus.keys, bus.alive_key, f"{bus.prefix}:name:1"]
     refused = ", ".join(bus.run_script("permissions", keys, channel(bus.bus, "message")))
     yield ok_or(refused and f"{refused} refused: {ACL_RULES}", "Redis permissions", "all that the fetcher needs")
     info: Any = {}

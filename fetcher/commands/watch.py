@@ -50,10 +50,8 @@ def watch(settings: Config) -> Never:
         except RedisUnavailable as unavailable:
             error = str(unavailable)
         print(erase, end="")
-        if error and error != problem:
-            log.warning("%s: trying again", error)
-        elif error != problem:
-            log.info("Watching the bus %r", bus.bus)
+        if error != problem:
+            log.warning("%s: trying again", error) if error else log.info("Watching the bus %r", bus.bus)
         problem = error
         for entry in entries:
             print(describe_entry(entry))
@@ -78,7 +76,7 @@ def read_new(client: Any, stream: str, last_ids: dict[str, str]) -> list[dict[st
 def fetchers(bus: Bus, group: int) -> str:
     """Return the fetchers whose heartbeat is there: their hosts, or community and host if the community is 0."""
     client: Any = bus.client
-    prefix = f"{bus.own}:alive:" + (f"{group}:" if group else "")
+    prefix = f"{bus.prefix}:alive:" + (f"{group}:" if group else "")
     hosts = [key.removeprefix(prefix) for key in client.scan_iter(f"{prefix}*", count=1000)]
     return (", ".join(sorted(hosts)) or "none").translate(PRINTABLE)
 
