@@ -428,7 +428,7 @@ def test_a_consumer_loads_nothing_of_the_fetcher_itself() -> None:
     assert set(run.stdout.split()) == {"fetcher", *(f"fetcher.{name}" for name in LOADED)}
 
 
-LOADED = ["asyncio", "consumers", "core", "core.backoff", "events", "fastjson"]
+LOADED = ["asyncio", "consumers", "core", "core.backoff", "events", "fastjson", "logs"]
 LOADED += [f"consumers.{name}" for name in ("blocking", "connection", "consumer", "durable", "live")]
 
 

@@ -261,7 +261,7 @@ def habits(rng: random.Random) -> Habits:
         answers_newest=pick([True, False]),
         steps=pick([(1,), (1,), (2,), (1, 2, 3), (0, 1)]),
         batch=pick([2, 5, 10, 30]),
-        beyond=pick(["failed 3", "failed 1", "silence", "updates"]),
+        beyond=pick(["failed 3", "failed 1", "silence", "updates", "no answer"]),
         kinds=kinds,
         text=pick([20, 20, 200, 1500]),
     )
