@@ -28,7 +28,7 @@ from fetcher.vk.names import Directory
 from .chaos import play
 from .store import Store
 
-MAX_HISTORIES = 2000  # in which a sabotage has to be noticed
+MAX_HISTORIES = 5000  # in which a sabotage has to be noticed
 
 
 class Sabotage(NamedTuple):
