@@ -54,6 +54,7 @@ LIMITS: dict[Any, dict[str, Any]] = {
     longpoll: {"UNREADABLE_TIMEOUT": 20.0, "RETRY_INTERVAL": 5.0},
 }  # fmt: skip
 
+SETTINGS = config.parse({"GROUPID": str(GROUP), "STREAM_MAXLEN": str(10**6)}, ())
 MOST_HELD = 60 + 30 + 2 * 30  # updates: the limit, those that were committed lately, and two answers of VK's
 
 
@@ -270,7 +271,7 @@ class RealBus(Bus):
     """The real bus; what goes through it is noted."""
 
     def __init__(self, process: Process) -> None:
-        super().__init__(config.parse({"GROUPID": str(GROUP), "STREAM_MAXLEN": str(10**6)}, ()))
+        super().__init__(SETTINGS)
         self.process = process
 
     def commit(self, commit: Commit) -> Outcome:
