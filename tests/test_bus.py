@@ -621,6 +621,9 @@ def test_no_commit_goes_over_a_connection_that_was_replaced(clustered: bool, ful
         assert bus.read(["a"]) == (Position(0, 10), {"a"})
         bus.is_connected = True
         assert recorded(bus.commit(full_commit)) == "!ab!"
+        client.client_kill_filter(_type="normal", skipme=True)
+        bus.beat()
+        assert not bus.is_connected, "other requests go over a new one"
 
 
 def test_a_cluster(full_commit: Commit) -> None:

@@ -45,6 +45,9 @@ def test_what_waits_for_redis(bus: Bus, server: Server) -> None:
     bus.is_connected = True
     bus.cache_names({})
     assert bus.names([5, 2_000_000_007]) == {5: ANNA, 2_000_000_007: CHAT}
+    bus.is_connected = False
+    assert bus.names([5]) == {}, "Redis may be another one"
+    bus.is_connected = True
     client.flushall()
     bus.cache_names({})
     assert not client.keys(KEY + "*"), "once"
@@ -57,12 +60,16 @@ def test_no_cache(bus: Bus, server: Server) -> None:
         bus.cache_names({5: ANNA})
         assert bus.names([5]) == {}
     assert not server.client().keys("*")
+    bus.names_ttl = 600
+    bus.cache_names({5: ANNA})
+    bus.names_ttl = 0
+    assert bus.names([5]) == {}
 
 
 @pytest.mark.parametrize("text", ["no JSON", "5", "[1, 2, 3, 4, 5]", '{"a": 1}'])
 def test_what_somebody_else_has_put_there(bus: Bus, server: Server, text: str) -> None:
     """It is not a name, and VK's answer replaces it."""
     server.client().set(KEY + "5", text)
-    bus.names([5])
+    assert bus.names([5]).keys() <= {5}
     bus.cache_names({5: ANNA})
     assert bus.names([5]) == {5: ANNA}
