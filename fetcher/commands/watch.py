@@ -50,8 +50,10 @@ def watch(settings: Config) -> Never:
         except RedisUnavailable as unavailable:
             error = str(unavailable)
         print(erase, end="")
-        if error != problem:
-            log.warning("%s: trying again", error) if error else log.info("Watching the bus %r", bus.bus)
+        if error and error != problem:
+            log.warning("%s: trying again", error)
+        elif error != problem:
+            log.info("Watching the bus %r", bus.bus)
         problem = error
         for entry in entries:
             print(describe_entry(entry))
