@@ -419,6 +419,7 @@ def updates(draw: st.DrawFn) -> Any:
 ATTRIBUTES = {"message_new": "message", "message_event": "button", "message_reaction_event": "reaction"}
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.long
 @STEADY
 @given(updates(), st.booleans())
@@ -452,6 +453,7 @@ def test_any_update(update: Any, raw: bool) -> None:
         assert not {"action", "payload"} & data.keys()
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.long
 @STEADY
 @given(messages, messages | st.dictionaries(texts, anything), st.booleans(), st.booleans())

@@ -122,6 +122,7 @@ def test_a_small_commit_proves_nothing_about_a_larger_one(pending: int) -> None:
     assert piece.how_many(entries(1000)) == 250
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("size", [200, 1000, 5000])
 @pytest.mark.parametrize("limit", [6_000, 30_000, 70_000, 150_000, 300_000, 500_000, 900_000, 2**20 - 1])
 def test_at_most_one_commit_in_ten_times_out(limit: int, size: int) -> None:

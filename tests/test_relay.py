@@ -860,6 +860,7 @@ def test_an_old_backlog_is_built_as_fast_as_vk_answers(begun: Fetcher, store: St
     assert len(begun.vk.looked_up) == 1
 
 
+@pytest.mark.usefixtures("untraced")
 def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
     """Redis is back and slow, and much is held: VK is polled every second or two, so it need not keep much."""
     begun.history.kept = 256
@@ -879,6 +880,7 @@ def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
     assert not store.dead
 
 
+@pytest.mark.usefixtures("untraced")
 def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
     """Each answer of VK has something, without end: something goes out every second or two."""
     begun.history.batch = 10
@@ -894,6 +896,7 @@ def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
     assert begun.held <= 1000
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize(("page", "rate", "cost"), [(50, 90, 0.3), (20, 40, 1.2), (50, 90, 0.02), (1, 10, 0.3)])
 def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, rate: float, cost: float) -> None:
     """Nothing is assumed about how much VK puts into an answer: it is read faster than it forgets."""
@@ -907,6 +910,7 @@ def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, r
     assert store.ids == numbers(len(store.ids))
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("limit", [200, 3_000, 50_000])
 def test_commits_get_through_a_slow_link(begun: Fetcher, store: Store, limit: int) -> None:
     """What is above a size times out: pieces become smaller, down to one event, and grow on a better link."""
@@ -939,6 +943,7 @@ def test_a_slow_redis_is_no_outage(begun: Fetcher, store: Store, caplog: pytest.
     assert not caplog.messages
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("rate", [2, 20, 50])
 def test_steady_traffic_goes_out_at_once(begun: Fetcher, store: Store, rate: float) -> None:
     """VK answers each update as soon as it is there: none waits for the next one."""

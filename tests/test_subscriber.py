@@ -1101,6 +1101,7 @@ def test_a_consumer_killed_in_the_middle_of_an_event_gets_it_again(
         second.kill()
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.long
 def test_a_consumer_killed_at_any_moment_repeats_one_event_at_most(
     driver: str, server: Server, client: Any, tmp_path: Any

@@ -21,6 +21,8 @@ COMMIT = (Path(__file__).parents[2] / "fetcher/bus/commit.lua").read_text(encodi
 KEYS = ["ts", "seen", "stream", "{events}:dead-letter"]
 SEEDS = json.loads(Path(__file__).with_name("seeds.json").read_text())  # written by --sabotage
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 
 @pytest.fixture(autouse=True)
 def _simulated() -> Iterator[None]:
