@@ -724,6 +724,33 @@ def test_an_interrupted_consumer_ends_without_another_word(
     assert said == []
 
 
+INTERRUPTED = """
+import random, signal
+from redis import Redis
+from fetcher import consume
+
+def interrupt(*of_signal):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+for _ in range(1000):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.004), 0.1)  # again, if one is lost in a callback
+        for event in consume(Redis(port={port}), "group", "consumer", idle=0.001):
+            pass
+    except KeyboardInterrupt:
+        pass
+print("ended a thousand times")
+"""
+
+
+def test_ctrl_c_at_any_moment_ends_a_consumer_and_crashes_nothing(server: Server) -> None:
+    """Not even in the middle of a C function of a library."""
+    program = INTERRUPTED.format(port=server.port)
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=environment())
+    assert (ended.returncode, ended.stdout) == (0, "ended a thousand times\n"), ended.stderr
+
+
 def test_no_connection_of_the_clients_pool_is_kept(server: Server, client: Any) -> None:
     """A handler that uses the same client does not wait for ever; and who leaves leaves no connection behind."""
     add(client, "events", 1)

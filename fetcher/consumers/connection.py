@@ -55,7 +55,8 @@ class Connection:
 
     def send(self, *command: Any) -> None:
         """Queue the command, to be written with the next one whose reply matters."""
-        self.commands += (command,)
+        # hiredis crashes if a signal comes while it turns a number into text.
+        self.commands += (tuple(str(word) if isinstance(word, int) else word for word in command),)
         self.due += 1
 
     async def ask(self, *command: Any) -> Any:
