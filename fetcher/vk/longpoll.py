@@ -60,12 +60,10 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
             failed = answer.get("failed", 0)
             if failed in (2, 3):
                 return {"failed": failed}, 0
-            answer["ts"] = require_ts(answer["ts"])
-            if failed == 1:
-                return {"failed": 1, "ts": answer["ts"]}, 0
-            if failed != 0 or not isinstance(answer["updates"], list):
+            until, updates = require_ts(answer["ts"]), [] if failed == 1 else answer["updates"]
+            if failed not in (0, 1) or not isinstance(updates, list):
                 raise ValueError("not of VK's form")
-            return answer, len(response.content)
+            return {"failed": failed, "ts": until, "updates": updates}, len(response.content)
 
 
 class LongPoll:
