@@ -106,14 +106,11 @@ def action_of(value: Any) -> Action:
 
 def payload_of(value: Any) -> Json:
     """Return an object as it is, nothing as {}, JSON text of an object parsed, any other value v as {"value": v}."""
-    if isinstance(value, str):
-        with suppress(ValueError):
-            parsed = loads(utf8(value))
-            dumps(parsed)  # NaN is not JSON
-            value = parsed if isinstance(parsed, dict) else value
-    if value in (None, "", []):
-        return {}
-    return value if isinstance(value, dict) else {"value": value}
+    with suppress(ValueError):
+        payload = require_object(loads(utf8(value)) if isinstance(value, str) else value)
+        dumps(payload)  # NaN is not JSON
+        return payload
+    return {} if value in (None, "", []) else {"value": value}
 
 
 def require_message(update: Json) -> Json:
