@@ -62,12 +62,9 @@ class EntryBuilder:
     def event_or_error(self, update: Any) -> Event | DeadLetter | None:
         """Return the update's event, its dead letter if it is malformed, or None if its type is not published."""
         try:
-            event = self.event_of(update)
+            return self.event_of(update)
         except Exception as error:  # whatever is wrong with one update, its neighbours go out
             return self.dead_letter(update, error)
-        if not event:
-            log.debug("Passed over: an update of type %s", update["type"])
-        return event
 
     def event_of(self, update: Any) -> Event | None:
         """Return the update's event, without names; raise ValueError if the update is malformed.
@@ -84,8 +81,10 @@ class EntryBuilder:
                 log.warning("VK sends a notice in place of an event: set %s in the community's settings", API_VERSION)
             return None
         builder = BUILDERS.get(update["type"], other if self.raw else None)
-        event = builder(update, self.command) if builder else None
-        return event._replace(raw=update) if event and self.raw else event
+        if not builder:
+            log.debug("Passed over: an update of type %s", update["type"])
+            return None
+        return builder(update, self.command)._replace(raw=update if self.raw else None)
 
     def entry_of(self, update: Any, event: Event | DeadLetter | None) -> Entry | DeadLetter | None:
         """Return what is published: an event as JSON, or a dead letter if it cannot be written."""
@@ -101,10 +100,10 @@ class EntryBuilder:
         try:
             raw = json.dumps(update)
         except RecursionError:
-            fields = update if isinstance(update, dict) else {}
-            raw = json.dumps({key: value for key, value in fields.items() if isinstance(value, str | int)})  # its top
+            fields = object_or_empty(update).items()
+            raw = json.dumps({key: value for key, value in fields if isinstance(value, str | int)})  # its top
         reason = str(error) if type(error) is ValueError else repr(error)
-        id = update.get("event_id") if isinstance(update, dict) else None
+        id = object_or_empty(update).get("event_id")
         if not isinstance(id, str) or not id:
             self.nameless[raw] += 1
             id = f"sha256:{sha256(raw.encode()).hexdigest()}" + f"#{self.nameless[raw]}" * (self.nameless[raw] > 1)
