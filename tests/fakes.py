@@ -271,7 +271,7 @@ class Bus:
         self.beats.append(self.clock.now)
 
     def names(self, ids: Iterable[int]) -> dict[int, Name]:
-        if not self.is_connected:
+        if not ids or not self.is_connected:
             return {}
         self.request()
         self.on_read_names()

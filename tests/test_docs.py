@@ -25,7 +25,7 @@ from fetcher.events import CHATS, channel
 from fetcher.vk import lookups
 from fetcher.vk.builders import BUILDERS
 from fetcher.vk.entries import EntryBuilder
-from fetcher.vk.names import apply_names, ids_to_resolve
+from fetcher.vk.names import ids_to_resolve, with_names
 from tests.processes import ROOT, Fetcher
 from tests.samples import SAMPLES
 from tests.servers import Server, bus_at, entries, wait_until
@@ -500,11 +500,11 @@ every_sample = pytest.mark.parametrize("name", sorted(name for name, sample in S
 
 @every_sample
 def test_everybody_in_an_event_gets_a_name(name: str) -> None:
-    """Whoever adds an attribute with a user in it adds it to `ids_to_resolve` and `apply_names` in names.py."""
+    """Whoever adds an attribute with a user in it adds it to `ids_to_resolve` and `with_names` in names.py."""
     event = built(name)._replace(peer=Peer(0, 0, ""))  # so that nobody is looked up because of the place
     ids = ids_to_resolve([event])
     assert {user.uuid for user in users(event) if -CHATS < user.uuid < CHATS and user.uuid} <= ids
-    (named,) = apply_names([event], {id: Name(f"Name of {id}") for id in ids})
+    named = with_names(event, {id: Name(f"Name of {id}") for id in ids})
     for user in users(named):
         assert user.name == (f"Name of {user.uuid}" if user.uuid in ids else ""), user
 

@@ -8,7 +8,7 @@ import pytest
 from fetcher.core.history import Name
 from fetcher.errors import RedisUnavailable, TransientError, VkFatalError
 from fetcher.events import Action, Event, Message, Peer, User
-from fetcher.vk.names import MAX_NAMES, MEMORY_TTL, Directory, apply_names, ids_to_resolve
+from fetcher.vk.names import MAX_NAMES, MEMORY_TTL, Directory, ids_to_resolve, with_names
 from tests.net import Clock
 
 CHAT = 2_000_000_000
@@ -26,7 +26,7 @@ def event(uuid: int, bpid: int, title: str = "", invited: int | None = None) -> 
 
 def filled(names: dict[int, Name], *events: Event) -> list[tuple[str, str]]:
     """Tell the names of user and peer of each event."""
-    return [(event.user.name, event.peer.name) for event in apply_names(events, names)]
+    return [(event.user.name, event.peer.name) for event in (with_names(event, names) for event in events)]
 
 
 # Whose names are needed
@@ -66,24 +66,24 @@ def test_ids_to_resolve_of_a_batch() -> None:
 # Putting names in
 
 
-def test_apply_names_to_a_person() -> None:
+def test_names_of_a_person() -> None:
     """A person's names go to the user; all the rest of the event stays."""
     bare = event(5, CHAT + 7)
-    (given,) = apply_names([bare], {5: Name("Анна Черных", "Анна", "Черных", "anna"), CHAT + 7: Name("Беседа")})
+    given = with_names(bare, {5: Name("Анна Черных", "Анна", "Черных", "anna"), CHAT + 7: Name("Беседа")})
     assert given.user == User(5, "Анна Черных", "Анна", "Черных", "anna")
     assert given.peer == Peer(CHAT + 7, 7, "Беседа")
     assert given._replace(user=bare.user, peer=bare.peer) == bare
 
 
-def test_apply_names_to_an_action() -> None:
+def test_names_of_an_action() -> None:
     """Whom it concerns is named like any other; the rest of it stays."""
-    (given,) = apply_names([event(5, CHAT + 7, invited=9)], {9: Name("Пётр", "Пётр", "", "id9")})
+    given = with_names(event(5, CHAT + 7, invited=9), {9: Name("Пётр", "Пётр", "", "id9")})
     assert given.action == Action("chat_invite_user", User(9, "Пётр", "Пётр", "", "id9"), "", 0)
-    (given,) = apply_names([event(5, CHAT + 7, invited=MAIL)], {})
+    given = with_names(event(5, CHAT + 7, invited=MAIL), {})
     assert given.action == Action("chat_invite_user", User(MAIL, "", "", "", ""), "", 0)
 
 
-def test_apply_names_to_a_private_dialog() -> None:
+def test_names_of_a_private_dialog() -> None:
     """A private dialog bears the other side's name, whoever acts in it."""
     names = {5: Name("Анна Черных", "Анна", "Черных", "anna"), -3: Name("Паб", "Паб", "", "pub")}
     assert filled(names, event(5, 5), event(-3, 5), event(5, -3)) == [
@@ -93,9 +93,9 @@ def test_apply_names_to_a_private_dialog() -> None:
     ]
 
 
-def test_apply_names_to_the_unknown() -> None:
+def test_names_of_the_unknown() -> None:
     """Whom VK does not know, and what it does not tell, has its number and nothing else."""
-    assert list(apply_names([event(5, CHAT + 7)], {5: Name()})) == [event(5, CHAT + 7)]
+    assert with_names(event(5, CHAT + 7), {5: Name()}) == event(5, CHAT + 7)
 
 
 def test_a_chats_title_is_no_users_name() -> None:
@@ -127,6 +127,8 @@ class Cache:
         self.down = False
 
     def names(self, ids: Iterable[int]) -> dict[int, Name]:
+        if not ids:
+            return {}
         self.asked.append(set(ids))
         if self.down:
             raise RedisUnavailable("Redis is unavailable")
@@ -177,7 +179,8 @@ def directory(cache: Any, vk: Any, clock: Clock) -> Directory:
 
 
 def names(directory: Directory, *events: Event, give_up: bool = False) -> list[tuple[str, str]]:
-    return [(one.user.name, one.peer.name) for one in directory.with_names([*events], give_up)]
+    directory.resolve([*events], give_up)
+    return filled(directory.memory, *events)
 
 
 FIVE, SIX = ("name of 5", "name of 5"), ("name of 6", "name of 6")
@@ -198,7 +201,7 @@ def test_memory_then_cache_then_vk(directory: Directory, cache: Cache, vk: VK) -
 
 def test_nobody_to_look_up(directory: Directory, cache: Cache, vk: VK) -> None:
     """A batch without events costs nothing."""
-    assert directory.with_names([], give_up=False) == []
+    assert names(directory) == []
     assert names(directory, event(MAIL, MAIL)) == [("", "")]
     assert not cache.asked
     assert not vk.asked

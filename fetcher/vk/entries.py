@@ -18,7 +18,7 @@ from .api import API_VERSION
 from .builders import BUILDERS, command_pattern, other, require_message
 from .fields import Json, object_or_empty, require_number, require_object
 from .lookups import Lookups
-from .names import Directory
+from .names import Directory, with_names
 
 WARNING_INTERVAL = 60.0  # seconds between two warnings
 MAX_DATE = 2**32  # Unix time; a later date counts as none
@@ -49,15 +49,14 @@ class EntryBuilder:
         messages, failure = self.lookups.full_messages(places)
         if failure and not give_up:
             raise failure
-        built = list[Event | DeadLetter | None]()
+        built = []
         for batch in batches:
             batch.updates = [with_full_message(update, messages) for update in batch.updates]
             self.nameless.clear()  # batches may overlap: the same text is another update only within one batch
-            built += map(self.event_or_error, batch.updates)
-        named = iter(self.directory.with_names([event for event in built if isinstance(event, Event)], give_up))
-        events = iter([next(named) if isinstance(event, Event) else event for event in built])
-        for batch in batches:
-            batch.built([self.entry_of(update, event) for update, event in zip(batch.updates, events, strict=False)])
+            built.append([self.event_or_error(update) for update in batch.updates])
+        self.directory.resolve([event for events in built for event in events if isinstance(event, Event)], give_up)
+        for batch, events in zip(batches, built, strict=True):
+            batch.built([*map(self.entry_of, batch.updates, events)])
 
     def event_or_error(self, update: Any) -> Event | DeadLetter | None:
         """Return the update's event, its dead letter if it is malformed, or None if its type is not published."""
@@ -91,7 +90,8 @@ class EntryBuilder:
         if not isinstance(event, Event):
             return event
         try:
-            return Entry(event.event_id, event.event_type, event_to_json(event), sent_at(update))
+            text = event_to_json(with_names(event, self.directory.memory))
+            return Entry(event.event_id, event.event_type, text, sent_at(update))
         except (ValueError, RecursionError) as error:
             return self.dead_letter(update, error)
 

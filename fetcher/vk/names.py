@@ -6,7 +6,6 @@ much as the bus.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
 
 from ..core.history import Name
 from ..core.ports import Bus
@@ -31,8 +30,8 @@ class Directory:
         self.forget_at = 0.0
         self.has_given_up = False  # VK did not answer in time, and it has not answered since
 
-    def with_names(self, events: list[Event], give_up: bool) -> list[Event]:
-        """Return the events with all names.
+    def resolve(self, events: list[Event], give_up: bool) -> None:
+        """Get all names of the events into memory.
 
         Raise TransientError or FatalError if VK or Redis does not answer now; what they do answer is kept. With
         `give_up` events go out with "" in place of what VK does not answer, also those of later batches until VK
@@ -41,8 +40,7 @@ class Directory:
         if time.monotonic() >= self.forget_at or len(self.memory) > MAX_NAMES:
             self.forget()
         ids = ids_to_resolve(events)
-        if missing := ids - self.memory.keys():
-            self.memory |= self.bus.names(missing)
+        self.memory |= self.bus.names(ids - self.memory.keys())
         if missing := ids - self.memory.keys():
             names, failure = self.lookups.names(missing)
             self.memory |= names
@@ -54,7 +52,6 @@ class Directory:
             self.has_given_up = bool(failure)
         titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
         self.bus.cache_names(titles)  # before the rest: if it fails, the events are built again, with the old titles
-        return list(apply_names(events, self.memory))
 
     def forget(self) -> None:
         """Empty the memory: another fetcher may have had an event with a new title, and put it into the cache."""
@@ -70,18 +67,17 @@ def ids_to_resolve(events: list[Event]) -> set[int]:
     return {id for id in ids if id > -CHATS and id not in (0, CHATS)}  # below are e-mail addresses, which have no name
 
 
-def apply_names(events: Iterable[Event], names: dict[int, Name]) -> Iterator[Event]:
-    """Yield the events with the names of users and peer; a title in an event goes to `names` and holds from then on."""
-    for event in events:
-        peer, action = event.peer, event.action
-        if peer.name:
-            names[peer.bpid] = Name(peer.name)
-        if action and action.user:
-            event = event._replace(action=action._replace(user=with_name(action.user, names)))
-        user, peer = with_name(event.user, names), Peer(peer.bpid, peer.cid, names.get(peer.bpid, UNKNOWN).name)
-        yield Event(event.event_type, event.event_id, user, peer, *event[4:])
+def with_names(event: Event, names: dict[int, Name]) -> Event:
+    """Return the event with the names of users and peer; a title in it goes to `names` and holds from then on."""
+    peer, action = event.peer, event.action
+    if peer.name:
+        names[peer.bpid] = Name(peer.name)
+    if action and action.user:
+        event = event._replace(action=action._replace(user=with_name(action.user, names)))
+    user, peer = with_name(event.user, names), Peer(peer.bpid, peer.cid, names.get(peer.bpid, UNKNOWN).name)
+    return Event(event.event_type, event.event_id, user, peer, *event[4:])
 
 
-def with_name(user: User, names: Mapping[int, Name]) -> User:
+def with_name(user: User, names: dict[int, Name]) -> User:
     """Return the user with a name, if there is one; a chat's title under the same number is not one."""
     return User(user.uuid, *(names.get(user.uuid, UNKNOWN) if abs(user.uuid) < CHATS else UNKNOWN))

@@ -258,11 +258,10 @@ def counted_what_was_offered(right: Any, self: Any, commit: Any, outcome: Any, s
 # A directory, entries, a long poll
 
 
-@instead_of(Directory, "with_names")
-def name_that_was_given_up_is_cached(right: Any, self: Any, events: Any, give_up: bool) -> Any:
-    named = right(self, events, give_up)
+@instead_of(Directory, "resolve")
+def name_that_was_given_up_is_cached(right: Any, self: Any, events: Any, give_up: bool) -> None:
+    right(self, events, give_up)
     self.bus.cache_names({id: Name() for id in names.ids_to_resolve(events) - self.memory.keys()})
-    return named
 
 
 numbers = itertools.count()
