@@ -5,6 +5,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,25 +45,20 @@ FATAL_AT_START = FATAL | {  # where the Long Poll server is requested
 }
 
 
+@cache
+def environment_settings(session: requests.Session, host: str) -> Any:
+    """Return the settings for requests to a host; searching the environment takes long."""
+    return requests.Session.merge_environment_settings(session, f"https://{host}", {}, True, None, None)
+
+
 class Session(requests.Session):
     """A session that gives every request a time-out, which vk_api does not, and reads JSON fast."""
 
     timeout = API_TIMEOUT
 
-    def __init__(self) -> None:
-        """Look for nothing in the environment yet."""
-        super().__init__()
-        self.of_host: dict[Any, Any] = {}
-
     def merge_environment_settings(self, url: Any, *of_request: Any) -> Any:
-        """Return proxies and certificates. The environment is searched once for each host, because that takes long.
-
-        Only the first request to a host can have settings of its own; ours have none.
-        """
-        host = urlsplit(url).netloc
-        if host not in self.of_host:
-            self.of_host[host] = super().merge_environment_settings(url, *of_request)
-        return self.of_host[host]
+        """Return proxies and certificates; a request of ours has none of its own."""
+        return environment_settings(self, urlsplit(url).netloc)
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send the request with our time-out, unless the caller has one, and read the whole answer.
