@@ -69,8 +69,8 @@ class Session(requests.Session):
         limit = max(timeout) if isinstance(timeout, tuple) else timeout
         body = bytearray()
         try:
-            redirects = args[0] == "GET"  # a POST would go on without its parameters: VK would refuse the token
-            response = super().request(*args, **kwargs | {"stream": True, "allow_redirects": redirects})
+            # Only get() allows redirects: a POST would go on without its parameters, and VK would refuse the token.
+            response = super().request(*args, **{"allow_redirects": False} | kwargs | {"stream": True})
             begun = time.monotonic()
             read = getattr(response.raw, "read1", response.raw.read)  # urllib3 before 2.2 waits for whole pieces
             while piece := read(2**16, decode_content=True):
