@@ -41,10 +41,9 @@ def redrive(settings: Config, group: str | None) -> int:
             if reason not in (WENT, GAP):
                 print(f"{letter} stays: {reason}")
     finally:
-        went = f"given back to the group {group}" if group else "published"
-        stay = counts.total() - counts[WENT] - counts[GAP]
-        gaps = f", gaps in VK's history: {counts[GAP]}" if counts[GAP] else ""
-        print(f"{went}: {counts[WENT]}, stay: {stay}{gaps}")
+        went, gaps = counts.pop(WENT, 0), counts.pop(GAP, 0)
+        done = f"given back to the group {group}" if group else "published"
+        print(f"{done}: {went}, stay: {counts.total()}" + f", gaps in VK's history: {gaps}" * bool(gaps))
     return 0
 
 
