@@ -77,9 +77,8 @@ def read_new(client: Any, stream: str, last_ids: dict[str, str]) -> list[dict[st
 
 def fetchers(bus: Bus, group: int) -> str:
     """Return the fetchers whose heartbeat is there: their hosts, or community and host if the community is 0."""
-    client: Any = bus.client
     prefix = f"{bus.prefix}:alive:" + (f"{group}:" if group else "")
-    hosts = [key.removeprefix(prefix) for key in client.scan_iter(f"{prefix}*", count=1000)]
+    hosts = [key.removeprefix(prefix) for key in bus.client.scan_iter(f"{prefix}*", count=1000)]
     return (", ".join(sorted(hosts)) or "none").translate(PRINTABLE)
 
 
