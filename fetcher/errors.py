@@ -10,16 +10,11 @@ class MalformedResponse(TransientError):
 
 
 class CallFailed(TransientError):
-    """One of the calls in a request failed this time; VK may answer the others."""
+    """A call in a request failed this time, or all of them together were too much; VK may answer the others."""
 
 
 class RequestRejected(TransientError):
-    """VK refuses this request, now and later; `code` is VK's."""
-
-    def __init__(self, sentence: str, code: int) -> None:
-        """Keep VK's error code beside the sentence."""
-        super().__init__(sentence)
-        self.code = code
+    """VK refuses this request, now and later."""
 
 
 class RedisUnavailable(TransientError):

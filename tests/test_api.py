@@ -16,7 +16,7 @@ from vk_api import VkApi
 
 from fetcher.errors import CallFailed, RequestRejected, TransientError, VkFatalError
 from fetcher.fastjson import NotFinite
-from fetcher.vk.api import API_TIMEOUT, MIN_PAUSE, SHORT_TIMEOUT, Api, translate_errors
+from fetcher.vk.api import API_TIMEOUT, MIN_PAUSE, SHORT_TIMEOUT, TOO_LARGE, Api, translate_errors
 from fetcher.vk.api import FATAL as HINTS
 from fetcher.vk.api import FATAL_AT_START as HINTS_AT_START
 from tests.net import BROKEN, FATAL, FATAL_AT_START, NO_ANSWERS, OTHER, PASSING, START, Metrics, Net, named
@@ -162,10 +162,9 @@ def test_each_error(api: Api, net: Net, code: int, method: str) -> None:
         assert type(raised.value) is VkFatalError
         assert str(raised.value) == f"{HINTS_AT_START[code]} ({sentence})"
     else:
-        assert type(raised.value) is (TransientError if code in PASSING else RequestRejected)
+        passing = CallFailed if code == TOO_LARGE else TransientError
+        assert type(raised.value) is (passing if code in PASSING else RequestRejected)
         assert str(raised.value) == sentence
-        if isinstance(raised.value, RequestRejected):
-            assert raised.value.code == code
     assert raised.value.__suppress_context__
 
 
@@ -331,7 +330,7 @@ def test_what_libraries_raise(failure: Exception, said: str) -> None:
     ):
         raising(failure)()
     assert "secret" not in str(told.value)
-    for ours in (VkFatalError("ours"), RequestRejected("ours", 5)):
+    for ours in (VkFatalError("ours"), RequestRejected("ours")):
         with pytest.raises(type(ours), match="ours"), translate_errors("API"):
             raising(ours)()
 

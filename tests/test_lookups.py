@@ -253,10 +253,9 @@ def test_refused_ids_are_split(lookups: Lookups, net: Net) -> None:
 @pytest.mark.parametrize("code", FATAL_AT_START + OTHER)
 def test_a_request_that_is_refused(lookups: Lookups, net: Net, code: int) -> None:
     """Any other error about names leaves them empty, whether it is a request's or a call's, and costs nothing more."""
-    if code != 13:  # of a request: it is too large
-        net.answers["execute"] = [error(code)]
-        assert lookups.names([5, 6, -3]) == ({5: Name(), 6: Name(), -3: Name()}, None)
-        assert len(net.requests) == 1
+    net.answers["execute"] = [error(code)]
+    assert lookups.names([5, 6, -3]) == ({5: Name(), 6: Name(), -3: Name()}, None)
+    assert len(net.requests) == 1
     net.answers["execute"] = [inside(False, errors=[refusal(code)])]
     assert lookups.names([5]) == ({5: Name()}, None)
 
@@ -284,10 +283,11 @@ def test_a_token_that_vk_refuses(lookups: Lookups, net: Net, code: int) -> None:
 @pytest.mark.parametrize(("code", "within"), [(code, within) for code in PASSING for within in (False, True)])
 def test_names_fail_and_pass(lookups: Lookups, net: Net, code: int, within: bool) -> None:
     """A passing error is of the whole request, or of one call inside; then the others are answered."""
-    failing = inside([person(5)], False, errors=[refusal(code)]) if within else error(code)
-    net.answers["execute"] = [failing, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
+    failing = [inside([person(5)], False, errors=[refusal(code)]) if within else error(code)]
+    failing *= 3 if code == 13 and not within else 1  # each of the two calls alone is too much, as well
+    net.answers["execute"] = [*failing, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
     names, failure = lookups.names([5, -3])
-    assert type(failure) is (CallFailed if within else TransientError)
+    assert type(failure) is (CallFailed if within or code == 13 else TransientError)
     assert str(code) in str(failure)
     assert {id: name.name for id, name in names.items()} == ({5: "Анна 5-я"} if within else {})
     net.clock.now += 120

@@ -29,7 +29,8 @@ MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request of this method aft
 
 # VK's errors by what they mean: https://dev.vk.com/ru/reference/errors. All others reject the request.
 RATE_LIMITED = {9, 14, 29}  # they pass after a pause in requests; 14 wants a captcha
-TRANSIENT = RATE_LIMITED | {1, 6, 10, 36, 43, 995}
+TOO_LARGE = 13  # an `execute` takes too long or answers too much
+TRANSIENT = RATE_LIMITED | {1, 6, 10, TOO_LARGE, 36, 43, 995}
 FATAL = {  # and what the operator can do
     5: "VK refuses the token: put a valid community token into TOKEN",
     27: "VK refuses the community token: make a new one in the community's settings and put it into TOKEN",
@@ -140,8 +141,8 @@ class Api(VkApiGroup):  # type: ignore[misc]
             self.rate_limits[paused] += 1
             self.paused_until[paused] = time.monotonic() + backoff(self.rate_limits[paused], MIN_PAUSE, MAX_PAUSE)
         if code not in TRANSIENT:
-            return RequestRejected(sentence, code)
-        return CallFailed(sentence) if inside else TransientError(sentence)
+            return RequestRejected(sentence)
+        return CallFailed(sentence) if inside or code == TOO_LARGE else TransientError(sentence)
 
 
 @contextmanager

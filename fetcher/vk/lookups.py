@@ -18,7 +18,6 @@ from .fields import Json, object_or_empty, require_number, require_object, requi
 
 MAX_CALLS = 25  # in one `execute`
 MAX_IDS, MAX_IDS_OF = 100, {"users.get": 1000, "groups.getById": 500}  # in one call, and in one of these
-TOO_LARGE = 13  # VK's error for an `execute` that takes too long or answers too much
 
 
 class Lookup(NamedTuple):
@@ -118,12 +117,12 @@ class Lookups:
             with translate_errors("execute"):
                 pool.execute()
                 answers = [result.error or result.result for result in results]
+        except CallFailed as too_large:
+            half = len(lookups) // 2
+            return self.execute(lookups[:half]) + self.execute(lookups[half:]) if half else [too_large]
         except RequestRejected as rejected:
-            if rejected.code == TOO_LARGE and len(lookups) > 1:
-                half = len(lookups) // 2
-                return self.execute(lookups[:half]) + self.execute(lookups[half:])
             log.debug("%s", rejected)
-            return [CallFailed(str(rejected)) if rejected.code == TOO_LARGE else []] * len(lookups)
+            return [[]] * len(lookups)
         for number, (lookup, result) in enumerate(zip(lookups, results, strict=True)):
             if result.error:
                 answers[number] = self.api.failure(lookup.method, result.error, inside=True)
