@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 from ..bus.bus import Bus
 from ..bus.connection import ACL_RULES, redis_errors
@@ -87,7 +86,7 @@ def check_vk(api: Api, group: int) -> Iterator[Line]:
         yield changed if was and not still else ok_or(still and f"{still}: {BY_HAND}", thing, wanted)
 
 
-def problems(is_off: bool, version: str, _: Any, missing: str) -> tuple[str, str, str]:
+def problems(is_off: bool, version: str, _: object, missing: str) -> tuple[str, str, str]:
     """Return what is wrong with each thing of LONG_POLL, "" if nothing is."""
     old = numbers(version) < numbers(API_VERSION)
     return "off" if is_off else "", version if old else "", missing and f"without {missing}"
@@ -100,7 +99,7 @@ def check_redis(bus: Bus) -> Iterator[Line]:
     keys = [*bus.keys, bus.alive_key, f"{bus.prefix}:name:1"]
     refused = ", ".join(bus.run_script("permissions", keys, channel(bus.bus, "message")))
     yield ok_or(refused and f"{refused} refused: {ACL_RULES}", "Redis permissions", "all that the fetcher needs")
-    info: Any = {}
+    info: dict[str, object] = {}
     with suppress(FatalError, TransientError), redis_errors():  # INFO may be forbidden
         info = bus.client.info()
     for thing, field, wanted, state, remedy in SERVER:

@@ -3,7 +3,6 @@
 https://dev.vk.com/ru/api/bots-long-poll/getting-started
 """
 
-import math
 import re
 import time
 from contextlib import suppress
@@ -26,7 +25,6 @@ RETRY_INTERVAL = 60.0  # seconds between two tries of what is not urgent
 SILENT_INTERVAL = 0.2  # seconds between two polls that bring nothing, if VK does not hold back its answers
 MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
 REFUSED = "VK's long poll refuses each key and place that it gives"
-UNREADABLE = "VK's answer there could not be read for too long"
 
 
 class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
@@ -157,7 +155,7 @@ class LongPoll:
         lower, too: VK's servers may be a few updates apart.
         """
         latest = None
-        if time.monotonic() >= self.skip_at.get(ts, math.inf):
+        if ts in self.skip_at and time.monotonic() >= self.skip_at[ts]:
             self.skip_at[ts] = time.monotonic() + RETRY_INTERVAL
             latest = self.renew()
             if self.server.poll(latest, 1)[0].get("failed"):
@@ -170,7 +168,7 @@ class LongPoll:
             self.skip_at.setdefault(ts, time.monotonic() + UNREADABLE_TIMEOUT)
             if latest is None:
                 raise
-            return {"failed": 1, "ts": latest, "error": UNREADABLE}, 0
+            return {"failed": 1, "ts": latest, "error": "VK's answer there could not be read for too long"}, 0
         self.skip_at.pop(ts, None)
         if answer.get("ts", ts) < ts <= self.renew():
             raise TransientError("VK's long poll answers an earlier ts than it was polled at")
