@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
@@ -53,15 +53,16 @@ class EntryBuilder:
         for batch in batches:
             batch.updates = [with_full_message(update, messages) for update in batch.updates]
             self.nameless.clear()  # batches may overlap: the same text is another update only within one batch
-            built.append([self.event_or_error(update) for update in batch.updates])
+            built.append([self.or_dead_letter(self.event_of, update) for update in batch.updates])
         self.directory.resolve([event for events in built for event in events if isinstance(event, Event)], give_up)
         for batch, events in zip(batches, built, strict=True):
-            batch.built([*map(self.entry_of, batch.updates, events)])
+            made = zip(batch.updates, events, strict=True)
+            batch.built([self.or_dead_letter(self.entry_of, update, event) for update, event in made])
 
-    def event_or_error(self, update: Any) -> Event | DeadLetter | None:
-        """Return the update's event, its dead letter if it is malformed, or None if its type is not published."""
+    def or_dead_letter(self, make: Callable[..., Any], update: Any, *more: Any) -> Any:
+        """Return what is made of an update, or its dead letter if that fails."""
         try:
-            return self.event_of(update)
+            return make(update, *more)
         except Exception as error:  # whatever is wrong with one update, its neighbours go out
             return self.dead_letter(update, error)
 
@@ -86,14 +87,11 @@ class EntryBuilder:
         return builder(update, self.command)._replace(raw=update if self.raw else None)
 
     def entry_of(self, update: Any, event: Event | DeadLetter | None) -> Entry | DeadLetter | None:
-        """Return what is published: an event as JSON, or a dead letter if it cannot be written."""
+        """Return what is published, an event as JSON; raise ValueError if it cannot be written."""
         if not isinstance(event, Event):
             return event
-        try:
-            text = event_to_json(with_names(event, self.directory.memory))
-            return Entry(event.event_id, event.event_type, text, sent_at(update))
-        except (ValueError, RecursionError) as error:
-            return self.dead_letter(update, error)
+        text = event_to_json(with_names(event, self.directory.memory))
+        return Entry(event.event_id, event.event_type, text, sent_at(update))
 
     def dead_letter(self, update: Any, error: Exception) -> DeadLetter:
         """Return the dead letter of an update; without an event_id, its text and how often that occurs make its id."""
