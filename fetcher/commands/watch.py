@@ -67,12 +67,10 @@ def watch(settings: Config) -> Never:
 
 def read_new(client: Any, stream: str, last_ids: dict[str, str]) -> list[dict[str, str]]:
     """Return the new entries of a stream, up to MAX_ENTRIES; those that are there at the first call are not new."""
-    if not last_ids[stream]:
-        newest = client.xrevrange(stream, count=1)
-        last_ids[stream] = newest[0][0] if newest else "0-0"
-    entries = client.xrange(stream, f"({last_ids[stream]}", count=MAX_ENTRIES)
-    last_ids[stream] = entries[-1][0] if entries else last_ids[stream]
-    return [fields for _, fields in entries]
+    last = last_ids[stream]
+    entries = client.xrange(stream, f"({last}", count=MAX_ENTRIES) if last else client.xrevrange(stream, count=1)
+    last_ids[stream] = entries[-1][0] if entries else last or "0-0"
+    return [fields for _, fields in entries] if last else []
 
 
 def fetchers(bus: Bus, group: int) -> str:
