@@ -216,6 +216,14 @@ def test_an_update_that_is_too_deep(vk: VK) -> None:
     assert event(second)["message"]["text"] == "a"
 
 
+def test_a_number_that_is_too_deep(vk: VK) -> None:
+    """A list in its place is no number, however deep: a dead letter, also where a full message would be looked up."""
+    ((first, second),) = build(vk, batch(cropped(deep(5000)), message("a")))
+    assert isinstance(first, DeadLetter)
+    assert first.fields["error"] == "conversation_message_id is of type list, not a whole number"
+    assert event(second)["message"]["text"] == "a"
+
+
 NAMELESS: list[Any] = [None, 5, "text", [], {}, {"type": "message_new"}, update("message_new", {}) | {"event_id": 5}]
 
 
@@ -254,7 +262,7 @@ def test_updates_that_another_fetcher_had(vk: VK) -> None:
 # Full messages
 
 
-def cropped(cmid: int, text: str = "cropped") -> dict[str, Any]:
+def cropped(cmid: Any, text: str = "cropped") -> dict[str, Any]:
     return message(text, conversation_message_id=cmid, is_cropped=True, user=5, peer=5)
 
 
