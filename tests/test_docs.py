@@ -188,7 +188,7 @@ def test_exit_codes(name: str, program: Program) -> None:
 @readme
 def test_exit_codes_of_the_readme(text: str, program: Program) -> None:
     """One sentence has every exit code."""
-    (sentence,) = re.findall("^(?:It ends with exit code|Код завершения).+", text, re.MULTILINE)
+    (sentence,) = re.findall("^(?:The exit code is|Код завершения).+", text, re.MULTILINE)
     assert figures(sentence) == program.exit_codes
 
 
