@@ -66,7 +66,7 @@ class Sentinel:
             self._process.wait()
 
     def knows_everybody(self) -> bool:
-        """Tell whether it has found the replica and the other sentinels."""
+        """Return whether it has found the replica and the other sentinels."""
         with self.client() as client:
             state = client.sentinel_masters()[MASTER]
         return bool(state["num-slaves"] == 1 and state["num-other-sentinels"] == 2 and state["is_master"])

@@ -45,12 +45,12 @@ def call(api: Api, method: str = "users.get") -> Any:
 
 
 def test_nothing_is_asked_at_first(api: Api, net: Net) -> None:
-    """The client is made without a request."""
+    """Creating the client sends no request."""
     assert not net.requests
 
 
 def test_how_it_is_asked(api: Api, net: Net) -> None:
-    """By POST with the version 5.199, in Russian, unless the caller wants another language."""
+    """By POST, with version 5.199, in Russian unless the caller sets another language."""
     assert call(api) == [{"id": 1}]
     api.method("users.get", {"lang": "en"})
     usual = {"v": "5.199", "access_token": TOKEN}
@@ -170,7 +170,7 @@ def test_each_error(api: Api, net: Net, code: int, method: str) -> None:
 
 
 def test_every_fatal_error_has_a_hint() -> None:
-    """What only the operator can fix says how, in a sentence of its own; nothing else is fatal."""
+    """Each error that only the operator can fix has a sentence that says how; nothing else is fatal."""
     assert [*HINTS] == FATAL
     assert sorted(HINTS_AT_START) == sorted(FATAL + FATAL_AT_START)
     assert len(set(HINTS_AT_START.values())) == len(HINTS_AT_START)
@@ -179,7 +179,7 @@ def test_every_fatal_error_has_a_hint() -> None:
 
 @pytest.mark.parametrize("code", PASSING + FATAL + FATAL_AT_START + OTHER)
 def test_each_error_of_a_call_inside(api: Api, code: int) -> None:
-    """Nothing is fatal about one person or chat, not even what is said of the token."""
+    """Nothing is fatal about one person or chat, not even an error about the token."""
     failure = api.failure("users.get", error(code)["error"], inside=True)
     assert type(failure) is (CallFailed if code in PASSING else RequestRejected)
 
@@ -207,7 +207,7 @@ def test_what_is_counted(api: Api, net: Net) -> None:
 
 @pytest.mark.parametrize("code", OTHER)
 def test_all_other_errors_reject_the_request(api: Api, net: Net, code: int) -> None:
-    """They pass as well, for the loop, but asking for the same again is of no use."""
+    """The loop treats them as transient, but repeating the same request is of no use."""
     net.answers["users.get"] = [error(code), OK]
     with pytest.raises(RequestRejected, match=f"VK error {code} in users.get"):
         call(api)
@@ -225,7 +225,7 @@ def test_the_start_fails_and_passes(api: Api, net: Net, code: int) -> None:
 
 
 def test_long_poll_is_off(api: Api, net: Net) -> None:
-    """Long Poll switched off is fatal, by whatever code VK tells it; the same words elsewhere are not."""
+    """Long Poll switched off is fatal, whatever code VK reports it with; the same words elsewhere are not."""
     net.answers |= {name: [error(4242, "longpoll for this group is not enabled")] for name in (SERVER, "users.get")}
     with pytest.raises(VkFatalError, match="switch Long Poll on"):
         call(api, SERVER)
@@ -234,7 +234,7 @@ def test_long_poll_is_off(api: Api, net: Net) -> None:
 
 
 def test_an_error_that_quotes_the_token(api: Api, net: Net) -> None:
-    """VK's own words are told without it."""
+    """VK's own words are logged without it."""
     net.answers["users.get"] = [error(5, f"User authorization failed: {TOKEN} is no token")]
     with pytest.raises(VkFatalError, match=r"User authorization failed: \*\*\* is no token\)"):
         call(api)
@@ -242,7 +242,7 @@ def test_an_error_that_quotes_the_token(api: Api, net: Net) -> None:
 
 @pytest.mark.parametrize("code", [9, 14, 29])
 def test_a_pause_that_vk_wants(api: Api, net: Net, code: int) -> None:
-    """After 9, 14 and 29 nothing is asked for a while: seconds at first, up to a minute at last, then as ever."""
+    """After 9, 14 and 29 no request is sent for a while: seconds at first, up to a minute in the end, then as usual."""
     captcha = {"captcha_sid": "1", "captcha_img": "https://api.vk.ru/captcha.php?sid=1"}
     net.answers["users.get"] = [{"error": error(code)["error"] | captcha}]
     pauses: list[float] = []
@@ -281,7 +281,7 @@ def test_a_pause_also_grows_inside_an_execute(api: Api, net: Net) -> None:
 
 
 def test_nobody_is_asked_for_a_captcha(api: Api, net: Net) -> None:
-    """Nor does vk_api's own handler of error 6 call itself without end."""
+    """And vk_api's own handler of error 6 does not recurse for ever."""
     for code in (6, 14, 17):
         net.answers["users.get"] = [error(code)]
         with pytest.raises(TransientError):
@@ -295,7 +295,7 @@ def test_nobody_is_asked_for_a_captcha(api: Api, net: Net) -> None:
 
 @pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS))
 def test_what_is_no_answer(api: Api, net: Net, answer: Any) -> None:
-    """It passes, and is told without a secret."""
+    """It passes, and the error holds no secret."""
     net.answers["users.get"] = [answer, OK]
     with pytest.raises(TransientError) as told:
         call(api)
@@ -324,7 +324,7 @@ def raising(failure: Exception) -> Callable[[], None]:
     ],
 )
 def test_what_libraries_raise(failure: Exception, said: str) -> None:
-    """It becomes a sentence of ours; what is ours already stays as it is."""
+    """It becomes one of our errors; our own stay as they are."""
     with (
         pytest.raises(TransientError, match=f"VK's long poll .*{said}") as told,
         translate_errors("long poll"),

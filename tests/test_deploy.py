@@ -124,7 +124,7 @@ def test_each_rule_is_needed_by_the_fetcher(try_acl: Any, rule: str) -> None:
     """
     bus, fetcher = try_acl(rule)
     fetcher.wait_for("CRITICAL Redis refuses a permission")
-    if rule != "+mget":  # without the cached names the next step asks VK, and all goes out
+    if rule != "+mget":  # without the cached names the next step queries VK, and all goes out
         assert bus.is_untouched()
     if "updates are not on the bus yet" not in fetcher.output:
         assert fetcher.wait() == 1
@@ -196,12 +196,12 @@ def test_the_rules_are_what_consumers_need(rule: str) -> None:
         use(server, client)
 
 
-# What the document tells operators to ask, and what it means to ask it with placeholders of their own.
+# The document's commands for operators, and what stands for their placeholders.
 COMMANDS = sorted({command for text in (OPERATIONS, RUSSIAN) for command in re.findall("`redis-cli (.+?)`", text)})
 
 
 def test_both_languages_tell_the_same_rules_and_commands() -> None:
-    """Whoever copies from either gets the same."""
+    """Copying from either page gives the same."""
     for pattern in ("^user .+$", "`redis-cli (.+?)`", "^```$", r"^\| `(\S+?)`"):
         assert re.findall(pattern, OPERATIONS, re.MULTILINE) == re.findall(pattern, RUSSIAN, re.MULTILINE)
 
@@ -261,7 +261,7 @@ def healthy(name: str) -> str:
 
 
 def replaced(name: str, own: str = "", given: str = "-e TOKEN -e GROUPID") -> list[str]:
-    """Tell how a container is replaced, if there was one: the next step begins when the new one is healthy."""
+    """Return the commands that replace an existing container; the next step begins when the new one is healthy."""
     return [f"container inspect {name}", f"stop {name}", f"rm -f {name}", run(name, own, given), healthy(name)]
 
 
@@ -271,7 +271,7 @@ TIDY = "image prune -f --filter label=org.opencontainers.image.title=event-fetch
 
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[..., tuple[int, str, list[str]]]:
-    """Run deploy/jenkins.sh with a `docker` that only takes notes, and fails where it is told to."""
+    """Run deploy/jenkins.sh with a `docker` that only records its calls, and fails where a test wants it."""
     for name, text in {"docker": DOCKER, "sleep": "#!/bin/sh\n"}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -430,7 +430,7 @@ def test_requirements_are_told_apart() -> None:
 
 
 def test_requirements_cover_the_ranges_of_the_package() -> None:
-    """What setup.py asks for is pinned."""
+    """What setup.py requires is pinned."""
     asked = re.findall(r'"([\w-]+)(?:\[\w+\])?>=', (ROOT / "setup.py").read_text(encoding="utf-8"))
     pinned = pins("requirements.txt") | pins("requirements-lint.txt")
     assert {name.replace("-", "_").lower() for name in asked} - {"_"} <= pinned.keys() | {"setuptools"}

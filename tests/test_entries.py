@@ -109,7 +109,7 @@ def test_an_entry(vk: VK) -> None:
 
 
 def test_several_batches_are_built_at_once(vk: VK) -> None:
-    """One request asks for all their names; each has its own entries, and forgets its updates."""
+    """One request resolves all their names; each has its own entries, and forgets its updates."""
     batches = [batch(message("a"), message("b")), batch(), batch(message("c"))]
     texts = [[event(entry)["message"]["text"] for entry in entries] for entries in build(vk, *batches)]
     assert texts == [["a", "b"], [], ["c"]]
@@ -118,7 +118,7 @@ def test_several_batches_are_built_at_once(vk: VK) -> None:
 
 
 def test_types_that_nobody_wants(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
-    """They are passed over, and said to who looks for them; with `raw` they are published."""
+    """They are passed over, with a debug line; with `raw` they are published."""
     caplog.set_level("DEBUG", "fetcher")
     joined = update("group_join", {"user_id": PERSON})
     ((nothing, entry),) = build(vk, batch(joined, message("a")))
@@ -166,7 +166,7 @@ def test_one_update_cannot_hurt_its_neighbours(vk: VK, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("number", [10**400, 2**64, -(2**64)])
 def test_numbers_that_make_no_sense(vk: VK, number: int) -> None:
-    """As a date they are as if missing, as an id they make a dead letter, in a payload they are what they are."""
+    """As a date they count as missing, as an id they make a dead letter, in a payload they stay what they are."""
     pressed = update("message_event", {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": number}})
     ((dated, dead, payload),) = build(vk, batch(message("a", date=number), message("b", user=number), pressed))
     assert isinstance(dated, Entry)
@@ -220,7 +220,7 @@ NAMELESS: list[Any] = [None, 5, "text", [], {}, {"type": "message_new"}, update(
 
 
 def test_dead_letters_without_an_id(vk: VK) -> None:
-    """What they hold tells them from others, wherever they come: two fetchers have the same id for one."""
+    """Their content makes their id, wherever they come: two fetchers give one the same id."""
     (entries,) = build(vk, batch(*NAMELESS))
     (again,) = build(vk, batch(*reversed(NAMELESS)))
     ids = [entry.id for entry in entries if isinstance(entry, DeadLetter)]
@@ -259,7 +259,7 @@ def cropped(cmid: int, text: str = "cropped") -> dict[str, Any]:
 
 
 def test_cropped_messages_are_made_whole(vk: VK) -> None:
-    """All at once; those that VK has no more go out as they are, and nothing is asked where none is cropped."""
+    """All at once; those that VK no longer has go out as they are, and nothing is requested if none is cropped."""
     vk.full[5, 1] = {"text": "/full", "conversation_message_id": 1}
     batches = [batch(cropped(1), message("a")), batch(cropped(2))]
     (first, second), (third,) = build(vk, *batches)

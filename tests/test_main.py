@@ -147,7 +147,7 @@ def test_a_kill_at_any_moment_loses_and_repeats_nothing(fetch: Fetch, vk: VK, se
 
 
 def test_what_comes_while_it_is_stopped_goes_out_later(fetch: Fetch, vk: VK, server: Server) -> None:
-    """Stop, start: VK is asked again from the checkpoint."""
+    """After the restart VK is polled at the checkpoint."""
     fetcher = fetch()
     started(server)
     first, missed, last = message(), [message() for _ in range(150)], message()
@@ -173,7 +173,7 @@ def test_a_first_start_killed_before_its_first_event_loses_nothing(fetch: Fetch,
 
 
 def test_a_first_start_without_redis_keeps_what_comes(vk: VK) -> None:
-    """Redis and VK may come up in any order: it waits, says so, and goes on from VK's first ts."""
+    """Redis and VK may come up in any order: it waits, logs that, and goes on from VK's first ts."""
     server = Server()
     server.stop()
     with server, Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=GROUP, REDIS_URL=server.url) as fetcher:
@@ -188,7 +188,7 @@ def test_a_first_start_without_redis_keeps_what_comes(vk: VK) -> None:
 
 
 def test_it_waits_for_vk(fetch: Fetch, vk: VK, server: Server) -> None:
-    """VK away at the start: it says so and goes on when VK is there."""
+    """VK is down at the start: that is logged, and it goes on when VK is up."""
     vk.down()
     fetcher = fetch()
     fetcher.wait_for("VK's API is unavailable")
@@ -200,7 +200,7 @@ def test_it_waits_for_vk(fetch: Fetch, vk: VK, server: Server) -> None:
 
 @pytest.mark.long
 def test_a_storm_costs_few_requests(fetch: Fetch, server: Server) -> None:
-    """10,000 updates of 1,000 people in 50 chats: at most 60 requests, 20 in a second, nobody asked for twice."""
+    """10,000 updates of 1,000 people in 50 chats: at most 60 requests, 20 in a second, nobody looked up twice."""
     updates = traffic(1, 1000, 50, 10_000)
     with VK(kept=20_000, latency=0.05, rps=20) as vk:
         fetch(VK_URL=vk.url)
@@ -470,7 +470,7 @@ def python(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Pop
 
 
 def blocks(pid: int, number: int) -> bool:
-    """Tell whether the kernel keeps this signal for the process."""
+    """Return whether the process blocks this signal."""
     status = Path(f"/proc/{pid}/status").read_text()
     mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
     return bool(int(mask, 16) >> (number - 1) & 1)
@@ -482,7 +482,7 @@ def blocks(pid: int, number: int) -> bool:
 )
 @pytest.mark.parametrize("delay", [0, 0.05, 0.2, 0.4])
 def test_signals_end_it_from_its_first_line_on(program: list[str], number: int, delay: float) -> None:
-    """While it still imports, reads its settings or connects: code 0, and not a word more."""
+    """While it still imports, reads its settings or connects: code 0, and no output."""
     with python(*program) as process:
         wait_until(lambda: blocks(process.pid, number), what="its first line")
         time.sleep(delay)
@@ -510,7 +510,7 @@ def with_site(tmp_path: Path, code: str) -> dict[str, str]:
 
 
 def test_signals_on_windows(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
-    """There no signal can be waited for: handlers end it as well."""
+    """Windows has no sigwait: handlers end it instead."""
     fetcher = fetch(**with_site(tmp_path, WINDOWS))
     started(server)
     if Path("/proc/self/status").exists():
@@ -575,7 +575,7 @@ def test_raw(fetch: Fetch, vk: VK, server: Server) -> None:
 
 
 def test_watch(fetch: Fetch, vk: VK, server: Server) -> None:
-    """It needs neither token nor community, prints what flows, and ends when only the operator can help."""
+    """It needs neither token nor community, prints what flows, and ends if only the operator can help."""
     watch = fetch("--watch", TOKEN=None, GROUPID=None)
     watch.wait_for("Watching the bus 'events'")
     fetch()
@@ -594,14 +594,14 @@ def test_watch(fetch: Fetch, vk: VK, server: Server) -> None:
     "arguments", [["--watch", "--health"], ["--demo", "--setup"], ["--redrive", "--health"], ["x"]]
 )
 def test_one_command_at_a_time(fetch: Fetch, arguments: list[str]) -> None:
-    """Two commands, or an unknown one, are a mistake in the command line, which ends it as wrong settings do."""
+    """Two commands, or an unknown one, are an error of the command line, with the exit code of wrong settings."""
     mistaken = fetch(*arguments)
     assert mistaken.wait() == EXIT_SETTINGS
     assert mistaken.lines[0].startswith("usage: event-fetcher")
 
 
 def test_metrics(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
-    """They are served on the port; a port that is taken, or the missing extra, is a sentence."""
+    """They are served on the port; a taken port, or the missing extra, gives one sentence."""
     port = free_port()
     fetch(METRICS_PORT=port)
     started(server)
@@ -633,7 +633,7 @@ def test_a_bug_in_a_command_shows_a_traceback_without_secrets(fetch: Fetch, comm
 
 @pytest.mark.parametrize("command", ["--setup", "--redrive", "--demo"])
 def test_output_that_cannot_be_written_is_a_sentence(vk: VK, server: Server, command: str) -> None:
-    """A full disk is a sentence and code 1; with standard output closed the commands do the rest of their work."""
+    """A full disk gives a sentence and code 1; with standard output closed the commands do the rest of their work."""
     program = [sys.executable, "-m", "tests.run", command]
     settings = {"VK_URL": vk.url, "TOKEN": vk.token, "GROUPID": str(vk.group_id), "REDIS_URL": server.url}
     with open("/dev/full", "w") as full, subprocess.Popen(
@@ -663,7 +663,7 @@ def test_an_interrupted_command_has_not_succeeded(fetch: Fetch, command: str) ->
 
 
 def test_an_older_python_is_a_sentence(tmp_path: Path) -> None:
-    """main.py can be read by Python 3.9, and says what is needed in place of a traceback."""
+    """Python 3.9 can read main.py, which prints what is needed instead of a traceback."""
     ast.parse((ROOT / "main.py").read_text(encoding="utf-8"), feature_version=(3, 9))
     environment = with_site(tmp_path, "import sys; sys.version_info = (3, 9, 18, 'final', 0)")
     with python("main.py", "--demo", env=environment) as process:
@@ -724,12 +724,12 @@ def test_the_password_of_redis_is_changed_for_a_moment(fetch: Fetch, vk: VK, ser
 
 
 def asked(vk: VK, method: str) -> bool:
-    """Tell whether VK was asked for this."""
+    """Return whether VK got this request."""
     return any(request.name == method for request in vk.requests)
 
 
 def polled(vk: VK) -> None:
-    """Wait until VK's latest ts is asked for."""
+    """Wait until VK's latest ts is polled."""
     wait_until(lambda: any(one.params.get("ts") == str(vk.ts) for one in vk.requests), what="the latest ts")
 
 

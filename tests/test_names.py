@@ -25,7 +25,7 @@ def event(uuid: int, bpid: int, title: str = "", invited: int | None = None) -> 
 
 
 def filled(names: dict[int, Name], *events: Event) -> list[tuple[str, str]]:
-    """Tell the names of user and peer of each event."""
+    """Return the names of user and peer of each event."""
     return [(event.user.name, event.peer.name) for event in apply_names(events, names)]
 
 
@@ -56,7 +56,7 @@ def test_ids_to_resolve(uuid: int, bpid: int, ids: set[int]) -> None:
 
 
 def test_ids_to_resolve_of_a_batch() -> None:
-    """Each is needed once, whoever needs it, and whom an action names as well."""
+    """Each is listed once, whoever needs it, those of actions included."""
     assert ids_to_resolve([event(5, 5), event(5, CHAT + 1), event(6, CHAT + 1)]) == {5, 6, CHAT + 1}
     assert ids_to_resolve([event(5, CHAT + 1, invited=9), event(5, CHAT + 1, invited=-4)]) == {5, 9, -4, CHAT + 1}
     assert ids_to_resolve([event(5, 5, invited=MAIL), event(5, 5, invited=CHAT + 9)]) == {5}
@@ -76,7 +76,7 @@ def test_apply_names_to_a_person() -> None:
 
 
 def test_apply_names_to_an_action() -> None:
-    """Whom it concerns is named like any other; the rest of it stays."""
+    """The affected user is named like any other; the rest of the action stays."""
     (given,) = apply_names([event(5, CHAT + 7, invited=9)], {9: Name("Пётр", "Пётр", "", "id9")})
     assert given.action == Action("chat_invite_user", User(9, "Пётр", "Пётр", "", "id9"), "", 0)
     (given,) = apply_names([event(5, CHAT + 7, invited=MAIL)], {})
@@ -94,7 +94,7 @@ def test_apply_names_to_a_private_dialog() -> None:
 
 
 def test_apply_names_to_the_unknown() -> None:
-    """Whom VK does not know, and what it does not tell, has its number and nothing else."""
+    """People that VK does not know, and chats without a title, have their number and nothing else."""
     assert list(apply_names([event(5, CHAT + 7)], {5: Name()})) == [event(5, CHAT + 7)]
 
 
@@ -106,7 +106,7 @@ def test_a_chats_title_is_no_users_name() -> None:
 
 
 def test_title_holds_from_the_update_on() -> None:
-    """A title that an event tells is the peer's from that event on, until the next one, and in no other chat."""
+    """A title in an event is the peer's from that event on, until the next one, and in no other chat."""
     names = {CHAT + 7: Name("Старая"), CHAT + 8: Name("Другая")}
     chat, other = event(5, CHAT + 7), event(5, CHAT + 8)
     batch = [chat, event(5, CHAT + 7, "Новая"), chat, other, event(5, CHAT + 7, "Новейшая"), chat]
@@ -139,7 +139,7 @@ class Cache:
 
 
 class VK:
-    """Has a name for everybody but the `unknown`, and answers it but for the `failing`."""
+    """Has names for all but the `unknown`, and answers for all but the `failing`."""
 
     def __init__(self) -> None:
         self.asked: list[set[int]] = []
@@ -184,7 +184,7 @@ FIVE, SIX = ("name of 5", "name of 5"), ("name of 6", "name of 6")
 
 
 def test_memory_then_cache_then_vk(directory: Directory, cache: Cache, vk: VK) -> None:
-    """Each is asked for what the one before does not know; what VK answers is known to all afterwards."""
+    """Each is queried for what the one before does not know; afterwards all know what VK answered."""
     cache.known[6] = Name("Six")
     assert names(directory, event(5, CHAT + 7), event(6, 6)) == [
         ("name of 5", f"name of {CHAT + 7}"),
@@ -208,7 +208,7 @@ def test_nobody_to_look_up(directory: Directory, cache: Cache, vk: VK) -> None:
 def test_memory_lasts_a_minute(
     directory: Directory, cache: Cache, vk: VK, clock: Clock, ttl: int, lasts: float
 ) -> None:
-    """Or as long as the cache if that is shorter: until then neither is asked, however many batches come."""
+    """Or as long as the cache if that is shorter: until then neither is queried, however many batches come."""
     cache.names_ttl = ttl
     vk.unknown.add(6)
     for seconds in (0.0, lasts / 2, lasts / 2 - 0.1):
@@ -223,7 +223,7 @@ def test_memory_lasts_a_minute(
 
 
 def test_without_a_cache_there_is_no_memory(directory: Directory, cache: Cache, vk: VK) -> None:
-    """NAMES_TTL=0: every batch asks VK."""
+    """NAMES_TTL=0: every batch queries VK."""
     cache.names_ttl = 0
     for _ in range(3):
         assert names(directory, event(5, 5), event(5, CHAT + 7, "Title")) == [FIVE, ("name of 5", "Title")]
@@ -272,7 +272,7 @@ def test_redis_goes_down_while_names_are_cached(directory: Directory, cache: Cac
 
 
 def test_the_cache_cannot_be_read(directory: Directory, cache: Cache, vk: VK) -> None:
-    """Then the batch waits: VK is not asked for what the cache may have."""
+    """Then the batch waits: names that may be cached are not requested from VK."""
     cache.down = True
     with pytest.raises(RedisUnavailable):
         names(directory, event(5, 5))
@@ -293,7 +293,7 @@ def test_vk_fails(directory: Directory, cache: Cache, vk: VK, failure: Any) -> N
 
 
 def test_names_are_given_up(directory: Directory, cache: Cache, vk: VK) -> None:
-    """Events that have waited for long enough go out with "", which nobody remembers."""
+    """Events that have waited for long enough go out with "", which is not remembered."""
     vk.failing = {6}
     assert names(directory, event(5, 5), event(6, 6), give_up=True) == [FIVE, ("", "")]
     assert cache.known.keys() == {5}
@@ -302,7 +302,7 @@ def test_names_are_given_up(directory: Directory, cache: Cache, vk: VK) -> None:
 
 
 def test_an_outage_delays_one_batch(directory: Directory, vk: VK, caplog: pytest.LogCaptureFixture) -> None:
-    """VK is asked with each batch, but only the first waits. When VK has answered, the next outage delays one again."""
+    """Each batch queries VK, but only the first waits. When VK has answered, the next outage delays one again."""
     for _ in range(2):
         vk.failing = {6, 7}
         with pytest.raises(TransientError):

@@ -20,7 +20,7 @@ def commit(updates: int, size: int) -> Commit:
 def send(piece: PieceSize, limit: float, size: int = 200, times: int = 1, pending: int = 1000) -> list[int]:
     """Commit pieces of what is pending through a link that times out above so many bytes; return their numbers.
 
-    A time-out is told by a number below 0.
+    A number below 0 is a commit that timed out.
     """
     sent = []
     for _ in range(times):
@@ -80,7 +80,7 @@ def test_whether_there_is_room(count: int, size: int, has_room: bool) -> None:
 
 
 def test_updates_that_are_not_published_count_by_number() -> None:
-    """They weigh nothing."""
+    """They have no size."""
     assert PieceSize().how_many([None] * 1000) == 500
 
 
@@ -148,7 +148,7 @@ def test_a_link_that_becomes_better() -> None:
 
 @pytest.mark.parametrize("pending", [1000, 1])
 def test_an_outage_is_forgotten_soon(pending: int) -> None:
-    """Everything timed out for a while: that said nothing about sizes."""
+    """Everything timed out for a while: that proves nothing about sizes."""
     piece = PieceSize()
     send(piece, limit=0, times=30, pending=pending)
     assert send(piece, UNLIMITED, times=25)[-1] == 500

@@ -1,4 +1,4 @@
-"""`--redrive`: dead letters get another chance. Nothing is lost, nothing is twice, whoever kills it or runs another."""
+"""`--redrive`: dead letters get another chance. Nothing is lost or repeated, even if it is killed or run twice."""
 
 import contextlib
 import itertools
@@ -228,7 +228,7 @@ def test_names_cost_one_request_for_many(run: Any, vk: VK, client: Any, bury: Bu
 
 
 def test_vk_fails_once(run: Any, vk: VK, client: Any, bury: Bury) -> None:
-    """The same is asked again."""
+    """The request is repeated."""
     bury(message(), message())
     vk.fail_api(error(10))
     assert run() == ["published: 2, stay: 0"]
@@ -456,7 +456,7 @@ def taken(client: Any, group: str, count: int, **options: Any) -> list[str]:
 
 
 def test_given_back_to_the_group_alone(fetch: Fetch, client: Any, failed: list[str]) -> None:
-    """Each once more, at once whatever the consumers' `idle`, with all its attempts; other groups hear nothing."""
+    """Each comes once more, at once whatever the consumers' `idle`, with all its attempts; other groups get nothing."""
     process = fetch("--redrive", "moderation", TOKEN=None, GROUPID=None)
     assert process.wait(60) == 0
     assert process.output == "given back to the group moderation: 3, stay: 0"
@@ -485,7 +485,7 @@ def test_what_stays_of_a_group(run: Any, client: Any, failed: list[str]) -> None
 
 
 def test_a_group_that_does_not_exist(run: Any, client: Any, failed: list[str]) -> None:
-    """It is said; nothing is created, nothing is lost."""
+    """A line reports it; nothing is created, nothing is lost."""
     client.xgroup_destroy("events", "moderation")
     lines = run("moderation")
     assert len(lines) == 4

@@ -168,7 +168,7 @@ def vk_cut(env: Environment) -> None:
         time.sleep(0.1)
 
 
-# VK's API: traffic brings new people all the time, so names are asked for
+# VK's API: traffic brings new people all the time, so names are requested
 
 
 def failing_requests(fault: Fault, times: int = 2, method: str | None = None) -> Inject:
@@ -318,7 +318,7 @@ def set_password(password: str) -> Callable[[Any], Any]:
 
 @case("Redis: password changed, and back, with nothing pending", quiet=True, fatal=True)
 def lock_out(env: Environment) -> None:
-    """What only an operator can fix: the fetcher says it in one sentence and ends with code 1."""
+    """What only an operator can fix: the fetcher logs one sentence and ends with code 1."""
     env.wait_for_commits()
     env.command(set_password("other"))
     env.expect(lambda: not any(fetcher.running for fetcher in env.fetchers), what="the end")
@@ -331,7 +331,7 @@ def lock_out(env: Environment) -> None:
 
 
 def fatal_while_pending(refuse: Callable[[Any], Any], fix: Callable[[Any], Any], sentence: str) -> Inject:
-    """Return what Redis refuses until the operator fixes it: the fetcher says so, and keeps trying."""
+    """Return what Redis refuses until the operator fixes it: the fetcher logs that, and keeps trying."""
 
     def inject(env: Environment) -> None:
         said = env.wait_for_line(sentence)
@@ -427,7 +427,7 @@ def stop_fetcher(env: Environment) -> None:
 
 
 def stop(env: Environment, fetcher: Process) -> None:
-    """Ask the fetcher to end."""
+    """Send the fetcher SIGTERM."""
     with fetcher.changing:
         if fetcher.running:
             fetcher.resume()

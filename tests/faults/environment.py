@@ -237,7 +237,7 @@ class Environment:
                 raise
 
     def has_polled(self, fetcher: Process, ts: int) -> bool:
-        """Whether the fetcher has asked VK for what comes after this ts."""
+        """Whether the fetcher has polled VK at this ts."""
         return self.vk.polled_at.get(fetcher.token, 0) >= ts
 
     def wait_for_polls(self, *fetchers: Process) -> None:
@@ -340,7 +340,7 @@ class Environment:
     def push(self, count: int = 1, make: Callable[[], dict[str, Any]] | None = None) -> range:
         """Push so many updates and return their numbers; about one in four comes from somebody new.
 
-        Whoever is new has no name yet, so that names are asked for.
+        New people have no name yet, so their names are looked up.
         """
         with self.pushing:
             begin = len(self.ts)
@@ -516,7 +516,7 @@ class Environment:
         return sum(later < earlier for earlier, later in pairwise(numbers))
 
     def explain(self, missing: list[int], had: set[int]) -> str:
-        """Return where the missing updates were, for who looks for a bug."""
+        """Return where the missing updates were, for whoever looks for the bug."""
         twice = [number for number in dict.fromkeys(self.found) if self.on_stream[number] > 1]
         lines = [f"pushed {self.first}..{len(self.ts) - 1}, VK's ts {self.vk.ts}, gaps {self.gaps}"]
         for state, numbers in {

@@ -143,7 +143,7 @@ def come_back_empty_unnoticed(env: Environment) -> None:
 
 @case("pair: Redis is emptied, and its clients stay", quiet=True, forgets=True, single=True)
 def empty_under_clients(env: Environment) -> None:
-    """No connection breaks: that the checkpoint is gone says it, to one fetcher, which restores it."""
+    """No connection breaks: one fetcher notices that the checkpoint is gone, and restores it."""
     env.push(40)
     env.expect(lambda: not env.missing(), what="the acknowledged writes")
     env.empty()
@@ -201,7 +201,7 @@ def narrow_link(env: Environment) -> None:
 
 @case("pair: sixty messages that forward a hundred long ones each", quiet=True, splits=True)
 def long_forwards(env: Environment) -> None:
-    """A live subscriber hears all of them: Redis drops one for whom 32 MB wait."""
+    """A live subscriber gets all of them: Redis drops one that has 32 MB waiting."""
     connections = env.listener.connections
     words = "long words of somebody else " * 120
 
@@ -221,7 +221,7 @@ def long_forwards(env: Environment) -> None:
 
 @case("pair: password changed for a moment while updates are held", linked=True, quiet=True, fatal=True)
 def lock_out_for_a_moment(env: Environment) -> None:
-    """What is in memory is worth more than a quick end: the fetchers say it, try again, and lose nothing."""
+    """What is in memory is worth more than a quick end: the fetchers log the error, try again, and lose nothing."""
     env.down()
     env.push(100)
     env.wait_for_polls()
@@ -236,7 +236,7 @@ def lock_out_for_a_moment(env: Environment) -> None:
 
 @case("poll: unreadable until the new key", quiet=True, forgets=True)
 def unreadable_until_new_key(env: Environment) -> None:
-    """A new key may heal the very ts that it was taken to leave: it is asked for once more before it is given up."""
+    """A new key may heal the unreadable ts: that is polled once more before it is given up."""
     with env.pushing:
         since = env.vk.ts
         env.vk.unreadable.add(str(since))

@@ -1,4 +1,4 @@
-"""A VK that remembers what it gave to whom, so that a loss can be told from what nobody ever had."""
+"""A VK that remembers what it gave to whom, to distinguish a loss from what no fetcher ever had."""
 
 import io
 import itertools

@@ -149,7 +149,7 @@ class Chaos(Plan):
         return self.rng.choice(REFUSALS)
 
     def allows_script(self) -> bool:
-        """Tell whether the server allows what a script asks for before its first write."""
+        """Return whether the server grants what a script checks before its first write."""
         if self.calm or self.rng.random() >= self.request_faults / 20:
             return True
         self.count("refused in the script")
@@ -274,7 +274,7 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
     plan = Chaos(rng, worlds)
     fetchers = min(rng.choice([1, 1, 2, 2, 3]), plan.most_fetchers)
     if fetchers > 1 and plan.troubles[plan.restart_vk]:
-        # The ts of what is late does not tell how old it is: `seen` has to reach back to all that others published.
+        # The ts of what is late does not show how old it is: `seen` has to reach back to all that others published.
         plan.most_updates = 150
     world = World(plan, plan.habits, fetchers, trace)
     worlds.append(world)

@@ -99,11 +99,11 @@ class Plan:
         return "LOADING Redis is loading the dataset in memory"
 
     def breaks_loudly(self) -> bool:
-        """Tell whether a closed connection is an error, or replaced in silence."""
+        """Return whether a closed connection is an error, or replaced silently."""
         return True
 
     def takes_effect_late(self) -> bool:
-        """Tell whether a request that has timed out is done all the same, later."""
+        """Return whether a request that has timed out takes effect later."""
         return False
 
     def next(self, world: "World") -> "Process":
@@ -185,12 +185,12 @@ class Process:
         raise GreenletExit
 
     def request_vk(self, request: str) -> None:
-        """Ask VK's API; raise TransientError or FatalError if it does not answer."""
+        """Send a request to VK's API; raise TransientError or FatalError if it does not answer."""
         fault = self.world.plan.vk_fault(self, request) if request != "names" else ""
         self.world.note(self, f"asks VK: {request}{fault and ', '}{fault}")
         self.wait(self.world.plan.latency(request))
         if request == "key" and self.polled_at is not None:
-            self.polled()  # it is asked in place of a poll
+            self.polled()  # it replaces a poll
         if fault == "refused":
             raise VkFatalError("VK refuses the token")
         if fault == "unavailable" or self.world.now < self.link.vk_down_until:
