@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 class Loopback(socketserver.ThreadingTCPServer):
-    """Serve every connection to a port of loopback in a thread, and be able to drop them all."""
+    """Serve every connection to a port of loopback in a thread, and can drop them all."""
 
     daemon_threads = True
     block_on_close = False
@@ -61,7 +61,7 @@ class Loopback(socketserver.ThreadingTCPServer):
         request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # a client that is gone is no news here
+        if not isinstance(sys.exception(), OSError):  # a client that has left is expected here
             super().handle_error(request, client_address)
 
     def disconnect(self) -> None:

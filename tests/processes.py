@@ -30,7 +30,7 @@ def environment() -> dict[str, str]:
 class Fetcher:
     """Run the program in a process of its own: Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=vk.group_id, ...).
 
-    The settings are its whole environment but for PATH and the like; those that are None are left out.
+    The settings are its whole environment except PATH and the like; those that are None are left out.
     It runs in a new directory, or in `cwd`: that is the place for a .env file.
     """
 

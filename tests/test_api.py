@@ -59,7 +59,7 @@ def test_how_it_is_asked(api: Api, net: Net) -> None:
 
 
 def test_every_request_has_a_time_out(api: Api, net: Net) -> None:
-    """5 seconds, or as long as is set; a caller that has one of its own keeps it."""
+    """5 seconds, or what is set; a caller's own time-out is kept."""
     call(api)
     api.http.timeout = 1.0
     call(api)
@@ -107,7 +107,7 @@ def test_a_compressed_answer(api: Api, net: Net) -> None:
 
 
 def test_proxies_come_from_the_environment(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As requests finds them, for each host; the environment is searched once."""
+    """They are found as by requests, for each host; the environment is searched once."""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
     monkeypatch.setenv("NO_PROXY", "lp.vk.ru")
 
@@ -139,7 +139,7 @@ def test_a_redirect_of_a_poll_is_followed(api: Api, net: Net) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(api: Api, net: Net, status: int) -> None:
-    """It would go on without its parameters, so that VK refuses the token, or take the token elsewhere."""
+    """It would go on without its parameters, and VK would refuse the token; or it would take the token elsewhere."""
     moved = (status, "", ("Location", "https://api.vk.ru/method/elsewhere"))
     net.answers |= {"users.get": [moved], "elsewhere": [error(5)]}
     with pytest.raises(TransientError, match="VK's API answers what cannot be read"):
@@ -337,7 +337,7 @@ def test_what_libraries_raise(failure: Exception, said: str) -> None:
 
 
 def test_a_bug_of_ours_is_no_answer_of_vks(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What goes wrong in our own code around a request is raised as it is, not as an answer that cannot be read."""
+    """An error in our own code around a request is raised as it is, not as an unreadable answer."""
 
     def broken(**_: str) -> None:
         raise TypeError("a bug")
@@ -356,6 +356,6 @@ def test_answers_are_read_by_fastjson(api: Api, net: Net) -> None:
 
 
 def test_it_is_vk_apis_client(api: Api) -> None:
-    """What expects one takes it: the long poll, the pool, the short spelling."""
+    """The long poll, the pool and the short spelling accept it."""
     assert isinstance(api, VkApi)
     assert api.get_api().users.get(user_ids=1) == [{"id": 1}]

@@ -371,7 +371,7 @@ def test_a_permission_is_missing(full_commit: Commit, rule: str) -> None:
 
 
 def test_only_the_channels_of_its_events_matter() -> None:
-    """A user needs the permission to publish to these, and to no others, with or without a dead letter."""
+    """A user needs the permission for these alone, with or without a dead letter."""
     users = ["user one on >x ~* +@all resetchannels &events:message", "user none on >x ~* +@all &* -publish"]
     users += ["user neither on >x ~* +@all &* -xadd"]
     with Server(acl=users) as server, server.client() as client:

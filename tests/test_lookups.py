@@ -235,7 +235,7 @@ def test_all_refused(vk: VK) -> None:
 
 
 def test_refused_ids_are_split(lookups: Lookups, net: Net) -> None:
-    """The ids of a refused call are requested once more, one by one; answered calls are not repeated."""
+    """The ids of a refused call are requested once more, in smaller calls; answered calls are not repeated."""
     chats = {"items": [{"peer": {"id": CHAT + 7}, "chat_settings": {"title": "Беседа"}}]}
     net.answers["execute"] = [
         inside([person(5)], False, errors=[refusal(917)]),

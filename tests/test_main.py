@@ -52,7 +52,7 @@ def started(server: Server, group: int = GROUP) -> None:
 def arrived(server: Server, count: int) -> list[str]:
     with server.client() as client:
         wait_until(lambda: client.xlen("events") >= count, what=f"the arrival of {count} events")
-    time.sleep(0.1)  # for what should not come
+    time.sleep(0.1)  # for what must not come
     return ids(server)
 
 

@@ -1,4 +1,4 @@
-"""VK itself: a log of updates behind a long poll, the API, and every fault that a test asks for."""
+"""VK itself: a log of updates behind a long poll, the API, and every fault that a test wants."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ from tests.vk.updates import GROUP, Json, error
 
 TOKEN = "vk1.a.Tests-0f_secret-T0ken.3bF9xQ"
 MAX_CALLS = 25  # in one execute
-MAX_WAIT = 90.0  # seconds that a poll may ask for
+MAX_WAIT = 90.0  # seconds that a poll may request
 
 Fault = int | str | dict[str, Any] | list[Any]
 Calls = list[tuple[str, Json]]
@@ -134,9 +134,9 @@ class VK(History):
             self._changed.notify_all()
 
     def restart(self, ts: int = 1, *, keep_keys: bool = False) -> None:
-        """Begin anew: ts falls back and the log is empty.
+        """Restart the numbering: ts falls back and the log is empty.
 
-        Who polls with a key given so far is answered {"failed": 3}; with `keep_keys`, {"failed": 1} at a ts ahead.
+        A poll with a key given so far is answered {"failed": 3}; with `keep_keys`, {"failed": 1} at a ts ahead.
         """
         with self._changed:
             self.injected["restart"] += 1
@@ -146,7 +146,7 @@ class VK(History):
             self._changed.notify_all()
 
     def forget(self) -> None:
-        """Keep no update: who has not had them all is answered {"failed": 1}."""
+        """Keep no update: a poll at an earlier ts is answered {"failed": 1}."""
         with self._changed:
             self.injected["forgotten history"] += 1
             self.begin_at(self.ts)
@@ -159,7 +159,7 @@ class VK(History):
             self._silent.update(self.keys)
 
     def unreadable_until_new_key(self, ts: int | None = None, keys: int = 1) -> None:
-        """Cut every answer at this ts, or at any, until it is asked for with the next key, or the next but so many.
+        """Cut every answer at this ts, or at any, until it is polled with the next key, or a later one.
 
         For a fetcher that has taken new keys in vain, `keys` says which one heals it.
         """
@@ -186,7 +186,7 @@ class VK(History):
         return answer | {"ts": self.ts_type(answer["ts"])} if answer["updates"] else None
 
     def poll(self, params: Json) -> tuple[Fault | None, Any]:
-        """Answer a request of the long poll, as late as it asks for."""
+        """Answer a request of the long poll, as late as it requests."""
         key, ts = params.get("key", ""), params.get("ts", "")
         wait = min(float(params.get("wait") or 25), MAX_WAIT, self.max_wait)
         with self._changed:
@@ -253,7 +253,7 @@ class VK(History):
             return error(rejected.code, rejected.message)
 
     def _execute(self, calls: Calls, lang: str, failing: str | None, failure: Json | None) -> Any:
-        """Answer an execute; the first call of the method `failing` fails in its place."""
+        """Answer an execute; the first call of the method `failing` fails."""
         response: list[Any] = []
         errors = []
         for method, values in calls:
@@ -312,7 +312,7 @@ class VK(History):
     def fail_api(self, fault: Fault, times: float = 1, method: str | None = None) -> None:
         """Answer the next requests of the API with a fault, or those of one method; "captcha" is one, too.
 
-        An execute that calls the method inside counts as well: VK's errors then befall the inner call.
+        An execute that calls the method inside counts as well: VK's errors then concern the inner call.
         """
         if fault == "captcha":
             sid = "872349871261"
@@ -372,7 +372,7 @@ class VK(History):
             self._changed.notify_all()
 
     def stats(self) -> dict[str, Any]:
-        """Return figures of what was asked."""
+        """Return figures about the requests."""
         busiest = self.busiest_second()
         with self._changed:
             api = [request for request in self.requests if request.kind == "api"]
