@@ -112,7 +112,7 @@ class Template:
 
 
 def before_start(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings that Python reads before it runs anything, but for the one that reopened() reads."""
+    """Return the settings that Python reads before it runs anything, except the one that reopened() reads."""
     return {name: env[name] for name in env if name.startswith(BEFORE_START) and name != "PYTHONUNBUFFERED"}
 
 

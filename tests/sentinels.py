@@ -20,7 +20,7 @@ QUORUM = 2
 class Sentinel:
     """Run one sentinel; `lines` are other ones than the usual of its configuration.
 
-    With a password of its own it lets in nobody else but the other sentinels.
+    With a password of its own it lets in only the other sentinels.
     """
 
     def __init__(self, primary: Server, password: str | None = None, lines: list[str] | None = None) -> None:

@@ -256,7 +256,7 @@ class Proxy:
 
     `reply_delay`: seconds that a reply takes more, at random between two. `lifetime`: seconds after which a connection
     is cut, at random between two. `max_silence`: seconds without a byte after which a connection is dropped, as by a
-    middlebox. `refuse_every`: one in so many connections is refused; 0: none. The last three are for connections that
+    middlebox. `refuse_every`: one in this many connections is refused; 0: none. The last three are for connections that
     are opened from then on.
     """
 
@@ -314,7 +314,7 @@ class Proxy:
     def swallow(self) -> None:
         """Accept connections and data and pass nothing on, like a link that has died silently.
 
-        What was sent meanwhile arrives at release(), for TCP repeats it, even if the client has left by then.
+        What was sent meanwhile arrives at release(), because TCP repeats it, even if the client has left by then.
         """
         with self._changed:
             self._swallows = True
@@ -344,7 +344,7 @@ class Proxy:
         self.cut()
 
     def up(self) -> None:
-        """Listen, on the same port as ever."""
+        """Listen, on the same port as before."""
         if not self._server:
             self._server = Loopback(self.port, functools.partial(_Connection, self))
 

@@ -268,7 +268,7 @@ def test_a_pause_that_vk_wants(api: Api, net: Net, code: int) -> None:
 
 
 def test_a_pause_also_grows_inside_an_execute(api: Api, net: Net) -> None:
-    """An execute that was answered, but for a call that VK limits, does not shorten the pauses."""
+    """An execute that was answered, except for a call that VK limits, does not shorten the pauses."""
     net.answers["execute"] = [{"response": [False], "execute_errors": [error(29)["error"]]}]
     for _ in range(8):
         api.failure("users.get", error(29)["error"], inside=True)
@@ -348,7 +348,7 @@ def test_a_bug_of_ours_is_no_answer_of_vks(api: Api, monkeypatch: pytest.MonkeyP
 
 
 def test_answers_are_read_by_fastjson(api: Api, net: Net) -> None:
-    """NaN in VK's answer becomes what no JSON can be made of; numbers beyond 64 bits stay what they are."""
+    """NaN in VK's answer becomes a value that JSON cannot hold; numbers beyond 64 bits stay what they are."""
     net.answers["users.get"] = [(200, '{"response": [NaN, 123456789012345678901234567890]}')]
     nan, number = call(api)
     assert isinstance(nan, NotFinite)

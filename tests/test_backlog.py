@@ -26,7 +26,7 @@ def gap(since: int, until: int, ids: str = "", end: int | None = None) -> Answer
 
 
 def entries(ids: Iterable[Any], size: int = SIZE) -> list[Entry | DeadLetter | None]:
-    """Make an entry of each id; "-" is an update that nobody wants."""
+    """Make an entry of each id; "-" is an update that is not published."""
     return [None if id == "-" else Entry(id, "message", b"x" * (size - 100)) for id in ids]
 
 
@@ -245,7 +245,7 @@ def pieces(backlog: Backlog) -> list[str]:
 
 
 def smaller(backlog: Backlog, count: int) -> Backlog:
-    """Let about so many updates be one commit."""
+    """Let about this many updates be one commit."""
     backlog.piece.failed(Commit("batch", place(1), place(2), [], updates=2 * count), timed_out=True)
     return backlog
 

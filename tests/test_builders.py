@@ -236,7 +236,7 @@ def test_half_a_surrogate_pair_in_a_new_type() -> None:
     ],
 )  # fmt: skip
 def test_malformed_with_raw(given: Any, reason: str) -> None:
-    """An update without an id, an object or an actor, or one that is no JSON, is a dead letter with the reason."""
+    """An update without an id, an object or an actor, or one that is not JSON, is a dead letter with the reason."""
     assert outcome(given, raw=True) == {"dead_letter": reason}
 
 

@@ -164,7 +164,7 @@ class Redis(net.Clock):
         return self.consumers[-1]
 
     def play(self, events: Iterator[Event], takes: float = 1, handle: Callable[[], Any] = lambda: None) -> list[str]:
-        """Handle events, each for so many seconds, until the end of the script; return what was written."""
+        """Handle events, each for this many seconds, until the end of the script; return what was written."""
         try:
             for given in events:
                 self.written.append(f"handle {given.event_id}")
@@ -369,7 +369,7 @@ def test_what_waits_for_too_long_is_released(
     if rest := ids[handled:]:
         expected.append(f"XCLAIM events {GROUP} a {left_for} {' '.join(rest)} IDLE {int(1000 * idle)} JUSTID")
     assert written[begin : begin + len(expected)] == expected
-    reads_pending = written[begin + len(expected)].endswith("STREAMS events 0")  # what nobody has claimed, again
+    reads_pending = written[begin + len(expected)].endswith("STREAMS events 0")  # what is still its own
     assert reads_pending is bool(rest)
 
 
@@ -573,7 +573,7 @@ def test_a_long_outage_is_logged_about_once_a_minute(
 
 
 def published(channel: str, id: str, *pattern: str, data: str | None = None) -> list[Any]:
-    """What Redis sends to who listens to a channel, or to a pattern."""
+    """What Redis sends to a subscriber of a channel, or of a pattern."""
     kind = "pmessage" if pattern else "message"
     words = [kind, *pattern, channel, text(event(id)) if data is None else data]
     return [word.encode() for word in words]

@@ -147,7 +147,7 @@ def test_rules_that_the_fetcher_itself_can_do_without(try_acl: Any, rule: str) -
     assert refused(bus) == {rule[1:]}
 
 
-COUNT = 8  # so many are read ahead at last
+COUNT = 8  # this many are read ahead in the end
 
 
 def use(server: Server, client: redis.Redis) -> None:
@@ -455,7 +455,7 @@ def test_compose_gives_the_documents_network() -> None:
 
 
 def test_compose_runs_a_second_fetcher_only_when_asked() -> None:
-    """It is the first one's twin, but for name and address."""
+    """It is the first one's twin, except for name and address."""
     first, second = dict(COMPOSE["services"]["fetcher"]), dict(COMPOSE["services"]["second"])
     assert second.pop("profiles") == ["second"]
     assert first.pop("container_name") == "service.event-fetcher"

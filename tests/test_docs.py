@@ -58,7 +58,7 @@ OF_TYPES, OF_TYPES_WITH_SERVERS = (
     for names in ("builders docs entries events longpoll names operations schema", "demo setup")
 )
 
-# …but for random updates, answers of the long poll, the rules of Redis's users, and this test
+# …except random updates, answers of the long poll, the rules of Redis's users, and this test
 NOT_OF_TYPES = "any_update or any_full_message or (test_longpoll and not settings) or missing_rule or the_guide"
 
 pytestmark = pytest.mark.xdist_group("docs")  # most of them share what is started once
@@ -411,7 +411,7 @@ def shape(text: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", TRANSLATED)
 def test_both_languages_are_built_alike(name: str) -> None:
-    """They have the same headings, tables, items, code and links, but for the comments and the words in a picture."""
+    """They have the same headings, tables, items, code and links, except comments and the words in a picture."""
     assert shape(TEXTS[name]) == shape(TEXTS[name.replace(".md", ".ru.md")])
 
 
@@ -501,7 +501,7 @@ every_sample = pytest.mark.parametrize("name", sorted(name for name, sample in S
 @every_sample
 def test_everybody_in_an_event_gets_a_name(name: str) -> None:
     """A new attribute with a user in it needs a line in `ids_to_resolve` and in `apply_names` in names.py."""
-    event = built(name)._replace(peer=Peer(0, 0, ""))  # so that nobody is looked up because of the place
+    event = built(name)._replace(peer=Peer(0, 0, ""))  # so that no name is looked up because of the place
     ids = ids_to_resolve([event])
     assert {user.uuid for user in users(event) if -CHATS < user.uuid < CHATS and user.uuid} <= ids
     (named,) = apply_names([event], {id: Name(f"Name of {id}") for id in ids})

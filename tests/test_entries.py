@@ -230,7 +230,7 @@ def test_dead_letters_without_an_id(vk: VK) -> None:
 
 
 def test_the_same_text_twice_in_a_batch(vk: VK) -> None:
-    """Is two updates; in two batches it may be one, for batches may overlap."""
+    """These are two updates; in two batches it may be one, because batches may overlap."""
     first, second = build(vk, batch({}, {}), batch({}, {}))
     ids = [entry.id for entry in first if isinstance(entry, DeadLetter)]
     assert len(set(ids)) == 2
@@ -238,7 +238,7 @@ def test_the_same_text_twice_in_a_batch(vk: VK) -> None:
 
 
 def test_updates_that_another_fetcher_had(vk: VK) -> None:
-    """Where some are left out, names are looked up again, for a title may have changed; elsewhere they are not."""
+    """If some are left out, names are looked up again, because a title may have changed; otherwise they are not."""
     entries = builder(vk)
 
     def build(since: int, until: int) -> int:

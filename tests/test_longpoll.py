@@ -428,7 +428,7 @@ KEY_TROUBLES: dict[str, list[Any]] = {
 @pytest.mark.parametrize("answers", KEY_TROUBLES.values(), ids=KEY_TROUBLES)
 @pytest.mark.parametrize("key", [START, error(10), (200, "<html>")], ids=["a key", "no key", "an odd key"])
 def test_keys_are_requested_once_a_second_at_most(longpoll: LongPoll, net: Net, answers: list[Any], key: Any) -> None:
-    """Whatever goes wrong, from the very start: VK answers error 29 to whoever requests them faster."""
+    """Whatever goes wrong, from the very start: VK answers error 29 to faster requests."""
     net.answers |= {"poll": list(answers), "groups.getLongPollServer": [START, key]}
     longpoll.renew()
     begun = net.clock.now

@@ -155,7 +155,7 @@ def test_people(vk: VK, person: dict[str, Any], name: Name) -> None:
 
 
 def test_unknown_people_and_communities(vk: VK) -> None:
-    """Those that VK leaves out of its answer have no name; answers are matched by id, so nobody gets another's name."""
+    """Those that VK leaves out of its answer have no name; answers are matched by id, so no names are mixed up."""
     vk.unknown |= {6, -4}
     names = names_of([5, 6, 7, -3, -4, -5])
     assert names[6] == names[-4] == Name()

@@ -550,7 +550,7 @@ def test_what_a_consumer_loads(code: str, loaded: list[str]) -> None:
 
 
 def test_an_import_leaves_signals_alone() -> None:
-    """Only the program blocks them, never who imports the package or its modules."""
+    """Only the program blocks them, not an import of the package or its modules."""
     modules = "fetcher, fetcher.bus.bus, fetcher.core.relay, fetcher.config"
     code = f"import {modules}, signal; print(signal.pthread_sigmask(0, []))"
     with python("-c", code) as process:
@@ -791,7 +791,7 @@ def test_dead_letters_of_two_fetchers(fetch: Fetch, vk: VK, server: Server, step
         vk.push(broken[number], good[number])
     arrived(server, 30)
     for fetcher in fetchers:
-        fetcher.kill()  # whoever is behind: it comes with what the other has recorded
+        fetcher.kill()  # the one that is behind: it comes with what the other has recorded
         fetcher.start()
     last = message()
     vk.push(broken[0] | {"number": 99}, last)

@@ -51,7 +51,7 @@ def filled(names: dict[int, Name], *events: Event) -> list[tuple[str, str]]:
     ],
 )
 def test_ids_to_resolve(uuid: int, bpid: int, ids: set[int]) -> None:
-    """People, communities and chats are; e-mail addresses and numbers that nobody can have are not."""
+    """People, communities and chats are; e-mail addresses and impossible numbers are not."""
     assert ids_to_resolve([event(uuid, bpid)]) == ids
 
 
@@ -84,7 +84,7 @@ def test_apply_names_to_an_action() -> None:
 
 
 def test_apply_names_to_a_private_dialog() -> None:
-    """A private dialog bears the other side's name, whoever acts in it."""
+    """A private dialog has the other side's name, whoever acts in it."""
     names = {5: Name("Анна Черных", "Анна", "Черных", "anna"), -3: Name("Паб", "Паб", "", "pub")}
     assert filled(names, event(5, 5), event(-3, 5), event(5, -3)) == [
         ("Анна Черных", "Анна Черных"),

@@ -9,7 +9,7 @@ UNLIMITED = 10**9
 
 
 def entries(count: int, size: int = 200) -> list[Entry | DeadLetter | None]:
-    """Make entries that are so many bytes on the wire, each."""
+    """Make entries that take this many bytes on the wire, each."""
     return [Entry("id", "message", b"x" * (size - 100))] * count
 
 
@@ -18,7 +18,7 @@ def commit(updates: int, size: int) -> Commit:
 
 
 def send(piece: PieceSize, limit: float, size: int = 200, times: int = 1, pending: int = 1000) -> list[int]:
-    """Commit pieces of what is pending through a link that times out above so many bytes; return their numbers.
+    """Commit pieces of what is pending through a link that times out above this many bytes; return their numbers.
 
     A number below 0 is a commit that timed out.
     """

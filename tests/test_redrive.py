@@ -304,7 +304,7 @@ def test_redis_cannot_be_reached(fetch: Fetch, server: Server, group: list[str],
 
 
 def test_a_lost_reply(run: Any, client: Any, bury: Bury, server: Server) -> None:
-    """Nobody knows whether it is published: it is, and the next run does not do it again."""
+    """The command cannot know whether it is published: it is, and the next run does not do it again."""
     bury(message(), message())
     with Proxy(server.port) as proxy:
         proxy.drop_replies()
@@ -325,7 +325,7 @@ def test_a_missing_permission(run: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("key", ["events", f"{{events}}:seen:{GROUP}"])
 def test_a_key_of_another_type(run: Any, client: Any, bury: Bury, key: str) -> None:
-    """Somebody else uses these names: the dead letter stays."""
+    """Another program uses these names: the dead letter stays."""
     bury(message())
     client.delete(key)
     client.set(key, "mine")
@@ -429,7 +429,7 @@ GROUPS_LETTERS, ATTEMPTS = "{events}:dead-letter:moderation", "{events}:attempts
 
 
 def set_aside(client: Any, count: int = 1) -> list[str]:
-    """Let two groups have had so many events, and `moderation` set them aside; return the ids of their entries."""
+    """Let two groups have had this many events, and `moderation` set them aside; return the ids of their entries."""
     entries = []
     for number in range(1, count + 1):
         text = json.dumps(Event("message", str(number), *EMPTY).as_dict())
@@ -450,7 +450,7 @@ EMPTY: Any = {"uuid": 1, "name": "", "firstname": "", "lastname": "", "nick": ""
 
 
 def taken(client: Any, group: str, count: int, **options: Any) -> list[str]:
-    """Consume so many events."""
+    """Consume this many events."""
     with contextlib.closing(consume(client, group, f"{group}-1", **options)) as found:
         return [event.event_id for event in itertools.islice(found, count)]
 

@@ -609,7 +609,7 @@ def test_two_fetchers_commit_the_same(begun: Fetcher, other: Fetcher, store: Sto
 def test_batches_that_come_too_late(
     begun: Fetcher, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are left out, for they might be repetitions: it is recorded and logged, once, and not tried again."""
+    """They are left out, because they might be repetitions: it is recorded and logged, once, and not tried again."""
     monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", 20)
     hold(begun, "a", "b")
     store.remember(*(f"old {number}" for number in range(20)))
@@ -673,7 +673,7 @@ def test_redis_fails_while_an_old_backlog_is_built(
 @pytest.mark.parametrize(
     ("checkpoint", "restarts", "epoch"),
     [
-        (None, 0, 0),  # nobody was there before
+        (None, 0, 0),  # no fetcher was there before
         (place(50), 0, 0),
         (place(90), 0, 0),  # another fetcher is further
         (place(50, epoch=3), 0, 3),
@@ -1048,7 +1048,7 @@ def test_what_only_people_can_fix_ends_it_while_nothing_is_held(
 
 @pytest.mark.parametrize("failure", [VK_FATAL, BUG])
 def test_a_poll_that_fails_for_good_ends_it_while_nothing_is_held(begun: Fetcher, failure: Exception) -> None:
-    """Whatever else failed before it."""
+    """It does so whatever else failed before."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnected()
     begun.vk.script = [failure]
@@ -1317,7 +1317,7 @@ def test_an_outage_and_then_a_failover(begun: Fetcher, store: Store) -> None:
 
 
 def test_a_restart_while_redis_is_away(begun: Fetcher, store: Store) -> None:
-    """The one update that nobody has any more is a recorded gap; all that came after the restart is there."""
+    """The one update that is lost everywhere is a recorded gap; all that came after the restart is there."""
     begun.history.push(*numbers(219))
     begun.settle()
     begun.history.kept = 100

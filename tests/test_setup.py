@@ -139,7 +139,7 @@ def test_settings_that_cannot_be_changed(setup: Setup, vk: VK) -> None:
 
 @pytest.mark.parametrize(("given", "more"), [(None, ""), (5, ", 5 is another community")])
 def test_groupid_is_printed(process: Setup, vk: VK, given: int | None, more: str) -> None:
-    """If it is missing, or not that of the token; the fetcher would not run. All else is checked, and made ready."""
+    """It is, if it is missing or not the token's: the fetcher would not run. All else is checked, and made ready."""
     vk.settings |= {"is_enabled": False}
     code, lines = process(GROUPID=given)
     assert code == 1

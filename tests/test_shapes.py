@@ -401,7 +401,7 @@ def test_raw(vk: VK, server: Server, fetch: Start) -> None:
 
 
 def test_raw_that_cannot_be_written(vk: VK, server: Server, fetch: Start) -> None:
-    """With RAW=1 what is malformed or no JSON is a dead letter, and its neighbours go out."""
+    """With RAW=1 what is malformed or not JSON is a dead letter, and its neighbours go out."""
     bus = Bus(vk, server, fetch, RAW=1)
     half, nan = "\ud83d", float("nan")
     events = bus.push(

@@ -27,7 +27,7 @@ def new_key(vk: VK) -> str:
 
 
 def poll(vk: VK, key: str, ts: Any, wait: float = 0) -> Any:
-    """Poll; an answer that is no JSON raises ValueError."""
+    """Poll; an answer that is not JSON raises ValueError."""
     params: Any = {"act": "a_check", "key": key, "ts": ts, "wait": wait}
     return requests.get(f"{vk.url}/whp/{vk.group_id}", params, timeout=5).json()
 
@@ -281,7 +281,7 @@ def test_short_lives(proxy: Proxy, client: Any) -> None:
 
 
 def test_refused_connections(proxy: Proxy, direct: Any) -> None:
-    """One in so many connections is refused."""
+    """One in a given number of connections is refused."""
     proxy.refuse_every = 3
     outcomes = []
     for _ in range(6):

@@ -71,7 +71,7 @@ class Asynchronous:
     def _run(cls, step: Callable[[], Awaitable[Any]]) -> Any:
 
         async def wait() -> Any:
-            return await step()  # begun in the loop: then the loop closes what nobody needs any more
+            return await step()  # begun in the loop: then the loop closes what is no longer needed
 
         return asyncio.run_coroutine_threadsafe(wait(), cls.loop).result()
 
@@ -171,7 +171,7 @@ def end(*servers: Server) -> None:
             client.execute_command("ACL SETUSER", "default", "resetchannels", "-@stream")
             client.client_kill_filter(_type="pubsub")
             with contextlib.suppress(redis.ResponseError):  # another node's key
-                client.delete("events")  # wakes who waits for a new entry
+                client.delete("events")  # wakes the readers that wait for a new entry
     readings, Reading.running = Reading.running, []
     try:
         wait_until(lambda: not any(reading.is_alive() for reading in readings), what="the end of the readings")
@@ -182,7 +182,7 @@ def end(*servers: Server) -> None:
 
 
 def take(events: Iterator[Event], count: int = 1) -> list[str]:
-    """Take so many events and return their ids; what an iterator raises is raised here."""
+    """Take this many events and return their ids; what an iterator raises is raised here."""
     taken: queue.Queue[Any] = queue.Queue()
 
     def work() -> None:

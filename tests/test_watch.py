@@ -1,4 +1,4 @@
-"""What flows on a real bus, shown to people: on a terminal, in a pipe, and whatever becomes of Redis."""
+"""What flows on a real bus, shown to people: on a terminal, in a pipe, and whatever happens to Redis."""
 
 import contextlib
 import json

@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--only", choices=KINDS, action="append", help="in this environment, not in all")
-    parser.add_argument("--each", type=int, default=1, help="so many environments of each kind (default: 1)")
+    parser.add_argument("--each", type=int, default=1, help="environments of each kind (default: 1)")
     parser.add_argument("--beside", metavar="REVISION", help="a second version of the program, from git")
     parser.add_argument("--links", metavar="WORD", nargs="?", const="", help="measure links, or those with this word")
     options = parser.parse_args()

@@ -56,7 +56,7 @@ def case(name: str, **more: Any) -> Callable[[Inject], Inject]:
 
 
 def failing_polls(fault: Fault, times: int = 3) -> Inject:
-    """Return what answers so many polls with the fault."""
+    """Return what answers this many polls with the fault."""
 
     def inject(env: Environment) -> None:
         env.vk.fail_poll(fault, times)
@@ -94,7 +94,7 @@ def silence(env: Environment) -> None:
 
 
 def miss(env: Environment, count: int, lose: Callable[[], Any]) -> None:
-    """Let all fetchers miss so many updates for good, and wait until the gap is on record, once."""
+    """Let all fetchers miss this many updates for good, and wait until the gap is on record, once."""
     for fetcher in env.fetchers:
         fetcher.pause()
     env.vk.down()  # polls under way would bring them
@@ -172,7 +172,7 @@ def vk_cut(env: Environment) -> None:
 
 
 def failing_requests(fault: Fault, times: int = 2, method: str | None = None) -> Inject:
-    """Return what answers so many requests with the fault."""
+    """Return what answers this many requests with the fault."""
 
     def inject(env: Environment) -> None:
         env.vk.fail_api(fault, times, method)
@@ -346,7 +346,7 @@ def fatal_while_pending(refuse: Callable[[Any], Any], fix: Callable[[Any], Any],
 
 
 def take_the_stream(client: Any) -> None:
-    """Put something else in the stream's place; nothing may come between."""
+    """Put something else in the stream's place, in one step."""
     if client.type("events") == "stream":
         with client.pipeline(transaction=True) as both:
             both.rename("events", "{events}:aside").set("events", "not a stream").execute()

@@ -126,7 +126,7 @@ class Environment:
             "aof": True,
             "acl": [f"user {OWNER} on nopass ~* &* +@all"],
         }
-        self.server_lock = threading.RLock()  # held by who ends the server, until it is there again
+        self.server_lock = threading.RLock()  # held by the thread that ends the server, until it is up again
         self.is_strict = True  # nothing but this fault happens: what a case waits for must come
 
         # The account. An update's number is its place in VK's order, and its event_id.
@@ -138,7 +138,7 @@ class Environment:
         self.gaps: list[tuple[Position, Position]] = []  # recorded since the last account
         self.last_entry = self.last_letter = ""  # the newest that have been read
         self.first = 0  # number of the first update that is not accounted for
-        self.forgotten: set[int] | None = set()  # what VK forgot before anybody had it; None: whatever is recorded
+        self.forgotten: set[int] | None = set()  # what VK forgot before any fetcher had it; None: whatever is recorded
         self.replayed: set[int] = set()
         self.restarts: list[
             int
@@ -338,7 +338,7 @@ class Environment:
     # Traffic
 
     def push(self, count: int = 1, make: Callable[[], dict[str, Any]] | None = None) -> range:
-        """Push so many updates and return their numbers; about one in four comes from somebody new.
+        """Push this many updates and return their numbers; about one in four comes from a new person.
 
         New people have no name yet, so their names are looked up.
         """
@@ -364,7 +364,7 @@ class Environment:
 
     @contextlib.contextmanager
     def traffic(self, rate: float = 40, burst: int = 0) -> Iterator[None]:
-        """Push about so many updates a second, one to three at a time, and up to `burst` at once each second."""
+        """Push about this many updates a second, one to three at a time, and up to `burst` at once each second."""
         self.stop.clear()
 
         def push() -> None:
@@ -395,12 +395,12 @@ class Environment:
         return range(CHAT + 2 + self.people, CHAT + 2 + self.people + count)
 
     def forget(self, numbers: range) -> None:
-        """Note that VK forgets these updates before anybody has them."""
+        """Note that VK forgets these updates before any fetcher has them."""
         if self.forgotten is not None:
             self.forgotten.update(numbers)
 
     def restart_numbering(self, back: int = 10**6) -> None:
-        """Let VK restart its numbering with a ts that is so much lower."""
+        """Let VK restart its numbering with a ts that is lower by this much."""
         with self.pushing:
             self.restarts.append(len(self.ts))
             self.vk.restart(self.vk.ts - back)

@@ -15,7 +15,7 @@ __all__ = ["CASES"]  # with those of cases.py
 
 
 def push_more_than_vk_keeps(env: Environment, ahead: int = 0) -> range:
-    """Push what VK keeps and so many more, and no faster than the fetchers take it."""
+    """Push what VK keeps and this many more, and no faster than the fetchers take it."""
     pushed = env.push(0)
     while len(pushed) < env.vk.kept + ahead:
         pushed = range(pushed.start, env.push(env.vk.kept // 2).stop)

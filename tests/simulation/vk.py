@@ -271,7 +271,7 @@ class Server:
             process.polled()
 
     def known(self, behind: int) -> int:
-        """Return the ts of a server that is behind by so many numbers."""
+        """Return the ts of a server that is behind by this many numbers."""
         vk = self.process.world.vk
         return max(vk.begin, vk.ts - behind)
 

@@ -38,7 +38,7 @@ COPIES = 12  # states that a failover may go back
 LEFT_OUT = "came so late that they may be on the bus already"
 SETTLE = 400.0  # seconds in which everything has to come to an end after the last fault…
 MAX_TURNS = 3000  # …and requests of each fetcher…
-MAX_EXTRA, MAX_EXTRA_BYTES = 8, 60_000  # …and bytes that are sent: so many times what is missing, and some
+MAX_EXTRA, MAX_EXTRA_BYTES = 8, 60_000  # …and bytes that are sent: this many times what is missing, and some
 FAST = 1e9  # bytes per second
 FOREVER = (1e9, 1e9)  # seconds that a connection lives
 

@@ -172,7 +172,7 @@ class VK(History):
         return ts in self.unreadable or any(place < self._readable_from.get(at, 0) for at in (ts, None))
 
     def _answer(self, key: str, ts: str, lag: int) -> Json | None:
-        """Return what a poll is answered by a server that is so many updates behind, None while it has nothing."""
+        """Return the answer to a poll of a server that is this many updates behind, None while it has nothing."""
         if key in self._lost:
             return {"failed": 3}
         if key in self._expired or key not in self.keys:
@@ -357,7 +357,7 @@ class VK(History):
         self.close()
 
     def up(self) -> None:
-        """Listen, on the same port as ever."""
+        """Listen, on the same port as before."""
         with self._opening:
             if not self._server:
                 self._server = Loopback(self.port, functools.partial(Handler, self))
