@@ -252,7 +252,7 @@ def test_a_ts_longer_than_a_double(
 
 
 def test_half_a_surrogate_pair_is_replaced(bus: Bus, client: Any) -> None:
-    """No UTF-8 can carry it: not in an id, a type, nor a dead letter."""
+    """UTF-8 cannot carry it, in an id, a type or a dead letter."""
     letter = DeadLetter("\ud83d", {"error": "\udfff"})
     nameless = DeadLetter("", {"error": "\udfff"})
     published: list[Entry | DeadLetter] = [Entry("\udc00", "t\ud83d", b"x"), letter, nameless]

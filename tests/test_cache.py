@@ -35,7 +35,7 @@ def test_what_is_cached(bus: Bus, server: Server) -> None:
 
 
 def test_what_waits_for_redis(bus: Bus, server: Server) -> None:
-    """Names that come while the bus is not connected go out with the next call for which it is: the latest of each."""
+    """Names that come while the bus is not connected go out with the next call after it is: the latest of each."""
     client = server.client()
     bus.is_connected = False
     bus.cache_names({5: ANNA, 2_000_000_007: Name("Старая")})

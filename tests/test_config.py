@@ -98,7 +98,7 @@ def test_an_unreadable_dotenv_is_named() -> None:
 
 
 def test_token_file_wins() -> None:
-    """A secret in a file, its last line break aside, stands before TOKEN."""
+    """A token in a file, without its last line break, wins over TOKEN."""
     Path("token").write_text("from-file\n")
     assert config.read(NEEDED | {"TOKEN_FILE": "token"}).token == "from-file"
     assert config.read({"GROUPID": "1", "TOKEN_FILE": "token"}).token == "from-file"

@@ -315,14 +315,14 @@ def test_each_kind_of_silence_has_its_own_words() -> None:
 
 
 def test_a_server_is_no_sentinel() -> None:
-    """The address of the sentinels may lead to a server by mistake: the command is named that it does not know."""
+    """If the address of the sentinels leads to a server, the error names the command that it does not know."""
     with Server() as server:
         url = f"redis+sentinel://{HOST}:{server.port}/mymaster"
         assert sentence(url) == "Redis is unavailable (unknown command 'SENTINEL')"
 
 
 def test_sentinels_without_this_master() -> None:
-    """It is the same to the fetcher as no answer at all."""
+    """The fetcher treats it like no answer at all."""
     with Server() as server, Sentinel(server) as sentinel:
         url = f"redis+sentinel://{HOST}:{sentinel.port}"
         assert sentence(f"{url}/nobody") == f"Redis is unavailable ({NO_MASTER})"
@@ -345,7 +345,7 @@ def test_sentinels_with_a_password(watched: Watched) -> None:
     ],
 )
 def test_what_passes_is_named(command: list[str], said: str) -> None:
-    """By redis-py's class, or by the code of the answer if the class says nothing."""
+    """It is named by redis-py's class, or by the code of the answer if the class says nothing."""
     with Server() as server:
         assert sentence(server.url, RedisUnavailable, *command) == f"Redis is unavailable {said}"
 

@@ -210,7 +210,7 @@ def ack(*ids: str) -> str:
 
 
 def test_pending_events_come_first_then_abandoned_ones_then_new_ones(redis: Redis) -> None:
-    """Each is acknowledged when the next one is requested, by whatever requests it."""
+    """Each is acknowledged when the next one is requested."""
     redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), entries()]
     redis.answers["XAUTOCLAIM"] = [claimed("3-0"), claimed()]
     redis.answers["XREADGROUP >"] = [entries("4-0"), None, entries("5-0"), END]
@@ -585,7 +585,7 @@ def published(channel: str, id: str, *pattern: str, data: str | None = None) -> 
      (["command", "button"], "SUBSCRIBE events:command events:button")],
 )  # fmt: skip
 def test_a_subscriber_gets_what_is_published_on_its_channels(redis: Redis, types: list[str], command: str) -> None:
-    """Each is an event of this bus; the answers to its subscription are none, nor what other buses publish."""
+    """Replies to its subscription, and what other buses publish, are not events."""
     pattern = [] if types else ["events:*"]
     redis.pushed = [
         *([b"subscribe", f"events:{name}".encode(), 1] for name in types[1:]),
@@ -641,7 +641,7 @@ def test_a_connection_has_the_clients_options_but_the_consumer_alone_retries(red
 
 
 class Cluster:
-    """A client of a cluster, whose nodes all are one Redis."""
+    """A client of a cluster whose nodes are all one Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self.nodes_manager, self.redis = self, redis

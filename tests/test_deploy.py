@@ -37,7 +37,7 @@ SETTINGS = set(config.NAMES)
 
 # --- The ACL rules ---------------------------------------------------------------------------------------
 
-ACL = {  # a rule in brackets is one, with its blank
+ACL = {  # a rule in parentheses is one, with its space
     name: re.findall(r"\(.+?\)|\S+", rules)
     for name, rules in re.findall("^user (.+?) on >SECRET (.+)$", OPERATIONS, re.MULTILINE)
 }
@@ -45,7 +45,7 @@ UNFELT = {"+info", "+exists", "+zmscore"}  # the fetcher itself does without
 
 
 def rules(user: str) -> list[str]:
-    """Return the rules that give the user something."""
+    """Return the rules that grant the user something."""
     return [rule for rule in ACL[user] if rule[0] in "~&+(%"]
 
 
@@ -54,7 +54,7 @@ def acl(user: str, without: str = "") -> list[str]:
 
 
 class Bus:
-    """A bus with its checkpoint, and behind that four events and what makes none; all that arrives is looked at."""
+    """A bus with its checkpoint, then four events and an update that makes none; all that arrives is checked."""
 
     CHECKPOINT, SEEN = f"{{events}}:ts:{GROUP}", f"{{events}}:seen:{GROUP}"
 
@@ -208,7 +208,7 @@ def test_both_languages_tell_the_same_rules_and_commands() -> None:
 
 @pytest.mark.parametrize("rule", ["", *rules("operator")])
 def test_the_rules_are_what_operators_need(rule: str, vk: VK) -> None:
-    """They suffice for --health, --watch and the document's commands, and each serves one of them."""
+    """They suffice for --health, --watch and the document's commands, and each is needed by one of them."""
     with Server(acl=acl("operator", rule)) as server, server.client() as owner:
         owner.xadd("events", {"event": "{}"})
         owner.xadd("{events}:dead-letter", {"error": "old"})
@@ -371,7 +371,7 @@ def instructions(name: str) -> list[str]:
 
 
 def test_the_image_sets_only_known_settings() -> None:
-    """What the image sets as environment means something to the fetcher.
+    """Every variable that the image sets is a setting of the fetcher.
 
     Build arguments stand behind all that is worth caching, and before a RUN: podman would take an old token's image.
     """

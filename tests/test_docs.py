@@ -72,7 +72,7 @@ def blocks(text: str, language: str = r"\w*") -> list[str]:
 
 
 def prose(text: str) -> str:
-    """Return what is no code block."""
+    """Return what is not in code blocks."""
     return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 

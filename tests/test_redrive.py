@@ -561,7 +561,7 @@ def test_a_missing_permission_for_a_group(run: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("rule", ["", *rules("redrive")])
 def test_the_documented_permissions(run: Any, rule: str) -> None:
-    """They suffice for both kinds of dead letters, and each serves one of them; without it nothing is lost."""
+    """They suffice for both kinds of dead letters, and each is needed by one of them; without it nothing is lost."""
     with Server(acl=acl("redrive", rule)) as server, server.client() as client:
         set_aside(client)
         Bury(server.url)(message())
