@@ -46,7 +46,7 @@ def update(id: str, **more: Any) -> dict[str, Any]:
 
 
 def answer(since: int, until: int, *ids: str, gap: str = "", **more: Any) -> Answer:
-    """Make an answer of VK's to a poll at `since`, or behind a gap."""
+    """Make VK's answer to a poll at `since`, or behind a gap."""
     return Answer(since, until, [update(id, **more) for id in ids], gap=gap)
 
 

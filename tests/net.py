@@ -101,7 +101,7 @@ class Clock:
 class Net:
     """What VK answers: for each method of the API and for polls a list, of which the last answer stays.
 
-    An answer is JSON, a status and a body (and pairs: its headers), or an exception. The modules of VK's go by the
+    An answer is JSON, a status and a body (and pairs: its headers), or an exception. The modules of `vk/` go by the
     clock of the test.
     """
 

@@ -35,7 +35,7 @@ END = End()
 
 
 class Wire:
-    """A connection to the Redis of a test, with the methods of redis-py's, which connects again by itself to write."""
+    """A connection to the Redis of a test, with the methods of redis-py's own, which connects again by itself to write."""
 
     def __init__(self, redis: "Redis", **options: Any) -> None:
         self.redis, self.is_open, self.is_cut = redis, False, False
@@ -659,7 +659,7 @@ class Cluster:
         return self.node("take any node")
 
     def node(self, line: str) -> Any:
-        """A node of redis-py's is a name; one of redis.asyncio has no pool, but is like one."""
+        """A redis-py node is a name; one of redis.asyncio has no pool, but is like one."""
         self.redis.written.append(line)
         return self.redis.connection_pool if self.redis.is_async else None
 

@@ -74,7 +74,7 @@ def settle(*fetchers: Fetcher) -> None:
 
 
 def hold(fetcher: Fetcher, *ids: str) -> None:
-    """Let the fetcher hold these updates, while Redis is away."""
+    """Let the fetcher hold these updates, while Redis is down."""
     fetcher.bus.failure = REDIS_DOWN
     fetcher.history.push(*ids)
     fetcher.run(lambda: fetcher.vk.polled_at[-1] == fetcher.history.ts)
@@ -667,7 +667,7 @@ def test_redis_fails_while_an_old_backlog_is_built(
     assert f"{REDIS_DOWN}: trying again" in caplog.messages
 
 
-# Redis is away at the start
+# Redis is down at the start
 
 
 @pytest.mark.parametrize(

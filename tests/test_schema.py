@@ -128,7 +128,7 @@ def test_what_is_built_of_each_sample_is_valid(name: str) -> None:
 
 @pytest.mark.parametrize("type", sorted(OTHER_TYPES.keys() | BUILDERS.keys()))
 def test_raw_of_each_type_is_valid(type: str) -> None:
-    """With RAW=1 every event has the update, and every type of VK's goes out."""
+    """With RAW=1 every event has the update, and every VK type goes out."""
     sent = [sample["update"] for sample in SAMPLES.values() if "event" in sample and sample["update"]["type"] == type]
     sent += [update(type, OTHER_TYPES[type][0])] if type in OTHER_TYPES and type not in BUILDERS else []
     events = [event for each in sent if (event := built(each, raw=True))]

@@ -25,8 +25,8 @@ A commit is one atomic script (commit.lua). It returns the checkpoint afterwards
     batch   | begins at the checkpoint or before   | publishes what is not in seen; the checkpoint becomes the later one
     batch   | begins half a window of seen before, | leaves out what is not in seen, which may have forgotten it; a
             | does not reach it, and seen is full  | record says how many updates these were
-    gap     | the checkpoint stands at `since`     | a record; the checkpoint becomes `until`
-    gap     | it stands elsewhere                  | nothing
+    gap     | the checkpoint is at `since`         | a record; the checkpoint becomes `until`
+    gap     | it is elsewhere                      | nothing
 
 If the checkpoint is before what is pending, the part between comes from the replay buffer; else from VK, polled at the
 checkpoint; else it is a gap. What is missing of an earlier epoch is a gap at once: VK no longer has it.

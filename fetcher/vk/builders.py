@@ -1,4 +1,4 @@
-"""From VK's update to our event: one pure function per type of update, found through BUILDERS at the foot.
+"""From VK's update to our event: one pure function per type of update, found through BUILDERS at the end.
 
 Each takes the update as VK sent it and the pattern of a command, returns the event, with the names of people and chats
 still empty, and raises ValueError with the reason if VK left out what an event cannot do without.

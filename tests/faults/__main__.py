@@ -51,7 +51,7 @@ def main() -> int:
     rows = [(name, whole.injections[name], whole.table[name]) for name in CASES if name in whole.table]
     for name, times, count in [*rows, ("**all**", whole.injections.total(), whole.total)]:
         print(f"| {name} | {times:,} | " + " | ".join(f"{number:,}" for number in count) + " |")
-    print(f"\n{whole.answers.total():,} faulty answers of VK's; {(time.monotonic() - begun) / 60:.1f} minutes")
+    print(f"\n{whole.answers.total():,} faulty VK answers; {(time.monotonic() - begun) / 60:.1f} minutes")
     print("Starts of fetchers:", ", ".join(f"{times:,} of {name}" for name, times in sorted(whole.starts.items())))
     possible = [case for case in CASES.values() if fits_versions(case, versions)]
     if missing := [case.name for case in possible if case.name not in whole.table]:

@@ -24,7 +24,7 @@ class Case(NamedTuple):
     forgets: bool = False  # what nobody alive has had may be gone
     kills: bool = False  # so it may be together with a second fault: what a dead fetcher held VK may have forgotten
     restarts: bool = False  # VK restarts its numbering, which version 1.1 does not count
-    splits: bool = False  # the checkpoint may stand inside an answer of VK's, where version 1.1 cannot go on
+    splits: bool = False  # the checkpoint may stand inside one VK answer, where version 1.1 cannot go on
     fatal: bool = False  # fetchers with nothing pending end with code 1
 
     @property

@@ -25,7 +25,7 @@ from tests.vk import CHAT, PERSON, button, message, reaction
 
 PASSWORD = "s3cret/of Redis@home"  # of the fetchers' user
 OWNER = "owner"  # the environment's own user, whose password nobody changes
-KEY_HEAD = "eyJhbGciOiJFZERTQSIs"  # so begins every key of VK's
+KEY_HEAD = "eyJhbGciOiJFZERTQSIs"  # every VK key begins like this
 EVENT_ID = re.compile(r'"event_id": ?"([0-9a-f]{40})"')  # the first one in an event's JSON is its own
 MOST_TIMES = 255  # what a byte counts
 REMEMBERED, REMEMBERED_BYTES = 500, 8 * 2**20  # of what is on the bus; twice as much, less what goes in one piece

@@ -96,7 +96,7 @@ def push_steadily(env: Environment, rate: float, seconds: float) -> None:
 
 
 def hold(env: Environment, count: int, text: str) -> None:
-    """Let the fetcher hold this many messages, each of a different person, while Redis is away."""
+    """Let the fetcher hold this many messages, each of a different person, while Redis is down."""
     env.down()
     people = itertools.count(PERSON)
     for _ in range(0, count, 200):

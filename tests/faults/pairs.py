@@ -34,7 +34,7 @@ def newest_on_failed_1(env: Environment, newest: bool) -> Iterator[None]:
 
 
 def outage_then_failover(env: Environment, newest: bool) -> None:
-    """Let Redis be away for longer than VK remembers, and come back without 40 acknowledged writes."""
+    """Let Redis be down for longer than VK remembers, and come back without 40 acknowledged writes."""
     with newest_on_failed_1(env, newest):
         replica = env.detached_replica()
         env.push(40)
@@ -47,7 +47,7 @@ def outage_then_failover(env: Environment, newest: bool) -> None:
 
 
 def outage_and_restart(env: Environment, newest: bool) -> None:
-    """Kill the fetcher while Redis is away, with one update that is on no bus, and let VK forget that one."""
+    """Kill the fetcher while Redis is down, with one update that is on no bus, and let VK forget that one."""
     with newest_on_failed_1(env, newest):
         env.down()
         env.forget(env.push())
@@ -61,7 +61,7 @@ def outage_and_restart(env: Environment, newest: bool) -> None:
 
 
 def restart_of_one(env: Environment, newest: bool) -> None:
-    """Kill one of two fetchers while Redis is away, and let it come back first: the other holds what it lacks."""
+    """Kill one of two fetchers while Redis is down, and let it come back first: the other holds what it lacks."""
     with newest_on_failed_1(env, newest):
         stays, killed = env.random.sample(range(2), 2)
         env.down()

@@ -98,7 +98,7 @@ class Chaos(Plan):
         if theme == "links":
             self.links = list(LINKS.values())
             self.habits = replace(self.habits, text=1500, batch=30)
-        if theme == "start":  # Redis is away, and VK may restart its numbering meanwhile
+        if theme == "start":  # Redis is down, and VK may restart its numbering meanwhile
             self.links = [Link(down_until=pick([5.0, 20.0, 60.0]) * rng.random()) for _ in range(3)]
             self.troubles[self.restart_vk], self.troubles[self.kill] = 0.005, pick([0, 0.005])
             self.remembered = LIMITS[bus]["DEDUP_WINDOW"]  # ids in `seen`, of events before

@@ -55,7 +55,7 @@ LIMITS: dict[Any, dict[str, Any]] = {
 }  # fmt: skip
 
 SETTINGS = config.parse({"GROUPID": str(GROUP), "STREAM_MAXLEN": str(10**6)}, ())
-MOST_HELD = 60 + 30 + 2 * 30  # updates: the limit, those that were committed lately, and two answers of VK's
+MOST_HELD = 60 + 30 + 2 * 30  # updates: the limit, those that were committed lately, and two VK answers
 
 
 @dataclass
