@@ -35,7 +35,7 @@ END = End()
 
 
 class Wire:
-    """A connection to the Redis of a test, with the methods of redis-py's own, which connects again by itself to write."""
+    """A connection to the Redis of a test, with the methods of redis-py's, which reconnects by itself to write."""
 
     def __init__(self, redis: "Redis", **options: Any) -> None:
         self.redis, self.is_open, self.is_cut = redis, False, False
