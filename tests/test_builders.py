@@ -93,6 +93,19 @@ def test_any_prefix(prefix: str) -> None:
         assert outcome(message(text), command)["event"]["event_type"] == kind, text
 
 
+def test_a_prefix_that_is_an_emoji() -> None:
+    """Keyboards put a variation selector behind many of them, and into COMMAND_PREFIXES, too."""
+    selector = "\N{VARIATION SELECTOR-16}"
+    for prefixes in ("❗", f"❗{selector}"):
+        for text, kind in (
+            ("❗help", "command"),
+            (f"❗{selector}help", "command"),
+            (f"❗{selector}", "message"),
+            (f"❗{selector} help", "message"),
+        ):
+            assert outcome(message(text), command_pattern(GROUP, prefixes))["event"]["event_type"] == kind, text
+
+
 def test_mention_is_of_the_fetchers_community() -> None:
     """The community of the mention is the one that the fetcher is run for."""
     text = "[club5|бот] /help"

@@ -1,6 +1,7 @@
 """The program as its users run it: a process between a VK over HTTP and a real server."""
 
 import ast
+import functools
 import json
 import os
 import random
@@ -801,29 +802,23 @@ def test_dead_letters_of_two_fetchers(fetch: Fetch, vk: VK, server: Server, step
 
 
 @pytest.mark.long
-def test_updates_that_are_very_deep(fetch: Fetch, vk: VK, server: Server) -> None:
+def test_updates_that_are_very_deep(fetch: Fetch, vk: VK, server: Server, request: pytest.FixtureRequest) -> None:
     """Whether they can be read, built, written: each is an event, a dead letter or in a gap, and the process lives."""
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(4000)  # for the VK of this test
-    try:
-        fetcher = fetch(RAW=1, POLL_WAIT=1, constants={"fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 1})
-        started(server)
-        vk.batch = 1
-        first = vk.ts
-        payload: Any = 1
-        for depth in range(1, 1100):
-            payload = [payload]
-            if depth > 940 and not depth % 4:
-                vk.push(button(payload))
-        fetcher.wait_for("A gap from ts")
-        last = message()
-        vk.push(last)
-        wait_until(lambda: ids(server)[-1:] == [last["event_id"]], what="the last event")
-        assert fetcher.running
-        *letters, gap = dead_letters(server)
-        published = len(ids(server)) - 1
-        assert all("cannot be" in letter["error"] or "Recursion" in letter["error"] for letter in letters)
-        assert published + len(letters) == int(gap["since"]) - first
-        assert int(gap["until"]) == vk.ts - 1
-    finally:
-        sys.setrecursionlimit(limit)
+    fetcher = fetch(RAW=1, POLL_WAIT=1, constants={"fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 1})
+    started(server)
+    vk.batch = 1
+    first = vk.ts
+    request.addfinalizer(functools.partial(sys.setrecursionlimit, sys.getrecursionlimit()))
+    sys.setrecursionlimit(4000)  # this test reads what the fetcher can just write
+    for depth in (*range(940, 1100, 4), 1400, 3000, 9000, 20_000, 100_000):  # each Python has a limit of its own
+        vk.push(button(f"nested {depth}"))
+    fetcher.wait_for("A gap from ts")
+    last = message()
+    vk.push(last)
+    wait_until(lambda: ids(server)[-1:] == [last["event_id"]], what="the last event")
+    assert fetcher.running
+    *letters, gap = dead_letters(server)
+    published = len(ids(server)) - 1
+    assert all("cannot be" in letter["error"] or "Recursion" in letter["error"] for letter in letters)
+    assert published + len(letters) == int(gap["since"]) - first
+    assert int(gap["until"]) == vk.ts - 1

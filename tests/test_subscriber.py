@@ -735,11 +735,11 @@ def interrupt(*of_signal):
 signal.signal(signal.SIGALRM, interrupt)
 for _ in range(1000):
     try:
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.004), 0.1)  # again, if one is lost in a callback
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.004), 1)  # again, if one is lost in a callback
         for event in consume(Redis(port={port}), "group", "consumer", idle=0.001):
             pass
     except KeyboardInterrupt:
-        pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
 print("ended a thousand times")
 """
 

@@ -25,7 +25,8 @@ def command_pattern(group: int, prefixes: str) -> re.Pattern[str]:
     A text button in a chat sends such a mention: https://dev.vk.com/ru/api/bots/development/keyboard
     """
     mention = rf"(?:\[(?:club|public){group}\|[^\]]*\]|@(?:club|public){group})[\s,:]*"
-    return re.compile(rf"(?:{mention})?([{re.escape(prefixes)}][^\W_].*)", re.DOTALL)
+    # Many emoji are typed with U+FE0F behind them, which only says how they look.
+    return re.compile(rf"(?:{mention})?([{re.escape(prefixes)}]\ufe0f?[^\W_].*)", re.DOTALL)
 
 
 def message_new(update: Json, command: re.Pattern[str]) -> Event:
