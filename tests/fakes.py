@@ -1,4 +1,4 @@
-"""The core's two sides in memory, by a clock of the test's own: VK, a bus, and fetchers between them."""
+"""The core's two sides in memory, on a clock of the test's own: VK, a bus, and fetchers between them."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""VK's answers one by one, without a network, by a clock of the test's own: for what a client makes of each of them."""
+"""VK's answers one by one, without a network, on a clock of the test's own: what a client makes of each."""
 
 import json
 import re

@@ -153,7 +153,7 @@ def test_vks_notice(vk: VK) -> None:
 
 
 def test_one_update_cannot_hurt_its_neighbours(vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even through a bug in its builder."""
+    """This holds even for a bug in its builder."""
 
     def broken(*_: Any) -> Any:
         raise KeyError("a bug")
@@ -176,7 +176,7 @@ def test_numbers_that_make_no_sense(vk: VK, number: int) -> None:
 
 
 def test_what_is_no_json(vk: VK) -> None:
-    """NaN, in whatever part of an update it comes; with `raw` it matters everywhere."""
+    """NaN makes a dead letter if it is in the event; with `raw` this is the whole update."""
     odd = message("a", payload='{"number": NaN}', latitude=nan())
     pressed = update("message_event", {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": nan()}})
     ((first, second),) = build(vk, batch(odd, pressed))
@@ -202,7 +202,7 @@ def deep(levels: int) -> Any:
 
 
 def test_an_update_that_is_too_deep(vk: VK) -> None:
-    """It cannot be written as JSON: what can is kept, and nothing ends."""
+    """It cannot be written as JSON: the part that can be is kept, and the fetcher goes on."""
     pressed = {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": deep(50_000)}}
     ((first, second, third),) = build(
         vk, batch(update("message_event", pressed), deep(50_000), message("a", extra=deep(50_000))), raw=True
@@ -272,7 +272,7 @@ def test_cropped_messages_are_made_whole(vk: VK) -> None:
 
 
 def test_with_raw_the_update_is_whole(vk: VK) -> None:
-    """Not cropped, that is."""
+    """`raw` has the full message."""
     vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
     ((entry,),) = build(vk, batch(cropped(1)), raw=True)
     told = event(entry)["raw"]["object"]["message"]

@@ -110,7 +110,7 @@ def test_keys_that_nobody_knows() -> None:
 
 
 def test_what_version_1_0_wrote() -> None:
-    """An entry that has been in the stream since before a reply had its author is read, too."""
+    """An entry in the stream from before a reply had its author is read, too."""
     data = copy.deepcopy(EVENTS[1].as_dict())
     for reply in (data["message"]["reply"], *data["message"]["forward"]):
         del reply["uuid"]
@@ -160,7 +160,7 @@ WRONG: list[tuple[tuple[str, ...], list[Any]]] = [
 
 @pytest.mark.parametrize(("place", "value"), [(place, value) for place, values in WRONG for value in values])
 def test_a_value_of_a_wrong_kind(place: tuple[str, ...], value: Any) -> None:
-    """Every value is of its annotated type, exactly, or it is no event."""
+    """A value that is not exactly of its annotated type is refused."""
     data = copy.deepcopy(EVENTS[1].as_dict())
     inside(data, place[:-1])[place[-1]] = value
     with pytest.raises(ValueError, match=r"instead of|no .+ in"):

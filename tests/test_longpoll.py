@@ -108,7 +108,7 @@ def test_polls_need_no_pause(polling: LongPoll, net: Net) -> None:
 
 
 def test_answers_that_are_not_held_back(polling: LongPoll, net: Net) -> None:
-    """Where nothing is new and VK, or a proxy, does not wait for it, there are five polls a second, not thousands."""
+    """If VK, or a proxy, answers at once that nothing is new, there are five polls a second, not thousands."""
     before = net.clock.now
     for _ in range(50):
         assert empty(polling.poll(1000, 25))
@@ -193,7 +193,7 @@ def test_a_redirect_of_a_poll(polling: LongPoll, net: Net) -> None:
 
 @pytest.mark.parametrize("code", FATAL + FATAL_AT_START)
 def test_fatal_at_start(longpoll: LongPoll, net: Net, code: int) -> None:
-    """These errors only the operator can fix: a sentence says how, with VK's own words."""
+    """Only the operator can fix these errors: a sentence says how, with VK's own words."""
     net.answers["groups.getLongPollServer"] = [error(code, "Why")]
     with pytest.raises(VkFatalError, match=rf"\w+.*\(VK error {code} in groups.getLongPollServer: Why\)"):
         longpoll.renew()
@@ -236,7 +236,7 @@ SERVERS += [{"key": KEY, "server": server, "ts": "1"} for server in odd(None, ""
 
 @pytest.mark.parametrize("server", named(SERVERS))
 def test_server_is_odd(longpoll: LongPoll, net: Net, server: Any) -> None:
-    """A key, a server or a ts that is missing or of a wrong kind passes, and the next answer is taken."""
+    """A missing or wrong key, server or ts is transient, and the next answer is taken."""
     net.answers["groups.getLongPollServer"] = [{"response": server}, START]
     with pytest.raises(TransientError):
         longpoll.renew()
@@ -260,7 +260,7 @@ def test_an_odd_new_server_leaves_the_old_one(polling: LongPoll, net: Net) -> No
 
 
 def test_what_is_inherited_works(net: Net) -> None:
-    """vk_api's own check() and listen() are those that its users know."""
+    """vk_api's own check() and listen() work as its users know them."""
     new_message = {"type": "message_new", "event_id": "1", "group_id": GROUP, "v": "5.199"}
     new_message |= {"object": {"message": {"peer_id": 5, "from_id": 5, "text": "hi"}, "client_info": {}}}
     net.answers["poll"] = [{"ts": "1001", "updates": [new_message]}, {"failed": 1, "ts": 1002}, {"failed": 2}]
@@ -345,7 +345,7 @@ FORGOTTEN = "VK has forgotten the updates between"
 
 
 def test_failed_1(polling: LongPoll, net: Net) -> None:
-    """The history is gone: a gap up to VK's new ts, and what comes there, at once and under the same key."""
+    """VK has forgotten: a gap up to VK's new ts, and what follows it, at once and with the same key."""
     odd = {"failed": 1, "ts": 2593, "error": {"code": 1}}
     net.answers["poll"] = [odd, {"ts": "2594", "updates": [5]}]
     assert found(polling.poll(1000, 25)) == [(1000, 2593, f"{FORGOTTEN} (failed 1)"), (2593, 2594, [5])]
@@ -470,7 +470,7 @@ def test_vk_restarts_its_numbering(polling: LongPoll, net: Net) -> None:
 
 @pytest.mark.parametrize("latest", ["35", "1000"])
 def test_vk_waits_for_a_ts_that_is_far_ahead(polling: LongPoll, net: Net, latest: str) -> None:
-    """It may wait in silence after it has restarted its numbering.
+    """VK may stay silent after it has restarted its numbering.
 
     If a new key's ts is lower, another key is taken after a minute without updates; if that one's is lower, too, polls
     go on at the first.
@@ -623,7 +623,7 @@ def test_nothing_is_skipped_at_another_place(polling: LongPoll, net: Net) -> Non
 
 @pytest.mark.parametrize("answer", [(404, ""), (200, "<html>moved</html>")])
 def test_the_server_has_moved(polling: LongPoll, net: Net, answer: Any) -> None:
-    """An old server that answers nothing readable is left after a minute, and nothing is lost: it was not the ts."""
+    """An old server with unreadable answers is left after a minute, and nothing is lost: the ts was not the cause."""
     net.answers["poll"] = [answer, answer, {"ts": "1002", "updates": [1, 2]}]
     moved = START["response"] | {"server": "https://lp.vk.ru/new", "ts": "1002"}
     net.answers["groups.getLongPollServer"] = [{"response": moved}]
@@ -683,7 +683,7 @@ def test_renewal_fails(polling: LongPoll, net: Net, failure: Any) -> None:
 
 
 def test_the_first_poll_is_short(longpoll: LongPoll, net: Net) -> None:
-    """The first poll waits one second, so that the settings are checked soon; all others as long as they may."""
+    """The first poll waits one second, so that the settings are checked soon; all others wait for up to `wait`."""
     longpoll.renew()
     for _ in range(3):
         longpoll.poll(1000, 25)
@@ -697,7 +697,7 @@ def test_the_first_poll_is_short(longpoll: LongPoll, net: Net) -> None:
 
 
 def test_a_first_poll_that_fails_is_short_again(longpoll: LongPoll, net: Net) -> None:
-    """The settings wait for an answer."""
+    """The settings are checked after the first answer."""
     net.answers["poll"] = [requests.ConnectionError(), QUIET_POLL]
     longpoll.renew()
     with pytest.raises(TransientError):

@@ -58,7 +58,7 @@ def arrived(server: Server, count: int) -> list[str]:
 
 
 def test_the_documents_update_gives_the_documents_event(fetch: Fetch, server: Server) -> None:
-    """The raw update of the contract comes out as exactly this event, key by key, on the channel and on the stream."""
+    """The contract's raw update gives exactly its event, key by key, on the channel and on the stream."""
     with VK(DOCUMENT["group_id"]) as vk, server.client() as client, client.pubsub() as live:
         vk.people[206295116] = {"first_name": "Руслан", "last_name": "Башинский", "domain": "oidaho"}
         vk.chats[2000000002] = "FUNCKA | TOASTER | DEV | CHAT"
@@ -103,7 +103,7 @@ def test_every_type_goes_to_its_channel(fetch: Fetch, vk: VK, server: Server) ->
 
 
 def test_a_malformed_update_becomes_a_dead_letter(fetch: Fetch, vk: VK, server: Server) -> None:
-    """Its neighbours go out, and it is kept whole, in ASCII, with the reason; VK's replay makes no second one."""
+    """Its neighbours go out, and it is kept whole, in ASCII, with the reason; VK's repetition makes no second one."""
     fetcher = fetch()
     started(server)
     broken = [
@@ -256,7 +256,7 @@ def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, serv
 
 @pytest.mark.long
 def test_memory_is_bounded(fetch: Fetch, vk: VK, server: Server) -> None:
-    """Past the limit it polls no more; what VK forgets then is a gap on record, and the rest goes out."""
+    """Past the limit it stops polling; what VK then forgets is a recorded gap, and the rest goes out."""
     fetcher = fetch(constants={"fetcher.core.backlog:MAX_PENDING": 300, "fetcher.vk.api:MAX_PAUSE": 1}, POLL_WAIT=1)
     started(server)
     server.stop()
@@ -343,7 +343,7 @@ def test_what_only_the_operator_can_fix(fetch: Fetch, server: Server, settings: 
 
 
 def test_long_poll_switched_off(fetch: Fetch, vk: VK) -> None:
-    """Long Poll off is one sentence, also if VK still gives a key."""
+    """It gives one sentence, even if VK still gives a key."""
     vk.fail_api({"response": {"is_enabled": False}}, method="groups.getLongPollSettings")
     fetcher = fetch()
     assert fetcher.wait() == 1
@@ -542,7 +542,7 @@ def test_it_runs_both_ways(program: list[str]) -> None:
     ],
 )
 def test_what_a_consumer_loads(code: str, loaded: list[str]) -> None:
-    """The nouns alone need neither a Redis client nor VK's, nor anything that takes time."""
+    """The nouns alone load neither redis-py nor vk_api, nor anything that takes time."""
     show = (
         "import sys; print(*sorted({'redis', 'vk_api', 'requests', 'dotenv', 'fetcher.bus.bus'} & sys.modules.keys()))"
     )
@@ -755,7 +755,7 @@ def test_the_token_is_revoked_while_updates_are_pending(fetch: Fetch, vk: VK, se
 
 
 def test_names_fail_for_long(fetch: Fetch, vk: VK, server: Server) -> None:
-    """VK fails for one person: the event waits as long as it may, and goes out without the name; others have theirs."""
+    """VK fails for one person: the event waits for the limit, and goes out without the name; others have theirs."""
     fetcher = fetch(POLL_WAIT=1, constants={"fetcher.core.relay:NAMES_TIMEOUT": 2})
     started(server)
     vk.failing[PERSON] = 10

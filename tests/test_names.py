@@ -99,7 +99,7 @@ def test_apply_names_to_the_unknown() -> None:
 
 
 def test_a_chats_title_is_no_users_name() -> None:
-    """A number that is a chat's never gives its title to a user of the same number."""
+    """A user whose number is a chat's peer id never gets its title."""
     assert filled({CHAT + 7: Name("Беседа")}, event(CHAT + 7, CHAT + 7)) == [("", "Беседа")]
     assert filled({MAIL: Name("почта")}, event(MAIL, 5)) == [("", "")]
     assert filled({CHAT: Name("nobody's")}, event(CHAT, 5)) == [("", "")]
@@ -231,7 +231,7 @@ def test_without_a_cache_there_is_no_memory(directory: Directory, cache: Cache, 
 
 
 def test_memory_is_bounded(directory: Directory, cache: Cache, vk: VK) -> None:
-    """When it is full it begins again; the cache still knows everybody."""
+    """When it is full it is emptied; the cache still has all names."""
     names(directory, *(event(id, id) for id in range(1, MAX_NAMES + 1)))
     assert names(directory, event(1, 1)) == [("name of 1", "name of 1")]
     assert len(cache.asked) == 1, "it is as full as it may be"
@@ -251,7 +251,7 @@ def test_what_another_fetcher_has_cached(directory: Directory, cache: Cache) -> 
 
 
 def test_a_title_is_known_to_all(directory: Directory, cache: Cache, vk: VK) -> None:
-    """The latest one of a batch holds in the next batches, and goes to the cache."""
+    """The latest title of a batch holds in the next batches, and goes to the cache."""
     names(directory, event(5, CHAT + 7, "New"), event(5, CHAT + 8), event(5, CHAT + 7, "Newest"))
     assert cache.known[CHAT + 7] == Name("Newest")
     assert names(directory, event(5, CHAT + 7)) == [("name of 5", "Newest")]

@@ -400,7 +400,7 @@ def test_what_is_missing_is_asked_for_whatever_is_held_of_the_next_epoch(behind:
 
 
 def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -> None:
-    """VK has none of it: it is a gap at once, without a poll."""
+    """VK no longer has any of it: it is a gap at once, without a poll."""
     behind.history.begin_at(3)
     behind.history.push("d")
     behind.bus.failure = REDIS_DOWN
@@ -466,7 +466,7 @@ def test_another_fetcher_was_further_in_the_epoch_before(begun: Fetcher, store: 
 
 
 def test_batches_are_held_while_redis_is_away(begun: Fetcher, store: Store) -> None:
-    """VK is polled on, without long waits, and names are known before Redis is back."""
+    """VK is polled all the time, with short waits, and names are known before Redis is back."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnected()
     begun.poll()
@@ -729,7 +729,7 @@ def test_vk_fails_at_the_first_connection(fetcher: Fetcher, store: Store) -> Non
 
 
 def test_vk_is_asked_for_its_ts_only_if_something_is_held(fetcher: Fetcher, store: Store) -> None:
-    """And only if the checkpoint is another one: a start costs one request."""
+    """And only if the bus has another checkpoint: a start costs one request."""
     store.checkpoint = place(5)
     fetcher.history.oldest = 5
     fetcher.poll(2)
@@ -814,7 +814,7 @@ def test_polls_that_follow_each_other(
     polls: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """VK is read faster than it forgets, and never in vain."""
+    """VK is read faster than it forgets, without useless polls."""
     monkeypatch.setattr("fetcher.core.relay.MAX_UNBUILT", room)
     ts, before = begun.relay.backlog.next.ts, len(begun.vk.polls)
     for count in counts:
@@ -882,7 +882,7 @@ def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
 
 @pytest.mark.usefixtures("untraced")
 def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
-    """Each answer of VK has something, without end: something goes out every second or two."""
+    """Every VK answer brings something, for ever: something goes out every second or two."""
     begun.history.batch = 10
     begun.history.push(*numbers(20_000))
     commits: list[float] = []
@@ -913,7 +913,7 @@ def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, r
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("limit", [200, 3_000, 50_000])
 def test_commits_get_through_a_slow_link(begun: Fetcher, store: Store, limit: int) -> None:
-    """What is above a size times out: pieces become smaller, down to one event, and grow on a better link."""
+    """Commits above a size time out: pieces become smaller, down to one event, and grow on a better link."""
     begun.bus.failure = REDIS_DOWN
     begun.history.push(*numbers(400))
     begun.run(lambda: begun.held == 400)
@@ -964,7 +964,7 @@ def test_steady_traffic_goes_out_at_once(begun: Fetcher, store: Store, rate: flo
 
 
 def test_a_failed_look_up_concerns_vk_alone(begun: Fetcher, store: Store) -> None:
-    """Redis is up, the heartbeat is set, nothing is read from the bus again, and VK is polled on."""
+    """Redis is up, the heartbeat is set, nothing is read from the bus again, and polls go on."""
     for failure in (VK_DOWN, VK_FATAL):
         begun.vk.names_failure = failure
         beats, reads, polls = len(begun.bus.beats), len(begun.bus.reads), len(begun.vk.polls)

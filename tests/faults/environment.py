@@ -247,7 +247,7 @@ class Environment:
             self.expect(partial(self.has_polled, fetcher, ts), what=f"a poll at {ts}")
 
     def wait_for_line(self, text: str, *fetchers: Process) -> Callable[[], None]:
-        """Return what waits until these fetchers, or all, print a line from now on that holds the text."""
+        """Return a function that waits until these fetchers, or all, print a new line with this text."""
         positions = [(fetcher, len(fetcher.lines)) for fetcher in fetchers or self.fetchers]
 
         def wait() -> None:
@@ -453,7 +453,7 @@ class Environment:
         return sum(text in fields["error"] for _, fields in letters)
 
     def wait_for_commits(self) -> None:
-        """Wait until no fetcher has anything left to commit, also after a pause and of what it commits once more."""
+        """Wait until no fetcher has anything left to commit, also after a pause, nor anything to commit again."""
 
         def is_quiet() -> bool:
             counts: list[int] = []
@@ -481,7 +481,7 @@ class Environment:
         """Wait until what was pushed has arrived, and count what came of it since the last account."""
         with contextlib.suppress(AssertionError):
             wait_until(self.has_arrived, timeout)
-        time.sleep(0.1)  # for what comes a second time
+        time.sleep(0.1)  # for repetitions
         missing, had = self.missing(), self.had()
         heard, self.listener.heard = self.listener.heard, []
         again = sum(self.on_channels[number] > 0 for number in heard) + len(heard) - len(set(heard))

@@ -13,7 +13,7 @@ from tests.servers import Proxy, wait_until
 from tests.vk import CHAT, PERSON, message
 
 FAR = 0.3  # seconds in each direction
-GIVEN_UP = 60.0  # seconds after which what is not on the bus is taken to stay away
+GIVEN_UP = 60.0  # seconds after which what is not on the bus counts as missing
 
 Play = Callable[[Environment], None]
 

@@ -1,4 +1,4 @@
-"""What once lost updates that a fetcher held in memory, most of it pairs of faults, each as short as it can be."""
+"""What once lost updates in a fetcher's memory: mostly pairs of faults, each as short as it can be."""
 
 import time
 from collections.abc import Iterator
