@@ -16,12 +16,12 @@ RUN pip install --no-cache-dir --root-user-action=ignore --only-binary=:all: -r 
 COPY main.py LICENSE ./
 COPY fetcher ./fetcher
 
-# A build argument stays in the image's history; `docker run -e TOKEN` does not, and wins. They stand before a RUN because
-# podman notices only there that one has changed.
+# A build argument stays in the image's history; `docker run -e TOKEN` does not, and wins. The arguments come before a
+# RUN because podman notices only there that one has changed.
 ARG TOKEN=""
 ARG GROUPID=""
-# The base image has no compiled modules and the user below may write none: importing everything once, here, saves each
-# start and each health check the work. And an image that does not start is not built.
+# The base image has no compiled modules and the user below may write none: importing everything here compiles it
+# once, not at each start and health check. It also ends the build of an image that would not start.
 RUN python main.py --version && python -c "import prometheus_client, hiredis, fetcher.commands.demo"
 
 ENV TOKEN=$TOKEN GROUPID=$GROUPID REDIS_URL=redis://redis:6379/0

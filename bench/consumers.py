@@ -124,7 +124,7 @@ def rate(read: Callable[[Any], Any], port: int, events: int) -> float:
 
 
 def publish(client: redis.Redis, port: int, texts: list[str]) -> None:
-    """Publish everything at once as soon as somebody listens, and let the server alone do the work."""
+    """Publish everything at once as soon as there is a subscriber, and leave the work to the server."""
     start = f"*3\r\n$7\r\nPUBLISH\r\n${len(CHANNEL)}\r\n{CHANNEL}\r\n".encode()
     bodies = [text.encode() for text in texts]
     commands = b"".join(b"%s$%d\r\n%s\r\n" % (start, len(body), body) for body in bodies)

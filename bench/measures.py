@@ -117,7 +117,7 @@ def growth(module: str, sizes: list[int], seed: int) -> list[tuple[int, Values]]
 
 
 def drain(module: str, count: int, delay: float, seed: int) -> Values:
-    """Hold `count` updates while Redis is away; measure memory then, and later the time from first to last event.
+    """Hold `count` updates while Redis is down; measure memory then, and later the time from first to last event.
 
     `delay` is the link's, one way, in seconds. `count` is below MAX_PENDING: with more, VK is no longer polled.
     """

@@ -112,7 +112,7 @@ class VKProcess(Process):
 
 
 class Subscriber:
-    """Counts what is published, and looks at nothing else."""
+    """Counts what is published, and does nothing else."""
 
     MARK = b"$8\r\npmessage\r\n"
 
@@ -133,7 +133,7 @@ class Subscriber:
         self.socket.close()
 
     def take(self, count: int, contender: Process) -> float:
-        """Wait for so many more events, and return when the last one arrived."""
+        """Wait for this many more events, and return when the last one arrived."""
         due = self.due = self.due + count
         deadline = time.monotonic() + PATIENCE
         while self.due > 0:

@@ -21,14 +21,14 @@ async function createGroup() {
   }
 }
 
-// An entry is [id, [field, value]], or [id, null] if it was trimmed from the stream (the client's own xReadGroup
-// throws then, so the commands are sent as they are).
+// An entry is [id, [field, value]], or [id, null] if it was trimmed from the stream: then the client's own xReadGroup
+// throws, so the commands are sent as they are.
 async function next(from) {
   const read = ["XREADGROUP", "GROUP", group, consumer, "COUNT", "1", "BLOCK", "1000", "STREAMS", stream, from];
   const [entry] = (await redis.sendCommand(read))?.[0][1] ?? [];
   if (entry || from !== ">") return entry;
   const [, [left]] = await redis.sendCommand(["XAUTOCLAIM", stream, group, consumer, "60000", "0", "COUNT", "1"]);
-  return left; // by another consumer, more than a minute ago
+  return left; // by any consumer, more than a minute ago
 }
 
 await createGroup();

@@ -1,4 +1,4 @@
-"""What may go wrong, in classes that the loop tells apart. Messages hold no token, key or password."""
+"""What may go wrong, in classes that the loop distinguishes. Messages hold no token, key or password."""
 
 
 class TransientError(Exception):

@@ -15,7 +15,7 @@ HOST = "127.0.0.1"
 
 
 def _every_port() -> Iterator[int]:
-    """Yield the ports of this worker for ever, so that one comes again only when all others have been given."""
+    """Yield the ports of this worker in an endless loop, so that one comes again only after all others."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     ports = range(20000 + worker, 32000, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
     first = random.SystemRandom().randrange(len(ports))
@@ -26,7 +26,7 @@ _ports = _every_port()
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody uses, and that no other worker of pytest is given.
+    """Return a free port of loopback, which no other pytest worker gets.
 
     Below the ports that the kernel gives to clients: a client that tries again and again to connect to
     a closed port above them is sooner or later given that very port, and is connected to itself.
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 class Loopback(socketserver.ThreadingTCPServer):
-    """Serve every connection to a port of loopback in a thread, and be able to drop them all."""
+    """Serve every connection to a port of loopback in a thread, and can drop them all."""
 
     daemon_threads = True
     block_on_close = False
@@ -61,7 +61,7 @@ class Loopback(socketserver.ThreadingTCPServer):
         request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # a client that is gone is no news here
+        if not isinstance(sys.exception(), OSError):  # a client that has left is expected here
             super().handle_error(request, client_address)
 
     def disconnect(self) -> None:

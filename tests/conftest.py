@@ -13,7 +13,7 @@ from tests.processes import Fetcher
 from tests.servers import Server
 from tests.vk import VK
 
-WORKERS_PER_CORE, MAX_WORKERS = 5, 24  # most tests wait for somebody
+WORKERS_PER_CORE, MAX_WORKERS = 5, 24  # most tests wait for a process or a clock
 
 sys.dont_write_bytecode = False  # each worker would compile all tests again
 
@@ -26,13 +26,13 @@ def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
 
 
 def pytest_configure() -> None:
-    """Heed Ctrl-C, and so do the programs of the tests: a shell lets what it starts with `&` ignore it."""
+    """Restore Ctrl-C, for the tests' programs as well: a shell lets what it starts with `&` ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, so that nobody waits for it in the end."""
+    """Begin with what takes longest, so that nothing waits for it in the end."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 

@@ -1,4 +1,4 @@
-"""The core's two sides in memory, by a clock of the test's own: VK, a bus, and fetchers between them."""
+"""The core's two sides in memory, on a clock of the test's own: VK, a bus, and fetchers between them."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -46,7 +46,7 @@ def update(id: str, **more: Any) -> dict[str, Any]:
 
 
 def answer(since: int, until: int, *ids: str, gap: str = "", **more: Any) -> Answer:
-    """Make an answer of VK's to a poll at `since`, or behind a gap."""
+    """Make VK's answer to a poll at `since`, or behind a gap."""
     return Answer(since, until, [update(id, **more) for id in ids], gap=gap)
 
 
@@ -71,7 +71,7 @@ class History(history.History):
         self.add(*(update(one) if isinstance(one, str) else one for one in updates))
 
     def flow(self, rate: float) -> None:
-        """Let so many updates come every second from now on; their ids are numbers from 0."""
+        """Let this many updates come every second from now on; their ids are numbers from 0."""
         self.rate, self.flows_since = rate, self.clock.now
 
     def arrive(self) -> None:
@@ -111,7 +111,7 @@ class VK:
         self.is_short = False
         self.full_failure: Failure = None  # of full messages
         self.names_failure: Failure = None  # of a whole look-up
-        self.unnamed: set[int] = set()  # whose names VK does not answer now
+        self.unnamed: set[int] = set()  # ids whose names VK does not answer now
         self.looked_up: list[set[int]] = []
 
     @property
@@ -331,7 +331,7 @@ class Fetcher:
         )
 
     def run(self, until: Callable[[], bool], limit: float = 600) -> Self:
-        """Run until this holds before a poll or a pause, for so many seconds at most."""
+        """Run until this holds before a poll or a pause, for this many seconds at most."""
         end = self.clock.now + limit
 
         def check() -> None:
@@ -355,7 +355,7 @@ class Fetcher:
         return self.run(lambda: self.clock.now >= end, seconds + 200)
 
     def poll(self, times: int = 1) -> Self:
-        """Run until so many polls are answered, and what follows each of them is done."""
+        """Run until this many polls are answered, and what follows each of them is done."""
         total = len(self.vk.polls) + times
         return self.run(lambda: len(self.vk.polls) >= total)
 

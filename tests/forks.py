@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 INHERITED = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
 LIBRARIES = ("argparse", "dotenv", "orjson", "prometheus_client", "redis.asyncio", "requests", "vk_api.bot_longpoll")
 BEFORE_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ")  # settings that a copy cannot take over: Python runs already
-MAX_FILES = 4  # stdin, stdout, stderr, and the socket for what is asked and answered
+MAX_FILES = 4  # stdin, stdout, stderr, and the socket for requests and replies
 NUMBER, SIZE = "q", 8  # how a pid and an exit code are sent, in bytes
 
 
@@ -41,7 +41,7 @@ class Fork:
 
     def poll(self) -> int | None:
         """Return the exit code, that of a signal negative, or None while it runs."""
-        try:  # the answer stays in the socket, for whoever asks next
+        try:  # the reply stays in the socket for the next caller
             return number(self._answers.recv(SIZE, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except BlockingIOError:
             return None
@@ -112,7 +112,7 @@ class Template:
 
 
 def before_start(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings that Python reads before it runs anything, but for the one that reopened() reads."""
+    """Return the settings that Python reads before it runs anything, except the one that reopened() reads."""
     return {name: env[name] for name in env if name.startswith(BEFORE_START) and name != "PYTHONUNBUFFERED"}
 
 
@@ -123,7 +123,7 @@ def template(*modules: str) -> Template:
 
 
 def serve(requests: socket.socket) -> list[int]:
-    """Fork at each request, and return in the copy, with its files; end when nobody is left who asks."""
+    """Fork at each request, and return in the copy, with its files; end when no client is left."""
     running: dict[int, socket.socket] = {}  # by pid: where its exit code is reported
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -158,7 +158,7 @@ def serve(requests: socket.socket) -> list[int]:
 
 
 def report(asked: socket.socket, number: int) -> None:
-    """Send a number to who has asked for the copy, if they are still there."""
+    """Send a number to the process that requested the copy, if it is still there."""
     with contextlib.suppress(OSError):
         asked.sendall(array.array(NUMBER, [number]))
 
@@ -172,7 +172,7 @@ def reopened(file: int, like: TextIO) -> TextIO:
 
 
 def become(files: list[int]) -> None:
-    """Be the process that was asked for, from its first line to its end."""
+    """Be the requested process, from its first line to its end."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

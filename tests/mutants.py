@@ -5,7 +5,7 @@
     python -m tests.mutants fetcher/bus/commit.lua --tests tests/test_bus.py --histories 300
 
 Each mutant runs in a process of its own, forked from one that has imported everything but the project: first the tests,
-the quickest ones first, then so many histories of the simulation. Tests that start another interpreter do not see the
+the quickest ones first, then the histories of the simulation. Tests that start another interpreter do not see the
 mutant there. Module-level constants, texts and annotations are left as they are. The exit code is 0 if the score is at
 least `--goal`.
 """
@@ -46,7 +46,7 @@ LUA_SWAPPED = {
 }  # fmt: skip
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MAX_MEMORY = 2**32  # bytes of a mutant
-CPU_FACTOR, CPU_EXTRA = 3, 10  # seconds that a mutant may compute: so many times what the original does, and some
+CPU_FACTOR, CPU_EXTRA = 3, 10  # seconds that a mutant may compute: this many times what the original does, and some
 WAIT_FACTOR, WAIT_EXTRA = 6, 60  # seconds that it may take
 
 
@@ -195,7 +195,7 @@ class Importer(importlib.abc.MetaPathFinder):
 
 
 def lua_mutants(path: pathlib.Path) -> Iterator[Mutant]:
-    """Yield the mutants of a script that are scripts, too; `apply` makes whoever reads the file read the mutant."""
+    """Yield the mutants of a script that are scripts, too; `apply` makes every reader of the file read the mutant."""
     from lupa.lua51 import LuaError, LuaRuntime
 
     compiles, lines = LuaRuntime().compile, path.read_text(encoding="utf-8").splitlines()
@@ -308,7 +308,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Change a module in many small ways.")
     parser.add_argument("module", type=pathlib.Path, help="the file")
     parser.add_argument("--tests", nargs="*", default=[], metavar="FILE", help="run these tests with each mutant")
-    parser.add_argument("--histories", type=int, default=0, help="play so many histories of the simulation with each")
+    parser.add_argument("--histories", type=int, default=0, help="histories of the simulation to play with each")
     parser.add_argument("--lines", default="1-100000", metavar="FROM-TO", help="mutants of these lines alone")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time (default: 1)")
     parser.add_argument("--goal", type=float, default=0.0, help="per cent that have to be noticed")

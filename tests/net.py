@@ -1,4 +1,4 @@
-"""VK's answers one by one, without a network, by a clock of the test's own: for what a client makes of each of them."""
+"""VK's answers one by one, without a network, on a clock of the test's own: what a client makes of each."""
 
 import json
 import re
@@ -101,7 +101,7 @@ class Clock:
 class Net:
     """What VK answers: for each method of the API and for polls a list, of which the last answer stays.
 
-    An answer is JSON, a status and a body (and pairs: its headers), or an exception. The modules of VK's go by the
+    An answer is JSON, a status and a body (and pairs: its headers), or an exception. The modules of `vk/` go by the
     clock of the test.
     """
 

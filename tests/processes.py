@@ -30,7 +30,7 @@ def environment() -> dict[str, str]:
 class Fetcher:
     """Run the program in a process of its own: Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=vk.group_id, ...).
 
-    The settings are its whole environment but for PATH and the like; those that are None are left out.
+    The settings are its whole environment except PATH and the like; those that are None are left out.
     It runs in a new directory, or in `cwd`: that is the place for a .env file.
     """
 
@@ -133,7 +133,7 @@ class Fetcher:
         self.process.send_signal(number)
 
     def terminate(self, timeout: float = 60) -> int:
-        """Ask it to end, and return its exit code."""
+        """Send it SIGTERM, and return its exit code."""
         self.signal(signal.SIGTERM)
         return self.wait(timeout)
 
@@ -143,7 +143,7 @@ class Fetcher:
         self.wait()
 
     def restart(self) -> None:
-        """Kill it, if it still runs, and start it anew with `settings`, `constants` and `arguments`."""
+        """Kill it, if it still runs, and start it again with `settings`, `constants` and `arguments`."""
         if self.running:
             self.kill()
         self.start()

@@ -20,7 +20,7 @@ QUORUM = 2
 class Sentinel:
     """Run one sentinel; `lines` are other ones than the usual of its configuration.
 
-    With a password of its own it lets in nobody else but the other sentinels.
+    With a password of its own it lets in only the other sentinels.
     """
 
     def __init__(self, primary: Server, password: str | None = None, lines: list[str] | None = None) -> None:
@@ -66,7 +66,7 @@ class Sentinel:
             self._process.wait()
 
     def knows_everybody(self) -> bool:
-        """Tell whether it has found the replica and the other sentinels."""
+        """Return whether it has found the replica and the other sentinels."""
         with self.client() as client:
             state = client.sentinel_masters()[MASTER]
         return bool(state["num-slaves"] == 1 and state["num-other-sentinels"] == 2 and state["is_master"])

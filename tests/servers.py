@@ -60,7 +60,7 @@ def bus_at(url: str, **settings: object) -> Bus:
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = 60, what: str = "it") -> None:
-    """Wait until the condition holds; a server that is not there yet is one more reason to wait."""
+    """Wait until the condition holds; a server that is not up yet also means waiting."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         with contextlib.suppress(redis.RedisError, OSError):
@@ -120,7 +120,7 @@ class Server:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def client(self, **options: Any) -> redis.Redis:
-        """Make a client; as the owner of everything, unless other options say who."""
+        """Make a client of the user with all rights, unless the options name another one."""
         usual = {"decode_responses": True, "password": self.password, "socket_timeout": 10}
         return redis.Redis(HOST, self.port, **usual | options)
 
@@ -172,7 +172,7 @@ class Server:
         self.start()
 
     def load(self) -> None:
-        """Stop it, start it, and wait until it has loaded what it has saved, however long that takes."""
+        """Stop it, start it, and wait until it has loaded its data, however long that takes."""
         self.stop()
         self.start(ready=False)
         wait_until(self._answers, what="the end of loading")
@@ -256,7 +256,7 @@ class Proxy:
 
     `reply_delay`: seconds that a reply takes more, at random between two. `lifetime`: seconds after which a connection
     is cut, at random between two. `max_silence`: seconds without a byte after which a connection is dropped, as by a
-    middlebox. `refuse_every`: one in so many connections is refused; 0: none. The last three are for connections that
+    middlebox. `refuse_every`: one in this many connections is refused; 0: none. The last three are for connections that
     are opened from then on.
     """
 
@@ -312,9 +312,9 @@ class Proxy:
         return self._to_drop
 
     def swallow(self) -> None:
-        """Accept connections and data and pass nothing on, as a link that is gone without a word.
+        """Accept connections and data and pass nothing on, like a link that has died silently.
 
-        What was sent meanwhile arrives at release(), for TCP repeats it, even if the client has left by then.
+        What was sent meanwhile arrives at release(), because TCP repeats it, even if the client has left by then.
         """
         with self._changed:
             self._swallows = True
@@ -344,7 +344,7 @@ class Proxy:
         self.cut()
 
     def up(self) -> None:
-        """Listen, on the same port as ever."""
+        """Listen, on the same port as before."""
         if not self._server:
             self._server = Loopback(self.port, functools.partial(_Connection, self))
 

@@ -45,12 +45,12 @@ def call(api: Api, method: str = "users.get") -> Any:
 
 
 def test_nothing_is_asked_at_first(api: Api, net: Net) -> None:
-    """The client is made without a request."""
+    """Creating the client sends no request."""
     assert not net.requests
 
 
 def test_how_it_is_asked(api: Api, net: Net) -> None:
-    """By POST with the version 5.199, in Russian, unless the caller wants another language."""
+    """By POST, with version 5.199, in Russian unless the caller sets another language."""
     assert call(api) == [{"id": 1}]
     api.method("users.get", {"lang": "en"})
     usual = {"v": "5.199", "access_token": TOKEN}
@@ -59,7 +59,7 @@ def test_how_it_is_asked(api: Api, net: Net) -> None:
 
 
 def test_every_request_has_a_time_out(api: Api, net: Net) -> None:
-    """5 seconds, or as long as is set; a caller that has one of its own keeps it."""
+    """5 seconds, or what is set; a caller's own time-out is kept."""
     call(api)
     api.http.timeout = 1.0
     call(api)
@@ -107,7 +107,7 @@ def test_a_compressed_answer(api: Api, net: Net) -> None:
 
 
 def test_proxies_come_from_the_environment(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As requests finds them, for each host; the environment is searched once."""
+    """They are found as by requests, for each host; the environment is searched once."""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
     monkeypatch.setenv("NO_PROXY", "lp.vk.ru")
 
@@ -139,7 +139,7 @@ def test_a_redirect_of_a_poll_is_followed(api: Api, net: Net) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(api: Api, net: Net, status: int) -> None:
-    """It would go on without its parameters, so that VK refuses the token, or take the token elsewhere."""
+    """It would go on without its parameters, and VK would refuse the token; or it would take the token elsewhere."""
     moved = (status, "", ("Location", "https://api.vk.ru/method/elsewhere"))
     net.answers |= {"users.get": [moved], "elsewhere": [error(5)]}
     with pytest.raises(TransientError, match="VK's API answers what cannot be read"):
@@ -169,7 +169,7 @@ def test_each_error(api: Api, net: Net, code: int, method: str) -> None:
 
 
 def test_every_fatal_error_has_a_hint() -> None:
-    """What only the operator can fix says how, in a sentence of its own; nothing else is fatal."""
+    """Each error that only the operator can fix has a sentence that says how; nothing else is fatal."""
     assert [*HINTS] == FATAL
     assert sorted(HINTS_AT_START) == sorted(FATAL + FATAL_AT_START)
     assert len(set(HINTS_AT_START.values())) == len(HINTS_AT_START)
@@ -178,7 +178,7 @@ def test_every_fatal_error_has_a_hint() -> None:
 
 @pytest.mark.parametrize("code", PASSING + FATAL + FATAL_AT_START + OTHER)
 def test_each_error_of_a_call_inside(api: Api, code: int) -> None:
-    """Nothing is fatal about one person or chat, not even what is said of the token."""
+    """Nothing is fatal about one person or chat, not even an error about the token."""
     failure = api.failure("users.get", error(code)["error"], inside=True)
     assert type(failure) is (CallFailed if code in PASSING else RequestRejected)
 
@@ -206,7 +206,7 @@ def test_what_is_counted(api: Api, net: Net) -> None:
 
 @pytest.mark.parametrize("code", OTHER)
 def test_all_other_errors_reject_the_request(api: Api, net: Net, code: int) -> None:
-    """They pass as well, for the loop, but asking for the same again is of no use."""
+    """The loop treats them as transient, but repeating the same request is of no use."""
     net.answers["users.get"] = [error(code), OK]
     with pytest.raises(RequestRejected, match=f"VK error {code} in users.get"):
         call(api)
@@ -224,7 +224,7 @@ def test_the_start_fails_and_passes(api: Api, net: Net, code: int) -> None:
 
 
 def test_long_poll_is_off(api: Api, net: Net) -> None:
-    """Long Poll switched off is fatal, by whatever code VK tells it; the same words elsewhere are not."""
+    """Long Poll switched off is fatal, whatever code VK reports it with; the same words elsewhere are not."""
     net.answers |= {name: [error(4242, "longpoll for this group is not enabled")] for name in (SERVER, "users.get")}
     with pytest.raises(VkFatalError, match="switch Long Poll on"):
         call(api, SERVER)
@@ -233,7 +233,7 @@ def test_long_poll_is_off(api: Api, net: Net) -> None:
 
 
 def test_an_error_that_quotes_the_token(api: Api, net: Net) -> None:
-    """VK's own words are told without it."""
+    """VK's own words are logged without it."""
     net.answers["users.get"] = [error(5, f"User authorization failed: {TOKEN} is no token")]
     with pytest.raises(VkFatalError, match=r"User authorization failed: \*\*\* is no token\)"):
         call(api)
@@ -241,7 +241,7 @@ def test_an_error_that_quotes_the_token(api: Api, net: Net) -> None:
 
 @pytest.mark.parametrize("code", [9, 14, 29])
 def test_a_pause_that_vk_wants(api: Api, net: Net, code: int) -> None:
-    """After 9, 14 and 29 nothing is asked for a while: seconds at first, up to a minute at last, then as ever."""
+    """After 9, 14 and 29 no request is sent for a while: seconds at first, up to a minute in the end, then as usual."""
     captcha = {"captcha_sid": "1", "captcha_img": "https://api.vk.ru/captcha.php?sid=1"}
     net.answers["users.get"] = [{"error": error(code)["error"] | captcha}]
     pauses: list[float] = []
@@ -267,7 +267,7 @@ def test_a_pause_that_vk_wants(api: Api, net: Net, code: int) -> None:
 
 
 def test_a_pause_also_grows_inside_an_execute(api: Api, net: Net) -> None:
-    """An execute that was answered, but for a call that VK limits, does not shorten the pauses."""
+    """An execute that was answered, except for a call that VK limits, does not shorten the pauses."""
     net.answers["execute"] = [{"response": [False], "execute_errors": [error(29)["error"]]}]
     for _ in range(8):
         api.failure("users.get", error(29)["error"], inside=True)
@@ -280,7 +280,7 @@ def test_a_pause_also_grows_inside_an_execute(api: Api, net: Net) -> None:
 
 
 def test_nobody_is_asked_for_a_captcha(api: Api, net: Net) -> None:
-    """Nor does vk_api's own handler of error 6 call itself without end."""
+    """And vk_api's own handler of error 6 does not recurse for ever."""
     for code in (6, 14, 17):
         net.answers["users.get"] = [error(code)]
         with pytest.raises(TransientError):
@@ -294,7 +294,7 @@ def test_nobody_is_asked_for_a_captcha(api: Api, net: Net) -> None:
 
 @pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS))
 def test_what_is_no_answer(api: Api, net: Net, answer: Any) -> None:
-    """It passes, and is told without a secret."""
+    """It passes, and the error holds no secret."""
     net.answers["users.get"] = [answer, OK]
     with pytest.raises(TransientError) as told:
         call(api)
@@ -323,7 +323,7 @@ def raising(failure: Exception) -> Callable[[], None]:
     ],
 )
 def test_what_libraries_raise(failure: Exception, said: str) -> None:
-    """It becomes a sentence of ours; what is ours already stays as it is."""
+    """It becomes one of our errors; our own stay as they are."""
     with (
         pytest.raises(TransientError, match=f"VK's long poll .*{said}") as told,
         translate_errors("long poll"),
@@ -336,7 +336,7 @@ def test_what_libraries_raise(failure: Exception, said: str) -> None:
 
 
 def test_a_bug_of_ours_is_no_answer_of_vks(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What goes wrong in our own code around a request is raised as it is, not as an answer that cannot be read."""
+    """An error in our own code around a request is raised as it is, not as an unreadable answer."""
 
     def broken(**_: str) -> None:
         raise TypeError("a bug")
@@ -347,7 +347,7 @@ def test_a_bug_of_ours_is_no_answer_of_vks(api: Api, monkeypatch: pytest.MonkeyP
 
 
 def test_answers_are_read_by_fastjson(api: Api, net: Net) -> None:
-    """NaN in VK's answer becomes what no JSON can be made of; numbers beyond 64 bits stay what they are."""
+    """NaN in VK's answer becomes a value that JSON cannot hold; numbers beyond 64 bits stay what they are."""
     net.answers["users.get"] = [(200, '{"response": [NaN, 123456789012345678901234567890]}')]
     nan, number = call(api)
     assert isinstance(nan, NotFinite)
@@ -355,6 +355,6 @@ def test_answers_are_read_by_fastjson(api: Api, net: Net) -> None:
 
 
 def test_it_is_vk_apis_client(api: Api) -> None:
-    """What expects one takes it: the long poll, the pool, the short spelling."""
+    """The long poll, the pool and the short spelling accept it."""
     assert isinstance(api, VkApi)
     assert api.get_api().users.get(user_ids=1) == [{"id": 1}]

@@ -1,4 +1,4 @@
-"""What only asynchronous consumers must heed: cancelled tasks, a loop that others share, generators that are left.
+"""What matters to asynchronous consumers only: cancelled tasks, a shared event loop, generators that are left.
 
 What both kinds promise is tested in test_subscriber.py.
 """
@@ -45,7 +45,7 @@ def connections(client: redis.Redis) -> int:
 
 @pytest.mark.parametrize("read", [lambda own: consume(own, GROUP, "a"), lambda own: subscribe(own, "message")])
 def test_a_client_that_blocks_is_refused(server: Server, client: redis.Redis, read: Any) -> None:
-    """It would stop all other tasks, for as long as no event comes."""
+    """It would stop all other tasks until an event comes."""
     with pytest.raises(TypeError, match="await"):
         asyncio.run(anext(read(client)))
 
@@ -57,7 +57,7 @@ def test_a_cancelled_task_closes_its_connection(
     monkeypatch: pytest.MonkeyPatch,
     read: Callable[[Redis], AsyncGenerator[Event, None]],
 ) -> None:
-    """While it waits for an event: at once, without a word from Redis."""
+    """It does so at once while it waits for an event, without waiting for Redis."""
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 10 * PATIENCE)
     before = connections(client)
 
@@ -111,7 +111,7 @@ def test_a_task_cancelled_in_its_handler_leaves_the_event_unacknowledged(server:
 def test_what_was_read_ahead_is_released_when_a_task_is_cancelled_between_two_events(
     server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was handled is acknowledged, the others are there for whoever comes next; nothing counts as an attempt."""
+    """Handled events are acknowledged, the others are there for the next consumer; nothing counts as an attempt."""
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", PATIENCE)
     fill(client, 300)
     got: list[str] = []
@@ -137,7 +137,7 @@ def test_what_was_read_ahead_is_released_when_a_task_is_cancelled_between_two_ev
 
 
 def test_a_task_may_be_cancelled_twice(server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second time while it waits for Redis to confirm what was released."""
+    """The second time is while it waits for Redis to confirm the release."""
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", PATIENCE)
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 10 * PATIENCE)
     fill(client, 300)
@@ -170,7 +170,7 @@ def test_a_task_may_be_cancelled_twice(server: Server, client: redis.Redis, monk
 
 @pytest.mark.long
 def test_no_event_is_set_aside_that_no_handler_had(server: Server, client: redis.Redis) -> None:
-    """Redis is 40 ms away, and a task with one attempt is cancelled dozens of times, whatever it is doing then."""
+    """Redis is 40 ms away, and a task with one attempt is cancelled dozens of times, at any moment."""
     fill(client, 100)
     got: list[str] = []
 
@@ -216,7 +216,7 @@ def test_break_leaves_the_event_unacknowledged_and_no_connection_behind(server: 
 
 @pytest.mark.parametrize("live", [False, True])
 def test_other_tasks_have_their_turn_during_a_storm(server: Server, client: redis.Redis, live: bool) -> None:
-    """Even if the handler waits for nothing: at each event."""
+    """They run at each event, even if the handler waits for nothing."""
     fill(client, 1000)
     turns = 0
 

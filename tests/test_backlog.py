@@ -26,7 +26,7 @@ def gap(since: int, until: int, ids: str = "", end: int | None = None) -> Answer
 
 
 def entries(ids: Iterable[Any], size: int = SIZE) -> list[Entry | DeadLetter | None]:
-    """Make an entry of each id; "-" is an update that nobody wants."""
+    """Make an entry of each id; "-" is an update that is not published."""
     return [None if id == "-" else Entry(id, "message", b"x" * (size - 100)) for id in ids]
 
 
@@ -245,7 +245,7 @@ def pieces(backlog: Backlog) -> list[str]:
 
 
 def smaller(backlog: Backlog, count: int) -> Backlog:
-    """Let about so many updates be one commit."""
+    """Let about this many updates be one commit."""
     backlog.piece.failed(Commit("batch", place(1), place(2), [], updates=2 * count), timed_out=True)
     return backlog
 
@@ -496,7 +496,7 @@ def test_the_first_bus_is_empty() -> None:
         ("3:40", [batch(50, 60, "a")], 60, ["3:50-3:60"]),
         ("500", [batch(50, 60, "a")], 60, ["1:50-1:60"]),  # VK has restarted its numbering since the checkpoint
         ("3:500", [batch(50, 60, "a"), batch(60, 70, "b")], 70, ["4:50-4:60", "4:60-4:70"]),
-        ("40", [batch(50, 60, "a")], 30, ["50-60"]),  # …since what is held: the next poll will tell
+        ("40", [batch(50, 60, "a")], 30, ["50-60"]),  # …since what is held: the next poll will show it
         ("3:40", [batch(50, 60, "a")], 30, ["3:50-3:60"]),
         ("3:60", [batch(50, 60, "a")], 30, ["3:50-3:60"]),
         ("3:20", [batch(50, 60, "a")], 30, ["2:50-2:60"]),  # …and another fetcher has noticed that
@@ -560,7 +560,7 @@ def test_the_oldest_is_forgotten_once_the_others_are_enough(
 
 
 def test_a_large_batch_is_remembered_with_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when small ones come after it."""
+    """Also if small ones follow."""
     monkeypatch.setattr(limits, "MAX_REPLAY", 3)
     backlog = committed(batch(10, 11, "a"), batch(11, 12, "bcdef"), batch(12, 13, "g"))
     assert "".join(backlog.replay_ids()) == "bcdefg"

@@ -47,7 +47,7 @@ def received(update: Any) -> Any:
 
 
 def outcome(update: Any, command: re.Pattern[str] = COMMAND, raw: bool = False) -> dict[str, Any]:
-    """Tell what becomes of an update, in the words of the samples."""
+    """Return what becomes of an update, in the words of the samples."""
     try:
         event = builder(command, raw).event_of(received(update))
         if event:
@@ -64,7 +64,7 @@ def pattern_for(update: Any) -> re.Pattern[str]:
 
 @pytest.mark.parametrize("name", sorted(SAMPLES))
 def test_samples(name: str) -> None:
-    """Each sample gives exactly its event, its dead letter's reason, or nothing; and it is left as it was."""
+    """Each sample gives exactly its event, its dead letter's reason, or nothing; and it is not modified."""
     given, expected = copy.deepcopy(SAMPLES[name]), copy.deepcopy(SAMPLES[name])
     del expected["update"]
     told = outcome(given["update"], pattern_for(given["update"]))
@@ -74,7 +74,7 @@ def test_samples(name: str) -> None:
 
 @pytest.mark.parametrize("type", sorted(BUILDERS))
 def test_each_type_has_a_sample(type: str) -> None:
-    """Whoever adds a type of event adds a file to tests/samples: an update of that type, and its event."""
+    """A new type of event needs a file in tests/samples: an update of that type, and its event."""
     built = [sample for sample in SAMPLES.values() if "event" in sample and sample["update"]["type"] == type]
     assert built, f"no file in tests/samples has an update of type {type} and its event"
 
@@ -91,6 +91,19 @@ def test_any_prefix(prefix: str) -> None:
         (f"{prefix} help", "message"),
     ):
         assert outcome(message(text), command)["event"]["event_type"] == kind, text
+
+
+def test_a_prefix_that_is_an_emoji() -> None:
+    """Keyboards put a variation selector behind many of them, and into COMMAND_PREFIXES, too."""
+    selector = "\N{VARIATION SELECTOR-16}"
+    for prefixes in ("❗", f"❗{selector}"):
+        for text, kind in (
+            ("❗help", "command"),
+            (f"❗{selector}help", "command"),
+            (f"❗{selector}", "message"),
+            (f"❗{selector} help", "message"),
+        ):
+            assert outcome(message(text), command_pattern(GROUP, prefixes))["event"]["event_type"] == kind, text
 
 
 def test_mention_is_of_the_fetchers_community() -> None:
@@ -180,7 +193,7 @@ def test_raw_of_samples(name: str) -> None:
 
 @pytest.mark.parametrize("type", sorted(OTHER_TYPES.keys() - BUILDERS.keys()))
 def test_other_types(type: str) -> None:
-    """A type that nobody builds goes out with raw, under VK's name, with who caused it and where; else it does not."""
+    """A type without a builder goes out only with raw: under VK's name, with who caused it and where."""
     fields, user, peer = OTHER_TYPES[type]
     given = update(type, fields)
     assert outcome(given) == {"passed_over": True}
@@ -206,7 +219,7 @@ def test_other_types(type: str) -> None:
     ],
 )
 def test_who_and_where_of_a_new_type(fields: Any, user: int, peer: int) -> None:
-    """Of a type that is new to us, too: what is empty names nobody, then it is the community, and the peer is who."""
+    """This also holds for types that VK adds: without an actor it is the community, without a peer the actor."""
     event = outcome(update("brand_new", fields), raw=True)["event"]
     assert (event["user"]["uuid"], event["peer"]["bpid"]) == (user, peer)
 
@@ -236,7 +249,7 @@ def test_half_a_surrogate_pair_in_a_new_type() -> None:
     ],
 )  # fmt: skip
 def test_malformed_with_raw(given: Any, reason: str) -> None:
-    """What has no id, no object, nobody who can be named, or is no JSON, is a dead letter with its reason."""
+    """An update without an id, an object or an actor, or one that is not JSON, is a dead letter with the reason."""
     assert outcome(given, raw=True) == {"dead_letter": reason}
 
 
@@ -254,11 +267,11 @@ def test_raw_is_verbatim() -> None:
     assert json.dumps(event.raw) == text
 
 
-# Messages cut short
+# Cropped messages
 
 
 def test_cropped_message_tells_the_place() -> None:
-    """The place of a message that VK has cut short is told, and only of such a message."""
+    """Only a message that VK has cropped has a place to look up."""
     assert cropped_message(message(is_cropped=True, conversation_message_id=5)) == (PEER, 5)
     assert cropped_message(message(is_cropped=True, conversation_message_id="5", peer_id=str(PERSON))) == (PERSON, 5)
     assert cropped_message(message(is_cropped=1, conversation_message_id=5)) == (PEER, 5)
@@ -286,12 +299,12 @@ ODD += [update("message_new", None), update("message_new", []), update("message_
     ],
 )
 def test_cropped_message_passes_over_what_is_malformed(odd: Any) -> None:
-    """What is malformed is not asked for: building it tells why."""
+    """Nothing is looked up for a malformed update: building it gives the reason."""
     assert cropped_message(odd) is None
 
 
 def test_full_message_takes_the_place() -> None:
-    """The full message goes in place of the cropped one; what it does not tell stays; the update is left as it was."""
+    """The full message replaces the cropped one; fields that it lacks stay; the update is not modified."""
     short = message("кор", is_cropped=True, attachments=[{"type": "photo"}], conversation_message_id=5)
     before = copy.deepcopy(short)
     full = {
@@ -458,7 +471,7 @@ def test_any_update(update: Any, raw: bool) -> None:
 @STEADY
 @given(messages, messages | st.dictionaries(texts, anything), st.booleans(), st.booleans())
 def test_any_full_message(short: Any, full: Any, nested: bool, raw: bool) -> None:
-    """Whatever VK tells as the full message, the update is built or has a reason, as if VK had sent it so."""
+    """Whatever VK returns as the full message, the update is built or has a reason, as if VK had sent it so."""
     short = {**short, "is_cropped": True}
     given = update("message_new", {"message": short} if nested else short)
     before = repr(given)

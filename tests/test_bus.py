@@ -199,7 +199,7 @@ def test_the_store_of_the_other_tests(row: Row, bus_of_row: Callable[[Row], Bus]
 
 
 def test_a_commit_moves_everything_in_one_step(bus: Bus, client: Any) -> None:
-    """Stream, dead letters, seen, checkpoint and channels; who hears an event finds it in the stream."""
+    """Stream, dead letters, seen, checkpoint and channels; a subscriber that gets an event finds it in the stream."""
     live = client.pubsub()
     live.psubscribe("*")
     live.get_message(timeout=10)
@@ -219,7 +219,7 @@ def test_a_commit_moves_everything_in_one_step(bus: Bus, client: Any) -> None:
 
 
 def test_two_fetchers_count_each_event_once(server: Server, bus: Bus, client: Any) -> None:
-    """What is counted is what the script recorded: also where batches overlap."""
+    """The count is what the script recorded, also where batches overlap."""
     other = bus_at(server.url)
     batches = [
         commit(10, 12, "a", "!x", "b"),
@@ -252,7 +252,7 @@ def test_a_ts_longer_than_a_double(
 
 
 def test_half_a_surrogate_pair_is_replaced(bus: Bus, client: Any) -> None:
-    """No UTF-8 can carry it: not in an id, a type, nor a dead letter."""
+    """UTF-8 cannot carry it, in an id, a type or a dead letter."""
     letter = DeadLetter("\ud83d", {"error": "\udfff"})
     nameless = DeadLetter("", {"error": "\udfff"})
     published: list[Entry | DeadLetter] = [Entry("\udc00", "t\ud83d", b"x"), letter, nameless]
@@ -274,7 +274,7 @@ def test_the_streams_are_trimmed(server: Server, client: Any) -> None:
 
 
 def test_seen_remembers_the_latest_ids(bus: Bus, client: Any) -> None:
-    """So many that nothing of what a fetcher may hold goes out twice, and no more."""
+    """Enough that nothing a fetcher may hold goes out twice, and no more."""
     assert DEDUP_WINDOW == 30_000
     ids = [str(number) for number in range(DEDUP_WINDOW + 500)]
     for first in range(0, len(ids), 5000):
@@ -329,7 +329,7 @@ def full_commit() -> Commit:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_of_another_type(server: Server, bus: Bus, client: Any, full_commit: Commit, key: str) -> None:
-    """Nothing is written, and one sentence tells the operator."""
+    """Nothing is written, and the operator gets one sentence."""
     client.delete(key)
     client.rpush(key, "x")
     before = contents(server)
@@ -360,7 +360,7 @@ def test_only_the_keys_of_its_entries_matter(server: Server, bus: Bus, client: A
     ],
 )
 def test_a_permission_is_missing(full_commit: Commit, rule: str) -> None:
-    """Whichever it is, of a command, a key or a channel: nothing is written without it."""
+    """For a command, a key or a channel: nothing is written without it."""
     with Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as server, server.client() as client:
         client.set(TS, "10")
         client.zadd(SEEN, {"old": 1})
@@ -371,7 +371,7 @@ def test_a_permission_is_missing(full_commit: Commit, rule: str) -> None:
 
 
 def test_only_the_channels_of_its_events_matter() -> None:
-    """Who may publish these needs no other channel, and who may not is refused, with or without a dead letter."""
+    """A user needs the permission for these alone, with or without a dead letter."""
     users = ["user one on >x ~* +@all resetchannels &events:message", "user none on >x ~* +@all &* -publish"]
     users += ["user neither on >x ~* +@all &* -xadd"]
     with Server(acl=users) as server, server.client() as client:
@@ -389,7 +389,7 @@ def test_only_the_channels_of_its_events_matter() -> None:
     "rule", ["resetkeys ~events ~{events}:ts:7 ~{events}:seen:7 %R~{events}:dead-letter", "of another type"]
 )
 def test_what_is_left_out_cannot_be_recorded(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch without dead letters becomes one if it comes late: that is asked first, too."""
+    """A late batch leaves a dead letter: that permission is checked first, too."""
     monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
     acl = "" if rule == "of another type" else rule
     with Server(acl=[f"user limited on >x ~* &* +@all {acl}"]) as server, server.client() as client:
@@ -406,7 +406,7 @@ def test_what_is_left_out_cannot_be_recorded(rule: str, monkeypatch: pytest.Monk
 def test_a_server_that_knows_no_questions_about_permissions(
     monkeypatch: pytest.MonkeyPatch, full_commit: Commit
 ) -> None:
-    """Redis before 7: then nothing is asked."""
+    """Redis before 7: then nothing is checked."""
     with FakeStrictRedis(decode_responses=True) as fake:
         monkeypatch.setattr("fetcher.bus.bus.connect", lambda *_, **__: fake)
         bus = bus_at("redis://nowhere")
@@ -451,7 +451,7 @@ def test_a_replica_takes_no_writes(full_commit: Commit) -> None:
 
 
 def test_the_checkpoint_is_made_once(bus: Bus, client: Any) -> None:
-    """Only the first start makes it; every other one reads it, and who knows one does not make another."""
+    """Only the first start creates it; later ones read it, and a fetcher that knows one does not create another."""
     assert bus.read([], Position(0, 99)).checkpoint == Position(0, 10)
     client.delete(TS)
     assert bus.read([]).checkpoint is None
@@ -472,7 +472,7 @@ def test_a_checkpoint_is_text(bus: Bus, client: Any, stored: str, position: tupl
 
 @pytest.mark.parametrize("value", ["yesterday", "-5", "1.5", "٣", b"\xff1", "1:", "+5", " 5"])
 def test_a_checkpoint_that_is_none(bus: Bus, client: Any, value: Any) -> None:
-    """Somebody has written there: the operator must say what is to be done, and a commit changes nothing."""
+    """Something else has written there: the operator must decide, and a commit changes nothing."""
     client.set(TS, value)
     for kind in ("batch", "gap", "restore"):
         with pytest.raises(RedisFatalError, match=r"\{events\}:ts:7 holds no ts of VK's; delete this key"):
@@ -524,7 +524,7 @@ def test_ids_that_cannot_be_looked_up(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("rule", ["-set", "-get", "resetkeys ~{events}:seen:7"])
 def test_what_may_not_be_read(rule: str) -> None:
-    """A missing permission is told, whichever it is."""
+    """A missing permission is reported, whichever it is."""
     with (
         Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as limited,
         pytest.raises(RedisFatalError, match="permission"),
@@ -533,7 +533,7 @@ def test_what_may_not_be_read(rule: str) -> None:
 
 
 def test_a_checkpoint_of_another_type(bus: Bus, client: Any) -> None:
-    """It is told at once, not at the first commit."""
+    """It is reported at once, not at the first commit."""
     client.delete(TS)
     client.rpush(TS, "x")
     with pytest.raises(RedisFatalError, match="another type"):
@@ -544,7 +544,7 @@ def test_a_checkpoint_of_another_type(bus: Bus, client: Any) -> None:
 
 
 def test_redis_is_too_slow(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A time-out is told apart from an outage, for the next commit to be smaller."""
+    """A time-out differs from an outage: it makes the next commit smaller."""
     monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 1)
     bus = bus_at(server.url)
     bus.read([], Position(0, 10))
@@ -598,7 +598,7 @@ def test_a_script_that_redis_has_forgotten(bus: Bus, client: Any) -> None:
 
 
 def test_a_heartbeat(bus: Bus, client: Any) -> None:
-    """It lives as long as it should."""
+    """It lasts for 30 seconds longer than a poll."""
     assert not bus.alive()
     bus.beat()
     assert bus.alive()
@@ -607,7 +607,7 @@ def test_a_heartbeat(bus: Bus, client: Any) -> None:
 
 @pytest.mark.parametrize("clustered", [False, True])
 def test_no_commit_goes_over_a_connection_that_was_replaced(clustered: bool, full_commit: Commit) -> None:
-    """The client replaces a closed connection in silence; the server may have lost writes, which go out first."""
+    """The client replaces a closed connection silently; the server may have lost writes, which go out first."""
     with contextlib.ExitStack() as opened:
         nodes = opened.enter_context(cluster(1)) if clustered else [opened.enter_context(Server())]
         client = opened.enter_context(nodes[0].client())

@@ -21,7 +21,7 @@ def bus(server: Server) -> Bus:
 
 
 def test_what_is_cached(bus: Bus, server: Server) -> None:
-    """A name as a list of its parts, for as long as it is set; one that VK does not know for a minute at most."""
+    """A name as a list of its parts, for NAMES_TTL; one that VK does not know for a minute at most."""
     client = server.client()
     assert bus.names([5, 2_000_000_007]) == {}
     bus.cache_names({5: ANNA, 2_000_000_007: CHAT, 6: Name()})
@@ -35,7 +35,7 @@ def test_what_is_cached(bus: Bus, server: Server) -> None:
 
 
 def test_what_waits_for_redis(bus: Bus, server: Server) -> None:
-    """Names that come while the bus is not connected go out with the next call for which it is: the latest of each."""
+    """Names that come while the bus is not connected go out with the next call after it is: the latest of each."""
     client = server.client()
     bus.is_connected = False
     bus.cache_names({5: ANNA, 2_000_000_007: Name("Старая")})
@@ -54,7 +54,7 @@ def test_what_waits_for_redis(bus: Bus, server: Server) -> None:
 
 
 def test_no_cache(bus: Bus, server: Server) -> None:
-    """With a time of 0 nothing is cached, nor does anything wait."""
+    """With NAMES_TTL=0 nothing is cached, and nothing waits."""
     bus.names_ttl = 0
     for bus.is_connected in (True, False, True):
         bus.cache_names({5: ANNA})

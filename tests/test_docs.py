@@ -58,7 +58,7 @@ OF_TYPES, OF_TYPES_WITH_SERVERS = (
     for names in ("builders docs entries events longpoll names operations schema", "demo setup")
 )
 
-# …but for random updates, answers of the long poll, the rules of Redis's users, and this test
+# …except random updates, answers of the long poll, the rules of Redis's users, and this test
 NOT_OF_TYPES = "any_update or any_full_message or (test_longpoll and not settings) or missing_rule or the_guide"
 
 pytestmark = pytest.mark.xdist_group("docs")  # most of them share what is started once
@@ -72,7 +72,7 @@ def blocks(text: str, language: str = r"\w*") -> list[str]:
 
 
 def prose(text: str) -> str:
-    """Return what is no code block."""
+    """Return what is not in code blocks."""
     return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -139,7 +139,7 @@ def published(server: Server) -> list[str]:
 
 @readme
 def test_settings_and_their_defaults(text: str) -> None:
-    """The table has every setting, and giving the default that it tells changes nothing."""
+    """The table has every setting, and setting a documented default changes nothing."""
     needed = {"TOKEN": "token", "GROUPID": "1"}
     told = {code(row[0]): code(row[1]) for row in table(text, "`BUS`")}
     assert told.keys() == SETTINGS
@@ -161,7 +161,7 @@ class Program(NamedTuple):
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    """What the program says of itself, in a process of its own: when it is imported, it takes over the signals."""
+    """What the program prints about itself, in a process of its own: importing it takes over the signals."""
     show = (
         "import fetcher.__main__ as program; print([vars(program)[n] for n in vars(program) if n.startswith('EXIT_')])"
     )
@@ -188,13 +188,13 @@ def test_exit_codes(name: str, program: Program) -> None:
 @readme
 def test_exit_codes_of_the_readme(text: str, program: Program) -> None:
     """One sentence has every exit code."""
-    (sentence,) = re.findall("^(?:It ends with exit code|Код завершения).+", text, re.MULTILINE)
+    (sentence,) = re.findall("^(?:The exit code is|Код завершения).+", text, re.MULTILINE)
     assert figures(sentence) == program.exit_codes
 
 
 @readme
 def test_types(text: str) -> None:
-    """The table has every type of event and what of VK's it is made of; whoever adds a type adds a row."""
+    """The table has every type of event and the VK type that it is made of; a new type needs a row."""
     built = {
         (sample["event"]["event_type"], sample["update"]["type"]) for sample in SAMPLES.values() if "event" in sample
     }
@@ -275,7 +275,7 @@ def demonstrated() -> list[str]:
 
 @readme
 def test_the_lines_are_what_the_demo_prints(text: str, demonstrated: list[str]) -> None:
-    """They tell of one event of each type; the numbers of messages are others each time."""
+    """They show one event of each type; message numbers differ each time."""
     (shown,) = blocks(text, "text")
     told, printed = (re.sub(r"(?<=message )\d+", "N", lines) for lines in (shown, "\n".join(demonstrated)))
     assert told.splitlines() == printed.splitlines()
@@ -330,7 +330,7 @@ def test_the_two_commands(text: str) -> None:
 
 @readme
 def test_the_first_command_clones(text: str, tmp_path: Path) -> None:
-    """It can be copied as it stands: it asks for the address."""
+    """It can be copied as it stands: it prompts for the address."""
     repository = tmp_path / "repository"
     subprocess.run(["git", "init", "-q", repository], check=True)
     command = blocks(text, "sh")[0].strip() + " && pwd"
@@ -411,7 +411,7 @@ def shape(text: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", TRANSLATED)
 def test_both_languages_are_built_alike(name: str) -> None:
-    """They have the same headings, tables, items, code and links, but for the comments and the words in a picture."""
+    """They have the same headings, tables, items, code and links, except comments and the words in a picture."""
     assert shape(TEXTS[name]) == shape(TEXTS[name.replace(".md", ".ru.md")])
 
 
@@ -500,8 +500,8 @@ every_sample = pytest.mark.parametrize("name", sorted(name for name, sample in S
 
 @every_sample
 def test_everybody_in_an_event_gets_a_name(name: str) -> None:
-    """Whoever adds an attribute with a user in it adds it to `ids_to_resolve` and `with_names` in names.py."""
-    event = built(name)._replace(peer=Peer(0, 0, ""))  # so that nobody is looked up because of the place
+    """A new attribute with a user in it needs a line in `ids_to_resolve` and in `with_names` in names.py."""
+    event = built(name)._replace(peer=Peer(0, 0, ""))  # so that no name is looked up because of the place
     ids = ids_to_resolve([event])
     assert {user.uuid for user in users(event) if -CHATS < user.uuid < CHATS and user.uuid} <= ids
     named = with_names(event, {id: Name(f"Name of {id}") for id in ids})
@@ -511,7 +511,7 @@ def test_everybody_in_an_event_gets_a_name(name: str) -> None:
 
 @every_sample
 def test_people_are_told_of_each_attribute(name: str) -> None:
-    """Whoever adds an attribute says in watch.py what it means."""
+    """A new attribute needs its words in watch.py."""
     event = built(name)
     for attribute in set(Event._field_defaults) - {"raw"}:
         if getattr(event, attribute):
@@ -521,7 +521,7 @@ def test_people_are_told_of_each_attribute(name: str) -> None:
 
 
 def test_nouns_are_public() -> None:
-    """Whoever adds a NamedTuple to events.py names it in __init__.py."""
+    """A new NamedTuple in events.py is also exported by __init__.py."""
     nouns = {name for name, value in vars(events).items() if hasattr(value, "_fields")}
     assert nouns <= set(fetcher.__all__)
     assert all(getattr(fetcher, name) is getattr(events, name) for name in nouns)
@@ -529,7 +529,7 @@ def test_nouns_are_public() -> None:
 
 @pytest.mark.parametrize("type", sorted(BUILDERS))
 def test_the_demo_shows_each_type(type: str) -> None:
-    """Whoever adds a type adds an update of that type to demo.json."""
+    """A new type needs an update of that type in demo.json."""
     assert any(update["type"] == type for update in RECORDED), f"no update of type {type} in demo.json"
 
 
@@ -577,9 +577,9 @@ def is_shown(lines: list[str], shown: list[str]) -> bool:
     ],
 )  # fmt: skip
 def test_the_guide_to_the_letter(followed: int, files: list[str], tmp_path: Path) -> None:
-    """Whoever follows CONTRIBUTING has two more types of event, and all that concerns types passes, also in between.
+    """Following CONTRIBUTING gives two more types of event, and all tests about types pass, also in between.
 
-    An example that this clone has already is not followed again.
+    An example that is already in this clone is not followed again.
     """
     copy = tmp_path / "event fetcher"  # with a space: paths are like that
     left_out = shutil.ignore_patterns(".git", ".venv", ".hypothesis", "node_modules", "*.egg-info")

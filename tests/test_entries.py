@@ -109,7 +109,7 @@ def test_an_entry(vk: VK) -> None:
 
 
 def test_several_batches_are_built_at_once(vk: VK) -> None:
-    """One request asks for all their names; each has its own entries, and forgets its updates."""
+    """One request resolves all their names; each has its own entries, and forgets its updates."""
     batches = [batch(message("a"), message("b")), batch(), batch(message("c"))]
     texts = [[event(entry)["message"]["text"] for entry in entries] for entries in build(vk, *batches)]
     assert texts == [["a", "b"], [], ["c"]]
@@ -118,7 +118,7 @@ def test_several_batches_are_built_at_once(vk: VK) -> None:
 
 
 def test_types_that_nobody_wants(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
-    """They are passed over, and said to who looks for them; with `raw` they are published."""
+    """They are passed over, with a debug line; with `raw` they are published."""
     caplog.set_level("DEBUG", "fetcher")
     joined = update("group_join", {"user_id": PERSON})
     ((nothing, entry),) = build(vk, batch(joined, message("a")))
@@ -153,7 +153,7 @@ def test_vks_notice(vk: VK) -> None:
 
 
 def test_one_update_cannot_hurt_its_neighbours(vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even through a bug in its builder."""
+    """This holds even for a bug in its builder."""
 
     def broken(*_: Any) -> Any:
         raise KeyError("a bug")
@@ -166,7 +166,7 @@ def test_one_update_cannot_hurt_its_neighbours(vk: VK, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("number", [10**400, 2**64, -(2**64)])
 def test_numbers_that_make_no_sense(vk: VK, number: int) -> None:
-    """As a date they are as if missing, as an id they make a dead letter, in a payload they are what they are."""
+    """As a date they count as missing, as an id they make a dead letter, in a payload they stay what they are."""
     pressed = update("message_event", {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": number}})
     ((dated, dead, payload),) = build(vk, batch(message("a", date=number), message("b", user=number), pressed))
     assert isinstance(dated, Entry)
@@ -176,7 +176,7 @@ def test_numbers_that_make_no_sense(vk: VK, number: int) -> None:
 
 
 def test_what_is_no_json(vk: VK) -> None:
-    """NaN, in whatever part of an update it comes; with `raw` it matters everywhere."""
+    """NaN makes a dead letter if it is in the event; with `raw` this is the whole update."""
     odd = message("a", payload='{"number": NaN}', latitude=nan())
     pressed = update("message_event", {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": nan()}})
     ((first, second),) = build(vk, batch(odd, pressed))
@@ -202,16 +202,16 @@ def deep(levels: int) -> Any:
 
 
 def test_an_update_that_is_too_deep(vk: VK) -> None:
-    """It cannot be written as JSON: what can is kept, and nothing ends."""
-    pressed = {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": deep(5000)}}
+    """It cannot be written as JSON: the part that can be is kept, and the fetcher goes on."""
+    pressed = {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": deep(50_000)}}
     ((first, second, third),) = build(
-        vk, batch(update("message_event", pressed), deep(5000), message("a", extra=deep(5000))), raw=True
+        vk, batch(update("message_event", pressed), deep(50_000), message("a", extra=deep(50_000))), raw=True
     )
     kept, _ = letter(first)
     assert kept.keys() == {"group_id", "type", "event_id", "v"}
     assert letter(second)[0] == {}
     assert letter(third)[0]["type"] == "message_new"
-    ((first, second),) = build(vk, batch(update("message_event", pressed), message("a", extra=deep(5000))))
+    ((first, second),) = build(vk, batch(update("message_event", pressed), message("a", extra=deep(50_000))))
     assert isinstance(first, DeadLetter)
     assert event(second)["message"]["text"] == "a"
 
@@ -228,7 +228,7 @@ NAMELESS: list[Any] = [None, 5, "text", [], {}, {"type": "message_new"}, update(
 
 
 def test_dead_letters_without_an_id(vk: VK) -> None:
-    """What they hold tells them from others, wherever they come: two fetchers have the same id for one."""
+    """Their content makes their id, wherever they come: two fetchers give one the same id."""
     (entries,) = build(vk, batch(*NAMELESS))
     (again,) = build(vk, batch(*reversed(NAMELESS)))
     ids = [entry.id for entry in entries if isinstance(entry, DeadLetter)]
@@ -238,7 +238,7 @@ def test_dead_letters_without_an_id(vk: VK) -> None:
 
 
 def test_the_same_text_twice_in_a_batch(vk: VK) -> None:
-    """Is two updates; in two batches it may be one, for batches may overlap."""
+    """These are two updates; in two batches it may be one, because batches may overlap."""
     first, second = build(vk, batch({}, {}), batch({}, {}))
     ids = [entry.id for entry in first if isinstance(entry, DeadLetter)]
     assert len(set(ids)) == 2
@@ -246,7 +246,7 @@ def test_the_same_text_twice_in_a_batch(vk: VK) -> None:
 
 
 def test_updates_that_another_fetcher_had(vk: VK) -> None:
-    """Where some are left out, names are looked up again, for a title may have changed; elsewhere they are not."""
+    """If some are left out, names are looked up again, because a title may have changed; otherwise they are not."""
     entries = builder(vk)
 
     def build(since: int, until: int) -> int:
@@ -267,7 +267,7 @@ def cropped(cmid: Any, text: str = "cropped") -> dict[str, Any]:
 
 
 def test_cropped_messages_are_made_whole(vk: VK) -> None:
-    """All at once; those that VK has no more go out as they are, and nothing is asked where none is cropped."""
+    """All at once; those that VK no longer has go out as they are, and nothing is requested if none is cropped."""
     vk.full[5, 1] = {"text": "/full", "conversation_message_id": 1}
     batches = [batch(cropped(1), message("a")), batch(cropped(2))]
     (first, second), (third,) = build(vk, *batches)
@@ -280,7 +280,7 @@ def test_cropped_messages_are_made_whole(vk: VK) -> None:
 
 
 def test_with_raw_the_update_is_whole(vk: VK) -> None:
-    """Not cropped, that is."""
+    """`raw` has the full message."""
     vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
     ((entry,),) = build(vk, batch(cropped(1)), raw=True)
     told = event(entry)["raw"]["object"]["message"]

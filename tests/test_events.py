@@ -64,7 +64,7 @@ def test_all_of_a_message() -> None:
 
 
 def test_action_payload_and_raw() -> None:
-    """What else VK told comes behind the message, in the order of the contract; payload and raw are not copied."""
+    """They come after the message, in the order of the contract; payload and raw are not copied."""
     data = EVENTS[5].as_dict()
     assert json.dumps({"action": data["action"], "payload": data["payload"]}, ensure_ascii=False) == (
         '{"action": {"type": "chat_invite_user", "user": {"uuid": 5, "name": "Руслан Башинский",'
@@ -79,7 +79,7 @@ def test_action_payload_and_raw() -> None:
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_only_what_there_is(event: Event) -> None:
-    """Attributes that there is nothing in are not there, not even as null."""
+    """Empty attributes are left out, not published as null."""
     common = ("event_type", "event_id", "user", "peer")
     attributes = [name for name in event._fields if name not in common and getattr(event, name) is not None]
     assert list(event.as_dict()) == [*common, *attributes]
@@ -110,7 +110,7 @@ def test_keys_that_nobody_knows() -> None:
 
 
 def test_what_version_1_0_wrote() -> None:
-    """An entry that has been in the stream since before a reply had its author is read, too."""
+    """An entry in the stream from before a reply had its author is read, too."""
     data = copy.deepcopy(EVENTS[1].as_dict())
     for reply in (data["message"]["reply"], *data["message"]["forward"]):
         del reply["uuid"]
@@ -122,7 +122,7 @@ def test_what_version_1_0_wrote() -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_key_is_missing(place: tuple[Any, ...]) -> None:
-    """Every key that was promised from the first version on is needed, and the error names it."""
+    """Every key promised since the first version is required, and the error names it."""
     needed = inside(EVENTS[1].as_dict(), place).keys() - {"message"}
     if place in (("message", "reply"), ("message", "forward", 0)):
         needed -= {"uuid"}
@@ -160,7 +160,7 @@ WRONG: list[tuple[tuple[str, ...], list[Any]]] = [
 
 @pytest.mark.parametrize(("place", "value"), [(place, value) for place, values in WRONG for value in values])
 def test_a_value_of_a_wrong_kind(place: tuple[str, ...], value: Any) -> None:
-    """Every value is of its annotated type, exactly, or it is no event."""
+    """A value that is not exactly of its annotated type is refused."""
     data = copy.deepcopy(EVENTS[1].as_dict())
     inside(data, place[:-1])[place[-1]] = value
     with pytest.raises(ValueError, match=r"instead of|no .+ in"):
@@ -169,7 +169,7 @@ def test_a_value_of_a_wrong_kind(place: tuple[str, ...], value: Any) -> None:
 
 @pytest.mark.parametrize("data", [None, [], "event", 5, {}, [["event_type", "message"]]])
 def test_no_event_at_all(data: Any) -> None:
-    """What is no object is no event."""
+    """Only an object can be an event."""
     with pytest.raises(ValueError, match=r"instead of|no .+ in"):
         Event.from_dict(data)
 

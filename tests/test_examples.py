@@ -118,7 +118,7 @@ def demo() -> Iterator[str]:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What VK was asked to send; to one peer it refuses."""
+    """What the example sent through VK; one peer is refused."""
     sent: list[dict[str, Any]] = []
 
     def send(vk: VK, params: dict[str, Any]) -> Any:
@@ -133,7 +133,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def answers(sent: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    """List where VK was asked to send a message to, and its text."""
+    """List where messages were sent to, and their texts."""
     return [(params["peer"], params["message"]) for params in sent]
 
 
@@ -211,7 +211,7 @@ def test_an_example_runs_as_its_docstring_says_and_ends_on_ctrl_c(server: Server
     + [marked(name, "The consumer's name") for name in COMMANDS if name != "answer_commands"],
 )
 def test_an_example_says_in_one_sentence_what_is_missing(name: str, missing: str) -> None:
-    """No traceback: whoever tries an example has not read its source."""
+    """No traceback: a user who tries an example has not read its source."""
     settings: dict[str, Any] = {} if missing == "TOKEN" else {"TOKEN": "token"}
     with Example(name, *["bot-1"] * (missing == "TOKEN"), **settings) as example:
         assert example.process.wait(LONG) == 1

@@ -53,7 +53,7 @@ def test_dumps_writes_what_loads_reads(value: Any) -> None:
     "text", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"7" * 5000, b"-" + b"7" * 5000]
 )
 def test_what_no_json_can_hold(text: bytes) -> None:
-    """It, or a number too long for Python, is read as NotFinite, wherever it stands, and never written."""
+    """NaN, or a number too long for Python, is read as NotFinite, wherever it stands, and never written."""
     assert isinstance(loads(text), NotFinite)
     (inner,) = loads(b'[{"a": ' + text + b"}]")
     assert isinstance(inner["a"], NotFinite)
@@ -63,7 +63,7 @@ def test_what_no_json_can_hold(text: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"<html>", b"{", b'{"a": 1,}', b"[1,", b"nan", b"1 2", b"[" * 100_000])
 def test_what_is_no_json(text: bytes) -> None:
-    """Nor is what is nested too deep: ValueError, and nothing else."""
+    """ValueError, also for what is nested too deep, and no other error."""
     with pytest.raises(ValueError, match=r"."):
         loads(text)
 

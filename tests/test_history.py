@@ -31,7 +31,7 @@ def test_the_text_of_a_position(text: str) -> None:
      "5+٣", "1" * 31, "1" * 10 + ":5", "5+" + "1" * 10],
 )  # fmt: skip
 def test_text_that_is_no_position(text: str) -> None:
-    """Whatever somebody else has written there, it is noticed."""
+    """Anything else that was written there is noticed."""
     with pytest.raises(ValueError, match="not a position"):
         Position.parse(text)
 

@@ -21,7 +21,7 @@ def ours() -> Iterator[logging.Logger]:
 
 
 def test_a_traceback_quotes_no_exception(ours: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
-    """It says where it was raised, and of which class; what an exception says does not reach the log."""
+    """It says where it was raised, and of which class; the text of an exception does not reach the log."""
     logs.to_stderr()
     try:
         try:
@@ -46,7 +46,7 @@ def test_only_our_own_lines(ours: logging.Logger, capsys: pytest.CaptureFixture[
 
 
 def test_a_later_call_replaces_an_earlier_one(ours: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
-    """A command prints sentences; once the settings are read, at their level."""
+    """A command prints plain sentences, at the level of the settings once these are read."""
     logs.to_stderr(logs.WITH_TIME, "DEBUG")
     logs.to_stderr()
     ours.info("A sentence")

@@ -1,4 +1,4 @@
-"""The long poll: what is asked and what each answer means, places that cannot be read, keys, and VK's settings."""
+"""The long poll: what is requested and what each answer means, unreadable places, keys, and VK's settings."""
 
 import contextlib
 import itertools
@@ -79,11 +79,11 @@ def keys(net: Net) -> list[tuple[str, str]]:
     return [(params["key"], params["ts"]) for params in net.asked("poll")]
 
 
-# What is asked
+# What is requested
 
 
 def test_nothing_is_asked_at_first(longpoll: LongPoll, net: Net) -> None:
-    """The server is asked for when it is needed."""
+    """The server is requested when it is needed."""
     assert not net.requests
     assert longpoll.renew() == 1000
     assert net.asked("groups.getLongPollServer") == [
@@ -92,7 +92,7 @@ def test_nothing_is_asked_at_first(longpoll: LongPoll, net: Net) -> None:
 
 
 def test_how_a_poll_is_asked(polling: LongPoll, net: Net) -> None:
-    """With act, key, ts and wait, where VK said."""
+    """With act, key, ts and wait, at VK's server."""
     net.answers["poll"] = [{"ts": "1002", "updates": [1, 2]}]
     assert polling.poll(1000, 25) == Answer(1000, 1002, [1, 2], len('{"ts": "1002", "updates": [1, 2]}'))
     assert net.asked("poll") == [{"act": "a_check", "key": KEY, "ts": "1000", "wait": "25"}]
@@ -108,7 +108,7 @@ def test_polls_need_no_pause(polling: LongPoll, net: Net) -> None:
 
 
 def test_answers_that_are_not_held_back(polling: LongPoll, net: Net) -> None:
-    """Where nothing is new and VK, or a proxy, does not wait for it, there are five polls a second, not thousands."""
+    """If VK, or a proxy, answers at once that nothing is new, there are five polls a second, not thousands."""
     before = net.clock.now
     for _ in range(50):
         assert empty(polling.poll(1000, 25))
@@ -131,7 +131,7 @@ def test_every_request_has_a_time_out(longpoll: LongPoll, net: Net) -> None:
 
 
 def test_time_outs_are_short_while_redis_is_away(polling: LongPoll, net: Net) -> None:
-    """Redis may be back at any moment; afterwards they are as long as ever."""
+    """Redis may be back at any moment; afterwards they are as long as usual."""
     net.answers["poll"] = [{"failed": 2}, QUIET_POLL]
     polling.shorten_timeouts(True)
     polling.poll(1000, 1)
@@ -146,7 +146,7 @@ def test_time_outs_are_short_while_redis_is_away(polling: LongPoll, net: Net) ->
 
 
 def test_polls_go_on_in_a_pause(polling: LongPoll, net: Net) -> None:
-    """The pause is the API's: VK's long poll is asked all the same."""
+    """Only API requests pause: VK's long poll is polled all the same."""
     net.answers["users.get"] = [error(29)]
     with pytest.raises(TransientError):
         polling.api.method("users.get")
@@ -169,7 +169,7 @@ def test_a_new_key_in_a_pause(polling: LongPoll, net: Net) -> None:
 
 
 def test_a_link_that_is_too_slow_for_short_time_outs(polling: LongPoll, net: Net) -> None:
-    """After one time-out they are as long as ever until Redis is back: VK must be polled, and asked for names."""
+    """After one time-out they are as long as usual until Redis is back: polls and look-ups must get through."""
     for _ in range(2):  # two outages of Redis
         polling.shorten_timeouts(True)
         for failure in (requests.ReadTimeout(), requests.ConnectTimeout(), requests.ConnectionError()):
@@ -193,7 +193,7 @@ def test_a_redirect_of_a_poll(polling: LongPoll, net: Net) -> None:
 
 @pytest.mark.parametrize("code", FATAL + FATAL_AT_START)
 def test_fatal_at_start(longpoll: LongPoll, net: Net, code: int) -> None:
-    """These errors only the operator can fix: a sentence says how, with VK's own words."""
+    """Only the operator can fix these errors: a sentence says how, with VK's own words."""
     net.answers["groups.getLongPollServer"] = [error(code, "Why")]
     with pytest.raises(VkFatalError, match=rf"\w+.*\(VK error {code} in groups.getLongPollServer: Why\)"):
         longpoll.renew()
@@ -211,7 +211,7 @@ def test_the_start_fails_and_passes(longpoll: LongPoll, net: Net, code: int) -> 
 
 @pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS))
 def test_no_answer_at_the_start(longpoll: LongPoll, net: Net, answer: Any) -> None:
-    """What is no answer passes, and is told without a secret."""
+    """It passes, and the error holds no secret."""
     net.answers["groups.getLongPollServer"] = [answer, START]
     with pytest.raises(TransientError) as told:
         longpoll.renew()
@@ -236,7 +236,7 @@ SERVERS += [{"key": KEY, "server": server, "ts": "1"} for server in odd(None, ""
 
 @pytest.mark.parametrize("server", named(SERVERS))
 def test_server_is_odd(longpoll: LongPoll, net: Net, server: Any) -> None:
-    """A key, a server or a ts that is missing or of a wrong kind passes, and the next answer is taken."""
+    """A missing or wrong key, server or ts is transient, and the next answer is taken."""
     net.answers["groups.getLongPollServer"] = [{"response": server}, START]
     with pytest.raises(TransientError):
         longpoll.renew()
@@ -260,7 +260,7 @@ def test_an_odd_new_server_leaves_the_old_one(polling: LongPoll, net: Net) -> No
 
 
 def test_what_is_inherited_works(net: Net) -> None:
-    """vk_api's own check() and listen() are those that its users know."""
+    """vk_api's own check() and listen() work as its users know them."""
     new_message = {"type": "message_new", "event_id": "1", "group_id": GROUP, "v": "5.199"}
     new_message |= {"object": {"message": {"peer_id": 5, "from_id": 5, "text": "hi"}, "client_info": {}}}
     net.answers["poll"] = [{"ts": "1001", "updates": [new_message]}, {"failed": 1, "ts": 1002}, {"failed": 2}]
@@ -302,7 +302,7 @@ def test_poll(polling: LongPoll, net: Net, answer: Any, expected: Answer) -> Non
 
 
 def test_the_size_of_an_answer(polling: LongPoll, net: Net) -> None:
-    """It is counted in bytes, for memory is."""
+    """It is counted in bytes, because memory is."""
     body = '{"ts": "1001", "updates": ["я"]}'
     net.answers["poll"] = [(200, body)]
     assert polling.poll(1000, 25) == Answer(1000, 1001, ["я"], len(body.encode()))
@@ -322,7 +322,7 @@ UNREADABLE: list[Any] = [
 
 @pytest.mark.parametrize("answer", named(UNREADABLE))
 def test_poll_is_unreadable(polling: LongPoll, net: Net, answer: Any) -> None:
-    """An answer that is not of its form is asked for again at the same place."""
+    """After an answer of another form the same place is polled again."""
     net.answers["poll"] = [answer, {"ts": "1001", "updates": [5]}]
     with pytest.raises(MalformedResponse) as told:
         polling.poll(1000, 25)
@@ -332,7 +332,7 @@ def test_poll_is_unreadable(polling: LongPoll, net: Net, answer: Any) -> None:
 
 @pytest.mark.parametrize("failure", named([failure for failure in BROKEN if isinstance(failure, Exception)]))
 def test_poll_is_broken(polling: LongPoll, net: Net, failure: Exception) -> None:
-    """The network's failures pass, and are told without the key."""
+    """Network failures pass, and the error does not hold the key."""
     net.answers["poll"] = [type(failure)(f"{SERVER}?key={KEY}"), {"ts": "1001", "updates": [5]}]
     with pytest.raises(TransientError) as told:
         polling.poll(1000, 25)
@@ -345,7 +345,7 @@ FORGOTTEN = "VK has forgotten the updates between"
 
 
 def test_failed_1(polling: LongPoll, net: Net) -> None:
-    """The history is gone: a gap up to VK's new ts, and what comes there, at once and under the same key."""
+    """VK has forgotten: a gap up to VK's new ts, and what follows it, at once and with the same key."""
     odd = {"failed": 1, "ts": 2593, "error": {"code": 1}}
     net.answers["poll"] = [odd, {"ts": "2594", "updates": [5]}]
     assert found(polling.poll(1000, 25)) == [(1000, 2593, f"{FORGOTTEN} (failed 1)"), (2593, 2594, [5])]
@@ -354,14 +354,14 @@ def test_failed_1(polling: LongPoll, net: Net) -> None:
 
 
 def test_gaps_that_follow_each_other_are_one(polling: LongPoll, net: Net) -> None:
-    """VK forgets faster than it is polled where it says to go on: one gap, up to the ts of a new key."""
+    """VK forgets before it is polled at the place that it names: one gap, up to the ts of a new key."""
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "1027"}}]
     net.answers["poll"] = [{"failed": 1, "ts": ts} for ts in (1001, 1003)] + [{"ts": "1027", "updates": []}]
     assert found(polling.poll(1000, 25)) == [(1000, 1027, f"{FORGOTTEN} (failed 1)"), (1027, 1027, [])]
 
 
 def test_vk_has_forgotten_everything_that_it_names(polling: LongPoll, net: Net) -> None:
-    """Where VK does not answer any of the places that it names, nothing is known of a gap yet: the loop waits."""
+    """If VK answers at none of the places that it names, there is no gap yet: the loop waits."""
     net.answers["poll"] = [{"failed": 1, "ts": ts} for ts in range(1001, 2000)]
     with pytest.raises(TransientError, match="refuses each key and place"):
         polling.poll(1000, 25)
@@ -369,7 +369,7 @@ def test_vk_has_forgotten_everything_that_it_names(polling: LongPoll, net: Net) 
 
 
 def test_failed_2(polling: LongPoll, net: Net) -> None:
-    """The key has expired: one poll takes a new key and server and asks at the same ts; there is no gap."""
+    """The key has expired: one poll takes a new key and server and polls at the same ts; there is no gap."""
     net.answers["groups.getLongPollServer"] = [{"response": {"key": "new", "server": SERVER + "0", "ts": "2000"}}]
     net.answers["poll"] = [{"failed": 2}, {"ts": "1001", "updates": [5]}, QUIET_POLL]
     assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
@@ -380,7 +380,7 @@ def test_failed_2(polling: LongPoll, net: Net) -> None:
 
 
 def test_failed_2_again_and_again(polling: LongPoll, net: Net) -> None:
-    """New keys that are refused too pass, after a pause of the loop's: VK limits how often keys are asked for."""
+    """If new keys are refused, too, the loop pauses and tries again: VK limits how often keys may be requested."""
     net.answers["poll"] = [{"failed": 2}]
     begun = net.clock.now
     with pytest.raises(TransientError, match="refuses each key and place"):
@@ -390,7 +390,7 @@ def test_failed_2_again_and_again(polling: LongPoll, net: Net) -> None:
 
 
 def test_failed_2_and_no_new_key(polling: LongPoll, net: Net) -> None:
-    """While VK gives no new key, the old one is not given up, and a new one is asked for with the next poll."""
+    """While VK gives no new key, the old one is kept, and a new one is requested with the next poll."""
     net.answers["poll"] = [{"failed": 2}, {"failed": 2}, {"ts": "1001", "updates": [5]}]
     net.answers["groups.getLongPollServer"] = [error(10), START]
     with pytest.raises(TransientError, match="10"):
@@ -400,7 +400,7 @@ def test_failed_2_and_no_new_key(polling: LongPoll, net: Net) -> None:
 
 @pytest.mark.parametrize("first", [[], [{"failed": 2, "ts": "odd"}]], ids=["at once", "after failed 2"])
 def test_failed_3(polling: LongPoll, net: Net, first: list[Any]) -> None:
-    """The information is lost: a new key, and a gap up to VK's latest ts."""
+    """The history is lost: a new key, and a gap up to VK's latest ts."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     net.answers["poll"] = [*first, {"failed": 3, "ts": "odd"}, {"ts": "2000", "updates": []}]
     assert found(polling.poll(1000, 25)) == [(1000, 2000, f"{FORGOTTEN} (failed 3)"), (2000, 2000, [])]
@@ -408,7 +408,7 @@ def test_failed_3(polling: LongPoll, net: Net, first: list[Any]) -> None:
 
 
 def test_failed_3_and_no_new_key(polling: LongPoll, net: Net) -> None:
-    """Then nothing is known of a gap yet."""
+    """Then there is no gap yet."""
     net.answers["groups.getLongPollServer"] = [error(10), NEW_KEY]
     net.answers["poll"] = [{"failed": 3}, {"failed": 3}, {"ts": "2000", "updates": []}]
     with pytest.raises(TransientError, match="10"):
@@ -428,7 +428,7 @@ KEY_TROUBLES: dict[str, list[Any]] = {
 @pytest.mark.parametrize("answers", KEY_TROUBLES.values(), ids=KEY_TROUBLES)
 @pytest.mark.parametrize("key", [START, error(10), (200, "<html>")], ids=["a key", "no key", "an odd key"])
 def test_keys_are_requested_once_a_second_at_most(longpoll: LongPoll, net: Net, answers: list[Any], key: Any) -> None:
-    """Whatever goes wrong, from the very start: VK answers error 29 to whoever requests them faster."""
+    """Whatever goes wrong, from the very start: VK answers error 29 to faster requests."""
     net.answers |= {"poll": list(answers), "groups.getLongPollServer": [START, key]}
     longpoll.renew()
     begun = net.clock.now
@@ -470,7 +470,7 @@ def test_vk_restarts_its_numbering(polling: LongPoll, net: Net) -> None:
 
 @pytest.mark.parametrize("latest", ["35", "1000"])
 def test_vk_waits_for_a_ts_that_is_far_ahead(polling: LongPoll, net: Net, latest: str) -> None:
-    """It may wait in silence after it has restarted its numbering.
+    """VK may stay silent after it has restarted its numbering.
 
     If a new key's ts is lower, another key is taken after a minute without updates; if that one's is lower, too, polls
     go on at the first.
@@ -507,7 +507,7 @@ def test_keys_whose_ts_is_behind_for_long(polling: LongPoll, net: Net) -> None:
 
 
 def test_one_lower_ts_of_a_new_key_proves_nothing(polling: LongPoll, net: Net) -> None:
-    """The server that gives keys may be behind for a moment; the next key tells, and updates put that off."""
+    """The server that gives keys may be behind for a moment; the next key decides, and updates put that off."""
     lower = {"response": START["response"] | {"ts": "999"}}
     net.answers["groups.getLongPollServer"] = [lower, START]
     net.clock.now += 3601
@@ -526,7 +526,7 @@ def test_one_lower_ts_of_a_new_key_proves_nothing(polling: LongPoll, net: Net) -
 
 
 def unreadable_for_ten_minutes(polling: LongPoll, net: Net) -> None:
-    """Poll at an unreadable place until it may be skipped; before, no other ts is asked."""
+    """Poll at an unreadable place until it may be skipped; until then no other ts is polled."""
     net.answers["poll"] = [HTML]
     begun = net.clock.now
     while net.clock.now < begun + 599:
@@ -560,7 +560,7 @@ def test_a_new_key_heals_the_place(polling: LongPoll, net: Net) -> None:
 
 
 def test_the_place_is_forgotten_when_it_is_asked_once_more(polling: LongPoll, net: Net) -> None:
-    """What VK tells about the old ts by then is told like any other answer."""
+    """What VK answers at the old ts by then counts like any other answer."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
     net.answers["poll"] = [{"ts": "2000", "updates": []}, {"failed": 1, "ts": 1500}, {"ts": "1500", "updates": []}]
@@ -569,7 +569,7 @@ def test_the_place_is_forgotten_when_it_is_asked_once_more(polling: LongPoll, ne
 
 @pytest.mark.parametrize("failing", ["key", "latest ts", "latest ts refused", "old ts"])
 def test_a_failure_while_a_place_is_skipped(polling: LongPoll, net: Net, failing: str) -> None:
-    """The network fails just then: there is no gap, and it is tried again after a minute."""
+    """The network fails at that moment: there is no gap, and the next try comes after a minute."""
     away = requests.ConnectionError()
     unreadable_for_ten_minutes(polling, net)
     latest: dict[str, Any] = {"ts": "2000", "updates": []}
@@ -591,7 +591,7 @@ def test_a_failure_while_a_place_is_skipped(polling: LongPoll, net: Net, failing
 
 
 def test_nothing_is_skipped_where_all_is_unreadable(polling: LongPoll, net: Net) -> None:
-    """If the latest ts is unreadable too, it is not VK's answer there that is wrong: one more try a minute."""
+    """If the latest ts is unreadable, too, that answer is not the cause: one more try a minute."""
     net.answers["poll"] = [(502, "")]
     for _ in range(60):
         with pytest.raises(MalformedResponse):
@@ -602,7 +602,7 @@ def test_nothing_is_skipped_where_all_is_unreadable(polling: LongPoll, net: Net)
 
 
 def test_nothing_is_skipped_at_another_place(polling: LongPoll, net: Net) -> None:
-    """The ten minutes begin anew at another ts, and after an answer that could be read."""
+    """The ten minutes begin again at another ts, and after an answer that could be read."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     for ts in (1000, 1001):
         net.answers["poll"] = [(502, "")]
@@ -623,7 +623,7 @@ def test_nothing_is_skipped_at_another_place(polling: LongPoll, net: Net) -> Non
 
 @pytest.mark.parametrize("answer", [(404, ""), (200, "<html>moved</html>")])
 def test_the_server_has_moved(polling: LongPoll, net: Net, answer: Any) -> None:
-    """An old server that answers nothing readable is left after a minute, and nothing is lost: it was not the ts."""
+    """An old server with unreadable answers is left after a minute, and nothing is lost: the ts was not the cause."""
     net.answers["poll"] = [answer, answer, {"ts": "1002", "updates": [1, 2]}]
     moved = START["response"] | {"server": "https://lp.vk.ru/new", "ts": "1002"}
     net.answers["groups.getLongPollServer"] = [{"response": moved}]
@@ -637,7 +637,7 @@ def test_the_server_has_moved(polling: LongPoll, net: Net, answer: Any) -> None:
 
 
 def test_the_server_is_away(polling: LongPoll, net: Net) -> None:
-    """Another one is asked for after a minute."""
+    """Another one is requested after a minute."""
     net.answers["poll"] = [requests.ConnectionError()]
     for _ in range(9):
         with pytest.raises(TransientError):
@@ -683,7 +683,7 @@ def test_renewal_fails(polling: LongPoll, net: Net, failure: Any) -> None:
 
 
 def test_the_first_poll_is_short(longpoll: LongPoll, net: Net) -> None:
-    """The first poll waits one second, so that the settings are checked soon; all others as long as they may."""
+    """The first poll waits one second, so that the settings are checked soon; all others wait for up to `wait`."""
     longpoll.renew()
     for _ in range(3):
         longpoll.poll(1000, 25)
@@ -697,7 +697,7 @@ def test_the_first_poll_is_short(longpoll: LongPoll, net: Net) -> None:
 
 
 def test_a_first_poll_that_fails_is_short_again(longpoll: LongPoll, net: Net) -> None:
-    """The settings wait for an answer."""
+    """The settings are checked after the first answer."""
     net.answers["poll"] = [requests.ConnectionError(), QUIET_POLL]
     longpoll.renew()
     with pytest.raises(TransientError):
@@ -723,7 +723,7 @@ def test_the_settings_are_requested_once(longpoll: LongPoll, net: Net, caplog: p
 
 
 def settings(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, answer: Any) -> list[str]:
-    """Tell the warnings that the settings give."""
+    """Return the warnings that the settings cause."""
     caplog.set_level(logging.INFO, "fetcher")
     net.answers["groups.getLongPollSettings"] = [answer]
     longpoll.poll(longpoll.renew(), 25)
@@ -733,13 +733,13 @@ def settings(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, ans
 
 
 def test_settings_are_right(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is said where nothing is wrong."""
+    """Correct settings cause no warning."""
     assert settings(longpoll, net, caplog, SETTINGS) == []
 
 
 @pytest.mark.parametrize("off", [False, 0])
 def test_settings_off(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, off: Any) -> None:
-    """Long Poll switched off is fatal, as often as it is asked; when it is on, all goes on."""
+    """Long Poll switched off is fatal at each check; once it is on, polling goes on."""
     with pytest.raises(VkFatalError, match="switch it on"):
         settings(longpoll, net, caplog, {"response": SETTINGS["response"] | {"is_enabled": off}})
     with pytest.raises(VkFatalError, match="switch it on"):
@@ -752,14 +752,14 @@ def test_settings_off(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFix
 def test_settings_and_a_token_that_vk_refuses(
     longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
-    """That is fatal whenever VK says so."""
+    """It is fatal, whenever VK answers it."""
     with pytest.raises(VkFatalError, match=str(code)):
         settings(longpoll, net, caplog, error(code))
 
 
 @pytest.mark.parametrize("version", ["5.103", "5.200", "6.0", "5.102", "5.80"])
 def test_settings_version(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, version: str) -> None:
-    """Before 5.103 the answers were of another form: a warning tells what to set."""
+    """Before 5.103 answers had another form: a warning says what to set."""
     warnings = settings(longpoll, net, caplog, {"response": SETTINGS["response"] | {"api_version": version}})
     assert len(warnings) == (version in ("5.102", "5.80"))
     assert all(version in warning and "5.199" in warning for warning in warnings)
@@ -788,6 +788,6 @@ ODD_SETTINGS += [
 
 @pytest.mark.parametrize("answer", named(ODD_SETTINGS + BROKEN + NO_ANSWERS))
 def test_settings_untold(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, answer: Any) -> None:
-    """Where VK does not answer this question, the fetcher goes on."""
+    """If VK does not return the settings, the fetcher goes on."""
     assert settings(longpoll, net, caplog, answer) == []
     assert empty(longpoll.poll(1000, 25))

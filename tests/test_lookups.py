@@ -1,4 +1,4 @@
-"""Names and full messages: how VK is asked for them, and what becomes of every answer."""
+"""Names and full messages: how they are requested from VK, and what becomes of every answer."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def lookups(net: Net) -> Lookups:
 
 @pytest.fixture
 def vk(monkeypatch: pytest.MonkeyPatch) -> Iterator[VK]:
-    """A VK whose people, communities and chats a test may choose; asked through `responses`, not over the network."""
+    """A VK whose people, communities and chats a test may choose; reached through `responses`, not over the network."""
     monkeypatch.setattr("fetcher.vk.api.API_INTERVAL", 0)
 
     def answer(request: Any) -> tuple[int, dict[str, str], str]:
@@ -59,19 +59,19 @@ def vk(monkeypatch: pytest.MonkeyPatch) -> Iterator[VK]:
 
 
 def names_of(ids: Any) -> dict[int, Name]:
-    """Ask VK, which answers all of it."""
+    """Look up names that VK answers without a failure."""
     names, failure = Lookups(Api(TOKEN, Metrics())).names(ids)
     assert failure is None
     return names
 
 
 def asked(vk: VK) -> list[tuple[str, str]]:
-    """List what was asked inside each execute: the method, and the ids as they were sent."""
+    """List the calls inside each execute: the method, and the ids as they were sent."""
     calls = [call for request in vk.requests for call in request.inner]
     return [(method, next(values[name] for name in values if name.endswith("_ids"))) for method, values in calls]
 
 
-# How VK is asked
+# How names are requested
 
 
 def test_how_names_are_asked_for(lookups: Lookups, net: Net) -> None:
@@ -87,7 +87,7 @@ def test_how_names_are_asked_for(lookups: Lookups, net: Net) -> None:
 
 
 def test_nobody_to_ask_for(lookups: Lookups, net: Net) -> None:
-    """Nothing is asked for nobody, nor for the number that parts people from chats."""
+    """Without ids there is no request, nor for the number between people and chats."""
     assert lookups.names([]) == ({}, None)
     assert lookups.names([0, CHAT]) == ({}, None)
     assert lookups.full_messages([]) == ({}, None)
@@ -95,7 +95,7 @@ def test_nobody_to_ask_for(lookups: Lookups, net: Net) -> None:
 
 
 def test_one_request_for_all(vk: VK) -> None:
-    """People, communities and chats are asked for in one execute, each kind by its own method."""
+    """People, communities and chats are requested in one execute, each kind by its own method."""
     vk.people[5] = {"first_name": "Анна", "last_name": "Черных", "domain": "anna"}
     vk.communities[3] = {"name": "Паб", "screen_name": "pub"}
     vk.chats[CHAT + 7] = "Беседа"
@@ -113,7 +113,7 @@ def test_one_request_for_all(vk: VK) -> None:
 
 
 def test_a_full_request(vk: VK) -> None:
-    """A thousand people and a hundred chats go into one request; what is more needs no second one up to 25 calls."""
+    """A thousand people and a hundred chats go into one request, which holds up to 25 calls."""
     ids = {*range(1, 2001), *range(-600, 0), *range(CHAT + 1, CHAT + 201)}
     names = names_of(ids)
     assert names.keys() == ids
@@ -155,7 +155,7 @@ def test_people(vk: VK, person: dict[str, Any], name: Name) -> None:
 
 
 def test_unknown_people_and_communities(vk: VK) -> None:
-    """Whom VK leaves out of its answer has no name, and nobody gets another's: they are found by id."""
+    """Those that VK leaves out of its answer have no name; answers are matched by id, so no names are mixed up."""
     vk.unknown |= {6, -4}
     names = names_of([5, 6, 7, -3, -4, -5])
     assert names[6] == names[-4] == Name()
@@ -165,7 +165,7 @@ def test_unknown_people_and_communities(vk: VK) -> None:
 
 
 def test_hidden_chats(vk: VK) -> None:
-    """A chat that VK leaves out, or tells without its settings, has no name; its neighbours have theirs."""
+    """A chat that VK leaves out, or returns without its settings, has no name; its neighbours have theirs."""
     vk.hidden.add(CHAT + 1)
     vk.untitled.add(CHAT + 2)
     assert names_of([CHAT + 1, CHAT + 2, CHAT + 3]) == {CHAT + 1: Name(), CHAT + 2: Name(), CHAT + 3: Name("Беседа 3")}
@@ -182,7 +182,7 @@ def test_never_another_kinds_name(vk: VK) -> None:
 
 
 def test_who_is_refused_is_told_to_who_looks_for_it(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
-    """With VK's error."""
+    """At DEBUG, with VK's error."""
     caplog.set_level("DEBUG", "fetcher")
     vk.refused[CHAT + 7] = 917
     names_of([5, CHAT + 7])
@@ -190,7 +190,7 @@ def test_who_is_refused_is_told_to_who_looks_for_it(vk: VK, caplog: pytest.LogCa
     assert re.fullmatch(rf"VK error 917 in messages.getConversationsById: .* of \[{CHAT + 7}\]", told)
 
 
-# Who is refused
+# What VK refuses
 
 
 REFUSALS = [7, 15, 18, 27, 30, 100, 113, 203, 917, 922, 925, 927, 932, 936, 945, 946, 1017]
@@ -198,7 +198,7 @@ REFUSALS = [7, 15, 18, 27, 30, 100, 113, 203, 917, 922, 925, 927, 932, 936, 945,
 
 @pytest.mark.parametrize("id", [5, -3, CHAT + 7])
 def test_refused_alone(vk: VK, id: int) -> None:
-    """Whom VK refuses to tell about has no name; that costs nothing more."""
+    """A person that VK refuses has no name; that costs no further request."""
     for code in REFUSALS:
         vk.refused[id] = code
         assert names_of([id]) == {id: Name()}
@@ -207,7 +207,7 @@ def test_refused_alone(vk: VK, id: int) -> None:
 
 @pytest.mark.parametrize("refused", [5, -3, CHAT + 7])
 def test_refused_among_others(vk: VK, refused: int) -> None:
-    """One who is refused among others has no name, the others have theirs: for one request more, to those concerned."""
+    """Of several, the one that is refused has no name, and the others have theirs, for one request more."""
     vk.refused[refused] = 917
     ids = {5, 6, 25, -3, -4, CHAT + 7, CHAT + 8}
     names = names_of(ids)
@@ -220,7 +220,7 @@ def test_refused_among_others(vk: VK, refused: int) -> None:
 
 
 def test_several_refused(vk: VK) -> None:
-    """Of a hundred chats several may be refused: it ends, soon, and all others have their names."""
+    """Of a hundred chats several may be refused: after a few requests all others have their names."""
     refused = {CHAT + 1, CHAT + 2, CHAT + 50, CHAT + 100}
     vk.refused |= dict.fromkeys(refused, 917)
     names = names_of(range(CHAT + 1, CHAT + 101))
@@ -229,13 +229,13 @@ def test_several_refused(vk: VK) -> None:
 
 
 def test_all_refused(vk: VK) -> None:
-    """Where every one is refused, none has a name."""
+    """If all are refused, none has a name."""
     vk.refused |= {5: 113, 6: 113, -3: 100, CHAT + 7: 917, CHAT + 8: 917}
     assert names_of([5, 6, -3, CHAT + 7, CHAT + 8]) == dict.fromkeys([5, 6, -3, CHAT + 7, CHAT + 8], Name())
 
 
 def test_refused_ids_are_split(lookups: Lookups, net: Net) -> None:
-    """Of a call that is refused for several each is asked for once more; the calls that were answered are not."""
+    """The ids of a refused call are requested once more, in smaller calls; answered calls are not repeated."""
     chats = {"items": [{"peer": {"id": CHAT + 7}, "chat_settings": {"title": "Беседа"}}]}
     net.answers["execute"] = [
         inside([person(5)], False, errors=[refusal(917)]),
@@ -262,7 +262,7 @@ def test_a_request_that_is_refused(lookups: Lookups, net: Net, code: int) -> Non
 
 @pytest.mark.parametrize("code", FATAL)
 def test_refused_inside(lookups: Lookups, net: Net, code: int) -> None:
-    """About one person even an error about the token is only about that person."""
+    """Inside an execute even an error about the token concerns that person only."""
     net.answers["execute"] = [inside(False, [], errors=[refusal(code)])]
     assert lookups.names([5, -3]) == ({5: Name(), -3: Name()}, None)
 
@@ -272,7 +272,7 @@ def test_refused_inside(lookups: Lookups, net: Net, code: int) -> None:
 
 @pytest.mark.parametrize("code", FATAL)
 def test_a_token_that_vk_refuses(lookups: Lookups, net: Net, code: int) -> None:
-    """Fatal for the request of ours, whenever VK says so."""
+    """It is fatal for the whole request, whenever VK answers it."""
     net.answers["execute"] = [error(code)]
     names, failure = lookups.names([5])
     assert not names
@@ -297,7 +297,7 @@ def test_names_fail_and_pass(lookups: Lookups, net: Net, code: int, within: bool
 
 
 def test_what_is_answered_before_a_failure_counts(lookups: Lookups, net: Net) -> None:
-    """Of several requests those that were answered need not be asked again."""
+    """Of several requests those that were answered need not be repeated."""
     title = {"items": [{"peer": {"id": CHAT + 1}, "chat_settings": {"title": "Беседа"}}]}
     net.answers["execute"] = [inside(*[title] * 25), error(10)]
     names, failure = lookups.names(range(CHAT + 1, CHAT + 2601))
@@ -345,7 +345,7 @@ CALLS: dict[str, tuple[list[int], list[Any], dict[int, str], str]] = {
 def test_calls_that_fail(
     lookups: Lookups, net: Net, ids: list[int], answers: list[Any], nicks: dict[int, str], said: str
 ) -> None:
-    """Who fails among others is asked for again, alone, with few requests; the loop tries again what fails then."""
+    """An id that fails among others is requested again, alone, with few requests; then the loop tries again."""
     net.answers["execute"] = [*answers]
     names, failure = lookups.names(ids)
     assert {id: name.nick for id, name in names.items()} == nicks
@@ -364,7 +364,7 @@ POOLS: list[Any] = [
 
 @pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS + POOLS))
 def test_what_is_no_answer(lookups: Lookups, net: Net, answer: Any) -> None:
-    """Also an answer of execute that is not of its form: it passes, and is told without a secret."""
+    """Also an answer of execute in another form: it passes, and the error holds no secret."""
     net.answers["execute"] = [answer, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
     names, failure = lookups.names([5, -3])
     assert not names, "nobody gets another's answer"
@@ -392,7 +392,7 @@ ODD += [{"items": [{"peer": {"id": []}}]}, {"items": [{"conversation_message_id"
 
 @pytest.mark.parametrize("answer", named(ODD))
 def test_call_is_odd(lookups: Lookups, net: Net, answer: Any) -> None:
-    """What a call inside answers in another form than documented names nobody; it is never a bug of ours."""
+    """An inner answer in an undocumented form gives no names; it never counts as a bug of ours."""
     net.answers["execute"] = [inside(answer, answer, answer)]
     names, failure = lookups.names([5, -3, CHAT + 7])
     assert failure is None
@@ -408,7 +408,7 @@ def test_call_is_odd(lookups: Lookups, net: Net, answer: Any) -> None:
     ("value", "text"), [(None, ""), ("", ""), (5, "5"), ([], None), ({"a": 1}, None), (True, None)]
 )
 def test_person_is_odd(lookups: Lookups, net: Net, field: str, value: Any, text: str | None) -> None:
-    """What VK leaves out is empty, a number is text; who is malformed has no name, and the others have theirs."""
+    """Missing fields are empty, numbers become text; a malformed person has no name, and the others have theirs."""
     net.answers["execute"] = [inside([5, person(6) | {"domain": None, field: value}, person(7)])]
     names, failure = lookups.names([6, 7])
     assert failure is None
@@ -433,7 +433,7 @@ def full(cmid: int, **more: Any) -> dict[str, Any]:
 
 
 def test_full_messages(lookups: Lookups, net: Net) -> None:
-    """All are asked for in one request, a call for each peer; those that VK has no more are left out."""
+    """All are requested at once, with a call for each peer; those that VK no longer has are left out."""
     net.answers["execute"] = [inside({"items": [full(2), full(1)]}, {"count": 0, "items": []})]
     places = {(5, 1), (5, 2), (5, 3), (CHAT + 7, 1)}
     assert lookups.full_messages(places) == ({(5, 1): full(1), (5, 2): full(2)}, None)
@@ -454,7 +454,7 @@ def test_many_full_messages(lookups: Lookups, net: Net) -> None:
 
 
 def test_full_messages_are_refused(lookups: Lookups, net: Net) -> None:
-    """A chat that refuses its messages leaves those of the others alone."""
+    """A chat whose messages are refused does not affect the others."""
     net.answers["execute"] = [
         inside({"items": [full(1)]}, False, errors=[refusal(917)]),
         inside(False, {"items": [full(2)]}, errors=[refusal(917)]),

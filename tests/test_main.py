@@ -1,6 +1,7 @@
 """The program as its users run it: a process between a VK over HTTP and a real server."""
 
 import ast
+import functools
 import json
 import os
 import random
@@ -52,12 +53,12 @@ def started(server: Server, group: int = GROUP) -> None:
 def arrived(server: Server, count: int) -> list[str]:
     with server.client() as client:
         wait_until(lambda: client.xlen("events") >= count, what=f"the arrival of {count} events")
-    time.sleep(0.1)  # for what should not come
+    time.sleep(0.1)  # for what must not come
     return ids(server)
 
 
 def test_the_documents_update_gives_the_documents_event(fetch: Fetch, server: Server) -> None:
-    """The raw update of the contract comes out as exactly this event, key by key, on the channel and on the stream."""
+    """The contract's raw update gives exactly its event, key by key, on the channel and on the stream."""
     with VK(DOCUMENT["group_id"]) as vk, server.client() as client, client.pubsub() as live:
         vk.people[206295116] = {"first_name": "Руслан", "last_name": "Башинский", "domain": "oidaho"}
         vk.chats[2000000002] = "FUNCKA | TOASTER | DEV | CHAT"
@@ -102,7 +103,7 @@ def test_every_type_goes_to_its_channel(fetch: Fetch, vk: VK, server: Server) ->
 
 
 def test_a_malformed_update_becomes_a_dead_letter(fetch: Fetch, vk: VK, server: Server) -> None:
-    """Its neighbours go out, and it is kept whole, in ASCII, with the reason; VK's replay makes no second one."""
+    """Its neighbours go out, and it is kept whole, in ASCII, with the reason; VK's repetition makes no second one."""
     fetcher = fetch()
     started(server)
     broken = [
@@ -147,7 +148,7 @@ def test_a_kill_at_any_moment_loses_and_repeats_nothing(fetch: Fetch, vk: VK, se
 
 
 def test_what_comes_while_it_is_stopped_goes_out_later(fetch: Fetch, vk: VK, server: Server) -> None:
-    """Stop, start: VK is asked again from the checkpoint."""
+    """After the restart VK is polled at the checkpoint."""
     fetcher = fetch()
     started(server)
     first, missed, last = message(), [message() for _ in range(150)], message()
@@ -173,7 +174,7 @@ def test_a_first_start_killed_before_its_first_event_loses_nothing(fetch: Fetch,
 
 
 def test_a_first_start_without_redis_keeps_what_comes(vk: VK) -> None:
-    """Redis and VK may come up in any order: it waits, says so, and goes on from VK's first ts."""
+    """Redis and VK may come up in any order: it waits, logs that, and goes on from VK's first ts."""
     server = Server()
     server.stop()
     with server, Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=GROUP, REDIS_URL=server.url) as fetcher:
@@ -188,7 +189,7 @@ def test_a_first_start_without_redis_keeps_what_comes(vk: VK) -> None:
 
 
 def test_it_waits_for_vk(fetch: Fetch, vk: VK, server: Server) -> None:
-    """VK away at the start: it says so and goes on when VK is there."""
+    """VK is down at the start: that is logged, and it goes on when VK is up."""
     vk.down()
     fetcher = fetch()
     fetcher.wait_for("VK's API is unavailable")
@@ -200,7 +201,7 @@ def test_it_waits_for_vk(fetch: Fetch, vk: VK, server: Server) -> None:
 
 @pytest.mark.long
 def test_a_storm_costs_few_requests(fetch: Fetch, server: Server) -> None:
-    """10,000 updates of 1,000 people in 50 chats: at most 60 requests, 20 in a second, nobody asked for twice."""
+    """10,000 updates of 1,000 people in 50 chats: at most 60 requests, 20 in a second, nobody looked up twice."""
     updates = traffic(1, 1000, 50, 10_000)
     with VK(kept=20_000, latency=0.05, rps=20) as vk:
         fetch(VK_URL=vk.url)
@@ -255,7 +256,7 @@ def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, serv
 
 @pytest.mark.long
 def test_memory_is_bounded(fetch: Fetch, vk: VK, server: Server) -> None:
-    """Past the limit it polls no more; what VK forgets then is a gap on record, and the rest goes out."""
+    """Past the limit it stops polling; what VK then forgets is a recorded gap, and the rest goes out."""
     fetcher = fetch(constants={"fetcher.core.backlog:MAX_PENDING": 300, "fetcher.vk.api:MAX_PAUSE": 1}, POLL_WAIT=1)
     started(server)
     server.stop()
@@ -342,7 +343,7 @@ def test_what_only_the_operator_can_fix(fetch: Fetch, server: Server, settings: 
 
 
 def test_long_poll_switched_off(fetch: Fetch, vk: VK) -> None:
-    """Long Poll off is one sentence, also if VK still gives a key."""
+    """It gives one sentence, even if VK still gives a key."""
     vk.fail_api({"response": {"is_enabled": False}}, method="groups.getLongPollSettings")
     fetcher = fetch()
     assert fetcher.wait() == 1
@@ -470,7 +471,7 @@ def python(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Pop
 
 
 def blocks(pid: int, number: int) -> bool:
-    """Tell whether the kernel keeps this signal for the process."""
+    """Return whether the process blocks this signal."""
     status = Path(f"/proc/{pid}/status").read_text()
     mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
     return bool(int(mask, 16) >> (number - 1) & 1)
@@ -482,7 +483,7 @@ def blocks(pid: int, number: int) -> bool:
 )
 @pytest.mark.parametrize("delay", [0, 0.05, 0.2, 0.4])
 def test_signals_end_it_from_its_first_line_on(program: list[str], number: int, delay: float) -> None:
-    """While it still imports, reads its settings or connects: code 0, and not a word more."""
+    """While it still imports, reads its settings or connects: code 0, and no output."""
     with python(*program) as process:
         wait_until(lambda: blocks(process.pid, number), what="its first line")
         time.sleep(delay)
@@ -510,7 +511,7 @@ def with_site(tmp_path: Path, code: str) -> dict[str, str]:
 
 
 def test_signals_on_windows(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
-    """There no signal can be waited for: handlers end it as well."""
+    """Windows has no sigwait: handlers end it instead."""
     fetcher = fetch(**with_site(tmp_path, WINDOWS))
     started(server)
     if Path("/proc/self/status").exists():
@@ -541,7 +542,7 @@ def test_it_runs_both_ways(program: list[str]) -> None:
     ],
 )
 def test_what_a_consumer_loads(code: str, loaded: list[str]) -> None:
-    """The nouns alone need neither a Redis client nor VK's, nor anything that takes time."""
+    """The nouns alone load neither redis-py nor vk_api, nor anything that takes time."""
     show = (
         "import sys; print(*sorted({'redis', 'vk_api', 'requests', 'dotenv', 'fetcher.bus.bus'} & sys.modules.keys()))"
     )
@@ -550,7 +551,7 @@ def test_what_a_consumer_loads(code: str, loaded: list[str]) -> None:
 
 
 def test_an_import_leaves_signals_alone() -> None:
-    """Only the program blocks them, never who imports the package or its modules."""
+    """Only the program blocks them, not an import of the package or its modules."""
     modules = "fetcher, fetcher.bus.bus, fetcher.core.relay, fetcher.config"
     code = f"import {modules}, signal; print(signal.pthread_sigmask(0, []))"
     with python("-c", code) as process:
@@ -575,7 +576,7 @@ def test_raw(fetch: Fetch, vk: VK, server: Server) -> None:
 
 
 def test_watch(fetch: Fetch, vk: VK, server: Server) -> None:
-    """It needs neither token nor community, prints what flows, and ends when only the operator can help."""
+    """It needs neither token nor community, prints what flows, and ends if only the operator can help."""
     watch = fetch("--watch", TOKEN=None, GROUPID=None)
     watch.wait_for("Watching the bus 'events'")
     fetch()
@@ -594,14 +595,14 @@ def test_watch(fetch: Fetch, vk: VK, server: Server) -> None:
     "arguments", [["--watch", "--health"], ["--demo", "--setup"], ["--redrive", "--health"], ["x"]]
 )
 def test_one_command_at_a_time(fetch: Fetch, arguments: list[str]) -> None:
-    """Two commands, or an unknown one, are a mistake in the command line, which ends it as wrong settings do."""
+    """Two commands, or an unknown one, are an error of the command line, with the exit code of wrong settings."""
     mistaken = fetch(*arguments)
     assert mistaken.wait() == EXIT_SETTINGS
     assert mistaken.lines[0].startswith("usage: event-fetcher")
 
 
 def test_metrics(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
-    """They are served on the port; a port that is taken, or the missing extra, is a sentence."""
+    """They are served on the port; a taken port, or the missing extra, gives one sentence."""
     port = free_port()
     fetch(METRICS_PORT=port)
     started(server)
@@ -633,7 +634,7 @@ def test_a_bug_in_a_command_shows_a_traceback_without_secrets(fetch: Fetch, comm
 
 @pytest.mark.parametrize("command", ["--setup", "--redrive", "--demo"])
 def test_output_that_cannot_be_written_is_a_sentence(vk: VK, server: Server, command: str) -> None:
-    """A full disk is a sentence and code 1; with standard output closed the commands do the rest of their work."""
+    """A full disk gives a sentence and code 1; with standard output closed the commands do the rest of their work."""
     program = [sys.executable, "-m", "tests.run", command]
     settings = {"VK_URL": vk.url, "TOKEN": vk.token, "GROUPID": str(vk.group_id), "REDIS_URL": server.url}
     with open("/dev/full", "w") as full, subprocess.Popen(
@@ -663,7 +664,7 @@ def test_an_interrupted_command_has_not_succeeded(fetch: Fetch, command: str) ->
 
 
 def test_an_older_python_is_a_sentence(tmp_path: Path) -> None:
-    """main.py can be read by Python 3.9, and says what is needed in place of a traceback."""
+    """Python 3.9 can read main.py, which prints what is needed instead of a traceback."""
     ast.parse((ROOT / "main.py").read_text(encoding="utf-8"), feature_version=(3, 9))
     environment = with_site(tmp_path, "import sys; sys.version_info = (3, 9, 18, 'final', 0)")
     with python("main.py", "--demo", env=environment) as process:
@@ -724,12 +725,12 @@ def test_the_password_of_redis_is_changed_for_a_moment(fetch: Fetch, vk: VK, ser
 
 
 def asked(vk: VK, method: str) -> bool:
-    """Tell whether VK was asked for this."""
+    """Return whether VK got this request."""
     return any(request.name == method for request in vk.requests)
 
 
 def polled(vk: VK) -> None:
-    """Wait until VK's latest ts is asked for."""
+    """Wait until VK's latest ts is polled."""
     wait_until(lambda: any(one.params.get("ts") == str(vk.ts) for one in vk.requests), what="the latest ts")
 
 
@@ -754,7 +755,7 @@ def test_the_token_is_revoked_while_updates_are_pending(fetch: Fetch, vk: VK, se
 
 
 def test_names_fail_for_long(fetch: Fetch, vk: VK, server: Server) -> None:
-    """VK fails for one person: the event waits as long as it may, and goes out without the name; others have theirs."""
+    """VK fails for one person: the event waits for the limit, and goes out without the name; others have theirs."""
     fetcher = fetch(POLL_WAIT=1, constants={"fetcher.core.relay:NAMES_TIMEOUT": 2})
     started(server)
     vk.failing[PERSON] = 10
@@ -791,7 +792,7 @@ def test_dead_letters_of_two_fetchers(fetch: Fetch, vk: VK, server: Server, step
         vk.push(broken[number], good[number])
     arrived(server, 30)
     for fetcher in fetchers:
-        fetcher.kill()  # whoever is behind: it comes with what the other has recorded
+        fetcher.kill()  # the one that is behind: it comes with what the other has recorded
         fetcher.start()
     last = message()
     vk.push(broken[0] | {"number": 99}, last)
@@ -801,29 +802,23 @@ def test_dead_letters_of_two_fetchers(fetch: Fetch, vk: VK, server: Server, step
 
 
 @pytest.mark.long
-def test_updates_that_are_very_deep(fetch: Fetch, vk: VK, server: Server) -> None:
+def test_updates_that_are_very_deep(fetch: Fetch, vk: VK, server: Server, request: pytest.FixtureRequest) -> None:
     """Whether they can be read, built, written: each is an event, a dead letter or in a gap, and the process lives."""
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(4000)  # for the VK of this test
-    try:
-        fetcher = fetch(RAW=1, POLL_WAIT=1, constants={"fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 1})
-        started(server)
-        vk.batch = 1
-        first = vk.ts
-        payload: Any = 1
-        for depth in range(1, 1100):
-            payload = [payload]
-            if depth > 940 and not depth % 4:
-                vk.push(button(payload))
-        fetcher.wait_for("A gap from ts")
-        last = message()
-        vk.push(last)
-        wait_until(lambda: ids(server)[-1:] == [last["event_id"]], what="the last event")
-        assert fetcher.running
-        *letters, gap = dead_letters(server)
-        published = len(ids(server)) - 1
-        assert all("cannot be" in letter["error"] or "Recursion" in letter["error"] for letter in letters)
-        assert published + len(letters) == int(gap["since"]) - first
-        assert int(gap["until"]) == vk.ts - 1
-    finally:
-        sys.setrecursionlimit(limit)
+    fetcher = fetch(RAW=1, POLL_WAIT=1, constants={"fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 1})
+    started(server)
+    vk.batch = 1
+    first = vk.ts
+    request.addfinalizer(functools.partial(sys.setrecursionlimit, sys.getrecursionlimit()))
+    sys.setrecursionlimit(4000)  # this test reads what the fetcher can just write
+    for depth in (*range(940, 1100, 4), 1400, 3000, 9000, 20_000, 100_000):  # each Python has a limit of its own
+        vk.push(button(f"nested {depth}"))
+    fetcher.wait_for("A gap from ts")
+    last = message()
+    vk.push(last)
+    wait_until(lambda: ids(server)[-1:] == [last["event_id"]], what="the last event")
+    assert fetcher.running
+    *letters, gap = dead_letters(server)
+    published = len(ids(server)) - 1
+    assert all("cannot be" in letter["error"] or "Recursion" in letter["error"] for letter in letters)
+    assert published + len(letters) == int(gap["since"]) - first
+    assert int(gap["until"]) == vk.ts - 1

@@ -57,7 +57,7 @@ EXPECTED = {
 
 @functools.cache
 def served() -> tuple[int, Any]:
-    """Serve metrics once, for a process has them once; return the port and the metrics."""
+    """Serve metrics once, because a process has them once; return the port and the metrics."""
     port = free_port()
     return port, metrics.serve(port, "1.2.3")
 
@@ -83,7 +83,7 @@ def names() -> set[str]:
 
 
 def test_without_a_port_nothing_is_imported_or_counted() -> None:
-    """Without METRICS_PORT nobody needs prometheus-client, and whoever counts need not know."""
+    """Without METRICS_PORT prometheus-client is not needed, and the counting code does not notice."""
     count(metrics.serve(0, "1.2.3"))
     code = "import sys; from fetcher import metrics; metrics.serve(0, '1'); print('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -96,13 +96,13 @@ def test_what_is_counted_is_served() -> None:
 
 
 def test_what_has_not_happened_is_zero() -> None:
-    """An increase from nothing to one would not be seen: counters without labels are there from the beginning."""
+    """An increase from nothing to one would not be seen, so counters without labels exist from the beginning."""
     found = scraped()
     assert [found[f"event_fetcher_{name}"] for name in ("gaps_total", "dead_letters_total", "held_updates")] == [0] * 3
 
 
 def test_the_process_is_measured_as_well() -> None:
-    """What is held is in memory, so its size belongs to the picture."""
+    """Held updates take memory, so the size of the process is shown, too."""
     assert scraped()["process_resident_memory_bytes"] > 1e6
 
 
@@ -138,22 +138,22 @@ def test_rules_and_panels_ask_for_what_exists(expression: str) -> None:
 
 
 @pytest.mark.parametrize("text", DOCUMENTS, ids=["en", "ru"])
-def test_the_document_explains_every_metric_and_alarm(text: str) -> None:
+def test_the_document_explains_every_metric_and_alert(text: str) -> None:
     """Both languages have a row for each."""
     rows = set(re.findall(r"^\| `(event_fetcher_\w+)(?:\{\w+\})?` \|", text, re.MULTILINE))
     assert rows == {re.sub("_(bucket|sum|count)$", "", name) for name in names()}
     assert {rule["alert"] for rule in RULES_OF} == set(re.findall(r"^\| `(Fetcher\w+)` \|", text, re.MULTILINE))
 
 
-def test_each_alarm_says_what_to_do() -> None:
-    """Whoever is woken reads one sentence and where to look."""
+def test_each_alert_says_what_to_do() -> None:
+    """It has one sentence, and where to look."""
     for rule in RULES_OF:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"].keys() == {"summary", "description"}
 
 
 def test_the_dashboard_shows_every_metric() -> None:
-    """And its panels do not lie on each other."""
+    """Its panels do not overlap."""
     shown = "".join(EXPRESSIONS[len(RULES_OF) :])
     assert {name for name in names() if not name.endswith(("_sum", "_count"))} <= set(
         re.findall(r"event_fetcher_\w+", shown)

@@ -25,7 +25,7 @@ def event(uuid: int, bpid: int, title: str = "", invited: int | None = None) -> 
 
 
 def filled(names: dict[int, Name], *events: Event) -> list[tuple[str, str]]:
-    """Tell the names of user and peer of each event."""
+    """Return the names of user and peer of each event."""
     return [(event.user.name, event.peer.name) for event in (with_names(event, names) for event in events)]
 
 
@@ -51,12 +51,12 @@ def filled(names: dict[int, Name], *events: Event) -> list[tuple[str, str]]:
     ],
 )
 def test_ids_to_resolve(uuid: int, bpid: int, ids: set[int]) -> None:
-    """People, communities and chats are; e-mail addresses and numbers that nobody can have are not."""
+    """People, communities and chats are; e-mail addresses and impossible numbers are not."""
     assert ids_to_resolve([event(uuid, bpid)]) == ids
 
 
 def test_ids_to_resolve_of_a_batch() -> None:
-    """Each is needed once, whoever needs it, and whom an action names as well."""
+    """Each is listed once, whoever needs it, those of actions included."""
     assert ids_to_resolve([event(5, 5), event(5, CHAT + 1), event(6, CHAT + 1)]) == {5, 6, CHAT + 1}
     assert ids_to_resolve([event(5, CHAT + 1, invited=9), event(5, CHAT + 1, invited=-4)]) == {5, 9, -4, CHAT + 1}
     assert ids_to_resolve([event(5, 5, invited=MAIL), event(5, 5, invited=CHAT + 9)]) == {5}
@@ -76,7 +76,7 @@ def test_names_of_a_person() -> None:
 
 
 def test_names_of_an_action() -> None:
-    """Whom it concerns is named like any other; the rest of it stays."""
+    """The affected user is named like any other; the rest of the action stays."""
     given = with_names(event(5, CHAT + 7, invited=9), {9: Name("Пётр", "Пётр", "", "id9")})
     assert given.action == Action("chat_invite_user", User(9, "Пётр", "Пётр", "", "id9"), "", 0)
     given = with_names(event(5, CHAT + 7, invited=MAIL), {})
@@ -84,7 +84,7 @@ def test_names_of_an_action() -> None:
 
 
 def test_names_of_a_private_dialog() -> None:
-    """A private dialog bears the other side's name, whoever acts in it."""
+    """A private dialog has the other side's name, whoever acts in it."""
     names = {5: Name("Анна Черных", "Анна", "Черных", "anna"), -3: Name("Паб", "Паб", "", "pub")}
     assert filled(names, event(5, 5), event(-3, 5), event(5, -3)) == [
         ("Анна Черных", "Анна Черных"),
@@ -94,19 +94,19 @@ def test_names_of_a_private_dialog() -> None:
 
 
 def test_names_of_the_unknown() -> None:
-    """Whom VK does not know, and what it does not tell, has its number and nothing else."""
+    """People that VK does not know, and chats without a title, have their number and nothing else."""
     assert with_names(event(5, CHAT + 7), {5: Name()}) == event(5, CHAT + 7)
 
 
 def test_a_chats_title_is_no_users_name() -> None:
-    """A number that is a chat's never gives its title to a user of the same number."""
+    """A user whose number is a chat's peer id never gets its title."""
     assert filled({CHAT + 7: Name("Беседа")}, event(CHAT + 7, CHAT + 7)) == [("", "Беседа")]
     assert filled({MAIL: Name("почта")}, event(MAIL, 5)) == [("", "")]
     assert filled({CHAT: Name("nobody's")}, event(CHAT, 5)) == [("", "")]
 
 
 def test_title_holds_from_the_update_on() -> None:
-    """A title that an event tells is the peer's from that event on, until the next one, and in no other chat."""
+    """A title in an event is the peer's from that event on, until the next one, and in no other chat."""
     names = {CHAT + 7: Name("Старая"), CHAT + 8: Name("Другая")}
     chat, other = event(5, CHAT + 7), event(5, CHAT + 8)
     batch = [chat, event(5, CHAT + 7, "Новая"), chat, other, event(5, CHAT + 7, "Новейшая"), chat]
@@ -141,7 +141,7 @@ class Cache:
 
 
 class VK:
-    """Has a name for everybody but the `unknown`, and answers it but for the `failing`."""
+    """Has names for all but the `unknown`, and answers for all but the `failing`."""
 
     def __init__(self) -> None:
         self.asked: list[set[int]] = []
@@ -187,7 +187,7 @@ FIVE, SIX = ("name of 5", "name of 5"), ("name of 6", "name of 6")
 
 
 def test_memory_then_cache_then_vk(directory: Directory, cache: Cache, vk: VK) -> None:
-    """Each is asked for what the one before does not know; what VK answers is known to all afterwards."""
+    """Each is queried for what the one before does not know; afterwards all know what VK answered."""
     cache.known[6] = Name("Six")
     assert names(directory, event(5, CHAT + 7), event(6, 6)) == [
         ("name of 5", f"name of {CHAT + 7}"),
@@ -211,7 +211,7 @@ def test_nobody_to_look_up(directory: Directory, cache: Cache, vk: VK) -> None:
 def test_memory_lasts_a_minute(
     directory: Directory, cache: Cache, vk: VK, clock: Clock, ttl: int, lasts: float
 ) -> None:
-    """Or as long as the cache if that is shorter: until then neither is asked, however many batches come."""
+    """Or as long as the cache if that is shorter: until then neither is queried, however many batches come."""
     cache.names_ttl = ttl
     vk.unknown.add(6)
     for seconds in (0.0, lasts / 2, lasts / 2 - 0.1):
@@ -226,7 +226,7 @@ def test_memory_lasts_a_minute(
 
 
 def test_without_a_cache_there_is_no_memory(directory: Directory, cache: Cache, vk: VK) -> None:
-    """NAMES_TTL=0: every batch asks VK."""
+    """NAMES_TTL=0: every batch queries VK."""
     cache.names_ttl = 0
     for _ in range(3):
         assert names(directory, event(5, 5), event(5, CHAT + 7, "Title")) == [FIVE, ("name of 5", "Title")]
@@ -234,7 +234,7 @@ def test_without_a_cache_there_is_no_memory(directory: Directory, cache: Cache, 
 
 
 def test_memory_is_bounded(directory: Directory, cache: Cache, vk: VK) -> None:
-    """When it is full it begins again; the cache still knows everybody."""
+    """When it is full it is emptied; the cache still has all names."""
     names(directory, *(event(id, id) for id in range(1, MAX_NAMES + 1)))
     assert names(directory, event(1, 1)) == [("name of 1", "name of 1")]
     assert len(cache.asked) == 1, "it is as full as it may be"
@@ -254,7 +254,7 @@ def test_what_another_fetcher_has_cached(directory: Directory, cache: Cache) -> 
 
 
 def test_a_title_is_known_to_all(directory: Directory, cache: Cache, vk: VK) -> None:
-    """The latest one of a batch holds in the next batches, and goes to the cache."""
+    """The latest title of a batch holds in the next batches, and goes to the cache."""
     names(directory, event(5, CHAT + 7, "New"), event(5, CHAT + 8), event(5, CHAT + 7, "Newest"))
     assert cache.known[CHAT + 7] == Name("Newest")
     assert names(directory, event(5, CHAT + 7)) == [("name of 5", "Newest")]
@@ -275,7 +275,7 @@ def test_redis_goes_down_while_names_are_cached(directory: Directory, cache: Cac
 
 
 def test_the_cache_cannot_be_read(directory: Directory, cache: Cache, vk: VK) -> None:
-    """Then the batch waits: VK is not asked for what the cache may have."""
+    """Then the batch waits: names that may be cached are not requested from VK."""
     cache.down = True
     with pytest.raises(RedisUnavailable):
         names(directory, event(5, 5))
@@ -296,7 +296,7 @@ def test_vk_fails(directory: Directory, cache: Cache, vk: VK, failure: Any) -> N
 
 
 def test_names_are_given_up(directory: Directory, cache: Cache, vk: VK) -> None:
-    """Events that have waited for long enough go out with "", which nobody remembers."""
+    """Events that have waited for long enough go out with "", which is not remembered."""
     vk.failing = {6}
     assert names(directory, event(5, 5), event(6, 6), give_up=True) == [FIVE, ("", "")]
     assert cache.known.keys() == {5}
@@ -305,7 +305,7 @@ def test_names_are_given_up(directory: Directory, cache: Cache, vk: VK) -> None:
 
 
 def test_an_outage_delays_one_batch(directory: Directory, vk: VK, caplog: pytest.LogCaptureFixture) -> None:
-    """VK is asked with each batch, but only the first waits. When VK has answered, the next outage delays one again."""
+    """Each batch queries VK, but only the first waits. When VK has answered, the next outage delays one again."""
     for _ in range(2):
         vk.failing = {6, 7}
         with pytest.raises(TransientError):

@@ -14,7 +14,7 @@ from tests.processes import ROOT
 
 PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("operations.md", "operations.ru.md")}
 FETCHER = ROOT / "fetcher"
-# These print for a person who watches, with the remedy in the line itself.
+# These print for a person at the terminal, with the remedy in the line itself.
 LEFT_OUT = {FETCHER / "commands/demo.py", FETCHER / "commands/setup.py"}
 LEVELS = {"info", "warning", "critical"}
 ERRORS = {
@@ -95,7 +95,7 @@ def is_explained(sentence: str, quote: str) -> bool:
 
 @page
 def test_every_sentence_is_explained(name: str) -> None:
-    """Whoever meets one finds it in the page."""
+    """Every sentence stands in a table of the page."""
     explained = quotes(PAGES[name])
     assert not [one for one in sorted(sentences()) if not any(is_explained(one, quote) for quote in explained)]
 
@@ -114,7 +114,7 @@ def test_every_reason_is_explained(name: str) -> None:
 
 
 def test_another_word_is_noticed() -> None:
-    """A sentence that has changed is no longer explained: this is what the two tests above rest on."""
+    """A changed sentence is no longer explained: the two tests above rest on that."""
     assert is_explained("METRICS_PORT: port … cannot be opened (…): …", "METRICS_PORT: port … cannot be opened (…)")
     assert not is_explained("METRICS_PORT: port … cannot be used (…): …", "METRICS_PORT: port … cannot be opened (…)")
     assert not is_explained("Recovered from it", "Recovered")

@@ -9,7 +9,7 @@ UNLIMITED = 10**9
 
 
 def entries(count: int, size: int = 200) -> list[Entry | DeadLetter | None]:
-    """Make entries that are so many bytes on the wire, each."""
+    """Make entries that take this many bytes on the wire, each."""
     return [Entry("id", "message", b"x" * (size - 100))] * count
 
 
@@ -18,9 +18,9 @@ def commit(updates: int, size: int) -> Commit:
 
 
 def send(piece: PieceSize, limit: float, size: int = 200, times: int = 1, pending: int = 1000) -> list[int]:
-    """Commit pieces of what is pending through a link that times out above so many bytes; return their numbers.
+    """Commit pieces of what is pending through a link that times out above this many bytes; return their numbers.
 
-    A time-out is told by a number below 0.
+    A number below 0 is a commit that timed out.
     """
     sent = []
     for _ in range(times):
@@ -80,12 +80,12 @@ def test_whether_there_is_room(count: int, size: int, has_room: bool) -> None:
 
 
 def test_updates_that_are_not_published_count_by_number() -> None:
-    """They weigh nothing."""
+    """They have no size."""
     assert PieceSize().how_many([None] * 1000) == 500
 
 
 def test_a_time_out_halves_down_to_a_single_event() -> None:
-    """And no further."""
+    """It never goes below one."""
     assert send(PieceSize(), limit=0, times=11) == [-500, -250, -125, -62, -31, -15, -7, -3, -1, -1, -1]
 
 
@@ -126,7 +126,7 @@ def test_a_small_commit_proves_nothing_about_a_larger_one(pending: int) -> None:
 @pytest.mark.parametrize("size", [200, 1000, 5000])
 @pytest.mark.parametrize("limit", [6_000, 30_000, 70_000, 150_000, 300_000, 500_000, 900_000, 2**20 - 1])
 def test_at_most_one_commit_in_ten_times_out(limit: int, size: int) -> None:
-    """On a steady link, whatever fits through it; and the commits that get through are not small for that."""
+    """This holds on a steady link of any capacity, and the successful commits stay large."""
     piece = PieceSize()
     send(piece, limit, size, times=20)
     sent = send(piece, limit, size, times=1000)
@@ -137,7 +137,7 @@ def test_at_most_one_commit_in_ten_times_out(limit: int, size: int) -> None:
 
 
 def test_a_link_that_becomes_better() -> None:
-    """What timed out once is tried again, and then it is forgotten that it did."""
+    """A size that timed out is tried again, and its time-out is forgotten once it succeeds."""
     piece = PieceSize()
     send(piece, 60_000, times=50)
     send(piece, UNLIMITED, times=40)
@@ -148,14 +148,14 @@ def test_a_link_that_becomes_better() -> None:
 
 @pytest.mark.parametrize("pending", [1000, 1])
 def test_an_outage_is_forgotten_soon(pending: int) -> None:
-    """Everything timed out for a while: that said nothing about sizes."""
+    """Everything timed out for a while: that proves nothing about sizes."""
     piece = PieceSize()
     send(piece, limit=0, times=30, pending=pending)
     assert send(piece, UNLIMITED, times=25)[-1] == 500
 
 
 def test_a_size_that_has_timed_out_passes() -> None:
-    """Then nothing is known against it, nor against larger ones."""
+    """Then it counts as possible again, and larger ones, too."""
     piece = PieceSize()
     assert send(piece, limit=60_000) == [-500]
     assert send(piece, UNLIMITED) == [250]
@@ -190,7 +190,7 @@ def test_growth_is_tried_after_a_few_successes_only() -> None:
     ],
 )
 def test_connections_that_break(happens: str, fits: int) -> None:
-    """Three in a row: maybe none lives long enough for a commit of this size.
+    """After three in a row the commit may be too large for their lifetime.
 
     "b" breaks, "s" succeeds, "-" is a success of a small commit. Growth waits as it does after a time-out.
     """

@@ -1,4 +1,4 @@
-"""`--redrive`: dead letters get another chance. Nothing is lost, nothing is twice, whoever kills it or runs another."""
+"""`--redrive`: dead letters get another chance. Nothing is lost or repeated, even if it is killed or run twice."""
 
 import contextlib
 import itertools
@@ -153,7 +153,7 @@ def test_the_fetcher_does_not_publish_it_again(fetch: Fetch, vk: VK, client: Any
 
 
 def test_what_stays(run: Any, client: Any, bury: Bury) -> None:
-    """Each with the reason of today; its neighbours go; nothing of what stays is changed."""
+    """Each stays with its present reason, unchanged; its neighbours go."""
     without_user = message()
     del without_user["object"]["message"]["from_id"]
     foreign = message(group_id=5) | {"group_id": 5}
@@ -178,7 +178,7 @@ def test_what_stays(run: Any, client: Any, bury: Bury) -> None:
 
 
 def test_nothing_to_do(run: Any, client: Any) -> None:
-    """There is no dead letter, not even a stream of them; none is made."""
+    """There is no stream of dead letters, and none is created."""
     assert run() == ["published: 0, stay: 0"]
     assert client.dbsize() == 0
 
@@ -217,7 +217,7 @@ def test_old_titles_do_not_come_back(run: Any, client: Any, bury: Bury) -> None:
 
 
 def test_names_cost_one_request_for_many(run: Any, vk: VK, client: Any, bury: Bury) -> None:
-    """The fetcher beside needs VK's requests for itself."""
+    """A running fetcher needs the request limit for itself."""
     bury(*[message(user=1000 + number, peer=CHAT + number % 50 + 1) for number in range(250)])
     assert run() == ["published: 250, stay: 0"]
     assert len(vk.requests) <= 3
@@ -228,7 +228,7 @@ def test_names_cost_one_request_for_many(run: Any, vk: VK, client: Any, bury: Bu
 
 
 def test_vk_fails_once(run: Any, vk: VK, client: Any, bury: Bury) -> None:
-    """The same is asked again."""
+    """The request is repeated."""
     bury(message(), message())
     vk.fail_api(error(10))
     assert run() == ["published: 2, stay: 0"]
@@ -250,7 +250,7 @@ def test_one_chat_that_vk_cannot_tell(run: Any, vk: VK, client: Any, bury: Bury)
 
 
 def test_one_request_that_vk_does_not_answer(run: Any, vk: VK, client: Any, bury: Bury) -> None:
-    """It keeps one dead letter, in place of all that come after it."""
+    """Only its own dead letter stays, not all that come after it."""
     bury(*[message(peer=CHAT + chat) for chat in (1, 2, 3)])
     vk.fail_api(error(10), times=2)  # the request for all of them, and that for the first
     *stay, count = run()
@@ -296,7 +296,7 @@ def test_a_refused_token(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
     ],
 )
 def test_redis_cannot_be_reached(fetch: Fetch, server: Server, group: list[str], url: str, end: str) -> None:
-    """One sentence and code 1: it is no bug."""
+    """One sentence and code 1: it is not reported as a bug."""
     process = fetch("--redrive", *group, REDIS_URL=url.format(f"{HOST}:{server.port}"))
     assert process.wait(60) == 1
     assert process.output.splitlines()[-1] == f"event-fetcher: {end}"
@@ -304,7 +304,7 @@ def test_redis_cannot_be_reached(fetch: Fetch, server: Server, group: list[str],
 
 
 def test_a_lost_reply(run: Any, client: Any, bury: Bury, server: Server) -> None:
-    """Nobody knows whether it is published: it is, and the next run does not do it again."""
+    """The command cannot know whether it is published: it is, and the next run does not do it again."""
     bury(message(), message())
     with Proxy(server.port) as proxy:
         proxy.drop_replies()
@@ -325,7 +325,7 @@ def test_a_missing_permission(run: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("key", ["events", f"{{events}}:seen:{GROUP}"])
 def test_a_key_of_another_type(run: Any, client: Any, bury: Bury, key: str) -> None:
-    """Somebody else uses these names: the dead letter stays."""
+    """Another program uses these names: the dead letter stays."""
     bury(message())
     client.delete(key)
     client.set(key, "mine")
@@ -376,7 +376,7 @@ def test_two_at_once(fetch: Fetch, client: Any, bury: Bury, server: Server) -> N
 def test_killed_again_and_again(
     fetch: Fetch, client: Any, bury: Bury, server: Server, group: tuple[str, ...], count: int, kills: int
 ) -> None:
-    """At any moment: what it has done is done, the rest is left, and there is no third state."""
+    """It is killed at random moments: each dead letter is done or left, and there is no third state."""
     updates = [message() for _ in range(count)]
     letters = GROUPS_LETTERS if group else LETTERS
     if group:
@@ -406,7 +406,7 @@ def test_killed_again_and_again(
 
 
 def test_beside_a_fetcher(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
-    """It goes on publishing what VK sends, what VK repeats, and dead letters of its own."""
+    """The fetcher goes on with what VK sends, what VK repeats, and its own dead letters."""
     old = [message() for _ in range(100)]
     bury(*old)
     fetcher = fetch()
@@ -429,7 +429,7 @@ GROUPS_LETTERS, ATTEMPTS = "{events}:dead-letter:moderation", "{events}:attempts
 
 
 def set_aside(client: Any, count: int = 1) -> list[str]:
-    """Let two groups have had so many events, and `moderation` set them aside; return the ids of their entries."""
+    """Let two groups have had this many events, and `moderation` set them aside; return the ids of their entries."""
     entries = []
     for number in range(1, count + 1):
         text = json.dumps(Event("message", str(number), *EMPTY).as_dict())
@@ -450,13 +450,13 @@ EMPTY: Any = {"uuid": 1, "name": "", "firstname": "", "lastname": "", "nick": ""
 
 
 def taken(client: Any, group: str, count: int, **options: Any) -> list[str]:
-    """Consume so many events."""
+    """Consume this many events."""
     with contextlib.closing(consume(client, group, f"{group}-1", **options)) as found:
         return [event.event_id for event in itertools.islice(found, count)]
 
 
 def test_given_back_to_the_group_alone(fetch: Fetch, client: Any, failed: list[str]) -> None:
-    """Each once more, at once whatever the consumers' `idle`, with all its attempts; other groups hear nothing."""
+    """Each comes once more, at once whatever the consumers' `idle`, with all its attempts; other groups get nothing."""
     process = fetch("--redrive", "moderation", TOKEN=None, GROUPID=None)
     assert process.wait(60) == 0
     assert process.output == "given back to the group moderation: 3, stay: 0"
@@ -468,7 +468,7 @@ def test_given_back_to_the_group_alone(fetch: Fetch, client: Any, failed: list[s
 
 
 def test_what_stays_of_a_group(run: Any, client: Any, failed: list[str]) -> None:
-    """What is trimmed from the stream, and what is no dead letter at all."""
+    """Events that are trimmed from the stream, and entries that are not dead letters."""
     client.xdel("events", failed[1])
     client.xadd(GROUPS_LETTERS, {"note": "by hand"})
     client.xadd(GROUPS_LETTERS, {"event": "{}", "id": "first"})
@@ -485,7 +485,7 @@ def test_what_stays_of_a_group(run: Any, client: Any, failed: list[str]) -> None
 
 
 def test_a_group_that_does_not_exist(run: Any, client: Any, failed: list[str]) -> None:
-    """It is said; nothing is created, nothing is lost."""
+    """A line reports it; nothing is created, nothing is lost."""
     client.xgroup_destroy("events", "moderation")
     lines = run("moderation")
     assert len(lines) == 4
@@ -561,7 +561,7 @@ def test_a_missing_permission_for_a_group(run: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("rule", ["", *rules("redrive")])
 def test_the_documented_permissions(run: Any, rule: str) -> None:
-    """They suffice for both kinds of dead letters, and each serves one of them; without it nothing is lost."""
+    """They suffice for both kinds of dead letters, and each is needed by one of them; without it nothing is lost."""
     with Server(acl=acl("redrive", rule)) as server, server.client() as client:
         set_aside(client)
         Bury(server.url)(message())

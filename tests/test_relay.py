@@ -74,7 +74,7 @@ def settle(*fetchers: Fetcher) -> None:
 
 
 def hold(fetcher: Fetcher, *ids: str) -> None:
-    """Let the fetcher hold these updates, while Redis is away."""
+    """Let the fetcher hold these updates, while Redis is down."""
     fetcher.bus.failure = REDIS_DOWN
     fetcher.history.push(*ids)
     fetcher.run(lambda: fetcher.vk.polled_at[-1] == fetcher.history.ts)
@@ -127,7 +127,7 @@ def test_a_later_start(fetcher: Fetcher, store: Store, caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("failure", [VK_DOWN, VK_FATAL])
 def test_vk_fails_at_the_start(fetcher: Fetcher, store: Store, failure: Exception) -> None:
-    """Nothing is done before its ts is known; what is fatal ends it."""
+    """Nothing happens before its ts is known; a fatal error ends it."""
     fetcher.vk.start_failure = failure
     if failure is VK_FATAL:
         with pytest.raises(VkFatalError):
@@ -264,7 +264,7 @@ def test_all_goes_out_in_vks_order(
 
 
 def test_vk_restarts_its_numbering_without_a_word(begun: Fetcher, store: Store) -> None:
-    """A lower ts in an answer says it: what came with it goes out, and the place is recorded."""
+    """A lower ts in an answer shows it: what came with it goes out, and the gap is recorded."""
     begun.vk.script = [answer(10, 3, "a")]
     begun.history.begin_at(3)
     begun.history.push("b")
@@ -297,7 +297,7 @@ def forget(store: Store, ts: Position) -> None:
 
 
 def test_what_is_missing_is_taken_from_what_was_committed_lately(begun: Fetcher, store: Store) -> None:
-    """VK need not have it any more."""
+    """VK no longer needs to have it."""
     begun.history.push("a", "b")
     begun.settle()
     begun.history.push("c")
@@ -400,7 +400,7 @@ def test_what_is_missing_is_asked_for_whatever_is_held_of_the_next_epoch(behind:
 
 
 def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -> None:
-    """VK has none of it: it is a gap at once, without a poll."""
+    """VK no longer has any of it: it is a gap at once, without a poll."""
     behind.history.begin_at(3)
     behind.history.push("d")
     behind.bus.failure = REDIS_DOWN
@@ -429,7 +429,7 @@ def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -
 def test_another_fetcher_has_filled_a_gap(
     begun: Fetcher, store: Store, at: Position, expected: list[dict[str, str]]
 ) -> None:
-    """In part, or past its end: VK is asked for the rest only."""
+    """In part, or past its end: only the rest is requested from VK."""
     begun.history.begin_at(15)
     begun.history.push(*numbers(10, 16))
     begun.vk.script = [answer(20, 21, "21", gap="forgotten")]
@@ -466,7 +466,7 @@ def test_another_fetcher_was_further_in_the_epoch_before(begun: Fetcher, store: 
 
 
 def test_batches_are_held_while_redis_is_away(begun: Fetcher, store: Store) -> None:
-    """VK is polled on, without long waits, and names are known before Redis is back."""
+    """VK is polled all the time, with short waits, and names are known before Redis is back."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnected()
     begun.poll()
@@ -483,7 +483,7 @@ def test_batches_are_held_while_redis_is_away(begun: Fetcher, store: Store) -> N
 
 
 def test_a_reply_is_lost(begun: Fetcher, store: Store) -> None:
-    """The bus had it all: it goes out once, and its text is sent once."""
+    """The bus has it all: it goes out once, and its text is sent once."""
     begun.history.push(*numbers(3))
     begun.bus.lost_replies = 2
     begun.settle()
@@ -581,7 +581,7 @@ def test_the_checkpoint_was_deleted(begun: Fetcher, other: Fetcher, store: Store
     [(14, "", "abcd"), (12, "ab", "cd"), (13, "abc", "d"), (14, "abcd", ""), (99, "abcd", ""), (99, "ab", "cd")],
 )
 def test_another_fetcher_is_further(begun: Fetcher, store: Store, stored: int, published: str, goes_out: str) -> None:
-    """Its checkpoint takes nothing away: what is held and is not on the bus goes out, and nothing twice."""
+    """Its checkpoint costs nothing: what is held and not on the bus goes out, and nothing twice."""
     hold(begun, *"abcd")
     store.remember(*published)
     store.checkpoint = place(stored)
@@ -609,7 +609,7 @@ def test_two_fetchers_commit_the_same(begun: Fetcher, other: Fetcher, store: Sto
 def test_batches_that_come_too_late(
     begun: Fetcher, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are left out, for they might be repetitions: it is recorded and logged, once, and not tried again."""
+    """They are left out, because they might be repetitions: it is recorded and logged, once, and not tried again."""
     monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", 20)
     hold(begun, "a", "b")
     store.remember(*(f"old {number}" for number in range(20)))
@@ -651,7 +651,7 @@ def test_a_new_connection_inside_a_step(begun: Fetcher, store: Store) -> None:
 def test_redis_fails_while_an_old_backlog_is_built(
     begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may have lost something meanwhile, even if the next request succeeds: Redis is asked what it has."""
+    """It may have lost something meanwhile, even if the next request succeeds: the fetcher reads what Redis has."""
     begun.vk.names_failure = VK_DOWN
     begun.history.push(update("a", user=77))
     begun.poll()
@@ -667,13 +667,13 @@ def test_redis_fails_while_an_old_backlog_is_built(
     assert f"{REDIS_DOWN}: trying again" in caplog.messages
 
 
-# Redis is away at the start
+# Redis is down at the start
 
 
 @pytest.mark.parametrize(
     ("checkpoint", "restarts", "epoch"),
     [
-        (None, 0, 0),  # nobody was there before
+        (None, 0, 0),  # no fetcher was there before
         (place(50), 0, 0),
         (place(90), 0, 0),  # another fetcher is further
         (place(50, epoch=3), 0, 3),
@@ -681,7 +681,7 @@ def test_redis_fails_while_an_old_backlog_is_built(
         (place(5000, epoch=2), 0, 3),
         (place(50), 1, 1),  # …or while it was held
         (place(50, epoch=2), 1, 3),
-        (place(5000), 1, 1),  # …or both: nobody can tell, and one is enough for the order
+        (place(5000), 1, 1),  # …or both: these cannot be distinguished, and one is enough for the order
     ],
 )
 def test_a_start_without_redis(
@@ -708,7 +708,7 @@ def test_a_start_without_redis(
 
 
 def test_vk_fails_at_the_first_connection(fetcher: Fetcher, store: Store) -> None:
-    """It must say whether it has restarted its numbering: nothing is committed before."""
+    """Its ts shows whether it has restarted its numbering: nothing is committed before."""
     fetcher.bus.failure = REDIS_DOWN
     fetcher.poll(2)
     fetcher.history.push("a")
@@ -729,7 +729,7 @@ def test_vk_fails_at_the_first_connection(fetcher: Fetcher, store: Store) -> Non
 
 
 def test_vk_is_asked_for_its_ts_only_if_something_is_held(fetcher: Fetcher, store: Store) -> None:
-    """And only if the checkpoint is another one: a start costs one request."""
+    """And only if the bus has another checkpoint: a start costs one request."""
     store.checkpoint = place(5)
     fetcher.history.oldest = 5
     fetcher.poll(2)
@@ -814,7 +814,7 @@ def test_polls_that_follow_each_other(
     polls: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """VK is read faster than it forgets, and never in vain."""
+    """VK is read faster than it forgets, without useless polls."""
     monkeypatch.setattr("fetcher.core.relay.MAX_UNBUILT", room)
     ts, before = begun.relay.backlog.next.ts, len(begun.vk.polls)
     for count in counts:
@@ -825,14 +825,14 @@ def test_polls_that_follow_each_other(
 
 
 def test_a_gap_is_progress() -> None:
-    """Whatever VK answers where it ends."""
+    """Whatever VK answers at its end."""
     require_progress(10, answer(20, 20, "a", gap="forgotten"))
     with pytest.raises(TransientError):
         require_progress(20, answer(20, 20, "a"))
 
 
 def test_names_are_waited_for_so_long_and_no_longer(begun: Fetcher) -> None:
-    """What is being tried has a name, in case the log has to say it."""
+    """What is being tried has a name, in case the log has to report it."""
     begun.vk.names_failure = VK_DOWN
     hold(begun, "a")
     begun.bus.failure = None
@@ -882,7 +882,7 @@ def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
 
 @pytest.mark.usefixtures("untraced")
 def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
-    """Each answer of VK has something, without end: something goes out every second or two."""
+    """Every VK answer brings something, for ever: something goes out every second or two."""
     begun.history.batch = 10
     begun.history.push(*numbers(20_000))
     commits: list[float] = []
@@ -913,7 +913,7 @@ def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, r
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("limit", [200, 3_000, 50_000])
 def test_commits_get_through_a_slow_link(begun: Fetcher, store: Store, limit: int) -> None:
-    """What is above a size times out: pieces become smaller, down to one event, and grow on a better link."""
+    """Commits above a size time out: pieces become smaller, down to one event, and grow on a better link."""
     begun.bus.failure = REDIS_DOWN
     begun.history.push(*numbers(400))
     begun.run(lambda: begun.held == 400)
@@ -964,7 +964,7 @@ def test_steady_traffic_goes_out_at_once(begun: Fetcher, store: Store, rate: flo
 
 
 def test_a_failed_look_up_concerns_vk_alone(begun: Fetcher, store: Store) -> None:
-    """Redis is up, the heartbeat is set, nothing is read from the bus again, and VK is polled on."""
+    """Redis is up, the heartbeat is set, nothing is read from the bus again, and polls go on."""
     for failure in (VK_DOWN, VK_FATAL):
         begun.vk.names_failure = failure
         beats, reads, polls = len(begun.bus.beats), len(begun.bus.reads), len(begun.vk.polls)
@@ -1004,7 +1004,7 @@ def test_look_ups_never_block_for_longer(begun: Fetcher, store: Store, failure: 
 
 
 def test_one_object_that_fails(begun: Fetcher, store: Store) -> None:
-    """VK fails for one person for minutes: nobody else waits for longer than 30 s, nor for ever."""
+    """VK fails for one person for minutes: no event waits for longer than 30 s."""
     begun.vk.unnamed = {77}
     for number in range(70):
         begun.history.push(update(str(number), user=77 if number % 2 else PERSON))
@@ -1035,7 +1035,7 @@ def test_names_given_up_while_redis_is_away(begun: Fetcher, store: Store) -> Non
 def test_what_only_people_can_fix_ends_it_while_nothing_is_held(
     fetcher: Fetcher, has_begun: bool, failure: Exception
 ) -> None:
-    """No poll brings more to lose."""
+    """No poll brings more that could be lost."""
     if has_begun:
         fetcher.poll(3)
     fetcher.bus.failure = failure
@@ -1048,7 +1048,7 @@ def test_what_only_people_can_fix_ends_it_while_nothing_is_held(
 
 @pytest.mark.parametrize("failure", [VK_FATAL, BUG])
 def test_a_poll_that_fails_for_good_ends_it_while_nothing_is_held(begun: Fetcher, failure: Exception) -> None:
-    """Whatever else failed before it."""
+    """It does so whatever else failed before."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnected()
     begun.vk.script = [failure]
@@ -1096,7 +1096,7 @@ def test_what_only_people_can_fix_costs_no_memory(
 
 
 def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
-    """And one line says that it is over; another failure meanwhile is logged as well, and so is the next one."""
+    """One line says that it is over; another failure meanwhile is logged as well, and so is the next one."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnected()
     begun.run_for(150)
@@ -1128,7 +1128,7 @@ def test_an_error_that_vk_words_anew_each_time(begun: Fetcher, caplog: pytest.Lo
 def test_a_link_that_breaks_every_few_seconds(
     history: History, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It does not fill the log: that it breaks is logged once a minute, each time with one line that this is over."""
+    """It does not fill the log: the break is logged once a minute, each time with one line that it is over."""
     fetcher = Fetcher(history, store, poll_wait=2)
     fetcher.poll()
     started, breaks = clock.now, 0
@@ -1179,7 +1179,7 @@ def test_what_is_being_tried_while_updates_are_held(
 
 
 def test_that_vk_is_asked_for_what_is_missing(behind: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
-    """What is missing, and VK does not answer: that is being tried."""
+    """If VK does not answer, requesting what is missing is what is being tried."""
     behind.vk.script = [VK_DOWN] * 1000
     behind.run_for(45)
     assert "asking VK for what is missing after ts 10" in caplog.text
@@ -1195,7 +1195,7 @@ def test_a_long_poll_is_no_stall(history: History, store: Store, caplog: pytest.
 
 
 def test_the_first_poll_after_a_failure_is_short(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
-    """So it is soon known, and logged, that VK answers again."""
+    """So it is soon logged that VK answers again."""
     begun.vk.script = [VK_DOWN]
     begun.poll(3)
     assert begun.vk.waits[1:] == [25, 1, 25]
@@ -1229,7 +1229,7 @@ def test_a_long_step_is_followed_at_once(begun: Fetcher) -> None:
 
 
 def test_no_heartbeat_without_an_answer(fetcher: Fetcher) -> None:
-    """A poll that failed is none."""
+    """A failed poll does not count."""
     fetcher.vk.script = [VK_DOWN] * 10
     fetcher.poll(10)
     assert not fetcher.bus.beats
@@ -1261,7 +1261,7 @@ def test_heartbeats_are_spaced(begun: Fetcher) -> None:
 
 
 def test_what_is_counted(begun: Fetcher, store: Store) -> None:
-    """Once, whatever goes out in pieces, is refused the first time, or is committed again; ages where VK has a date."""
+    """Each event counts once, even if it is in a piece, refused at first or committed again; ages need VK's date."""
     date = int(begun.clock.now) - 7
     begun.history.push(update("a", date=date), "b", update("x", malformed="why"))
     begun.bus.lost_replies = 1
@@ -1279,7 +1279,7 @@ def test_what_is_counted(begun: Fetcher, store: Store) -> None:
 
 
 def test_what_is_held_is_counted(begun: Fetcher) -> None:
-    """And whether Redis is up, and when VK was polled."""
+    """So are whether Redis is up, and when VK was polled."""
     begun.poll()
     assert (begun.metrics.redis_up.values[-1], begun.metrics.held_updates.values[-1]) == (1, 0)
     assert begun.clock.now - begun.metrics.last_poll.values[-1] < 1
@@ -1317,7 +1317,7 @@ def test_an_outage_and_then_a_failover(begun: Fetcher, store: Store) -> None:
 
 
 def test_a_restart_while_redis_is_away(begun: Fetcher, store: Store) -> None:
-    """The one update that nobody has any more is a recorded gap; all that came after the restart is there."""
+    """The one update that is lost everywhere is a recorded gap; all that came after the restart is there."""
     begun.history.push(*numbers(219))
     begun.settle()
     begun.history.kept = 100
@@ -1337,7 +1337,7 @@ def test_a_restart_while_redis_is_away(begun: Fetcher, store: Store) -> None:
 
 
 def test_two_fetchers_one_restarted_during_the_outage(begun: Fetcher, other: Fetcher, store: Store) -> None:
-    """It is back first, and its gap takes nothing away from what the other holds."""
+    """It is back first, and its gap costs nothing that the other holds."""
     begun.history.kept = 100
     other.poll()
     begun.history.push(*numbers(100))
@@ -1409,7 +1409,7 @@ def test_a_fault_between_two_pieces(begun: Fetcher, store: Store, what: str) -> 
 
 
 def test_vk_and_redis_fail_together(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever is back first."""
+    """Whichever is back first."""
     hold(begun, *numbers(5))
     begun.bus.failure = REDIS_DOWN
     begun.vk.script = [VK_DOWN] * 10

@@ -1,4 +1,4 @@
-"""What the loop tells the operator about each commit: log lines and metrics."""
+"""What the loop reports to the operator about each commit: log lines and metrics."""
 
 from typing import NamedTuple
 

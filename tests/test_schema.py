@@ -89,7 +89,7 @@ def test_the_schema_itself_is_valid() -> None:
 
 
 def test_each_type_of_event_has_a_definition() -> None:
-    """Whoever adds a type of event adds a definition to the schema, names it in Event, and its type in OtherEvent."""
+    """A new type of event needs a definition in the schema, its name in Event, and its type in OtherEvent."""
     built = {event["event_type"] for event in FROM_SAMPLES.values()}
     assert built == set(TYPES), f"no sample, or no definition in event.schema.json: {built ^ set(TYPES)}"
     excluded = DEFINITIONS["OtherEvent"]["properties"]["event_type"]["not"]["enum"]
@@ -97,7 +97,7 @@ def test_each_type_of_event_has_a_definition() -> None:
 
 
 def test_the_open_type_is_outside_of_the_union() -> None:
-    """TypeScript tells the members of a union apart by event_type only if it is a constant in each of them."""
+    """TypeScript distinguishes the members of a union by event_type only if it is a constant in each of them."""
     assert referred(SCHEMA) == ["Event", "OtherEvent"]
     assert "OtherEvent" not in referred(DEFINITIONS["Event"])
 
@@ -128,7 +128,7 @@ def test_what_is_built_of_each_sample_is_valid(name: str) -> None:
 
 @pytest.mark.parametrize("type", sorted(OTHER_TYPES.keys() | BUILDERS.keys()))
 def test_raw_of_each_type_is_valid(type: str) -> None:
-    """With RAW=1 every event has the update, and every type of VK's goes out."""
+    """With RAW=1 every event has the update, and every VK type goes out."""
     sent = [sample["update"] for sample in SAMPLES.values() if "event" in sample and sample["update"]["type"] == type]
     sent += [update(type, OTHER_TYPES[type][0])] if type in OTHER_TYPES and type not in BUILDERS else []
     events = [event for each in sent if (event := built(each, raw=True))]
@@ -140,7 +140,7 @@ def test_raw_of_each_type_is_valid(type: str) -> None:
 @pytest.mark.parametrize("event_type", EVENTS)
 @pytest.mark.parametrize("claimed", EVENTS)
 def test_the_type_says_what_is_there(event_type: str, claimed: str) -> None:
-    """Under the name of another type an event lacks what that type has, or has what that type has not."""
+    """Under another type's name an event lacks what that type has, or has what that type lacks."""
     event = EVENTS[event_type] | {"event_type": claimed}
     assert VALIDATOR.is_valid(event) == (ALWAYS[claimed] <= event.keys())
     assert STRICT.is_valid(event) == (ALWAYS[claimed] <= event.keys() <= AT_MOST[claimed])
@@ -159,7 +159,7 @@ def test_no_attribute_of_another_type_is_there(event_type: str) -> None:
 
 
 def test_other_types_need_raw() -> None:
-    """What has no attribute of its own and no update in it tells nothing."""
+    """An event without an attribute of its own and without an update says nothing."""
     event = EVENTS[OTHER]
     assert VALIDATOR.is_valid(event)
     assert not VALIDATOR.is_valid({key: value for key, value in event.items() if key != "raw"})
@@ -226,14 +226,14 @@ def nouns() -> list[Any]:
 
 @pytest.mark.parametrize("noun", nouns(), ids=lambda noun: noun.__name__)
 def test_schema_and_named_tuples_have_the_same_fields_in_the_same_order(noun: Any) -> None:
-    """Whoever adds a NamedTuple to events.py adds it to the schema's $defs."""
+    """A new NamedTuple in events.py is also in the schema's $defs."""
     assert noun.__name__ in DEFINITIONS, f"no {noun.__name__} in $defs of event.schema.json"
     told = DEFINITIONS[noun.__name__]
     assert tuple(told["properties"]) == noun._fields == tuple(told["required"])
 
 
 def test_the_event_has_the_same_fields() -> None:
-    """Whoever adds an attribute to Event names it in the definition of its type; each has those of all events."""
+    """A new attribute of Event is in the definition of its type; each definition has those of all events."""
     events = [DEFINITIONS[name] for name in (*OF_TYPE.values(), "OtherEvent")]
     named = {name for event in events for name in event["properties"]}
     assert named == set(Event._fields), f"in event.schema.json or in Event, not in both: {named ^ set(Event._fields)}"

@@ -62,7 +62,7 @@ def test_a_failover_loses_and_repeats_nothing(vk: VK, watched: Watched, fault: s
     former = watched.primary
     with contextlib.ExitStack() as stack:
         fetcher = stack.enter_context(Fetcher(**settings, REDIS_URL=watched.url()))
-        with former.client() as owner:  # what people write before the first start is nobody's business
+        with former.client() as owner:  # what people write before the first start is not published
             wait_until(lambda: owner.exists(f"{{events}}:ts:{vk.group_id}"), what="the checkpoint")
         finish = stack.enter_context(traffic(vk))
         wait_until(lambda: len(published(watched)) > 20, what="the first events")

@@ -71,12 +71,12 @@ def process(vk: VK, fetch: Fetch) -> Setup:
 
 
 def changes(vk: VK) -> list[dict[str, Any]]:
-    """Return what was asked of VK besides questions."""
+    """Return the requests to VK that change something."""
     return [request.params for request in vk.requests if request.name == "groups.setLongPollSettings"]
 
 
 def test_a_ready_community(process: Setup, vk: VK, server: Server) -> None:
-    """All is ok, nothing is changed, neither at VK nor on the bus."""
+    """All is ok, and nothing is changed at VK or on the bus."""
     assert process() == (0, READY)
     assert not changes(vk)
     with server.client() as client:
@@ -84,7 +84,7 @@ def test_a_ready_community(process: Setup, vk: VK, server: Server) -> None:
 
 
 def test_a_new_community_is_made_ready(process: Setup, fetch: Fetch, vk: VK, server: Server) -> None:
-    """What is wrong is changed and said; what is on stays on, what is off stays off; then the fetcher runs."""
+    """What is wrong is changed and reported; what is on stays on, what is off stays off; then the fetcher runs."""
     events = dict.fromkeys(vk.settings["events"], 0) | {"message_new": 1, "message_read": 1}
     vk.settings = {"is_enabled": False, "api_version": "5.131", "events": events}
     types = f"changed event types: {TYPES} (was without {TYPES.removeprefix('message_new, ')})"
@@ -128,7 +128,7 @@ def test_a_newer_version_stays(setup: Setup, vk: VK) -> None:
 
 
 def test_settings_that_cannot_be_changed(setup: Setup, vk: VK) -> None:
-    """VK answers well and changes nothing: that is not called a change, and the remedy is said."""
+    """VK reports success and changes nothing: that is not reported as a change, and the line has the remedy."""
     vk.settings |= {"is_enabled": False}
     vk.fail_api({"response": 1}, method="groups.setLongPollSettings")
     code, lines = setup()
@@ -139,7 +139,7 @@ def test_settings_that_cannot_be_changed(setup: Setup, vk: VK) -> None:
 
 @pytest.mark.parametrize(("given", "more"), [(None, ""), (5, ", 5 is another community")])
 def test_groupid_is_printed(process: Setup, vk: VK, given: int | None, more: str) -> None:
-    """If it is missing, or not that of the token; the fetcher would not run. All else is checked, and made ready."""
+    """It is, if it is missing or not the token's: the fetcher would not run. All else is checked, and made ready."""
     vk.settings |= {"is_enabled": False}
     code, lines = process(GROUPID=given)
     assert code == 1
@@ -162,13 +162,13 @@ NOT_A_COMMUNITYS = f"{NEW_TOKEN} (VK error 100 in groups.getById: Error of the t
 
 
 def test_a_refused_token(process: Setup, vk: VK) -> None:
-    """One line says so; Redis is looked at all the same."""
+    """One line says so; Redis is checked all the same."""
     vk.token = "another"
     assert process(TOKEN="vk1.a.wrong") == (1, {"VK": f"to do   VK: {REFUSED}", **REDIS})
 
 
 def test_a_token_of_a_person(setup: Setup, vk: VK) -> None:
-    """VK knows no community of such a token."""
+    """Such a token has no community."""
     vk.fail_api(error(100), times=9, method="groups.getById")
     assert setup() == (1, {"VK": f"to do   VK: {NOT_A_COMMUNITYS}", **REDIS})
 
@@ -178,7 +178,7 @@ def test_a_token_of_a_person(setup: Setup, vk: VK) -> None:
     [(["manage"], "messages"), (["messages", "docs"], "manage"), ([], "manage and messages")],
 )  # fmt: skip
 def test_missing_rights(setup: Setup, vk: VK, rights: list[str], missing: str) -> None:
-    """Each is named; without `manage` VK says nothing of Long Poll."""
+    """Each is named; without `manage` VK does not return the Long Poll settings."""
     vk.rights = rights
     denied = "VK error 15 in groups.getLongPollSettings: Access denied: no access to call this method"
     long_poll = {"VK": f"to do   VK: {NEW_TOKEN} ({denied})"}
@@ -191,7 +191,7 @@ def test_missing_rights(setup: Setup, vk: VK, rights: list[str], missing: str) -
 
 
 def test_vk_is_away(process: Setup, vk: VK) -> None:
-    """One line says so; Redis is looked at."""
+    """One line reports it; Redis is checked all the same."""
     vk.down()
     again = "try again when VK answers (VK's API is unavailable (ConnectionError))"
     assert process() == (1, {"VK": f"to do   VK: {again}"} | REDIS)
@@ -207,7 +207,7 @@ def test_vk_is_away(process: Setup, vk: VK) -> None:
     ],
 )
 def test_vk_fails_once(setup: Setup, vk: VK, method: str, before: list[str]) -> None:
-    """A line says so, and what was found before; Redis is looked at all the same."""
+    """A line says so, after those found before; Redis is checked all the same."""
     vk.settings |= {"is_enabled": False}
     vk.fail_api(error(10, "Internal server error"), method=method)
     failed = f"to do   VK: try again when VK answers (VK error 10 in {method}: Internal server error)"
@@ -227,7 +227,7 @@ def test_vk_fails_once(setup: Setup, vk: VK, method: str, before: list[str]) -> 
     ],
 )
 def test_vk_answers_oddly(setup: Setup, vk: VK, method: str, answer: Any) -> None:
-    """One line says that it cannot be read; nothing is changed on the ground of such an answer."""
+    """One line says that it cannot be read; nothing is changed because of such an answer."""
     vk.fail_api({"response": answer}, times=9, method=method)
     code, lines = setup()
     assert code == 1
@@ -260,7 +260,7 @@ def test_redis_is_away(process: Setup) -> None:
 
 
 def test_a_wrong_password(process: Setup) -> None:
-    """It is in no line."""
+    """It is quoted in no line."""
     with Server(password="right") as server:
         code, lines = process(REDIS_URL=address(server.port, "Very-Secret"))
     assert code == 1
@@ -321,7 +321,7 @@ def test_the_documented_rules_suffice(setup: Setup, limited: Server) -> None:
 
 @pytest.mark.parametrize("rule", [rule for rule in rules("fetcher") if rule not in ("-@all", "resetchannels")])
 def test_a_missing_rule(setup: Setup, rule: str) -> None:
-    """If it keeps the fetcher from its work, the line for Redis or for its permissions says so, and the code is 1."""
+    """If the fetcher cannot work without it, the line for Redis or for its permissions says so, and the code is 1."""
     with Server(acl=acl("fetcher", without=rule), aof=True) as server:
         code, lines = setup(REDIS_URL=address(server.port, "SECRET", "fetcher"))
     if rule == "+info":

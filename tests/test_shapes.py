@@ -35,7 +35,7 @@ class Bus:
         wait_until(lambda: self.client.exists(self.checkpoint), what="the first poll")
 
     def push(self, *updates: Any) -> list[Json]:
-        """Let VK send the updates in one batch, and tell the events that have come of them."""
+        """Let VK send the updates in one batch, and return the events that came of them."""
         before, self.since = len(self.events()), len(self.vk.requests)
         self.vk.push(*updates)
         wait_until(lambda: self.client.get(self.checkpoint) == str(self.vk.ts), 25, "the commit")
@@ -59,7 +59,7 @@ def bus(vk: VK, server: Server, fetch: Start) -> Bus:
 
 
 def names(events: list[Json]) -> list[tuple[str, str]]:
-    """Tell the names of user and peer of each event."""
+    """Return the names of user and peer of each event."""
     return [(event["user"]["name"], event["peer"]["name"]) for event in events]
 
 
@@ -89,14 +89,14 @@ def mixed(count: int) -> list[Json]:
 
 
 def whole(text: str) -> str:
-    """Tell how a text arrives: half a pair of surrogates becomes U+FFFD."""
+    """Return a text as it arrives: half a surrogate pair becomes U+FFFD."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def right_names(vk: VK, event: Json, titles: dict[int, str]) -> list[str]:
-    """Tell the name and nick of the user and of whom an action concerns, and the peer's name.
+    """Return the name and nick of the user and of the action's user, and the peer's name.
 
-    They are as VK knows them and the updates so far have told.
+    They come from VK and from the updates so far.
     """
 
     def known(id: int) -> tuple[str, str]:
@@ -113,19 +113,19 @@ def right_names(vk: VK, event: Json, titles: dict[int, str]) -> list[str]:
 
 
 def concerned(event: Json) -> list[Json]:
-    """List whom the event's action concerns, if anybody."""
+    """List the user of the event's action, if there is one."""
     return [event["action"]["user"]] if event.get("action", {}).get("user") else []
 
 
 def has_id(letter: Json) -> bool:
-    """Tell whether the update of a dead letter has an event_id."""
+    """Return whether the update of a dead letter has an event_id."""
     update = json.loads(letter["update"])
     return isinstance(update, dict) and isinstance(update.get("event_id"), str) and bool(update["event_id"])
 
 
 @pytest.mark.long
 def test_ten_thousand(vk: VK, bus: Bus) -> None:
-    """Published, dead letters and passed over are together what was sent, each as it should be, in VK's order."""
+    """Everything sent is published, a dead letter or passed over, as it should be, in VK's order."""
     vk.kept = 20_000
     sent = mixed(10_000)
     events, letters = bus.push(*(each["update"] for each in sent)), bus.letters()
@@ -164,7 +164,7 @@ def test_ten_thousand(vk: VK, bus: Bus) -> None:
     assert len(bus.asked()) <= 100 + len(cropped), "one request a batch, and one more with cropped messages"
 
 
-# Messages that VK has cut short
+# Cropped messages
 
 
 def short(text: str, cmid: int, peer: int = PEER) -> Json:
@@ -183,7 +183,7 @@ def has_whole(vk: VK, cmid: int, peer: int = PEER) -> None:
 
 
 def test_cropped_messages(vk: VK, bus: Bus) -> None:
-    """Those of a batch are made whole by one request; of what VK has no more, what there is goes out; in order."""
+    """One request completes those of a batch; what VK no longer has goes out cropped; in order."""
     has_whole(vk, 1)
     has_whole(vk, 3)
     has_whole(vk, 1, PERSON)
@@ -219,7 +219,7 @@ def test_cropped_messages_are_refused(vk: VK, bus: Bus) -> None:
 
 
 def test_cropped_messages_wait(vk: VK, bus: Bus) -> None:
-    """While VK's API is in trouble they wait, and all that follows waits with them."""
+    """While VK's API fails they wait, and all that follows waits with them."""
     has_whole(vk, 1)
     vk.fail_api(500, times=2)
     assert texts(bus.push(message("до"), short("кор1", 1), message("после"))) == ["до", "/весь 1", "после"]
@@ -233,7 +233,7 @@ def renamed(title: str, peer: int = PEER) -> Json:
 
 
 def test_title_holds_from_its_update_on(vk: VK, bus: Bus) -> None:
-    """A new title is there from the update that tells it: in the batch, and in the next, where VK tells the old one."""
+    """A new title holds from its update on: in the batch, and in the next, for which VK answers the old one."""
     vk.chats |= {PEER: "Старая", PEER + 1: "Другая"}
     said, other = message("да"), message("нет", peer=PEER + 1)
 
@@ -251,7 +251,7 @@ def test_title_holds_from_its_update_on(vk: VK, bus: Bus) -> None:
 
 
 def test_title_of_a_hidden_chat(vk: VK, bus: Bus) -> None:
-    """A chat that VK hides has the title that an update has told."""
+    """A chat that VK hides has the title that an update brought."""
     vk.hidden.add(PEER)
     assert names(bus.push(message()))[0][1] == ""
     assert [peer for _, peer in names(bus.push(message(), renamed("Найдена"), message()))] == ["", "Найдена", "Найдена"]
@@ -262,7 +262,7 @@ def test_title_of_a_hidden_chat(vk: VK, bus: Bus) -> None:
 
 
 def test_everybody_by_name(vk: VK, bus: Bus) -> None:
-    """Whoever acts, wherever: user and peer have the names that VK tells, by one request."""
+    """Whoever acts, wherever: user and peer have VK's names, by one request."""
     vk.people |= {
         5: {"first_name": "Анна", "last_name": "Черных", "domain": "anna", "screen_name": "other"},
         6: {"first_name": "DELETED", "last_name": "", "deactivated": "deleted"},
@@ -302,7 +302,7 @@ def test_everybody_by_name(vk: VK, bus: Bus) -> None:
 
 @pytest.mark.parametrize("code", [917, 15])
 def test_chats_that_refuse(vk: VK, bus: Bus, code: int) -> None:
-    """A chat that VK refuses to tell about, alone or among others, has no name; the others have theirs."""
+    """A chat that VK refuses, alone or among others, has no name; the others have theirs."""
     vk.refused |= {CHAT + 1: code, CHAT + 3: code}
     assert names(bus.push(message(peer=CHAT + 1)))[0][1] == ""
     assert len(bus.asked()) == 1
@@ -313,7 +313,7 @@ def test_chats_that_refuse(vk: VK, bus: Bus, code: int) -> None:
 
 @pytest.mark.long
 def test_nobody_is_asked_for_twice(vk: VK, bus: Bus) -> None:
-    """One request for a batch with somebody new, none for a batch of those who are known or known to be unknown."""
+    """A batch with somebody new costs one request; a batch of known people, and of people known to be unknown, none."""
     vk.unknown.add(6)
     vk.hidden.add(CHAT + 2)
     acting = [(5, CHAT + 1), (6, CHAT + 2), (-3, 5)]
@@ -351,7 +351,7 @@ def kicked(member: int, **more: Any) -> Json:
 
 
 def test_whom_an_action_concerns(vk: VK, bus: Bus) -> None:
-    """Who was invited or kicked has a name like anybody else, by the request that names all others."""
+    """Users who were invited or excluded have names like anybody else, by the same request."""
     vk.people[5] = {"first_name": "Анна", "last_name": "Черных", "domain": "anna"}
     vk.communities[3] = {"name": "Паб", "screen_name": "pub"}
     vk.unknown.add(6)
@@ -401,7 +401,7 @@ def test_raw(vk: VK, server: Server, fetch: Start) -> None:
 
 
 def test_raw_that_cannot_be_written(vk: VK, server: Server, fetch: Start) -> None:
-    """With RAW=1 what is malformed or no JSON is a dead letter, and its neighbours go out."""
+    """With RAW=1 what is malformed or not JSON is a dead letter, and its neighbours go out."""
     bus = Bus(vk, server, fetch, RAW=1)
     half, nan = "\ud83d", float("nan")
     events = bus.push(

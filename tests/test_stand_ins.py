@@ -1,4 +1,4 @@
-"""What the tests stand on does what it says: the faults of their VK and of their proxy."""
+"""The tests' own VK and proxy do what they promise: each fault works."""
 
 import time
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def new_key(vk: VK) -> str:
 
 
 def poll(vk: VK, key: str, ts: Any, wait: float = 0) -> Any:
-    """Poll; an answer that is no JSON raises ValueError."""
+    """Poll; an answer that is not JSON raises ValueError."""
     params: Any = {"act": "a_check", "key": key, "ts": ts, "wait": wait}
     return requests.get(f"{vk.url}/whp/{vk.group_id}", params, timeout=5).json()
 
@@ -36,7 +36,7 @@ def poll(vk: VK, key: str, ts: Any, wait: float = 0) -> Any:
 
 
 def test_ts_that_advances_by_more_than_one(vk: VK) -> None:
-    """Each update takes its step; who asks from inside a step gets the update behind it, and batches end on a step."""
+    """Each update takes its step; a poll inside a step gets the update behind it, and batches end on a step."""
     key, vk.batch, vk.step = new_key(vk), 2, 3
     assert vk.push(*[message(str(number)) for number in range(3)]) == 1009
     first = poll(vk, key, 1000)
@@ -84,7 +84,7 @@ def test_history_that_becomes_shorter(vk: VK) -> None:
 
 
 def test_vk_begins_anew(vk: VK) -> None:
-    """Former keys fail with 3, a ts from before the restart with 1; what comes then is counted from the new ts."""
+    """Former keys fail with 3, a ts from before the restart with 1; later updates are counted from the new ts."""
     key = new_key(vk)
     vk.push(message())
     vk.restart(ts=7)
@@ -127,7 +127,7 @@ def test_unreadable_until_a_new_key(keys: int, ts: int | None, vk: VK) -> None:
 
 
 def test_waiting(vk: VK) -> None:
-    """A poll waits as long as it asks for, 0 included, and no longer than VK is willing to."""
+    """A poll waits as long as it requests, 0 included, and no longer than VK allows."""
     key = new_key(vk)
     begun = time.monotonic()
     assert poll(vk, key, 1000, wait=0) == {"ts": "1000", "updates": []}
@@ -224,7 +224,7 @@ def test_bandwidth(bandwidth: Any, slow: set[str], proxy: Proxy, client: Any) ->
 
 
 def test_swallow_and_release(proxy: Proxy, client: Any, direct: Any) -> None:
-    """Nothing comes through, new connections are accepted; what was sent arrives afterwards, of who has left, too."""
+    """Nothing comes through, new connections are accepted; what was sent arrives later, even if the client has left."""
     proxy.swallow()
     with pytest.raises(redis.TimeoutError):
         client.set("key", "late")
@@ -281,7 +281,7 @@ def test_short_lives(proxy: Proxy, client: Any) -> None:
 
 
 def test_refused_connections(proxy: Proxy, direct: Any) -> None:
-    """One connection in so many is refused."""
+    """One in a given number of connections is refused."""
     proxy.refuse_every = 3
     outcomes = []
     for _ in range(6):

@@ -49,7 +49,7 @@ def event(id: Any, event_type: str = "message") -> Event:
 
 
 class Asynchronous:
-    """Ask an asynchronous generator as if it was one of the other kind; all run in one loop in a thread."""
+    """Use an asynchronous generator like a blocking one; all run in one loop in a thread."""
 
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
@@ -71,7 +71,7 @@ class Asynchronous:
     def _run(cls, step: Callable[[], Awaitable[Any]]) -> Any:
 
         async def wait() -> Any:
-            return await step()  # begun in the loop: then the loop closes what nobody needs any more
+            return await step()  # begun in the loop: then the loop closes what is no longer needed
 
         return asyncio.run_coroutine_threadsafe(wait(), cls.loop).result()
 
@@ -136,7 +136,7 @@ def pending(client: Any, bus: str) -> dict[str, str]:
 
 
 class Reading(threading.Thread):
-    """Ask an iterator for events, one after the other until the end of the test, and do something with each."""
+    """Take events from an iterator, one after the other until the end of the test, and do something with each."""
 
     running: ClassVar[list["Reading"]] = []
 
@@ -171,7 +171,7 @@ def end(*servers: Server) -> None:
             client.execute_command("ACL SETUSER", "default", "resetchannels", "-@stream")
             client.client_kill_filter(_type="pubsub")
             with contextlib.suppress(redis.ResponseError):  # another node's key
-                client.delete("events")  # wakes who waits for a new entry
+                client.delete("events")  # wakes the readers that wait for a new entry
     readings, Reading.running = Reading.running, []
     try:
         wait_until(lambda: not any(reading.is_alive() for reading in readings), what="the end of the readings")
@@ -182,7 +182,7 @@ def end(*servers: Server) -> None:
 
 
 def take(events: Iterator[Event], count: int = 1) -> list[str]:
-    """Take so many events and return their ids; what an iterator raises is raised here."""
+    """Take this many events and return their ids; what an iterator raises is raised here."""
     taken: queue.Queue[Any] = queue.Queue()
 
     def work() -> None:
@@ -269,7 +269,7 @@ def test_an_event_is_as_it_was_published(server: Server, client: Any) -> None:
 
 
 def test_a_subscriber_subscribes_again_when_redis_was_away(caplog: pytest.LogCaptureFixture) -> None:
-    """And says so once each time."""
+    """Each time it logs that once."""
     with own_server() as server:
         own = server.client(retry=ONCE)
         readings = [Reading(subscribe(own, "message")), Reading(subscribe(own))]
@@ -443,7 +443,7 @@ def test_a_silent_host_is_noticed_within_a_minute() -> None:
 def test_a_connection_that_swallows_everything_is_given_up(
     server: Server, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By who listens and by who consumes, though nothing ever ends or resets it."""
+    """By subscribers and by consumers, though nothing ever ends or resets it."""
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 1.5)
     with Proxy(server.port) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
@@ -536,7 +536,7 @@ def test_consumers_share_a_group_and_groups_share_nothing(client: Any) -> None:
 
 
 def test_one_event_is_in_hand_at_a_time(client: Any) -> None:
-    """A slow consumer does not sit on what others could do."""
+    """A slow consumer does not keep events that others could handle."""
     add(client, "events", *range(10))
     assert take(consume(client, GROUP, "slow", start="0")) == ["0"]
     assert take(consume(client, GROUP, "quick"), 9) == [str(id) for id in range(1, 10)]
@@ -598,7 +598,7 @@ def test_what_was_trimmed_is_logged_and_passed_over(client: Any, caplog: pytest.
 
 
 def test_redis_6_2_is_read_from(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It answers XAUTOCLAIM without what was trimmed, and claims that, too: None stands for it among the others."""
+    """Its XAUTOCLAIM also claims trimmed entries, and returns None in place of each."""
     ask = connection.Connection.ask
 
     async def ask_old(self: connection.Connection, *command: Any) -> Any:
@@ -635,7 +635,7 @@ def test_slow_consumers_share_the_work_fairly(client: Any) -> None:
 
 
 def test_what_was_read_ahead_is_released_when_the_handler_becomes_slow(client: Any) -> None:
-    """Others have it at once, long before it would count as left; nothing is handled twice."""
+    """Others get it at once, long before it would count as abandoned; nothing is handled twice."""
     fill(client, 400)
     turned = threading.Event()
 
@@ -663,7 +663,7 @@ def test_a_consumer_alone_keeps_the_order_when_its_handler_becomes_slow(client: 
 
 
 def test_what_waited_for_too_long_is_handled_by_one_only(client: Any) -> None:
-    """One consumer's handler takes longer than `idle`: what it has read ahead is taken over, and it lets it go."""
+    """One consumer's handler takes longer than `idle`: others take over what it has read ahead, and it drops that."""
     fill(client, 400)
     turned = threading.Event()
 
@@ -683,7 +683,7 @@ def test_what_waited_for_too_long_is_handled_by_one_only(client: Any) -> None:
 
 
 def test_what_was_read_ahead_is_released_when_the_loop_is_left(client: Any) -> None:
-    """But keeps the one in hand, which is unacknowledged."""
+    """The event in hand stays unacknowledged."""
     fill(client, 400)
     events = consume(client, GROUP, "leaving", start="0")
     assert take(events, 251)[-1] == "250"
@@ -707,7 +707,7 @@ class Interrupted(redis.Connection):
 def test_an_interrupted_consumer_ends_without_another_word(
     server: Server, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever it was doing: only the KeyboardInterrupt comes out."""
+    """Whatever it was doing, it raises only the KeyboardInterrupt."""
     said: list[Any] = []
     monkeypatch.setattr("sys.unraisablehook", said.append)
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", PATIENCE)
@@ -735,11 +735,11 @@ def interrupt(*of_signal):
 signal.signal(signal.SIGALRM, interrupt)
 for _ in range(1000):
     try:
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.004), 0.1)  # again, if one is lost in a callback
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.004), 1)  # again, if one is lost in a callback
         for event in consume(Redis(port={port}), "group", "consumer", idle=0.001):
             pass
     except KeyboardInterrupt:
-        pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
 print("ended a thousand times")
 """
 
@@ -752,7 +752,7 @@ def test_ctrl_c_at_any_moment_ends_a_consumer_and_crashes_nothing(server: Server
 
 
 def test_no_connection_of_the_clients_pool_is_kept(server: Server, client: Any) -> None:
-    """A handler that uses the same client does not wait for ever; and who leaves leaves no connection behind."""
+    """A handler that uses the same client does not wait for ever; a consumer that ends leaves no connection behind."""
     add(client, "events", 1)
     before = len(client.client_list())
     pool_of_one: Any = redis.BlockingConnectionPool
@@ -820,7 +820,7 @@ def test_what_fails_too_often_becomes_a_dead_letter(
 
 @pytest.mark.parametrize("attempts", [None, 0, -1])
 def test_without_attempts_it_is_given_for_ever(client: Any, attempts: int | None) -> None:
-    """And a number that is no limit never sets aside what was not handled."""
+    """A number that is no limit sets no unhandled event aside."""
     add(client, "events", 1, 2)
     for _ in range(10):
         assert handle_until_it_fails(consume(client, GROUP, "a", start="0", attempts=attempts), "1", "2") == ["1"]
@@ -919,7 +919,7 @@ def test_a_distant_redis_costs_no_round_trip_for_each_event(server: Server, clie
 
 @pytest.mark.parametrize("attempts", [None, 3])
 def test_a_redis_farther_away_than_idle_is_read_from(server: Server, client: Any, attempts: int | None) -> None:
-    """Whoever asks whether an event is still theirs hears it too late, and would ask for ever."""
+    """A consumer that checks whether an event is still its own gets the answer too late, and would check for ever."""
     add(client, "events", 1, 2, 3)
     with Proxy(server.port, delay=0.05) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
@@ -930,7 +930,7 @@ def test_a_redis_farther_away_than_idle_is_read_from(server: Server, client: Any
 @pytest.mark.long
 @pytest.mark.parametrize("lose", ["acknowledge", "trim", "delete", "destroy"])
 def test_attempts_of_what_is_no_longer_pending_are_forgotten(client: Any, lose: str) -> None:
-    """Somebody else has ended it: the hash does not grow."""
+    """Another consumer has acknowledged it: the hash does not grow."""
     entries = add(client, "events", *range(3))
     client.xgroup_create("events", GROUP, "0")
     client.xreadgroup(GROUP, "dead", {"events": ">"})
@@ -1028,7 +1028,7 @@ def test_a_handled_event_is_not_given_again_after_a_restart_of_redis(restart: Ca
 @pytest.mark.parametrize("retry", [ONCE, Retry(NoBackoff(), 3)])
 @pytest.mark.parametrize("lost", [b"BLOCK", b"XACK", b"XAUTOCLAIM", b"XGROUP"])
 def test_a_lost_reply_loses_no_event_and_repeats_none(server: Server, client: Any, lost: bytes, retry: Retry) -> None:
-    """Also where redis-py asks again by itself, unseen: the entry of the lost reply is this consumer's already."""
+    """Also if redis-py repeats the request by itself: the entry of the lost reply is this consumer's already."""
     add(client, "events", 1, 2, 3)
     with Proxy(server.port) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=retry)
@@ -1260,7 +1260,7 @@ def test_a_sentinels_master_serves_both_and_may_change(driver: str, tmp_path: An
 
 @pytest.mark.long
 def test_a_cluster_serves_both_and_may_lose_a_node(caplog: pytest.LogCaptureFixture) -> None:
-    """But not the one that has the stream, for it has no replica here; and all of them may be away for a while."""
+    """But not the one with the stream, which has no replica here; and all of them may be down for a while."""
     with cluster(cluster_require_full_coverage="no") as nodes:
         own: Any = redis.RedisCluster(HOST, nodes[0].port, retry=ONCE)
         writer = redis.RedisCluster(HOST, nodes[0].port, retry=ONCE)

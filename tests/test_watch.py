@@ -1,4 +1,4 @@
-"""What flows on a real bus, shown to people: on a terminal, in a pipe, and whatever becomes of Redis."""
+"""What flows on a real bus, shown to people: on a terminal, in a pipe, and whatever happens to Redis."""
 
 import contextlib
 import json
@@ -81,7 +81,7 @@ def test_an_event_is_one_line(event: Event, line: str) -> None:
 
 @pytest.mark.parametrize("control", ["\x1b", "\x07", "\x9b", "\x7f", "\u202e", "\u2066", "\u2028", "\x00"])
 def test_no_text_moves_the_terminal(control: str) -> None:
-    """Whoever writes to the community writes to the operator's screen: names, titles, texts and payloads are tame."""
+    """Anyone can write to the operator's screen through the community: all texts are made harmless."""
     user = USER._replace(name=f"a{control}b", nick=f"c{control}d")
     peer = CHAT._replace(name=f"e{control}f")
     message = Message(1, f"g{control}h", Reply(1, f"i{control}j", 1), [], [f"k{control}l"])
@@ -180,7 +180,7 @@ LETTERS = "{events}:dead-letter"
 
 
 def test_events_dead_letters_and_gaps_come_as_they_happen(server: Server, owner: redis.Redis) -> None:
-    """A line each; what was there before is passed over. In a pipe there is nothing else."""
+    """One line each; earlier ones are left out. In a pipe there is nothing else."""
     put(owner, "old")
     owner.xadd(LETTERS, {"update": "old", "error": "old"})
     with Watch(server.url) as shown:
@@ -205,7 +205,7 @@ def test_events_dead_letters_and_gaps_come_as_they_happen(server: Server, owner:
 
 
 def test_the_first_entries_of_an_empty_redis_are_seen(server: Server, owner: redis.Redis) -> None:
-    """There need not be a stream when it begins."""
+    """The stream need not exist at the start."""
     with Watch(server.url) as shown:
         owner.xadd(LETTERS, {"update": "new", "error": "bad"})
         shown.wait_for("dead     letter: bad: new")
@@ -214,7 +214,7 @@ def test_the_first_entries_of_an_empty_redis_are_seen(server: Server, owner: red
 
 
 def test_more_than_is_read_at_once(server: Server, owner: redis.Redis) -> None:
-    """Nothing is passed over when much comes at the same moment."""
+    """Nothing is skipped when much comes at the same moment."""
     with Watch(server.url, constants={"fetcher.commands.watch:MAX_ENTRIES": 3}) as shown:
         with owner.pipeline() as pipeline:
             for number in range(10):
@@ -245,7 +245,7 @@ def test_a_terminal_has_a_last_line(server: Server, owner: redis.Redis, group: s
 
 
 def test_the_rate_is_that_of_late(server: Server, owner: redis.Redis) -> None:
-    """It goes down again when nothing comes."""
+    """It falls again when nothing comes."""
     with Watch(server.url, terminal=True, constants={"fetcher.commands.watch:RATE_WINDOW": 1.0}) as shown:
         for _ in range(4):
             put(owner, "text")
@@ -270,7 +270,7 @@ def test_a_narrow_terminal(server: Server) -> None:
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_restart_of_redis_is_survived(server: Server, owner: redis.Redis, terminal: bool) -> None:
-    """The last line shows it while it lasts; the log has its beginning and its end, once each."""
+    """The last line shows the outage while it lasts; the log has its beginning and its end, once each."""
     refused, again = "Redis is unavailable (connection refused)", "Watching the bus 'events'"
     with Watch(server.url, terminal) as shown:
 

@@ -1,4 +1,4 @@
--- One commit in one atomic step. The theory stands in backlog.py.
+-- One commit in one atomic step. The theory is in backlog.py.
 --
 -- KEYS: checkpoint, seen, stream, dead letters
 -- ARGV: kind, since, until, event_ids that seen remembers, entries to keep in the stream, in the dead letters, number of

@@ -44,8 +44,8 @@ def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options
     """Return a client for this address; raise what redis-py raises if Redis does not answer.
 
     `on_connect` is called at each new connection of the client; the first is made before this function returns.
-    The options are redis-py's; those in the address win. Sentinels are asked for their master before each new
-    connection.
+    The options are redis-py's; those in the address win. Sentinels are queried for their master before each
+    new connection.
     """
     options = OPTIONS | {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT} | options
 

@@ -32,7 +32,7 @@ def consume(
     name stays the same after a restart. Up to 100 entries are read ahead, as many as are handled in a tenth of a
     second. Those that wait for longer, or were not handed over when the loop is left, are released.
 
-    With `attempts`, an event that was handed over so many times without being acknowledged is moved to the stream
+    With `attempts`, an event that was handed over that many times without being acknowledged is moved to the stream
     `{<bus>}:dead-letter:<group>`: fields `event` (the JSON), `id` (the entry's), `attempts`. Handing an event over is
     an attempt, reading it is not. Attempts are counted in the hash `{<bus>}:attempts:<group>`: the command is written
     to the connection right before the event is handed over, without waiting for the reply. So an attempt counts even if

@@ -11,8 +11,8 @@ numbering, the next epoch begins, so every gap leads forward. A batch is an answ
 2. The checkpoint never passes an update that is neither on the bus nor inside a recorded gap.
 3. The stream holds each event once; with one fetcher, in VK's order. With several, an update that only one of them had,
    after another had recorded a gap, comes late rather than never.
-4. What was committed lately stays in the replay buffer. After every broken connection the bus is asked which ids of it
-   are not in `seen` (Redis may have failed over to a replica without the latest writes), and only those go out again.
+4. What was committed lately stays in the replay buffer. After every broken connection its ids are looked up, and only
+   those that are not in `seen` go out again: Redis may have failed over to a replica without the latest writes.
 
 A commit is one atomic script (commit.lua). It returns the checkpoint afterwards:
 
@@ -25,8 +25,8 @@ A commit is one atomic script (commit.lua). It returns the checkpoint afterwards
     batch   | begins at the checkpoint or before   | publishes what is not in seen; the checkpoint becomes the later one
     batch   | begins half a window of seen before, | leaves out what is not in seen, which may have forgotten it; a
             | does not reach it, and seen is full  | record says how many updates these were
-    gap     | the checkpoint stands at `since`     | a record; the checkpoint becomes `until`
-    gap     | it stands elsewhere                  | nothing
+    gap     | the checkpoint is at `since`         | a record; the checkpoint becomes `until`
+    gap     | it is elsewhere                      | nothing
 
 If the checkpoint is before what is pending, the part between comes from the replay buffer; else from VK, polled at the
 checkpoint; else it is a gap. What is missing of an earlier epoch is a gap at once: VK no longer has it.

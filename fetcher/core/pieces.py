@@ -22,7 +22,7 @@ class PieceSize:
         self.steady = self.breaks = 0  # commits since the share changed, and broken connections since a commit
 
     def has_room(self, count: int, size: int) -> bool:
-        """Return whether so many updates and bytes fit."""
+        """Return whether this many updates and bytes fit."""
         return share_of(count, size) <= self.share
 
     def how_many(self, entries: list[Entry | DeadLetter | None]) -> int:
@@ -53,7 +53,7 @@ class PieceSize:
 
 
 def share_of(count: int, size: int) -> float:
-    """Return the share of a whole piece that so many updates and bytes take."""
+    """Return the share of a whole piece that this many updates and bytes take."""
     return max(count / MAX_PIECE, size / MAX_PIECE_BYTES)
 
 

@@ -30,7 +30,7 @@ class Relay:
         self.backlog = Backlog()
         self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
-        self.largest = 1  # updates in one answer of VK's
+        self.largest = 1  # updates in VK's largest answer so far
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:

@@ -92,7 +92,7 @@ class Session(requests.Session):
 class Api(VkApiGroup):  # type: ignore[misc]
     """vk_api's client with errors in our classes, 20 requests a second and Russian names."""
 
-    RPS_DELAY = float("-inf")  # ours is counted from the start of a request, on a clock that nobody sets
+    RPS_DELAY = float("-inf")  # ours is counted from the start of a request, on a monotonic clock
 
     def __init__(self, token: str, metrics: Any = OFF) -> None:
         """Send no request yet; `metrics` are those of fetcher.metrics."""

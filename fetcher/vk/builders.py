@@ -1,4 +1,4 @@
-"""From VK's update to our event: one pure function per type of update, found through BUILDERS at the foot.
+"""From VK's update to our event: one pure function per type of update, found through BUILDERS at the end.
 
 Each takes the update as VK sent it and the pattern of a command, returns the event, with the names of people and chats
 still empty, and raises ValueError with the reason if VK left out what an event cannot do without.
@@ -25,7 +25,8 @@ def command_pattern(group: int, prefixes: str) -> re.Pattern[str]:
     A text button in a chat sends such a mention: https://dev.vk.com/ru/api/bots/development/keyboard
     """
     mention = rf"(?:\[(?:club|public){group}\|[^\]]*\]|@(?:club|public){group})[\s,:]*"
-    return re.compile(rf"(?:{mention})?([{re.escape(prefixes)}][^\W_].*)", re.DOTALL)
+    # Many emoji are typed with U+FE0F behind them, which only says how they look.
+    return re.compile(rf"(?:{mention})?([{re.escape(prefixes)}]\ufe0f?[^\W_].*)", re.DOTALL)
 
 
 def message_new(update: Json, command: re.Pattern[str]) -> Event:

@@ -76,7 +76,7 @@ class LongPoll:
         self.next_key_at = 0.0  # no new key before
         self.has_answered = False  # VK: the first answer is waited for briefly
         self.is_checked = False  # that VK sends what the fetcher needs: this can wait until the first answer
-        self.is_short = False  # what `shorten_timeouts` was told last
+        self.is_short = False  # the latest argument of `shorten_timeouts`
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
 
     def renew(self) -> int:

@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--only", choices=KINDS, action="append", help="in this environment, not in all")
-    parser.add_argument("--each", type=int, default=1, help="so many environments of each kind (default: 1)")
+    parser.add_argument("--each", type=int, default=1, help="environments of each kind (default: 1)")
     parser.add_argument("--beside", metavar="REVISION", help="a second version of the program, from git")
     parser.add_argument("--links", metavar="WORD", nargs="?", const="", help="measure links, or those with this word")
     options = parser.parse_args()
@@ -51,7 +51,7 @@ def main() -> int:
     rows = [(name, whole.injections[name], whole.table[name]) for name in CASES if name in whole.table]
     for name, times, count in [*rows, ("**all**", whole.injections.total(), whole.total)]:
         print(f"| {name} | {times:,} | " + " | ".join(f"{number:,}" for number in count) + " |")
-    print(f"\n{whole.answers.total():,} faulty answers of VK's; {(time.monotonic() - begun) / 60:.1f} minutes")
+    print(f"\n{whole.answers.total():,} faulty VK answers; {(time.monotonic() - begun) / 60:.1f} minutes")
     print("Starts of fetchers:", ", ".join(f"{times:,} of {name}" for name, times in sorted(whole.starts.items())))
     possible = [case for case in CASES.values() if fits_versions(case, versions)]
     if missing := [case.name for case in possible if case.name not in whole.table]:

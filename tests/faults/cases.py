@@ -24,7 +24,7 @@ class Case(NamedTuple):
     forgets: bool = False  # what nobody alive has had may be gone
     kills: bool = False  # so it may be together with a second fault: what a dead fetcher held VK may have forgotten
     restarts: bool = False  # VK restarts its numbering, which version 1.1 does not count
-    splits: bool = False  # the checkpoint may stand inside an answer of VK's, where version 1.1 cannot go on
+    splits: bool = False  # the checkpoint may stand inside one VK answer, where version 1.1 cannot go on
     fatal: bool = False  # fetchers with nothing pending end with code 1
 
     @property
@@ -56,7 +56,7 @@ def case(name: str, **more: Any) -> Callable[[Inject], Inject]:
 
 
 def failing_polls(fault: Fault, times: int = 3) -> Inject:
-    """Return what answers so many polls with the fault."""
+    """Return what answers this many polls with the fault."""
 
     def inject(env: Environment) -> None:
         env.vk.fail_poll(fault, times)
@@ -94,7 +94,7 @@ def silence(env: Environment) -> None:
 
 
 def miss(env: Environment, count: int, lose: Callable[[], Any]) -> None:
-    """Let all fetchers miss so many updates for good, and wait until the gap is on record, once."""
+    """Let all fetchers miss this many updates for good, and wait until the gap is on record, once."""
     for fetcher in env.fetchers:
         fetcher.pause()
     env.vk.down()  # polls under way would bring them
@@ -168,11 +168,11 @@ def vk_cut(env: Environment) -> None:
         time.sleep(0.1)
 
 
-# VK's API: traffic brings new people all the time, so names are asked for
+# VK's API: traffic brings new people all the time, so names are requested
 
 
 def failing_requests(fault: Fault, times: int = 2, method: str | None = None) -> Inject:
-    """Return what answers so many requests with the fault."""
+    """Return what answers this many requests with the fault."""
 
     def inject(env: Environment) -> None:
         env.vk.fail_api(fault, times, method)
@@ -318,7 +318,7 @@ def set_password(password: str) -> Callable[[Any], Any]:
 
 @case("Redis: password changed, and back, with nothing pending", quiet=True, fatal=True)
 def lock_out(env: Environment) -> None:
-    """What only an operator can fix: the fetcher says it in one sentence and ends with code 1."""
+    """What only an operator can fix: the fetcher logs one sentence and ends with code 1."""
     env.wait_for_commits()
     env.command(set_password("other"))
     env.expect(lambda: not any(fetcher.running for fetcher in env.fetchers), what="the end")
@@ -331,7 +331,7 @@ def lock_out(env: Environment) -> None:
 
 
 def fatal_while_pending(refuse: Callable[[Any], Any], fix: Callable[[Any], Any], sentence: str) -> Inject:
-    """Return what Redis refuses until the operator fixes it: the fetcher says so, and keeps trying."""
+    """Return what Redis refuses until the operator fixes it: the fetcher logs that, and keeps trying."""
 
     def inject(env: Environment) -> None:
         said = env.wait_for_line(sentence)
@@ -346,7 +346,7 @@ def fatal_while_pending(refuse: Callable[[Any], Any], fix: Callable[[Any], Any],
 
 
 def take_the_stream(client: Any) -> None:
-    """Put something else in the stream's place; nothing may come between."""
+    """Put something else in the stream's place, in one step."""
     if client.type("events") == "stream":
         with client.pipeline(transaction=True) as both:
             both.rename("events", "{events}:aside").set("events", "not a stream").execute()
@@ -427,7 +427,7 @@ def stop_fetcher(env: Environment) -> None:
 
 
 def stop(env: Environment, fetcher: Process) -> None:
-    """Ask the fetcher to end."""
+    """Send the fetcher SIGTERM."""
     with fetcher.changing:
         if fetcher.running:
             fetcher.resume()

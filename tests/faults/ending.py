@@ -38,6 +38,6 @@ def end_with_parent() -> None:
 
 
 def require_not_ending() -> None:
-    """Raise what ends the threads of a process that is about to end."""
+    """Raise SystemExit if this process is about to end: so its threads end."""
     if ending.is_set():
         raise SystemExit

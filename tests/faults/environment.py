@@ -25,7 +25,7 @@ from tests.vk import CHAT, PERSON, button, message, reaction
 
 PASSWORD = "s3cret/of Redis@home"  # of the fetchers' user
 OWNER = "owner"  # the environment's own user, whose password nobody changes
-KEY_HEAD = "eyJhbGciOiJFZERTQSIs"  # so begins every key of VK's
+KEY_HEAD = "eyJhbGciOiJFZERTQSIs"  # every VK key begins like this
 EVENT_ID = re.compile(r'"event_id": ?"([0-9a-f]{40})"')  # the first one in an event's JSON is its own
 MOST_TIMES = 255  # what a byte counts
 REMEMBERED, REMEMBERED_BYTES = 500, 8 * 2**20  # of what is on the bus; twice as much, less what goes in one piece
@@ -126,7 +126,7 @@ class Environment:
             "aof": True,
             "acl": [f"user {OWNER} on nopass ~* &* +@all"],
         }
-        self.server_lock = threading.RLock()  # held by who ends the server, until it is there again
+        self.server_lock = threading.RLock()  # held by the thread that ends the server, until it is up again
         self.is_strict = True  # nothing but this fault happens: what a case waits for must come
 
         # The account. An update's number is its place in VK's order, and its event_id.
@@ -138,7 +138,7 @@ class Environment:
         self.gaps: list[tuple[Position, Position]] = []  # recorded since the last account
         self.last_entry = self.last_letter = ""  # the newest that have been read
         self.first = 0  # number of the first update that is not accounted for
-        self.forgotten: set[int] | None = set()  # what VK forgot before anybody had it; None: whatever is recorded
+        self.forgotten: set[int] | None = set()  # what VK forgot before any fetcher had it; None: whatever is recorded
         self.replayed: set[int] = set()
         self.restarts: list[
             int
@@ -237,7 +237,7 @@ class Environment:
                 raise
 
     def has_polled(self, fetcher: Process, ts: int) -> bool:
-        """Whether the fetcher has asked VK for what comes after this ts."""
+        """Whether the fetcher has polled VK at this ts."""
         return self.vk.polled_at.get(fetcher.token, 0) >= ts
 
     def wait_for_polls(self, *fetchers: Process) -> None:
@@ -247,7 +247,7 @@ class Environment:
             self.expect(partial(self.has_polled, fetcher, ts), what=f"a poll at {ts}")
 
     def wait_for_line(self, text: str, *fetchers: Process) -> Callable[[], None]:
-        """Return what waits until these fetchers, or all, print a line from now on that holds the text."""
+        """Return a function that waits until these fetchers, or all, print a new line with this text."""
         positions = [(fetcher, len(fetcher.lines)) for fetcher in fetchers or self.fetchers]
 
         def wait() -> None:
@@ -338,9 +338,9 @@ class Environment:
     # Traffic
 
     def push(self, count: int = 1, make: Callable[[], dict[str, Any]] | None = None) -> range:
-        """Push so many updates and return their numbers; about one in four comes from somebody new.
+        """Push this many updates and return their numbers; about one in four comes from a new person.
 
-        Whoever is new has no name yet, so that names are asked for.
+        New people have no name yet, so their names are looked up.
         """
         with self.pushing:
             begin = len(self.ts)
@@ -364,7 +364,7 @@ class Environment:
 
     @contextlib.contextmanager
     def traffic(self, rate: float = 40, burst: int = 0) -> Iterator[None]:
-        """Push about so many updates a second, one to three at a time, and up to `burst` at once each second."""
+        """Push about this many updates a second, one to three at a time, and up to `burst` at once each second."""
         self.stop.clear()
 
         def push() -> None:
@@ -395,12 +395,12 @@ class Environment:
         return range(CHAT + 2 + self.people, CHAT + 2 + self.people + count)
 
     def forget(self, numbers: range) -> None:
-        """Note that VK forgets these updates before anybody has them."""
+        """Note that VK forgets these updates before any fetcher has them."""
         if self.forgotten is not None:
             self.forgotten.update(numbers)
 
     def restart_numbering(self, back: int = 10**6) -> None:
-        """Let VK restart its numbering with a ts that is so much lower."""
+        """Let VK restart its numbering with a ts that is lower by this much."""
         with self.pushing:
             self.restarts.append(len(self.ts))
             self.vk.restart(self.vk.ts - back)
@@ -453,7 +453,7 @@ class Environment:
         return sum(text in fields["error"] for _, fields in letters)
 
     def wait_for_commits(self) -> None:
-        """Wait until no fetcher has anything left to commit, also after a pause and of what it commits once more."""
+        """Wait until no fetcher has anything left to commit, also after a pause, nor anything to commit again."""
 
         def is_quiet() -> bool:
             counts: list[int] = []
@@ -481,7 +481,7 @@ class Environment:
         """Wait until what was pushed has arrived, and count what came of it since the last account."""
         with contextlib.suppress(AssertionError):
             wait_until(self.has_arrived, timeout)
-        time.sleep(0.1)  # for what comes a second time
+        time.sleep(0.1)  # for repetitions
         missing, had = self.missing(), self.had()
         heard, self.listener.heard = self.listener.heard, []
         again = sum(self.on_channels[number] > 0 for number in heard) + len(heard) - len(set(heard))
@@ -516,7 +516,7 @@ class Environment:
         return sum(later < earlier for earlier, later in pairwise(numbers))
 
     def explain(self, missing: list[int], had: set[int]) -> str:
-        """Return where the missing updates were, for who looks for a bug."""
+        """Return where the missing updates were, for whoever looks for the bug."""
         twice = [number for number in dict.fromkeys(self.found) if self.on_stream[number] > 1]
         lines = [f"pushed {self.first}..{len(self.ts) - 1}, VK's ts {self.vk.ts}, gaps {self.gaps}"]
         for state, numbers in {

@@ -13,7 +13,7 @@ from tests.servers import Proxy, wait_until
 from tests.vk import CHAT, PERSON, message
 
 FAR = 0.3  # seconds in each direction
-GIVEN_UP = 60.0  # seconds after which what is not on the bus is taken to stay away
+GIVEN_UP = 60.0  # seconds after which what is not on the bus counts as missing
 
 Play = Callable[[Environment], None]
 
@@ -78,7 +78,7 @@ def measure(scenario: Scenario, version: Version) -> Figures:
 
 @contextlib.contextmanager
 def far_vk(delay: float) -> Iterator[dict[str, Any]]:
-    """Return the options of an environment whose VK is so far away, and whose polls are as long as usual."""
+    """Return the options of an environment whose VK is this far away, and whose polls are as long as usual."""
     with contextlib.ExitStack() as stack:
 
         def lead(port: int) -> str:
@@ -88,7 +88,7 @@ def far_vk(delay: float) -> Iterator[dict[str, Any]]:
 
 
 def push_steadily(env: Environment, rate: float, seconds: float) -> None:
-    """Push so many updates a second, one by one."""
+    """Push this many updates a second, one by one."""
     begun = time.monotonic()
     for number in range(1, round(rate * seconds) + 1):
         env.push()
@@ -96,7 +96,7 @@ def push_steadily(env: Environment, rate: float, seconds: float) -> None:
 
 
 def hold(env: Environment, count: int, text: str) -> None:
-    """Let the fetcher hold so many messages, each of somebody else, while Redis is away."""
+    """Let the fetcher hold this many messages, each of a different person, while Redis is down."""
     env.down()
     people = itertools.count(PERSON)
     for _ in range(0, count, 200):

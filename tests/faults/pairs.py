@@ -1,4 +1,4 @@
-"""What once lost updates that a fetcher held in memory, most of it pairs of faults, each as short as it can be."""
+"""What once lost updates in a fetcher's memory: mostly pairs of faults, each as short as it can be."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ __all__ = ["CASES"]  # with those of cases.py
 
 
 def push_more_than_vk_keeps(env: Environment, ahead: int = 0) -> range:
-    """Push what VK keeps and so many more, and no faster than the fetchers take it."""
+    """Push what VK keeps and this many more, and no faster than the fetchers take it."""
     pushed = env.push(0)
     while len(pushed) < env.vk.kept + ahead:
         pushed = range(pushed.start, env.push(env.vk.kept // 2).stop)
@@ -34,7 +34,7 @@ def newest_on_failed_1(env: Environment, newest: bool) -> Iterator[None]:
 
 
 def outage_then_failover(env: Environment, newest: bool) -> None:
-    """Let Redis be away for longer than VK remembers, and come back without 40 acknowledged writes."""
+    """Let Redis be down for longer than VK remembers, and come back without 40 acknowledged writes."""
     with newest_on_failed_1(env, newest):
         replica = env.detached_replica()
         env.push(40)
@@ -47,7 +47,7 @@ def outage_then_failover(env: Environment, newest: bool) -> None:
 
 
 def outage_and_restart(env: Environment, newest: bool) -> None:
-    """Kill the fetcher while Redis is away, with one update that is on no bus, and let VK forget that one."""
+    """Kill the fetcher while Redis is down, with one update that is on no bus, and let VK forget that one."""
     with newest_on_failed_1(env, newest):
         env.down()
         env.forget(env.push())
@@ -61,7 +61,7 @@ def outage_and_restart(env: Environment, newest: bool) -> None:
 
 
 def restart_of_one(env: Environment, newest: bool) -> None:
-    """Kill one of two fetchers while Redis is away, and let it come back first: the other holds what it lacks."""
+    """Kill one of two fetchers while Redis is down, and let it come back first: the other holds what it lacks."""
     with newest_on_failed_1(env, newest):
         stays, killed = env.random.sample(range(2), 2)
         env.down()
@@ -143,7 +143,7 @@ def come_back_empty_unnoticed(env: Environment) -> None:
 
 @case("pair: Redis is emptied, and its clients stay", quiet=True, forgets=True, single=True)
 def empty_under_clients(env: Environment) -> None:
-    """No connection breaks: that the checkpoint is gone says it, to one fetcher, which restores it."""
+    """No connection breaks: one fetcher notices that the checkpoint is gone, and restores it."""
     env.push(40)
     env.expect(lambda: not env.missing(), what="the acknowledged writes")
     env.empty()
@@ -201,7 +201,7 @@ def narrow_link(env: Environment) -> None:
 
 @case("pair: sixty messages that forward a hundred long ones each", quiet=True, splits=True)
 def long_forwards(env: Environment) -> None:
-    """A live subscriber hears all of them: Redis drops one for whom 32 MB wait."""
+    """A live subscriber gets all of them: Redis drops one that has 32 MB waiting."""
     connections = env.listener.connections
     words = "long words of somebody else " * 120
 
@@ -221,7 +221,7 @@ def long_forwards(env: Environment) -> None:
 
 @case("pair: password changed for a moment while updates are held", linked=True, quiet=True, fatal=True)
 def lock_out_for_a_moment(env: Environment) -> None:
-    """What is in memory is worth more than a quick end: the fetchers say it, try again, and lose nothing."""
+    """What is in memory is worth more than a quick end: the fetchers log the error, try again, and lose nothing."""
     env.down()
     env.push(100)
     env.wait_for_polls()
@@ -236,7 +236,7 @@ def lock_out_for_a_moment(env: Environment) -> None:
 
 @case("poll: unreadable until the new key", quiet=True, forgets=True)
 def unreadable_until_new_key(env: Environment) -> None:
-    """A new key may heal the very ts that it was taken to leave: it is asked for once more before it is given up."""
+    """A new key may heal the unreadable ts: that is polled once more before it is given up."""
     with env.pushing:
         since = env.vk.ts
         env.vk.unreadable.add(str(since))

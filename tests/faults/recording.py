@@ -1,4 +1,4 @@
-"""A VK that remembers what it gave to whom, so that a loss can be told from what nobody ever had."""
+"""A VK that remembers what it gave to whom, to distinguish a loss from what no fetcher ever had."""
 
 import io
 import itertools
@@ -91,11 +91,11 @@ class RecordingVK(VK):
         super().__init__(**options)
 
     def new_token(self) -> str:
-        """Return a token that nobody else has."""
+        """Return a token that no other client has."""
         return f"{self.token}-{next(self.numbers)}"
 
     def ask(self, name: str, params: Json) -> tuple[Fault | None, Any]:
-        """Answer a request of the API, and remember who took a key."""
+        """Answer a request of the API, and remember which client took a key."""
         token = params.get("access_token", "")
         if token.startswith(f"{self.token}-"):
             params = params | {"access_token": self.token}

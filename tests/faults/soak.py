@@ -35,7 +35,7 @@ class Report:
     table: dict[str, Count] = field(default_factory=dict)
     injections: Counter[str] = field(default_factory=Counter)
     total: Count = field(default_factory=Count)
-    answers: Counter[str] = field(default_factory=Counter)  # faulty ones of VK's
+    answers: Counter[str] = field(default_factory=Counter)  # VK's faulty ones
     starts: Counter[str] = field(default_factory=Counter)  # of fetchers, by version
     broken: list[str] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""The types of VK's that nobody here builds: the object of each, who caused it, and where.
+"""VK's types without a builder: the object of each, who caused it, and where.
 
 The fields are those of https://dev.vk.com/ru/api/community-events/json-schema and https://github.com/VKCOM/vk-api-schema,
 and what libraries have recorded where the two differ.

@@ -37,7 +37,7 @@ def play_some(first_seed: int) -> Sum:
 
 
 def play_for(minutes: float, most_faults: int, first_seed: int) -> int:
-    """Play random histories for some time, or until there were so many faults; print what they came to."""
+    """Play random histories for some time, or until there were this many faults; print what they came to."""
     begun, faults, histories, hours = time.monotonic(), Counter[str](), 0, 0.0
     broken: list[tuple[int, str]] = []
     deadline = begun + 60 * minutes
@@ -95,14 +95,14 @@ def break_it(ways: list[str]) -> int:
             print(f"{way:45} {histories or 'NEVER':>5}  {violation[:60]}", flush=True)
     if len(ways) == len(sabotage.WAYS) and not unnoticed:
         SEEDS.write_text(json.dumps(seeds, indent=0) + "\n")
-    print(f"{len(ways) - unnoticed} of {len(ways)} ways to break it were noticed, after so many histories")
+    print(f"{len(ways) - unnoticed} of {len(ways)} ways to break it were noticed, after this many histories")
     return unnoticed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="Play histories of the fetcher.")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long (default: 1)")
-    parser.add_argument("--faults", type=int, default=0, help="end after so many faults")
+    parser.add_argument("--faults", type=int, default=0, help="end after this many faults")
     parser.add_argument("--seed", type=int, help="play this one history and print it")
     parser.add_argument("--exhaustive", action="store_true", help="play every history of a small world")
     parser.add_argument("--sabotage", nargs="?", const="", metavar="NAME", help="break the core first")

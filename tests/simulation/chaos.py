@@ -98,7 +98,7 @@ class Chaos(Plan):
         if theme == "links":
             self.links = list(LINKS.values())
             self.habits = replace(self.habits, text=1500, batch=30)
-        if theme == "start":  # Redis is away, and VK may restart its numbering meanwhile
+        if theme == "start":  # Redis is down, and VK may restart its numbering meanwhile
             self.links = [Link(down_until=pick([5.0, 20.0, 60.0]) * rng.random()) for _ in range(3)]
             self.troubles[self.restart_vk], self.troubles[self.kill] = 0.005, pick([0, 0.005])
             self.remembered = LIMITS[bus]["DEDUP_WINDOW"]  # ids in `seen`, of events before
@@ -149,7 +149,7 @@ class Chaos(Plan):
         return self.rng.choice(REFUSALS)
 
     def allows_script(self) -> bool:
-        """Tell whether the server allows what a script asks for before its first write."""
+        """Return whether the server grants what a script checks before its first write."""
         if self.calm or self.rng.random() >= self.request_faults / 20:
             return True
         self.count("refused in the script")
@@ -274,7 +274,7 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
     plan = Chaos(rng, worlds)
     fetchers = min(rng.choice([1, 1, 2, 2, 3]), plan.most_fetchers)
     if fetchers > 1 and plan.troubles[plan.restart_vk]:
-        # The ts of what is late does not tell how old it is: `seen` has to reach back to all that others published.
+        # The ts of what is late does not show how old it is: `seen` has to reach back to all that others published.
         plan.most_updates = 150
     world = World(plan, plan.habits, fetchers, trace)
     worlds.append(world)

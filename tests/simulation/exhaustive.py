@@ -1,4 +1,4 @@
-"""Every history of a small world: two fetchers, a few updates, and up to so many faults, at every place.
+"""Every history of a small world: two fetchers, a few updates, and up to a number of faults, at every place.
 
 A history is a row of choices: who goes on, what goes wrong. Each is played from the beginning with the choices of an
 earlier one and the last of them changed, until there is none left. Only requests that read or change what both fetchers
@@ -95,7 +95,7 @@ class Choices(Plan):
         return ""
 
     def before_turn(self, world: World) -> None:
-        """Let something happen in VK when nobody has anything to do."""
+        """Let something happen in VK when no fetcher has anything to do."""
         idle = all(one.waits_for_update and one.wake > world.now for one in world.processes)
         if idle and self.updates:
             self.updates -= 1

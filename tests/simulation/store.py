@@ -45,7 +45,7 @@ class Store:
         self.stream: list[tuple[str, str]] = []  # event_id, JSON
         self.dead: list[Record] = []
         self.published: list[tuple[str, str]] = []  # channel, JSON
-        self.allows: Callable[[], bool] = lambda: True  # whether the server allows what a script asks for
+        self.allows: Callable[[], bool] = lambda: True  # whether the server grants what a script checks
         me = weakref.proxy(self)  # Lua's garbage collector and Python's do not see each other's cycles
         may = {"call": lambda *command: me.call(*command), "acl_check_cmd": lambda *command: me.allows()}
         self.redis = LUA.table_from({**may, "error_reply": lambda text: LUA.table_from({"err": text})})
@@ -74,7 +74,7 @@ class Store:
         return [answer[1], list(answer[2].values()), answer[3]]
 
     def call(self, command: str, key: str, *arguments: Any) -> Any:
-        """Do what a script asks for, and answer in Lua's types."""
+        """Execute a script's command, and answer in Lua's types."""
         match command:
             case "GET":
                 return self.checkpoint or False

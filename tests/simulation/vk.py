@@ -52,7 +52,7 @@ class Habits:
     """What kind of VK it is."""
 
     memory: int = 10**6  # updates that it keeps
-    answers_newest: bool = False  # what `failed: 1` tells: the newest ts, or the oldest that it keeps
+    answers_newest: bool = False  # what `failed: 1` carries: the newest ts, or the oldest that it keeps
     steps: tuple[int, ...] = (1,)  # by how much ts grows with an update; 0: now and then without any
     batch: int = 5  # updates in an answer
     beyond: str = "failed 3"  # the answer to a ts that it has not reached
@@ -70,7 +70,7 @@ class VK(History):
         self.era, self.key = FIRST_ERA, 1
         self.begin = self.ts  # at which this era begins
         self.history: list[Pushed] = []  # of all eras
-        self.has_lost = False  # it has ever forgotten something, or said so
+        self.has_lost = False  # it has ever forgotten something, or claimed to
         self.titles = {chat: [f"Chat {chat}"] for chat in CHAT_PEERS}
         self.keys: dict[str, str] = {}  # of malformed updates, by text and by its hash
         self.cropped: dict[tuple[int, int], Json] = {}
@@ -176,12 +176,12 @@ class VK(History):
         return {"ts": ts, "updates": [one.update for one in self.updates[first:]]}
 
     def is_unreadable(self, since: int, until: int, now: float, key: int) -> bool:
-        """Tell whether an answer from one ts to another cannot be read now with this key."""
+        """Return whether an answer from one ts to another cannot be read now with this key."""
         there = since < self.unreadable_ts <= until and now < self.unreadable_until
         return there and not (self.healing_key and key >= self.healing_key)
 
     def name_of(self, id: int) -> Name:
-        """Return the name that VK tells."""
+        """Return the name that VK answers."""
         if id in self.titles:
             return Name(self.titles[id][-1])
         return name_of(id)
@@ -271,7 +271,7 @@ class Server:
             process.polled()
 
     def known(self, behind: int) -> int:
-        """Return the ts of a server that is behind by so many numbers."""
+        """Return the ts of a server that is behind by this many numbers."""
         vk = self.process.world.vk
         return max(vk.begin, vk.ts - behind)
 

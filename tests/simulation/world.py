@@ -38,7 +38,7 @@ COPIES = 12  # states that a failover may go back
 LEFT_OUT = "came so late that they may be on the bus already"
 SETTLE = 400.0  # seconds in which everything has to come to an end after the last fault…
 MAX_TURNS = 3000  # …and requests of each fetcher…
-MAX_EXTRA, MAX_EXTRA_BYTES = 8, 60_000  # …and bytes that are sent: so many times what is missing, and some
+MAX_EXTRA, MAX_EXTRA_BYTES = 8, 60_000  # …and bytes that are sent: this many times what is missing, and some
 FAST = 1e9  # bytes per second
 FOREVER = (1e9, 1e9)  # seconds that a connection lives
 
@@ -55,7 +55,7 @@ LIMITS: dict[Any, dict[str, Any]] = {
 }  # fmt: skip
 
 SETTINGS = config.parse({"GROUPID": str(GROUP), "STREAM_MAXLEN": str(10**6)}, ())
-MOST_HELD = 60 + 30 + 2 * 30  # updates: the limit, those that were committed lately, and two answers of VK's
+MOST_HELD = 60 + 30 + 2 * 30  # updates: the limit, those that were committed lately, and two VK answers
 
 
 @dataclass
@@ -99,11 +99,11 @@ class Plan:
         return "LOADING Redis is loading the dataset in memory"
 
     def breaks_loudly(self) -> bool:
-        """Tell whether a closed connection is an error, or replaced in silence."""
+        """Return whether a closed connection is an error, or replaced silently."""
         return True
 
     def takes_effect_late(self) -> bool:
-        """Tell whether a request that has timed out is done all the same, later."""
+        """Return whether a request that has timed out takes effect later."""
         return False
 
     def next(self, world: "World") -> "Process":
@@ -185,12 +185,12 @@ class Process:
         raise GreenletExit
 
     def request_vk(self, request: str) -> None:
-        """Ask VK's API; raise TransientError or FatalError if it does not answer."""
+        """Send a request to VK's API; raise TransientError or FatalError if it does not answer."""
         fault = self.world.plan.vk_fault(self, request) if request != "names" else ""
         self.world.note(self, f"asks VK: {request}{fault and ', '}{fault}")
         self.wait(self.world.plan.latency(request))
         if request == "key" and self.polled_at is not None:
-            self.polled()  # it is asked in place of a poll
+            self.polled()  # it replaces a poll
         if fault == "refused":
             raise VkFatalError("VK refuses the token")
         if fault == "unavailable" or self.world.now < self.link.vk_down_until:

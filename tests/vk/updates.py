@@ -22,7 +22,7 @@ CLIENT_INFO = {
 
 
 def update(type: str, object: Any, **more: Any) -> dict[str, Any]:
-    """Wrap an object of VK's in the envelope of its type, with an event_id of its own."""
+    """Wrap a VK object in the envelope of its type, with an event_id of its own."""
     envelope = {"group_id": GROUP, "type": type, "event_id": secrets.token_hex(20), "v": "5.199"}
     return envelope | {"object": object} | more
 
