@@ -12,6 +12,7 @@ from typing import Any, Never
 
 from . import __version__, config, logs
 from .bus.bus import Bus
+from .commands.output import printing
 from .core.relay import Relay
 from .errors import FatalError, TransientError
 from .logs import log
@@ -52,22 +53,23 @@ def execute(options: argparse.Namespace) -> int:
         from .commands.demo import demo
 
         return demo(run)
-    if options.setup:
-        from .commands.setup import setup
-
-        return setup(read_settings("TOKEN"))
-    if options.watch:
-        from .commands.watch import watch
-
-        watch(read_settings())
     if options.health:
         if Bus(read_settings("GROUPID")).alive():
             return 0
         raise TransientError("No fetcher of this community on this host has polled VK lately")
-    if options.redrive is not None:
-        from .commands.redrive import redrive
+    with printing():
+        if options.setup:
+            from .commands.setup import setup
 
-        return redrive(read_settings(*() if options.redrive else config.REQUIRED), options.redrive or None)
+            return setup(read_settings("TOKEN"))
+        if options.watch:
+            from .commands.watch import watch
+
+            watch(read_settings())
+        if options.redrive is not None:
+            from .commands.redrive import redrive
+
+            return redrive(read_settings(*() if options.redrive else config.REQUIRED), options.redrive or None)
     return run(read_settings(*config.REQUIRED))
 
 

@@ -17,7 +17,6 @@ from ..fastjson import loads, utf8
 from ..vk.api import Api
 from ..vk.entries import EntryBuilder
 from ..vk.lookups import Lookups
-from .output import printing
 
 PAGE = 100  # dead letters that are read and built at once
 MAX_FAILURES = 3  # requests in a row that VK does not answer, before the command gives up
@@ -26,7 +25,6 @@ WENT, GAP = "", "a gap in VK's history"
 NO_EVENT = "it makes no event; with RAW=1 all types are published"
 
 
-@printing()
 def redrive(settings: Config, group: str | None) -> int:
     """Publish the fetcher's dead letters that are events now, or give those of a consumer group back to it.
 

@@ -11,7 +11,6 @@ from ..events import channel
 from ..vk.api import API_VERSION, Api, translate_errors
 from ..vk.builders import BUILDERS
 from ..vk.longpoll import long_poll_settings, numbers
-from .output import printing
 
 Line = tuple[str, str, str]  # a thing, its state ("ok", "changed", "to do", or "advice": the fetcher runs), and more
 
@@ -27,7 +26,6 @@ NEW_TOKEN = "make a community token with the rights manage and messages, and put
 BY_HAND = "change this in the community's settings (API usage, Long Poll API)"
 
 
-@printing()
 def setup(settings: Config) -> int:
     """Print a line for each thing that the fetcher needs, and change VK's Long Poll settings where they are wrong.
 

@@ -13,7 +13,6 @@ from ..config import Config
 from ..errors import RedisUnavailable
 from ..events import Event, Message
 from ..logs import log
-from .output import printing
 
 READ_INTERVAL = 0.25  # seconds between two looks at the streams
 SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which go through all keys
@@ -28,7 +27,6 @@ CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x20
 PRINTABLE = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}") | dict.fromkeys(b"\t\n\r", " ")
 
 
-@printing()
 def watch(settings: Config) -> Never:
     """Print what is new on the bus, for ever.
 
