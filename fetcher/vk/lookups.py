@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
-from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
 from vk_api.requests_pool import VkRequestsPool
@@ -74,7 +73,7 @@ class Lookups:
     def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], Json], Failure]:
         """Return the full messages by (peer_id, conversation_message_id), those that VK still has."""
         lookups, method, param = [], "messages.getByConversationMessageId", "conversation_message_ids"
-        for peer, group in groupby(sorted(places), key=itemgetter(0)):
+        for peer, group in groupby(sorted(places), key=lambda place: place[0]):
             lookups.append(Lookup(method, param, list(group), {"peer_id": peer}, partial(read_message, peer)))
         resolved, failure = self.resolve(lookups)
         return {place: message for place, message in resolved.items() if message}, failure
