@@ -84,7 +84,8 @@ class EntryBuilder:
         if not builder:
             log.debug("Passed over: an update of type %s", update["type"])
             return None
-        return builder(update, self.command)._replace(raw=update if self.raw else None)
+        event = builder(update, self.command)
+        return event._replace(raw=update) if self.raw else event
 
     def entry_of(self, update: Any, event: Event | DeadLetter | None) -> Entry | DeadLetter | None:
         """Return what is published, an event as JSON; raise ValueError if it cannot be written."""
