@@ -41,16 +41,15 @@ class EntryBuilder:
         Raise TransientError or FatalError if VK or Redis does not return what they need now; with `give_up` they are
         built without what VK does not return.
         """
-        for batch in batches:
-            if batch.since > self.built_until:  # another fetcher had what is between, or it is in a gap
-                self.directory.forget()
-            self.built_until = max(self.built_until, batch.until)
         places = {place for batch in batches for update in batch.updates if (place := cropped_message(update))}
         messages, failure = self.lookups.full_messages(places)
         if failure and not give_up:
             raise failure
         built = []
         for batch in batches:
+            if batch.since > self.built_until:  # another fetcher had what is between, or it is in a gap
+                self.directory.forget()
+            self.built_until = max(self.built_until, batch.until)
             batch.updates = [with_full_message(update, messages) for update in batch.updates]
             self.nameless.clear()  # batches may overlap: the same text is another update only within one batch
             built.append([self.or_dead_letter(self.event_of, update) for update in batch.updates])
