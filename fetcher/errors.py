@@ -25,6 +25,10 @@ class RedisTimeout(RedisUnavailable):
     """Redis did not answer in time."""
 
 
+class ConnectionReplaced(Exception):
+    """The client of Redis has replaced a closed connection: nothing was sent, for the new server may lack something."""
+
+
 class FatalError(Exception):
     """Only the operator can fix this; the message says how."""
 

@@ -235,6 +235,7 @@ class Bus:
         self.cost: Callable[[Commit], float] = lambda commit: 0.001  # seconds that a commit takes
         self.on_commit: Callable[[Commit], None] = lambda commit: None
         self.on_read_names: Callable[[], None] = lambda: None  # it may break the connection
+        self.on_beat: Callable[[], None] = lambda: None
         self.commits: list[Commit] = []
         self.reads: list[list[str]] = []  # the ids that were looked up
         self.beats: list[float] = []
@@ -268,6 +269,7 @@ class Bus:
 
     def beat(self) -> None:
         self.request()
+        self.on_beat()
         self.beats.append(self.clock.now)
 
     def names(self, ids: Iterable[int]) -> dict[int, Name]:

@@ -11,8 +11,8 @@ from fakeredis import FakeStrictRedis
 
 from fetcher.bus.bus import Bus
 from fetcher.core.backlog import DEDUP_WINDOW
-from fetcher.core.history import Commit, DeadLetter, Entry, Outcome, Position
-from fetcher.errors import RedisFatalError, RedisTimeout, RedisUnavailable
+from fetcher.core.history import Commit, DeadLetter, Entry, Name, Outcome, Position
+from fetcher.errors import ConnectionReplaced, RedisFatalError, RedisTimeout, RedisUnavailable
 from fetcher.fastjson import dumps
 from tests.fakes import Store
 from tests.servers import Proxy, Server, address, bus_at, cluster, entries, wait_until
@@ -581,7 +581,7 @@ def test_a_new_connection_is_noted(server: Server, client: Any) -> None:
         bus.beat()
         assert bus.is_connected
         proxy.cut()
-        with contextlib.suppress(RedisUnavailable):  # redis-py may find out before it sends anything
+        with contextlib.suppress(RedisUnavailable, ConnectionReplaced):  # redis-py may find out first
             bus.commit(commit(11, 12, "b"))
         bus.commit(commit(11, 12, "b"))
         assert not bus.is_connected
@@ -606,7 +606,7 @@ def test_a_heartbeat(bus: Bus, client: Any) -> None:
 
 
 @pytest.mark.parametrize("clustered", [False, True])
-def test_no_commit_goes_over_a_connection_that_was_replaced(clustered: bool, full_commit: Commit) -> None:
+def test_nothing_goes_over_a_connection_that_was_replaced(clustered: bool, full_commit: Commit) -> None:
     """The client replaces a closed connection silently; the server may have lost writes, which go out first."""
     with contextlib.ExitStack() as opened:
         nodes = opened.enter_context(cluster(1)) if clustered else [opened.enter_context(Server())]
@@ -615,15 +615,20 @@ def test_no_commit_goes_over_a_connection_that_was_replaced(clustered: bool, ful
         bus.read([], Position(0, 10))
         bus.is_connected = True
         client.client_kill_filter(_type="normal", skipme=True)
-        assert bus.commit(full_commit) == Outcome(None, [])
+        with pytest.raises(ConnectionReplaced):
+            bus.commit(full_commit)
         assert not bus.is_connected
         assert stream(client) == ""
         assert bus.read(["a"]) == (Position(0, 10), {"a"})
         bus.is_connected = True
         assert recorded(bus.commit(full_commit)) == "!ab!"
-        client.client_kill_filter(_type="normal", skipme=True)
-        bus.beat()
-        assert not bus.is_connected, "other requests go over a new one"
+        for request in (bus.beat, lambda: bus.names([5]), lambda: bus.cache_names({5: Name("Anna")})):
+            bus.is_connected = True
+            client.client_kill_filter(_type="normal", skipme=True)
+            with pytest.raises(ConnectionReplaced):
+                request()
+            assert not bus.is_connected
+            bus.read([])
 
 
 def test_a_cluster(full_commit: Commit) -> None:

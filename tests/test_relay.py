@@ -10,8 +10,8 @@ import pytest
 from fetcher.core import backlog as limits
 from fetcher.core.backlog import NOT_ANSWERED
 from fetcher.core.history import Answer, Position
-from fetcher.core.relay import NAMES_TIMEOUT, require_progress
-from fetcher.errors import RedisFatalError, RedisTimeout, TransientError, VkFatalError
+from fetcher.core.relay import HEARTBEAT_INTERVAL, NAMES_TIMEOUT, require_progress
+from fetcher.errors import ConnectionReplaced, RedisFatalError, RedisTimeout, TransientError, VkFatalError
 from tests.fakes import PERSON, REDIS_DOWN, VK_DOWN, Clock, Fetcher, History, Store, answer, numbers, update
 from tests.simulation.store import Record
 
@@ -640,12 +640,37 @@ def test_a_new_connection_inside_a_step(begun: Fetcher, store: Store) -> None:
     def replace() -> None:
         begun.bus.on_read_names = lambda: None
         fail_over(store, replica, begun)
+        raise ConnectionReplaced
 
     begun.bus.on_read_names = replace
     begun.history.kept = 1
     begun.settle()
     assert store.ids == ["a", "b", "c"]
     assert not store.dead
+
+
+def test_a_new_connection_at_a_heartbeat(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """It is no failure: what the server lacks goes out, and the heartbeat is set after the next poll."""
+    begun.history.push("a", "b")
+    begun.settle()
+    replica = store.copy()
+    replica.become(Store())
+    replica.checkpoint = place(10)
+    begun.history.kept = 1
+    begun.clock.now += HEARTBEAT_INTERVAL
+    begun.poll()
+    beats = len(begun.bus.beats)
+
+    def replace() -> None:
+        begun.bus.on_beat = lambda: None
+        fail_over(store, replica, begun)
+        raise ConnectionReplaced
+
+    begun.bus.on_beat = replace
+    begun.run_for(60)
+    assert store.ids == ["a", "b"]
+    assert len(begun.bus.beats) > beats
+    assert not caplog.messages
 
 
 def test_redis_fails_while_an_old_backlog_is_built(

@@ -12,7 +12,7 @@ from redis import Redis, RedisCluster, ResponseError
 from ..config import Config
 from ..core.backlog import DEDUP_WINDOW
 from ..core.history import Commit, Entry, Name, Outcome, Position, State
-from ..errors import RedisFatalError
+from ..errors import ConnectionReplaced, RedisFatalError
 from ..events import channel
 from ..fastjson import dumps, loads, utf8
 from .connection import connect, redis_errors
@@ -23,16 +23,13 @@ UNKNOWN_TTL = 60  # seconds that a missing name is cached: VK may have one soon
 SCRIPTS = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.lua")}
 
 
-class ConnectionReplaced(Exception):
-    """The client has replaced a closed connection for a commit."""
-
-
 class Bus:
     """One community's part of the bus.
 
     Methods raise RedisUnavailable if Redis cannot be reached or does not take the request now, RedisTimeout if it does
-    not answer in time, and RedisFatalError for what only the operator can fix. `is_connected` is False at the start,
-    after a failure and on a new connection, until the loop has read what the bus has: it may have lost something.
+    not answer in time, RedisFatalError for what only the operator can fix, and ConnectionReplaced. `is_connected` is
+    False at the start, after a failure and on a new connection, until the loop has read what the bus has: it may have
+    lost something.
     """
 
     def __init__(self, settings: Config) -> None:
@@ -42,7 +39,7 @@ class Bus:
         self.checkpoint_key, self.seen_key = f"{self.prefix}:ts:{group}", f"{self.prefix}:seen:{group}"
         self.keys = [self.checkpoint_key, self.seen_key, self.bus, f"{self.prefix}:dead-letter"]
         self.alive_key = f"{self.prefix}:alive:{group}:{socket.gethostname()}"
-        self.is_connected = self.is_committing = False
+        self.is_connected = False
         self.unwritten: dict[int, Name] = {}  # names that came while the bus was not connected
 
     @cached_property
@@ -51,9 +48,9 @@ class Bus:
         return connect(self.settings.redis_url, self.new_connection)
 
     def new_connection(self) -> None:
-        """Note that this may be a different server, and send no commit to it: what it lacks goes first."""
+        """Note that this may be a different server, and send nothing to it: what it lacks goes first."""
         was_connected, self.is_connected = self.is_connected, False
-        if was_connected and self.is_committing:
+        if was_connected:
             raise ConnectionReplaced
 
     def read(self, ids: list[str], start: Position | None = None) -> State:
@@ -77,7 +74,7 @@ class Bus:
         return State(self._position(replies[-1]), missing)
 
     def commit(self, commit: Commit) -> Outcome:
-        """Commit all or nothing, and return what the bus has recorded: nothing, if the connection was replaced."""
+        """Commit all or nothing, and return what the bus has recorded."""
         arguments: list[Any] = [commit.kind, str(commit.since), str(commit.until)]
         arguments += [DEDUP_WINDOW, self.settings.stream_maxlen, DEAD_LETTERS]
         arguments += [len(commit.entries), str(commit.end or commit.until)]
@@ -87,13 +84,7 @@ class Bus:
             else:
                 fields = [utf8(part) for field in entry.fields.items() for part in field]
                 arguments += [utf8(entry.id), b"", len(fields), *fields]
-        self.is_committing = self.is_connected
-        try:
-            stored, recorded, left_out = self.run_script("commit", self.keys, *arguments)
-        except ConnectionReplaced:
-            return Outcome(None, [])
-        finally:
-            self.is_committing = False
+        stored, recorded, left_out = self.run_script("commit", self.keys, *arguments)
         return Outcome(self._position(stored), [commit.entries[number - 1] for number in recorded], left_out)
 
     def run_script(self, name: str, keys: list[str], *arguments: Any) -> Any:

@@ -41,7 +41,7 @@ A fetcher that starts while Redis is down polls from VK's latest ts and counts e
 
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Literal, Self
 
 from .history import Answer, Commit, DeadLetter, Entry, Position, State
@@ -143,14 +143,9 @@ class Backlog:
 
     def unbuilt(self) -> list[Pending]:
         """Return the first pending batches whose events are not built yet, as many as are built at once."""
-        batches, count = list[Pending](), 0
-        for one in self.pending:
-            if one.entries is None:
-                count += one.count
-                if batches and count > MAX_UNBUILT:
-                    break
-                batches.append(one)
-        return batches
+        batches = [one for one in self.pending if one.entries is None]
+        counts = accumulate(one.count for one in batches)
+        return [one for one, count in zip(batches, counts, strict=True) if count <= MAX_UNBUILT] or batches[:1]
 
     def next_commit(self) -> Commit | None:
         """Return what goes to the bus next, or None if nothing is pending, or not built yet.

@@ -22,7 +22,7 @@ class EntryBuilder(Protocol):
 
 
 class Bus(Protocol):
-    """The bus. Methods raise RedisUnavailable or RedisFatalError."""
+    """The bus. Methods raise RedisUnavailable, RedisFatalError or ConnectionReplaced."""
 
     is_connected: bool
     names_ttl: int

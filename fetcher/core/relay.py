@@ -5,9 +5,10 @@ It asks the backlog what to do, and does it. Whatever fails is caught here, and 
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Never
 
-from ..errors import FatalError, RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
+from ..errors import ConnectionReplaced, FatalError, RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
 from .backlog import MAX_UNBUILT, Backlog
 from .backoff import backoff
 from .history import Answer, Commit
@@ -84,13 +85,15 @@ class Relay:
 
     def commit(self) -> None:
         """Set the heartbeat, then commit what is pending, oldest first and in pieces."""
-        self.beat()
         begun = time.monotonic()
+        with suppress(ConnectionReplaced):
+            self.beat()
         while (self.backlog.pending or not self.bus.is_connected) and time.monotonic() < begun + DRAIN_TIME:
-            if self.bus.is_connected:
-                self.commit_oldest()
-            else:  # perhaps only just: the client replaces a closed connection without an error
-                self.connect()
+            with suppress(ConnectionReplaced):  # then it is not connected any more
+                if self.bus.is_connected:
+                    self.commit_oldest()
+                else:
+                    self.connect()
 
     def beat(self) -> None:
         """Set the heartbeat, now and then, if VK has answered a poll since the last one."""

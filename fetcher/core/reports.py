@@ -3,11 +3,10 @@
 import logging
 import math
 import time
-from collections import Counter
 from typing import Any
 
 from ..errors import FatalError, TransientError
-from .history import Commit, DeadLetter, Entry, Outcome, Position
+from .history import Commit, DeadLetter, Outcome, Position
 
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same thing
 SETTLE_TIME = 10.0  # seconds without a failure after which the next one is a new one
@@ -71,17 +70,16 @@ class Reports:
         """Log and count what the bus has recorded: less than was offered, if another fetcher was faster."""
         now = time.time()
         self.metrics.commit_seconds.observe(seconds)
-        events = [one for one in outcome.recorded if isinstance(one, Entry)]
-        for event_type, count in Counter(one.event_type for one in events).items():
-            self.metrics.events.labels(type=event_type).inc(count)
-        observe_age = self.metrics.publish_age.observe
-        for one in events:
-            if one.date:
-                observe_age(max(0.0, now - one.date))  # our clock may be slow; sums must not fall
-        for letter in outcome.recorded:
-            if isinstance(letter, DeadLetter):
+        for one in outcome.recorded:
+            if isinstance(one, DeadLetter):
                 self.metrics.dead_letters.inc()
-                log.warning(DEAD_LETTER[commit.kind], letter.fields)
+                log.warning(DEAD_LETTER[commit.kind], one.fields)
+            else:
+                self.metrics.events.labels(type=one.event_type).inc()
+                if one.date:
+                    self.metrics.publish_age.observe(
+                        max(0.0, now - one.date)
+                    )  # our clock may be slow; sums must not fall
         if outcome.left_out:
             self.metrics.dead_letters.inc()
             late = "%d updates from ts %s to %s came so late that they may be on the bus already: they are left out"
