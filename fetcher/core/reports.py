@@ -76,10 +76,8 @@ class Reports:
                 log.warning(DEAD_LETTER[commit.kind], one.fields)
             else:
                 self.metrics.events.labels(type=one.event_type).inc()
-                if one.date:
-                    self.metrics.publish_age.observe(
-                        max(0.0, now - one.date)
-                    )  # our clock may be slow; sums must not fall
+                if one.date:  # our clock may be slow, and sums must not fall
+                    self.metrics.publish_age.observe(max(0.0, now - one.date))
         if outcome.left_out:
             self.metrics.dead_letters.inc()
             late = "%d updates from ts %s to %s came so late that they may be on the bus already: they are left out"
