@@ -197,6 +197,29 @@ def test_the_node_in_the_address_may_be_gone_for_good() -> None:
             wait_until(lambda: client.set("a", "b"), what="the cluster's answer")
 
 
+def test_silent_nodes_are_not_all_waited_for() -> None:
+    """Each takes a whole time-out, and VK is polled only between two requests to Redis."""
+    with cluster(5) as nodes, contextlib.ExitStack() as stack:
+        client, _ = connected(nodes[0].url)
+        wait_until(lambda: client.set("a", "b"), what="the cluster's answer")
+        owners = [stack.enter_context(node.client()) for node in nodes]
+
+        def received() -> int:
+            """Return how many connections the nodes have received; they accept them before a second answer."""
+            return sum(owner.ping() and owner.info("stats")["total_connections_received"] for owner in owners)
+
+        for _ in range(3):
+            before = received()
+            for node in nodes:
+                node.pause()
+            with pytest.raises(RedisUnavailable), redis_errors():
+                client.get("a")
+            for node in nodes:
+                node.resume()
+            assert received() - before <= 3  # the key's own node, and two where the cluster is looked for
+        wait_until(lambda: client.get("a") == "b", what="the cluster's answer")
+
+
 # --- Sentinels -----------------------------------------------------------------------------------------------
 
 
@@ -278,7 +301,17 @@ def test_tls_is_for_sentinels_and_master() -> None:
     for sentinel in client.connection_pool.sentinel_manager.sentinels:
         asked = sentinel.connection_pool.make_connection()
         assert isinstance(asked, SSLConnection)
-        assert (asked.ca_certs, asked.port, asked.socket_timeout) == ("/run/ca.pem", 26379, 1.0)
+        assert (asked.ca_certs, asked.port) == ("/run/ca.pem", 26379)
+
+
+def test_silent_sentinels_take_together_as_long_as_one_server() -> None:
+    """They are asked one after the other, and VK is polled only between two requests to Redis."""
+    client = make_client("redis+sentinel://one,two,three,four/mymaster", OPTIONS)
+    for sentinel in client.connection_pool.sentinel_manager.sentinels:
+        asked = sentinel.connection_pool.make_connection()
+        assert (asked.socket_timeout, asked.socket_connect_timeout) == (0.25, 0.25)
+    connection = client.connection_pool.make_connection()
+    assert (connection.socket_timeout, connection.socket_connect_timeout) == (1.0, 1.0)
 
 
 # --- Why Redis does not answer -------------------------------------------------------------------------------

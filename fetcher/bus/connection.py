@@ -1,5 +1,6 @@
 """Clients of Redis for every kind of address: a server, a socket, a node of a cluster, sentinels and their master."""
 
+import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -61,6 +62,15 @@ def connect(url: str, on_connect: Callable[[], object] = lambda: None, **options
     return connect_cluster(url, on_connect, options) if clustered else client
 
 
+class Nodes(dict[str, Any]):
+    """Where to look for the cluster: at two nodes at a time, because each may be silent for a whole time-out."""
+
+    def values(self) -> Any:
+        """Return the first, which is the one in the address, and one of the others, another one each time."""
+        first, *others = super().values()
+        return [first, *random.sample(others, min(1, len(others)))]
+
+
 def connect_cluster(url: str, on_connect: Callable[[], object], options: dict[str, Any]) -> RedisCluster:
     """Return a client that looks for the cluster at the nodes it has found, and at the address.
 
@@ -71,7 +81,7 @@ def connect_cluster(url: str, on_connect: Callable[[], object], options: dict[st
 
     def connected(connection: Any) -> None:  # redis-py has done its own part
         if nodes:
-            nodes.startup_nodes = start | nodes.nodes_cache
+            nodes.startup_nodes = Nodes(start | nodes.nodes_cache)
         on_connect()
 
     client = RedisCluster.from_url(url, **options, dynamic_startup_nodes=False, redis_connect_func=connected)
@@ -90,6 +100,8 @@ def make_client(url: str, options: dict[str, Any]) -> Any:
     shared = {key: value for key, value in options.items() if key.startswith(("socket_", "ssl")) or key == "retry"}
     parts: list[Any] = [parse_url(f"redis://{host}") for host in hosts.split(",")]
     addresses = [(part["host"], part.get("port", 26379)) for part in parts]
+    for key in shared.keys() & {"socket_timeout", "socket_connect_timeout"}:
+        shared[key] /= len(addresses)  # they are asked one after the other, and all may be silent
     return Sentinel(addresses, sentinel_kwargs=shared | login).master_for(unquote(name), **options)
 
 
