@@ -22,6 +22,7 @@ from .fields import Json, require_object
 KEY_INTERVAL = 1.0  # seconds between two requests for a key: VK limits their rate
 UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it is skipped
 RETRY_INTERVAL = 60.0  # seconds between two tries of what is not urgent
+FAILURE_INTERVAL = 10.0  # seconds from a poll that fails to a new key: VK's server may have moved
 SILENT_INTERVAL = 0.2  # seconds between two polls that bring nothing, if VK does not hold back its answers
 MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
 REFUSED = "VK's long poll refuses each key and place that it gives"
@@ -120,7 +121,7 @@ class LongPoll:
                     gap = answer.get("error", f"VK has forgotten the updates between (failed {failed})")
             raise TransientError(REFUSED)
         except TransientError:
-            self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)  # VK's server may have moved
+            self.renew_at = min(self.renew_at, time.monotonic() + FAILURE_INTERVAL)
             raise
 
     def renew_in_time(self, ts: int) -> int:

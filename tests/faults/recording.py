@@ -33,6 +33,7 @@ SHORT = {  # seconds; the product's own are too long to wait for in a test
     "fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 1.0,
     "fetcher.vk.longpoll:KEY_INTERVAL": 0.1,
     "fetcher.vk.longpoll:RETRY_INTERVAL": 0.5,
+    "fetcher.vk.longpoll:FAILURE_INTERVAL": 0.5,
 }
 
 
