@@ -627,15 +627,15 @@ def test_a_silent_redis_has_to_answer(redis: Redis, caplog: pytest.LogCaptureFix
 
 
 def test_a_connection_has_the_clients_options_but_the_consumer_alone_retries(redis: Redis) -> None:
-    """And replies have one form, whatever the client decodes."""
+    """Replies have one form, whatever the client decodes, and hiredis, which a signal may crash, gets no number."""
     redis.connection_pool.connection_kwargs = {
-        "host": "redis.internal", "password": "secret", "protocol": 3, "decode_responses": True, "socket_timeout": 1,
+        "db": 3, "host": "redis.internal", "password": "secret", "protocol": 3, "decode_responses": True, "socket_timeout": 1,
         "health_check_interval": 5, "retry": 3, "retry_on_timeout": True, "maint_notifications_config": "any",
     }  # fmt: skip
     redis.play(redis.consume())
     timeout = None if redis.is_async else 10.0
     assert redis.options == [
-        {"host": "redis.internal", "password": "secret", "protocol": 2, "decode_responses": False,
+        {"db": "3", "host": "redis.internal", "password": "secret", "protocol": 2, "decode_responses": False,
          "health_check_interval": 0, "socket_timeout": timeout}
     ]  # fmt: skip
 

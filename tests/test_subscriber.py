@@ -744,6 +744,28 @@ print("ended a thousand times")
 """
 
 
+class Numbers(redis.Connection):
+    """The numbers in its commands."""
+
+    found: ClassVar[list[Any]] = []
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        self.found.extend(word for word in args if isinstance(word, int))
+        super().send_command(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def test_no_number_is_written_even_to_choose_a_database(server: Server) -> None:
+    """A signal that comes while hiredis turns a number into text crashes the process."""
+    pool: Any = redis.ConnectionPool(connection_class=Numbers, host=HOST, port=server.port, db=3, protocol=3)
+    client = redis.Redis(host=HOST, port=server.port, db=3)
+    add(client, "events", 1)
+    events = fetcher.consume(redis.Redis(connection_pool=pool), GROUP, "a", start="0")
+    assert next(events).event_id == "1"
+    events.close()
+    client.flushdb()
+    assert Numbers.found == []
+
+
 def test_ctrl_c_at_any_moment_ends_a_consumer_and_crashes_nothing(server: Server) -> None:
     """Not even in the middle of a C function of a library."""
     program = INTERRUPTED.format(port=server.port)

@@ -50,6 +50,7 @@ class Connection:
             source = getattr(source, "connection_pool", source)
             options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
             options |= OPTIONS | {"socket_timeout": REPLY_TIMEOUT if self.blocks else None}
+            options["db"] = str(options.get("db") or "")  # no number: see `send`
             self.wire = source.connection_class(**options)
             await self.settle(self.wire.connect())
 
