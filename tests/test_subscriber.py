@@ -745,6 +745,31 @@ print("ended a thousand times")
 """
 
 
+FORKED = """
+import os, sys
+from redis import Redis
+from fetcher import consume
+
+handled = 0
+for event in consume(Redis(port={port}), "group", "consumer", start="0", attempts=9):
+    handled += 1
+    if handled == 250:
+        if not os.fork():
+            sys.exit()
+        os.wait()
+    if handled == 500:
+        break
+"""
+
+
+def test_a_forked_process_that_leaves_the_loop_leaves_the_connection_to_its_parent(server: Server, client: Any) -> None:
+    """It takes none of the replies, and releases nothing that the parent has read ahead."""
+    fill(client, 500)
+    program = FORKED.format(port=server.port)
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=environment())
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 class Numbers(redis.Connection):
     """The numbers in its commands."""
 

@@ -7,6 +7,7 @@ the handlers, and gives replies one form, whatever the client decodes.
 """
 
 import asyncio
+import os
 import time
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -51,7 +52,7 @@ class Connection:
             options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
             options |= OPTIONS | {"socket_timeout": REPLY_TIMEOUT if self.blocks else None}
             options["db"] = str(options.get("db") or "")  # no number: see `send`
-            self.wire = source.connection_class(**options)
+            self.wire, self.pid = source.connection_class(**options), os.getpid()
             await self.settle(self.wire.connect())
 
     def send(self, *command: Any) -> None:
@@ -91,7 +92,7 @@ class Connection:
     async def close(self) -> None:
         """Finish what was begun, then close the connection: Redis may drop what it has not read by then."""
         try:
-            if self.due:
+            if self.due and self.pid == os.getpid():  # a fork has no part in its parent's connection
                 with suppress(Exception):
                     await self.replies()
         finally:
