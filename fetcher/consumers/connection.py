@@ -68,15 +68,16 @@ class Connection:
 
     async def replies(self) -> list[Any]:
         """Write what was sent, and return the replies that are due."""
-        due, self.due = self.due, 0  # if this is interrupted, nobody knows what is due
         async with self.limit(REPLY_TIMEOUT):
             await self.flush()
+            due, self.due = self.due, 0  # if this is interrupted, nobody knows what is due
             return [await self.settle(self.wire.read_response(disconnect_on_error=False)) for _ in range(due)]
 
     async def flush(self) -> None:
         """Write what was sent."""
-        commands, self.commands = self.commands, ()
+        commands, due, self.commands, self.due = self.commands, self.due, (), 0  # an interrupted write has no replies
         await self.settle(self.wire.send_packed_command(self.wire.pack_commands(commands)))
+        self.due = due
 
     async def settle(self, result: Any) -> Any:
         """Return what a method of redis-py returned, or await what one of redis.asyncio did."""
