@@ -627,15 +627,16 @@ def test_a_silent_redis_has_to_answer(redis: Redis, caplog: pytest.LogCaptureFix
 
 
 def test_a_connection_has_the_clients_options_but_the_consumer_alone_retries(redis: Redis) -> None:
-    """Replies have one form, whatever the client decodes."""
+    """Replies have one form, whatever the client decodes, and hiredis, which a signal may crash, gets no number."""
     redis.connection_pool.connection_kwargs = {
-        "host": "redis.internal", "password": "secret", "protocol": 3, "decode_responses": True, "socket_timeout": 1,
-        "health_check_interval": 5, "retry": 3, "retry_on_timeout": True, "maint_notifications_config": "any",
+        "db": 3, "host": "redis.internal", "password": "secret", "protocol": 3, "decode_responses": True,
+        "socket_timeout": 1, "health_check_interval": 5, "retry": 3, "retry_on_timeout": True,
+        "maint_notifications_config": "any",
     }  # fmt: skip
     redis.play(redis.consume())
     timeout = None if redis.is_async else 10.0
     assert redis.options == [
-        {"host": "redis.internal", "password": "secret", "protocol": 2, "decode_responses": False,
+        {"db": "3", "host": "redis.internal", "password": "secret", "protocol": 2, "decode_responses": False,
          "health_check_interval": 0, "socket_timeout": timeout}
     ]  # fmt: skip
 
@@ -739,6 +740,25 @@ def test_who_is_interrupted_while_leaving_closes_the_connection(redis: Redis) ->
     with pytest.raises(Interrupted):
         events.close()
     assert redis.written[-1] == "DISCONNECT"
+
+
+def test_who_is_interrupted_while_writing_waits_for_no_reply(redis: Redis) -> None:
+    """Nobody knows what Redis has got of it, so Ctrl-C would last until the time-out."""
+
+    def interrupt(_: Any) -> None:
+        wire.send_packed_command = write
+        redis.pushed.append(NOTHING)
+        raise Interrupted
+
+    redis.answers["XREADGROUP >"] = [entries("1-0", "2-0", "3-0")]
+    events = redis.consume()
+    next(events)
+    wire: Any = redis.wires[0]
+    write, wire.send_packed_command = wire.send_packed_command, interrupt
+    with pytest.raises(Interrupted):
+        next(events)
+    assert "WAIT" not in redis.written
+    assert redis.written[-2:] == [f"XCLAIM events {GROUP} a 0 3-0 IDLE 60000 JUSTID", "DISCONNECT"]
 
 
 def test_who_never_had_a_connection_has_none_to_close(redis: Redis) -> None:

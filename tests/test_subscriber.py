@@ -739,9 +739,57 @@ for _ in range(1000):
         for event in consume(Redis(port={port}), "group", "consumer", idle=0.001):
             pass
     except KeyboardInterrupt:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        pass
+signal.signal(signal.SIGALRM, signal.SIG_IGN)  # Python restores the default when it exits
 print("ended a thousand times")
 """
+
+
+FORKED = """
+import os, sys
+from redis import Redis
+from fetcher import consume
+
+handled = 0
+for event in consume(Redis(port={port}), "group", "consumer", start="0", attempts=9):
+    handled += 1
+    if handled == 250:
+        if not os.fork():
+            sys.exit()
+        os.wait()
+    if handled == 500:
+        break
+"""
+
+
+def test_a_forked_process_that_leaves_the_loop_leaves_the_connection_to_its_parent(server: Server, client: Any) -> None:
+    """It takes none of the replies, and releases nothing that the parent has read ahead."""
+    fill(client, 500)
+    program = FORKED.format(port=server.port)
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=environment())
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+class Numbers(redis.Connection):
+    """The numbers in its commands."""
+
+    found: ClassVar[list[Any]] = []
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        self.found.extend(word for word in args if isinstance(word, int))
+        super().send_command(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def test_no_number_is_written_even_to_choose_a_database(server: Server) -> None:
+    """A signal that comes while hiredis turns a number into text crashes the process."""
+    pool: Any = redis.ConnectionPool(connection_class=Numbers, host=HOST, port=server.port, db=3, protocol=3)
+    client = redis.Redis(host=HOST, port=server.port, db=3)
+    add(client, "events", 1)
+    events = fetcher.consume(redis.Redis(connection_pool=pool), GROUP, "a", start="0")
+    assert next(events).event_id == "1"
+    events.close()
+    client.flushdb()
+    assert Numbers.found == []
 
 
 def test_ctrl_c_at_any_moment_ends_a_consumer_and_crashes_nothing(server: Server) -> None:

@@ -7,6 +7,7 @@ the handlers, and gives replies one form, whatever the client decodes.
 """
 
 import asyncio
+import os
 import time
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -50,7 +51,8 @@ class Connection:
             source = getattr(source, "connection_pool", source)
             options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
             options |= OPTIONS | {"socket_timeout": REPLY_TIMEOUT if self.blocks else None}
-            self.wire = source.connection_class(**options)
+            options["db"] = str(options.get("db") or "")  # no number: see `send`
+            self.wire, self.pid = source.connection_class(**options), os.getpid()
             await self.settle(self.wire.connect())
 
     def send(self, *command: Any) -> None:
@@ -66,15 +68,16 @@ class Connection:
 
     async def replies(self) -> list[Any]:
         """Write what was sent, and return the replies that are due."""
-        due, self.due = self.due, 0  # if this is interrupted, nobody knows what is due
         async with self.limit(REPLY_TIMEOUT):
             await self.flush()
+            due, self.due = self.due, 0  # if this is interrupted, nobody knows what is due
             return [await self.settle(self.wire.read_response(disconnect_on_error=False)) for _ in range(due)]
 
     async def flush(self) -> None:
         """Write what was sent."""
-        commands, self.commands = self.commands, ()
+        commands, due, self.commands, self.due = self.commands, self.due, (), 0  # an interrupted write has no replies
         await self.settle(self.wire.send_packed_command(self.wire.pack_commands(commands)))
+        self.due = due
 
     async def settle(self, result: Any) -> Any:
         """Return what a method of redis-py returned, or await what one of redis.asyncio did."""
@@ -90,7 +93,7 @@ class Connection:
     async def close(self) -> None:
         """Finish what was begun, then close the connection: Redis may drop what it has not read by then."""
         try:
-            if self.due:
+            if self.due and self.pid == os.getpid():  # a fork has no part in its parent's connection
                 with suppress(Exception):
                     await self.replies()
         finally:
