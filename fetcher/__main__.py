@@ -34,7 +34,7 @@ def main() -> int:
     command("--setup", action="store_true", help="make the community ready and report what is missing")
     command("--watch", action="store_true", help="print what flows on the bus; it only reads")
     command("--health", action="store_true", help="check that this host's fetcher polls VK")
-    command("--redrive", nargs="?", const="", metavar="GROUP", help="try dead letters again, or GROUP's")
+    command("--redrive", nargs="?", const=True, metavar="GROUP", help="try dead letters again, or GROUP's")
     options = parser.parse_args()
     logs.to_stderr()
     try:
@@ -69,7 +69,8 @@ def execute(options: argparse.Namespace) -> int:
         if options.redrive is not None:
             from .commands.redrive import redrive
 
-            return redrive(read_settings(*() if options.redrive else config.REQUIRED), options.redrive or None)
+            group = None if options.redrive is True else options.redrive
+            return redrive(read_settings(*config.REQUIRED if group is None else ()), group)
     return run(read_settings(*config.REQUIRED))
 
 

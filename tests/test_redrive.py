@@ -273,6 +273,15 @@ def test_vk_is_away(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
     assert len(set(ids(client))) == client.xlen("events") == 150
 
 
+def test_an_empty_shell_variable_names_no_group(fetch: Fetch, client: Any, bury: Bury) -> None:
+    """In `--redrive "$GROUP"` it must not mean the dead letters of the fetcher."""
+    bury(message())
+    process = fetch("--redrive", "")
+    assert process.wait(60) == 0
+    assert process.output.splitlines() == ["given back to the group : 0, stay: 0"]
+    assert client.xlen(LETTERS) == 1
+
+
 def test_a_refused_token(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
     """One sentence with the remedy, and not the token."""
     bury(message())

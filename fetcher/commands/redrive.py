@@ -34,13 +34,13 @@ def redrive(settings: Config, group: str | None) -> int:
     bus = Bus(settings)
     counts: Counter[str] = Counter()
     try:
-        for letter, reason in give_back(bus, group) if group else publish(bus, settings):
+        for letter, reason in publish(bus, settings) if group is None else give_back(bus, group):
             counts[reason] += 1
             if reason not in (WENT, GAP):
                 print(f"{letter} stays: {reason}")
     finally:
         went, gaps = counts.pop(WENT, 0), counts.pop(GAP, 0)
-        done = f"given back to the group {group}" if group else "published"
+        done = "published" if group is None else f"given back to the group {group}"
         print(f"{done}: {went}, stay: {counts.total()}" + f", gaps in VK's history: {gaps}" * bool(gaps))
     return 0
 
