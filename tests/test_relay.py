@@ -673,6 +673,24 @@ def test_a_new_connection_at_a_heartbeat(begun: Fetcher, store: Store, caplog: p
     assert not caplog.messages
 
 
+def test_a_slow_heartbeat_holds_up_no_commit(begun: Fetcher, store: Store) -> None:
+    """It may take longer than commits have in a step: what is pending goes out before the next poll all the same."""
+    begun.settle()
+    held: list[str | int] = []  # at each slow heartbeat and each poll
+
+    def beat_slowly() -> None:
+        held.extend(["beat", begun.held])
+        begun.clock.now += 1.5
+
+    begun.bus.on_beat = beat_slowly
+    begun.vk.before_poll.append(lambda: held.append(begun.held))
+    begun.clock.now += HEARTBEAT_INTERVAL
+    begun.history.push("a")
+    begun.settle()
+    begun.poll()
+    assert held[held.index("beat") :][:3] == ["beat", 1, 0]
+
+
 def test_redis_fails_while_an_old_backlog_is_built(
     begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -85,9 +85,9 @@ class Relay:
 
     def commit(self) -> None:
         """Set the heartbeat, then commit what is pending, oldest first and in pieces."""
-        begun = time.monotonic()
         with suppress(ConnectionReplaced):
             self.beat()
+        begun = time.monotonic()
         while (self.backlog.pending or not self.bus.is_connected) and time.monotonic() < begun + DRAIN_TIME:
             with suppress(ConnectionReplaced):  # then it is not connected any more
                 if self.bus.is_connected:
