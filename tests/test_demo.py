@@ -26,7 +26,7 @@ from fetcher.commands import demo
 from fetcher.config import Config
 from fetcher.errors import FatalError
 from tests import HOST, free_port
-from tests.processes import ROOT, Fetcher
+from tests.processes import ROOT, Fetcher, environment
 from tests.servers import Server, entries, wait_until
 
 TYPES = ["message", "command", "button", "reaction"]
@@ -255,10 +255,11 @@ def test_nothing_is_left(shown: Fetcher, number: signal.Signals) -> None:
 
 def test_closed_pipe() -> None:
     """A reader that has seen enough ends the demo, quietly."""
-    command = ["sh", "-c", '"$0" main.py --demo | head -n 9', sys.executable]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60)
-    assert ended.stdout.splitlines()[-1].startswith("command ")
+    command = ["sh", "-c", '"$0" -m tests.run --demo | head -n 9', sys.executable]
+    env = environment() | {"CONSTANTS": json.dumps({"fetcher.commands.demo:PORT": free_port()})}
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8", timeout=60)
     assert ended.stderr == ""
+    assert ended.stdout.splitlines()[-1].startswith("command ")
 
 
 def test_without_its_server(tmp_path: Path) -> None:

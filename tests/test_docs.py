@@ -26,6 +26,7 @@ from fetcher.vk import lookups
 from fetcher.vk.builders import BUILDERS
 from fetcher.vk.entries import EntryBuilder
 from fetcher.vk.names import ids_to_resolve, with_names
+from tests import free_port
 from tests.processes import ROOT, Fetcher
 from tests.samples import SAMPLES
 from tests.servers import Server, bus_at, entries, wait_until
@@ -268,7 +269,7 @@ def test_json_is_what_is_published(text: str, published: list[str]) -> None:
 @pytest.fixture(scope="module")
 def demonstrated() -> list[str]:
     """The demo's first events, one of each type."""
-    with Fetcher("--demo") as fetcher:
+    with Fetcher("--demo", constants={"fetcher.commands.demo:PORT": free_port()}) as fetcher:
         last = fetcher.wait_for("reaction ")
         return fetcher.lines[last - 3 : last + 1]
 

@@ -637,6 +637,7 @@ def test_output_that_cannot_be_written_is_a_sentence(vk: VK, server: Server, com
     """A full disk gives a sentence and code 1; with standard output closed the commands do the rest of their work."""
     program = [sys.executable, "-m", "tests.run", command]
     settings = {"VK_URL": vk.url, "TOKEN": vk.token, "GROUPID": str(vk.group_id), "REDIS_URL": server.url}
+    settings["CONSTANTS"] = json.dumps({"fetcher.commands.demo:PORT": free_port()})
     with open("/dev/full", "w") as full, subprocess.Popen(
         program, env=environment() | settings, stdout=full, stderr=subprocess.PIPE, encoding="utf-8"
     ) as process:  # fmt: skip
