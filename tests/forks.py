@@ -79,6 +79,8 @@ class Template:
     """A Python that has imported these modules, for as long as this process lives."""
 
     def __init__(self, modules: Sequence[str]) -> None:
+        if "COVERAGE_PROCESS_START" in os.environ:
+            modules = [*modules, "coverage"]
         inherited = {name: value for name, value in os.environ.items() if name in INHERITED}
         self.environment = inherited | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         self._requests, theirs = socket.socketpair()
