@@ -233,6 +233,7 @@ class Bus:
         self.lost_replies = 0  # of the next commits
         self.timeout = 5.0  # seconds; what takes longer is done all the same
         self.cost: Callable[[Commit], float] = lambda commit: 0.001  # seconds that a commit takes
+        self.on_request: Callable[[], None] = lambda: None
         self.on_commit: Callable[[Commit], None] = lambda commit: None
         self.on_read_names: Callable[[], None] = lambda: None  # it may break the connection
         self.on_beat: Callable[[], None] = lambda: None
@@ -244,6 +245,7 @@ class Bus:
         self.is_connected = False
 
     def request(self, failure: Exception | None = None) -> None:
+        self.on_request()
         if failure := self.failure or failure:
             self.clock.now += 0.01
             raise failure

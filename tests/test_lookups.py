@@ -373,7 +373,9 @@ def test_what_is_no_answer(lookups: Lookups, net: Net, answer: Any) -> None:
     assert lookups.names([5, -3])[0][5].nick == "anna5"
 
 
-@pytest.mark.parametrize("errors", named([[5], {"error_code": 917}, [{"error_code": [917], "error_msg": "odd"}]]))
+@pytest.mark.parametrize(
+    "errors", named([[5], [None], [{}], {"error_code": 917}, [{"error_code": [917], "error_msg": "odd"}]])
+)
 def test_error_of_a_call_is_odd(lookups: Lookups, net: Net, errors: Any) -> None:
     """It passes like any failure; the other calls are answered."""
     net.answers["execute"] = [inside(False, {"groups": [{"id": 3, "name": "Паб"}]}, errors=errors)]

@@ -673,6 +673,45 @@ def test_a_new_connection_at_a_heartbeat(begun: Fetcher, store: Store, caplog: p
     assert not caplog.messages
 
 
+def drop_during_polls(fetcher: Fetcher) -> None:
+    """Lead to a distant Redis over a link that drops what is idle: no connection survives a poll."""
+    survivors: list[bool] = []  # one while the connection is as it was
+
+    def answer_late() -> None:
+        was_connected = fetcher.bus.is_connected
+        if not survivors:
+            survivors.append(True)
+            fetcher.bus.disconnected()
+            if was_connected:
+                raise ConnectionReplaced
+        fetcher.clock.now += 1.2
+
+    fetcher.bus.on_request = answer_late
+    fetcher.vk.before_poll.append(survivors.clear)
+
+
+def test_connections_that_break_during_polls(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """Updates go out, although the look-up on each new connection takes longer than commits have in a step."""
+    begun.settle()
+    drop_during_polls(begun)
+    for number in range(20):
+        begun.history.push(f"a{number}")
+        begun.run_for(3)
+        assert begun.held < 10
+    begun.settle()
+    assert store.ids == [f"a{number}" for number in range(20)]
+    assert not caplog.messages
+
+
+def test_heartbeats_on_connections_that_break_during_polls(begun: Fetcher) -> None:
+    """One is set after each poll, although nothing else goes to Redis."""
+    begun.settle()
+    drop_during_polls(begun)
+    beats, polls = len(begun.bus.beats), len(begun.vk.polls)
+    begun.run_for(300)
+    assert len(begun.bus.beats) - beats >= len(begun.vk.polls) - polls - 1 > 5
+
+
 def test_a_slow_heartbeat_holds_up_no_commit(begun: Fetcher, store: Store) -> None:
     """It may take longer than commits have in a step: what is pending goes out before the next poll all the same."""
     begun.settle()

@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Collection, Mapping
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .connection import connect, redis_errors
 
 DEAD_LETTERS = 10_000  # kept, approximately
 ALIVE_TTL = 30  # seconds that a heartbeat lasts beyond the next poll
+MAX_MEMBERS = 100  # ids in one ZMSCORE: on a slow link each reply may take the whole time-out
 UNKNOWN_TTL = 60  # seconds that a missing name is cached: VK may have one soon
 SCRIPTS = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.lua")}
 
@@ -59,19 +61,22 @@ class Bus:
         It takes one round trip. https://redis.io/docs/latest/commands/zmscore/
         """
         members: Any = [utf8(id) for id in ids] or [b""]
+        starts = range(0, len(members), MAX_MEMBERS)
         with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
             if start:
                 pipeline.set(self.checkpoint_key, str(start), nx=True)
             pipeline.get(self.checkpoint_key)
-            pipeline.zmscore(self.seen_key, members)
-            *replies, scores = pipeline.execute(raise_on_error=False)
-            if isinstance(scores, ResponseError):  # not allowed by the ACL of 1.1, or Redis is older than 6.2
-                scores = [None] * len(ids)
-            for reply in (*replies, scores):
+            for begin in starts:
+                pipeline.zmscore(self.seen_key, members[begin : begin + MAX_MEMBERS])
+            replies = pipeline.execute(raise_on_error=False)
+            stored, *scores = replies[-1 - len(starts) :]
+            if isinstance(scores[0], ResponseError):  # not allowed by the ACL of 1.1, or Redis is older than 6.2
+                replies, scores = replies[: -len(starts)], [[None] * len(ids)]
+            for reply in replies:
                 if isinstance(reply, Exception):
                     raise reply
-        missing = {id for id, score in zip(ids, scores, strict=False) if score is None}
-        return State(self._position(replies[-1]), missing)
+        missing = {id for id, score in zip(ids, chain.from_iterable(scores), strict=False) if score is None}
+        return State(self._position(stored), missing)
 
     def commit(self, commit: Commit) -> Outcome:
         """Commit all or nothing, and return what the bus has recorded."""

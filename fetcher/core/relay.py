@@ -84,16 +84,17 @@ class Relay:
     # Redis
 
     def commit(self) -> None:
-        """Set the heartbeat, then commit what is pending, oldest first and in pieces."""
-        with suppress(ConnectionReplaced):
-            self.beat()
-        begun = time.monotonic()
-        while (self.backlog.pending or not self.bus.is_connected) and time.monotonic() < begun + DRAIN_TIME:
-            with suppress(ConnectionReplaced):  # then it is not connected any more
-                if self.bus.is_connected:
-                    self.commit_oldest()
-                else:
+        """Set the heartbeat, then commit what is pending, oldest first and in pieces; again on a new connection."""
+        for _ in range(2):
+            with suppress(ConnectionReplaced):
+                self.beat()
+                if not self.bus.is_connected:
                     self.connect()
+                begun = time.monotonic()  # not sooner: a link may be slow, and break during each poll
+                while self.backlog.pending and self.bus.is_connected and time.monotonic() < begun + DRAIN_TIME:
+                    self.commit_oldest()
+            if self.bus.is_connected:
+                return
 
     def beat(self) -> None:
         """Set the heartbeat, now and then, if VK has answered a poll since the last one."""

@@ -115,7 +115,7 @@ class Lookups:
         try:
             with translate_errors("execute"):
                 pool.execute()
-                answers = [result.error or result.result for result in results]
+                answers = [result.result if result.error is False else None for result in results]
         except CallFailed as too_large:
             half = len(lookups) // 2
             return self.execute(lookups[:half]) + self.execute(lookups[half:]) if half else [too_large]
@@ -123,7 +123,7 @@ class Lookups:
             log.debug("%s", rejected)
             return [[]] * len(lookups)
         for number, (lookup, result) in enumerate(zip(lookups, results, strict=True)):
-            if result.error:
+            if result.error is not False:  # VK's error may be null or empty
                 answers[number] = self.api.failure(lookup.method, result.error, inside=True)
                 log.debug("%s, of %s", answers[number], lookup.ids)
         return answers
