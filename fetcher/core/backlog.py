@@ -258,7 +258,7 @@ def located(polled: Position, answer: Answer, now: float) -> list[Pending]:
     begin, until = since._replace(part=0), since.followed_by(answer.until)
     restarted = until.epoch > since.epoch
     if answer.updates or until > since:
-        end = begin if restarted else max(begin, until)
+        end = begin if restarted else until
         found.append(Pending("batch", begin, end, answer.updates, size=answer.size, held_since=now))
     if restarted:
         found.append(Pending.record("gap", since, until, RESTARTED))
