@@ -34,7 +34,7 @@ def main() -> int:
     command("--setup", action="store_true", help="make the community ready and report what is missing")
     command("--watch", action="store_true", help="print what flows on the bus; it only reads")
     command("--health", action="store_true", help="check that this host's fetcher polls VK")
-    command("--redrive", nargs="?", const=True, metavar="GROUP", help="try dead letters again, or GROUP's")
+    command("--redrive", nargs="?", default=False, metavar="GROUP", help="try dead letters again, or GROUP's")
     options = parser.parse_args()
     logs.to_stderr()
     try:
@@ -66,11 +66,10 @@ def execute(options: argparse.Namespace) -> int:
             from .commands.watch import watch
 
             watch(read_settings())
-        if options.redrive is not None:
+        if options.redrive is not False:  # None is what `--redrive` without a group gives
             from .commands.redrive import redrive
 
-            group = None if options.redrive is True else options.redrive
-            return redrive(read_settings(*config.REQUIRED if group is None else ()), group)
+            return redrive(read_settings(*config.REQUIRED if options.redrive is None else ()), options.redrive)
     return run(read_settings(*config.REQUIRED))
 
 

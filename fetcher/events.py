@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import cache
-from types import NoneType
 from typing import Any, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 CHATS = 2_000_000_000  # a chat's peer_id is this and its number: https://dev.vk.com/ru/reference/objects/message
@@ -117,7 +116,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     It is made once for each kind: inspecting annotations takes longer than reading an event.
     """
     inner, plain = get_args(kind), get_origin(kind) or kind
-    if NoneType in inner:
+    if type(None) in inner:
         read_value = _reader(inner[0])
         return lambda value: None if value is None else read_value(value)
     readers = {name: _reader(hint) for name, hint in get_type_hints(plain).items()}  # of its fields, if it has any

@@ -7,7 +7,7 @@ from typing import Any, Self
 from fetcher import config
 from fetcher.bus.bus import SCRIPTS
 from fetcher.bus.bus import Bus as RealBus
-from fetcher.core.history import Answer, Commit, Name, Outcome, Position, State
+from fetcher.core.history import Answer, Commit, Name, Outcome, Position
 from fetcher.core.relay import Relay
 from fetcher.errors import Failure, RedisTimeout, RedisUnavailable, TransientError
 from fetcher.events import Event, Message, Peer, User
@@ -210,10 +210,10 @@ class Store:
         mine.checkpoint, mine.seen, self.names = theirs.checkpoint, dict(theirs.seen), dict(other.names)
         mine.stream, mine.dead, mine.published = [*theirs.stream], [*theirs.dead], [*theirs.published]
 
-    def read(self, ids: Iterable[str], start: Position | None) -> State:
+    def read(self, ids: Iterable[str], start: Position | None) -> tuple[Position | None, set[str]]:
         if start:
             self.redis.set_if_missing(str(start))
-        return State(self.checkpoint, {id for id in ids if id not in self.redis.seen})
+        return self.checkpoint, {id for id in ids if id not in self.redis.seen}
 
     def commit(self, commit: Commit) -> Outcome:
         return self.bus.commit(commit)
@@ -250,7 +250,7 @@ class Bus:
             self.clock.now += 0.01
             raise failure
 
-    def read(self, ids: list[str], start: Position | None = None) -> State:
+    def read(self, ids: list[str], start: Position | None = None) -> tuple[Position | None, set[str]]:
         self.request(self.read_failure)
         self.reads.append(ids)
         return self.store.read(ids, start)

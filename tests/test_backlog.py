@@ -7,7 +7,7 @@ import pytest
 
 from fetcher.core import backlog as limits
 from fetcher.core.backlog import LOST_CHECKPOINT, NOT_ANSWERED, RESTARTED, Backlog, Pending
-from fetcher.core.history import Answer, Commit, DeadLetter, Entry, Position, State
+from fetcher.core.history import Answer, Commit, DeadLetter, Entry, Position
 
 SIZE = 101  # bytes of an entry, if a test does not say more
 
@@ -42,7 +42,7 @@ def started(*answers: Answer, checkpoint: Any = 10, size: int = SIZE) -> Backlog
     """Make a backlog that knows the checkpoint, and holds these answers with their events built."""
     backlog = Backlog()
     backlog.start(10)
-    backlog.connected(State(place(checkpoint), set()))
+    backlog.connected(place(checkpoint), set())
     for answer in answers:
         backlog.add(answer, now=0)
     return built(backlog, size)
@@ -148,9 +148,9 @@ def test_where_vk_is_polled() -> None:
     assert backlog.next == place(7)
     backlog.add(batch(7, 8, "a"), 0)
     assert backlog.next == place(8)
-    backlog.connected(State(place(5), set()))
+    backlog.connected(place(5), set())
     assert backlog.next == place(8)
-    backlog.connected(State(place(9), set()))
+    backlog.connected(place(9), set())
     assert backlog.next == place(9)
 
 
@@ -435,7 +435,7 @@ def test_only_what_the_bus_lacks_is_committed_again(checkpoint: str, missing: st
     assert backlog.replay_ids() == ["a", "b", "c"]
     backlog.add(batch(4, 5, "d"), 0)
     built(backlog)
-    backlog.connected(State(place(checkpoint), set(missing)))
+    backlog.connected(place(checkpoint), set(missing))
     assert shown(backlog.pending) == [*again, "batch 1:4-1:5 d"]
     assert shown(backlog.replay) == [one for one in REPLAY if one not in again]
     assert backlog.next == place("1:5")
@@ -444,10 +444,10 @@ def test_only_what_the_bus_lacks_is_committed_again(checkpoint: str, missing: st
 def test_what_is_committed_again_for_a_second_time_keeps_vks_order() -> None:
     """What one failover has lost stands behind newer batches in the replay buffer; the next one may lose all of it."""
     backlog = committed(A, B)
-    backlog.connected(State(place(12), {"a"}))
+    backlog.connected(place(12), {"a"})
     answer(backlog, 12)
     assert shown(backlog.replay) == ["batch 11-12 b", "batch 10-11 a"]
-    backlog.connected(State(place(10), {"a", "b"}))
+    backlog.connected(place(10), {"a", "b"})
     assert shown(backlog.pending) == ["batch 10-11 a", "batch 11-12 b"]
     assert not backlog.is_missing_updates
 
@@ -458,7 +458,7 @@ def test_the_bus_came_back_empty() -> None:
     backlog.add(batch(12, 13, "b"), 0)
     built(backlog)
     for _ in range(2):
-        backlog.connected(State(None, {"a"}))
+        backlog.connected(None, {"a"})
     assert shown(backlog.pending) == ["restore 12-12 !", "batch 10-11 a", "gap 11-12 !", "batch 12-13 b"]
     assert errors(backlog.pending)[0] == LOST_CHECKPOINT
     assert not backlog.is_missing_updates, "the checkpoint comes first"
@@ -471,7 +471,7 @@ def test_another_fetcher_restored_an_older_checkpoint() -> None:
     backlog = committed(A, B)
     backlog.add(batch(12, 13, "c"), 0)
     built(backlog)
-    backlog.connected(State(None, set()))
+    backlog.connected(None, set())
     backlog.checkpoint = place(10)
     assert not backlog.is_missing_updates, "the record goes first, wherever the checkpoint is"
     assert answer(backlog, 10)
@@ -483,7 +483,7 @@ def test_the_first_bus_is_empty() -> None:
     """What came before it was there begins at VK's first ts."""
     backlog = Backlog()
     backlog.start(7)
-    backlog.connected(State(None, set()))
+    backlog.connected(None, set())
     assert shown(backlog.pending) == ["restore 7-7 !"]
 
 
@@ -578,6 +578,6 @@ def test_bounds_hold_when_something_was_committed_again(monkeypatch: pytest.Monk
     monkeypatch.setattr(limits, "MAX_REPLAY", 3)
     backlog = committed(*(batch(10 + i, 11 + i, id) for i, id in enumerate("abc")))
     for _ in range(5):
-        backlog.connected(State(place(13), {"b", "c"}))
+        backlog.connected(place(13), {"b", "c"})
         assert [commit.split()[-1] for commit in pieces(backlog)] == ["bc"]
     assert "".join(backlog.replay_ids()) == "abc"

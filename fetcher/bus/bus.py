@@ -12,7 +12,7 @@ from redis import Redis, RedisCluster, ResponseError
 
 from ..config import Config
 from ..core.backlog import DEDUP_WINDOW
-from ..core.history import Commit, Entry, Name, Outcome, Position, State
+from ..core.history import Commit, Entry, Name, Outcome, Position
 from ..errors import ConnectionReplaced, RedisFatalError
 from ..events import channel
 from ..fastjson import dumps, loads, utf8
@@ -55,7 +55,7 @@ class Bus:
         if was_connected:
             raise ConnectionReplaced
 
-    def read(self, ids: list[str], start: Position | None = None) -> State:
+    def read(self, ids: list[str], start: Position | None = None) -> tuple[Position | None, set[str]]:
         """Return the checkpoint, and which of these ids `seen` lacks; `start` becomes the checkpoint if there is none.
 
         It takes one round trip. https://redis.io/docs/latest/commands/zmscore/
@@ -76,7 +76,7 @@ class Bus:
                 if isinstance(reply, Exception):
                     raise reply
         missing = {id for id, score in zip(ids, chain.from_iterable(scores), strict=False) if score is None}
-        return State(self._position(stored), missing)
+        return self._position(stored), missing
 
     def commit(self, commit: Commit) -> Outcome:
         """Commit all or nothing, and return what the bus has recorded."""

@@ -18,6 +18,7 @@ for _, command in ipairs({claim, {'HDEL', attempts, id}, {'XDEL', letters, lette
 end
 if #redis.call('XRANGE', letters, letter, letter) == 0 then return false end
 local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
+if pending.err and pending.err:find('Invalid stream ID', 1, true) then return 'it names no entry of the stream' end
 if pending.err then return pending.err:find('NOGROUP', 1, true) and 'the group does not exist' or pending end
 if #redis.call('XRANGE', stream, id, id) == 0 then return 'its event is no longer in the stream' end
 

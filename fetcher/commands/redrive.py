@@ -1,6 +1,5 @@
 """`--redrive`: give dead letters another chance, those of the fetcher or those of a consumer group."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -93,10 +92,8 @@ def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str]]:
     keys = [f"{bus.prefix}:dead-letter:{group}", bus.bus, f"{bus.prefix}:attempts:{group}"]
     for page in pages(bus, keys[0]):
         for letter, fields in page:
-            id = fields.get("id", "")
-            if not re.fullmatch("[0-9]{1,19}-[0-9]{1,19}", id):
-                yield letter, "it names no entry of the stream"
-            elif (reason := bus.run_script("give_back", keys, letter, group, id)) is not None:
+            reason = bus.run_script("give_back", keys, letter, group, fields.get("id", ""))
+            if reason is not None:
                 yield letter, reason
 
 

@@ -107,9 +107,8 @@ class Durable(Consumer):
     async def claim_abandoned(self, count: int) -> Entries:
         """Claim entries that were idle for too long, and return them. Redis looks at ten times `count` entries."""
         self.read_at = time.monotonic()
-        options = int(1000 * self.idle), self.cursor, "COUNT", count
-        reply = await self.redis.ask("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
-        self.cursor, entries, *trimmed = reply
+        command = "XAUTOCLAIM", self.key, self.group, self.consumer, int(1000 * self.idle), self.cursor, "COUNT", count
+        self.cursor, entries, *trimmed = await self.redis.ask(*command)
         claimed = [entry for entry in entries if entry]
         self.has_pending = None in entries  # Redis 6.2 has claimed one that was trimmed: it is read, and passed over
         self.unconfirmed.clear()

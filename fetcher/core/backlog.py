@@ -44,7 +44,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Literal, Self
 
-from .history import Answer, Commit, DeadLetter, Entry, Position, State
+from .history import Answer, Commit, DeadLetter, Entry, Position
 from .pieces import PieceSize, size_of
 
 MAX_PENDING = 10_000  # updates in memory: no poll beyond these…
@@ -240,11 +240,11 @@ class Backlog:
         for one in self.pending:
             one.since, one.until = (place._replace(epoch=place.epoch + epochs) for place in (one.since, one.until))
 
-    def connected(self, state: State) -> None:
-        """Begin again on a new connection, with what the bus has now."""
-        self._commit_again([one for one in self.replay if is_lacking(one, state)])
-        self.checkpoint, self.checkpoint_from = state.checkpoint or self.checkpoint, "the bus"
-        if state.checkpoint is None and not (self.pending and self.pending[0].kind == "restore"):
+    def connected(self, checkpoint: Position | None, missing: set[str]) -> None:
+        """Begin again on a new connection: the bus has this checkpoint (None: it has none), and lacks these ids."""
+        self._commit_again([one for one in self.replay if is_lacking(one, checkpoint, missing)])
+        self.checkpoint, self.checkpoint_from = checkpoint or self.checkpoint, "the bus"
+        if checkpoint is None and not (self.pending and self.pending[0].kind == "restore"):
             self.pending.appendleft(Pending.record("restore", self.checkpoint, self.checkpoint, LOST_CHECKPOINT))
 
 
@@ -258,15 +258,15 @@ def located(polled: Position, answer: Answer, now: float) -> list[Pending]:
     begin, until = since._replace(part=0), since.followed_by(answer.until)
     restarted = until.epoch > since.epoch
     if answer.updates or until > since:
-        end = begin if restarted else max(begin, until)
+        end = begin if restarted else until
         found.append(Pending("batch", begin, end, answer.updates, size=answer.size, held_since=now))
     if restarted:
         found.append(Pending.record("gap", since, until, RESTARTED))
     return found
 
 
-def is_lacking(one: Pending, state: State) -> bool:
+def is_lacking(one: Pending, checkpoint: Position | None, missing: set[str]) -> bool:
     """Return whether the bus lacks some of what was committed before."""
     if one.kind == "gap":
-        return state.checkpoint is None or state.checkpoint < one.until
-    return any(entry and entry.id in state.missing for entry in one.entries or ())
+        return checkpoint is None or checkpoint < one.until
+    return any(entry and entry.id in missing for entry in one.entries or ())

@@ -97,10 +97,3 @@ class Outcome(NamedTuple):
     checkpoint: Position | None
     recorded: list[Entry | DeadLetter]
     left_out: int = 0
-
-
-class State(NamedTuple):
-    """What the bus has: its checkpoint (None: there is none), and which ids `seen` lacks."""
-
-    checkpoint: Position | None
-    missing: set[str]

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from .backlog import Pending
-from .history import Answer, Commit, Name, Outcome, Position, State
+from .history import Answer, Commit, Name, Outcome, Position
 
 
 class LongPoll(Protocol):
@@ -27,7 +27,7 @@ class Bus(Protocol):
     is_connected: bool
     names_ttl: int
 
-    def read(self, ids: list[str], start: Position | None = None) -> State: ...
+    def read(self, ids: list[str], start: Position | None = None) -> tuple[Position | None, set[str]]: ...
     def commit(self, commit: Commit) -> Outcome: ...
     def beat(self) -> None: ...
     def names(self, ids: Collection[int]) -> dict[int, Name]: ...

@@ -107,10 +107,10 @@ class Relay:
         """Read the checkpoint, and which of the latest commits the bus lacks."""
         self.reports.doing = "asking Redis which of the latest updates it has"
         start = self.backlog.checkpoint if self.backlog.checkpoint_from == "VK" else None
-        state = self.bus.read(self.backlog.replay_ids(), start)
-        if start and self.backlog.pending and state.checkpoint not in (None, start):
-            self.backlog.rebase(state.checkpoint, self.longpoll.renew())
-        self.backlog.connected(state)
+        checkpoint, missing = self.bus.read(self.backlog.replay_ids(), start)
+        if start and self.backlog.pending and checkpoint not in (None, start):
+            self.backlog.rebase(checkpoint, self.longpoll.renew())
+        self.backlog.connected(checkpoint, missing)
         self.bus.is_connected, self.beat_at = True, 0.0
 
     def commit_oldest(self) -> None:

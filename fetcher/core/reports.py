@@ -25,9 +25,9 @@ class Reports:
     """Logs and counts; it decides nothing."""
 
     doing = ""  # what is being tried just now, in words
-    progress_at = 0.0  # when an update reached the bus last, or none was held
+    progress_at = math.inf  # when an update reached the bus last, or the first one was held; inf if none is held
     recovered_at = math.inf  # when nothing failed any more, until the next failure
-    is_stalled = is_polling = is_pending = is_failing = False
+    is_stalled = is_polling = is_failing = False
 
     def __init__(self, metrics: Any) -> None:
         """`metrics` are those of fetcher.metrics."""
@@ -91,11 +91,10 @@ class Reports:
     def holds(self, held: int, is_pending: bool) -> None:
         """Log that no update has reached the bus for MAX_STALL, and when this is over."""
         self.metrics.held_updates.set(held)
-        if not self.is_pending:
-            self.progress_at = time.monotonic()
-        self.is_pending = is_pending
-        seconds = time.monotonic() - self.progress_at
-        if is_pending and seconds > MAX_STALL:
+        now = time.monotonic()
+        self.progress_at = min(self.progress_at, now) if is_pending else math.inf
+        seconds = now - self.progress_at
+        if seconds > MAX_STALL:
             self.is_stalled = True
             stalled = "%d updates are held, and none has reached the bus for %d s: %s"
             self._remind(logging.WARNING, "stalled", stalled, held, seconds, self.doing)

@@ -5,15 +5,12 @@ still empty, and raises ValueError with the reason if VK left out what an event 
 """
 
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from ..events import CHATS, Action, Button, Event, Message, Peer, Reaction, Reply, User
 from ..fastjson import dumps, loads, utf8
 from .fields import Json, require_list, require_number, require_object, require_text
-
-Builder = Callable[[Json, re.Pattern[str]], Event]
 
 # Who caused an update is the first of these that is there.
 ACTORS = ("user_id", "from_id", "liker_id", "admin_id", "deleter_id", "owner_id")
@@ -120,7 +117,7 @@ def require_message(update: Json) -> Json:
     return require_object(contents.get("message", contents))
 
 
-BUILDERS: dict[str, Builder] = {
+BUILDERS = {
     "message_new": message_new,
     "message_event": message_event,
     "message_reaction_event": message_reaction_event,

@@ -94,20 +94,20 @@ def what_is_missing_is_not_noticed(right: Any, self: Any) -> bool:
 
 
 @instead_of(Backlog, "connected")
-def nothing_is_committed_again(right: Any, self: Any, state: Any) -> None:
-    right(self, state._replace(missing=set()))
+def nothing_is_committed_again(right: Any, self: Any, checkpoint: Any, missing: Any) -> None:
+    right(self, checkpoint, set())
 
 
 @instead_of(Backlog, "connected")
-def lost_checkpoint_is_not_restored(right: Any, self: Any, state: Any) -> None:
-    right(self, state._replace(checkpoint=state.checkpoint or self.checkpoint))
+def lost_checkpoint_is_not_restored(right: Any, self: Any, checkpoint: Any, missing: Any) -> None:
+    right(self, checkpoint or self.checkpoint, missing)
 
 
 @instead_of(Backlog, "connected")
-def committed_again_last(right: Any, self: Any, state: Any) -> None:
+def committed_again_last(right: Any, self: Any, checkpoint: Any, missing: Any) -> None:
     held = list(self.pending)
     self.pending.clear()
-    right(self, state)
+    right(self, checkpoint, missing)
     self.pending.extendleft(reversed(held))
 
 
@@ -318,7 +318,8 @@ def failure_does_not_mean_another_redis(right: Any, self: Any) -> bool:
 
 @instead_of(Bus, "read")
 def everything_is_sent_again(right: Any, self: Any, ids: Any, start: Any) -> Any:
-    return right(self, ids, start)._replace(missing=set(ids))
+    checkpoint, _ = right(self, ids, start)
+    return checkpoint, set(ids)
 
 
 @instead_of(Bus, "commit")
