@@ -505,16 +505,16 @@ def test_a_look_up_costs_few_bytes(bus: Bus, client: Any) -> None:
     assert commands <= 12
 
 
-def test_a_look_up_on_a_slow_link(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_up_on_a_slow_link(server: Server, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may take longer than Redis's time-out if the link is slow: it does not begin again for ever."""
-    monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 1)
+    bus.commit(commit(10, 12, "a"))
+    monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 2)
     with Proxy(server.port) as proxy:
-        bus = bus_at(proxy.url)
-        bus.read([], Position(0, 10))
-        bus.commit(commit(10, 12, "a"))
+        behind = bus_at(proxy.url)
+        behind.read([])
         ids = ["a", *(f"{number:040x}" for number in range(999))]
-        proxy.bandwidth = 20_000
-        assert bus.read(ids) == (Position(0, 12), set(ids[1:]))
+        proxy.bandwidth = 15_000
+        assert behind.read(ids) == (Position(0, 12), set(ids[1:]))
 
 
 @pytest.mark.parametrize(
