@@ -505,6 +505,31 @@ def test_a_look_up_costs_few_bytes(bus: Bus, client: Any) -> None:
     assert commands <= 12
 
 
+def test_an_update_that_is_too_large_for_the_link(server: Server, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commit gets more time after its second time-out, and the next commit as much as usual."""
+    monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 0.5)
+    bus.commit(commit(10, 11, "before"))  # now Redis has the script
+    large = commit(11, 12)._replace(entries=[Entry("a", "message", b"x" * 120_000)], updates=1)
+    with Proxy(server.port, bandwidth=100_000) as proxy:
+        behind = bus_at(proxy.url)
+        assert commit_times(behind, large._replace(updates=2), tries=3) == [0.5, 0.5, 0.5]  # it can be split
+        assert commit_times(behind, large)[:4] == [0.5, 0.5, 1, 2]
+        proxy.bandwidth = 0
+        assert commit_times(behind, commit(12, 13, "b")) == [0.5]
+
+
+def commit_times(bus: Bus, commit: Commit, tries: int = 10) -> list[float]:
+    """Commit until it is done; return Redis's time-out at each try, in seconds."""
+    times = list[float]()
+    for _ in range(tries):
+        client: Any = bus.client
+        times.append(client.connection_pool.connection_kwargs["socket_timeout"])
+        with contextlib.suppress(RedisTimeout):
+            bus.commit(commit)
+            break
+    return times
+
+
 def test_a_look_up_on_a_slow_link(server: Server, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may take longer than Redis's time-out if the link is slow: it does not begin again for ever."""
     bus.commit(commit(10, 12, "a"))

@@ -13,13 +13,14 @@ from redis import Redis, RedisCluster, ResponseError
 from ..config import Config
 from ..core.backlog import DEDUP_WINDOW
 from ..core.history import Commit, Entry, Name, Outcome, Position
-from ..errors import ConnectionReplaced, RedisFatalError
+from ..errors import ConnectionReplaced, RedisFatalError, RedisTimeout
 from ..events import channel
 from ..fastjson import dumps, loads, utf8
 from .connection import connect, redis_errors
 
 DEAD_LETTERS = 10_000  # kept, approximately
 ALIVE_TTL = 30  # seconds that a heartbeat lasts beyond the next poll
+MAX_PATIENCE = 8  # times Redis's time-out that the commit of one update may take, if it has timed out before
 MAX_MEMBERS = 100  # ids in one ZMSCORE: on a slow link each reply may take the whole time-out
 UNKNOWN_TTL = 60  # seconds that a missing name is cached: VK may have one soon
 SCRIPTS = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.lua")}
@@ -42,12 +43,14 @@ class Bus:
         self.keys = [self.checkpoint_key, self.seen_key, self.bus, f"{self.prefix}:dead-letter"]
         self.alive_key = f"{self.prefix}:alive:{group}:{socket.gethostname()}"
         self.is_connected = False
+        self.timeouts = 0  # of commits of a single update, in a row
         self.unwritten: dict[int, Name] = {}  # names that came while the bus was not connected
 
     @cached_property
     def client(self) -> Redis | RedisCluster:
         """The client, made when it is first needed, because that takes requests to Redis."""
-        return connect(self.settings.redis_url, self.new_connection)
+        patience = min(MAX_PATIENCE, 2 ** max(0, self.timeouts - 1))
+        return connect(self.settings.redis_url, self.new_connection, patience)
 
     def new_connection(self) -> None:
         """Note that this may be a different server, and send nothing to it: what it lacks goes first."""
@@ -89,8 +92,23 @@ class Bus:
             else:
                 fields = [utf8(part) for field in entry.fields.items() for part in field]
                 arguments += [utf8(entry.id), b"", len(fields), *fields]
-        stored, recorded, left_out = self.run_script("commit", self.keys, *arguments)
+        try:
+            stored, recorded, left_out = self.run_script("commit", self.keys, *arguments)
+        except RedisTimeout:
+            if commit.updates == 1:  # no commit is smaller
+                self.count_timeouts(self.timeouts + 1)
+            raise
+        self.count_timeouts(0)
         return Outcome(self._position(stored), [commit.entries[number - 1] for number in recorded], left_out)
+
+    def count_timeouts(self, count: int) -> None:
+        """Give an update that is too large for the link more time, twice as much at each time-out after the first.
+
+        The first one may mean that Redis is down: then the next look-up fails, and no commit is tried.
+        """
+        if max(count, self.timeouts) > 1:
+            del self.client  # the next one has the new time-out
+        self.timeouts = count
 
     def run_script(self, name: str, keys: list[str], *arguments: Any) -> Any:
         """Run a script, which is one atomic step, and return its answer.

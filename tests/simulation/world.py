@@ -737,10 +737,10 @@ class Clock:
 clock = Clock()
 
 
-def connect(url: str, on_connect: Callable[[], None]) -> Client:
+def connect(url: str, on_connect: Callable[[], None], patience: int) -> Client:
     """Stand in for `fetcher.bus.connection.connect`."""
     assert clock.world.current
-    return Client(clock.world.current, on_connect, connection.TIMEOUT)
+    return Client(clock.world.current, on_connect, connection.TIMEOUT * patience)
 
 
 @contextlib.contextmanager
