@@ -12,7 +12,8 @@ class PieceSize:
     """How much one commit may hold: a share of MAX_PIECE and MAX_PIECE_BYTES that follows the link.
 
     A time-out halves it, a success doubles it. But a size that has timed out is tried again only after STEADY
-    successes, so that on a steady link at most one commit in ten times out.
+    successes, so that on a steady link at most one commit in ten times out. A single update, which cannot be halved,
+    gets more time instead: see bus.py.
     """
 
     def __init__(self) -> None:
