@@ -703,6 +703,27 @@ def test_connections_that_break_during_polls(begun: Fetcher, store: Store, caplo
     assert not caplog.messages
 
 
+def test_connections_that_break_at_each_commit(begun: Fetcher, store: Store) -> None:
+    """A step connects twice at most: VK is polled all the same."""
+    begun.settle()
+
+    def replace() -> None:
+        if begun.bus.is_connected:
+            begun.bus.disconnected()
+            raise ConnectionReplaced
+
+    begun.bus.on_request = replace
+    begun.history.push("a")
+    begun.run_for(5)
+    assert begun.held == 1
+    polls, reads = len(begun.vk.polls), len(begun.bus.reads)
+    begun.run_for(60)
+    assert 0 < len(begun.bus.reads) - reads <= 2 * (len(begun.vk.polls) - polls + 1)
+    begun.bus.on_request = lambda: None
+    begun.settle()
+    assert store.ids == ["a"]
+
+
 def test_heartbeats_on_connections_that_break_during_polls(begun: Fetcher) -> None:
     """One is set after each poll, although nothing else goes to Redis."""
     begun.settle()
