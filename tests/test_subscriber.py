@@ -396,14 +396,6 @@ def test_a_key_of_another_type_is_raised(client: Any) -> None:
         take(consume(client, GROUP, "a"))
 
 
-def test_a_connection_costs_no_round_trip_more_than_it_must(client: Any) -> None:
-    """The library's name is not sent: a link to a distant Redis may break before anything is read."""
-    add(client, "events", 1)
-    client.config_resetstat()
-    assert take(consume(client, GROUP, "a", start="0")) == ["1"]
-    assert "cmdstat_client|setinfo" not in client.info("commandstats")
-
-
 def test_a_closed_subscriber_listens_no_longer(server: Server, client: Any) -> None:
     events = subscribe(client, "message")
     publishing = threading.Event()

@@ -53,7 +53,6 @@ class Connection:
             options |= OPTIONS | {"socket_timeout": REPLY_TIMEOUT if self.blocks else None}
             options["db"] = str(options.get("db") or "")  # no number: see `send`
             self.wire, self.pid = source.connection_class(**options), os.getpid()
-            self.wire.driver_info = self.wire.lib_name = self.wire.lib_version = None  # each is one more round trip
             await self.settle(self.wire.connect())
 
     def send(self, *command: Any) -> None:
