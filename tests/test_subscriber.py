@@ -686,11 +686,12 @@ def test_what_was_read_ahead_is_released_when_the_loop_is_left(client: Any) -> N
     """The event in hand stays unacknowledged."""
     fill(client, 400)
     events = consume(client, GROUP, "leaving", start="0")
-    assert take(events, 251)[-1] == "250"
-    assert len(pending(client, "events")) > 1
+    in_hand = int(take(events, 251)[-1])
+    while len(pending(client, "events")) == 1:  # nothing is read ahead just now
+        in_hand = int(take(events)[-1])
     events.close()
-    assert take(consume(client, GROUP, "other"), 149) == [str(id) for id in range(251, 400)]
-    assert take(consume(client, GROUP, "leaving")) == ["250"]
+    assert take(consume(client, GROUP, "other"), 399 - in_hand) == [str(id) for id in range(in_hand + 1, 400)]
+    assert take(consume(client, GROUP, "leaving")) == [str(in_hand)]
 
 
 class Interrupted(redis.Connection):
