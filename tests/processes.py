@@ -27,6 +27,11 @@ def environment() -> dict[str, str]:
     return inherited | {"PYTHONPATH": str(ROOT)}
 
 
+def uncovered() -> dict[str, str]:
+    """Return the same without coverage, which an interrupt could leave waiting for a lock of its own for ever."""
+    return {name: value for name, value in environment().items() if not name.startswith("COVERAGE")}
+
+
 class Fetcher:
     """Run the program in a process of its own: Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=vk.group_id, ...).
 

@@ -27,7 +27,7 @@ from fetcher.vk.builders import BUILDERS
 from fetcher.vk.entries import EntryBuilder
 from fetcher.vk.names import ids_to_resolve, with_names
 from tests import free_port
-from tests.processes import ROOT, Fetcher
+from tests.processes import ROOT, Fetcher, uncovered
 from tests.samples import SAMPLES
 from tests.servers import Server, bus_at, entries, wait_until
 from tests.vk import VK, button, message, reaction
@@ -301,7 +301,7 @@ def test_consumers(name: str, server: Server, published: list[str], tmp_path: Pa
 
     talking = threading.Thread(target=talk)
     talking.start()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = uncovered() | {"PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "consumer.py"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
     try:

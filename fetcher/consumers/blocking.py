@@ -1,5 +1,6 @@
 """`subscribe` and `consume` for a plain `for`: the coroutines of a consumer, run without an event loop."""
 
+import warnings
 from collections.abc import AsyncGenerator, Generator
 
 from redis import Redis, RedisCluster
@@ -8,6 +9,9 @@ from ..events import Event
 from .connection import Connection
 from .durable import Durable
 from .live import Live
+
+# Ctrl-C may come between the call of a coroutine and its await. Nothing is lost by that, and nobody can do better.
+warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning, r"fetcher\.consumers\.")
 
 
 def subscribe(redis: "Redis | RedisCluster", *event_types: str, bus: str = "events") -> Generator[Event, None, None]:
