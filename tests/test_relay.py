@@ -899,13 +899,16 @@ def pauses(begun: Fetcher, first: int) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("failing", "commit_time", "room", "counts", "polls"),
+    ("failing", "commit_time", "room", "full", "counts", "polls"),
     [
-        (True, 0.0, 500, [1, 1, 0, 0], 3),  # until VK has no more
-        (True, 0.0, 500, [0, 0], 1),
-        (False, 1.0, 500, [2, 2, 1, 2], 3),  # until an answer is smaller than the largest
-        (False, 1.0, 4, [2, 2, 2], 2),  # until these are as many as are built at once
-        (False, 0.0, 500, [2, 2], 1),  # no longer than commits take
+        (True, 0.0, 500, 0, [1, 1, 0, 0], 3),  # until VK has no more
+        (True, 0.0, 500, 0, [0, 0], 1),
+        (False, 1.0, 500, 3, [2, 2, 1, 2], 3),  # until an answer is smaller than the largest
+        (False, 1.0, 500, 2, [2, 2], 1),  # not before some full answers in a row
+        (False, 1.0, 500, 3, [1, 2], 1),
+        (False, 1.0, 500, 3, [3, 3], 1),  # a larger one begins a new row
+        (False, 1.0, 4, 3, [2, 2, 2], 2),  # until these are as many as are built at once
+        (False, 0.0, 500, 3, [2, 2], 1),  # no longer than commits take
     ],
 )
 def test_polls_that_follow_each_other(
@@ -913,18 +916,44 @@ def test_polls_that_follow_each_other(
     failing: bool,
     commit_time: float,
     room: int,
+    full: int,
     counts: list[int],
     polls: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """VK is read faster than it forgets, without useless polls."""
+    begun.relay.largest = 2
+    for _ in range(full):
+        poll(begun, [2], commit_time=1.0)
     monkeypatch.setattr("fetcher.core.relay.MAX_UNBUILT", room)
+    assert poll(begun, counts, commit_time, failing) == polls
+
+
+def poll(begun: Fetcher, counts: list[int], commit_time: float, failing: bool = False) -> int:
+    """Return how many polls follow each other if VK's answers are so large; what comes is committed."""
     ts, before = begun.relay.backlog.next.ts, len(begun.vk.polls)
+    begun.vk.script.clear()
     for count in counts:
         begun.vk.script.append(answer(ts, ts + count, *numbers(count, ts)))
         ts += count
     begun.relay.poll(failing, commit_time)
-    assert len(begun.vk.polls) - before == polls
+    begun.relay.commit()
+    return len(begun.vk.polls) - before
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_burst_waits_for_no_further_one(begun: Fetcher, size: int) -> None:
+    """Not even if it brings as many updates as any before: a held poll would delay them for a second."""
+    bursts = {f"{number}": [f"{number}-{one}" for one in range(size)] for number in range(10)}
+    begun.bus.cost = lambda commit: 0.05
+    begun.bus.on_commit = lambda commit: begun.history.push(*bursts.pop(commit.entries[0].id, []))
+    for first in list(bursts):
+        begun.history.push(first)
+        start = begun.clock.now
+        begun.settle()
+        assert begun.clock.now - start < 0.5
+        begun.run_for(60)  # VK holds its answer until the next burst
+    assert not bursts
 
 
 def test_a_gap_is_progress() -> None:

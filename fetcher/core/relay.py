@@ -18,6 +18,7 @@ from .reports import Reports
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
+FULL_ANSWERS = 4  # in a row after which VK is taken to have more: a chat has bursts of the same size, too
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
 
 
@@ -32,6 +33,7 @@ class Relay:
         self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
         self.largest = 1  # updates in VK's largest answer so far
+        self.full_answers = 0  # in a row: as large as that, and sooner than the commits took
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
@@ -173,21 +175,24 @@ class Relay:
     def poll(self, failing: bool, commit_time: float) -> None:
         """Poll VK from the end of what is held, and hold its answers.
 
-        While something fails or is held, poll on until VK has no more, for a second at most. Else poll on after an
-        answer as large as any before, for as long as the commits took: so VK is read faster than it forgets, even if
-        its answers are small, and one request resolves the names of several answers.
+        While something fails or is held, poll on until VK has no more, for a second at most. Else poll on after some
+        full answers, for as long as the commits took: so VK is read faster than it forgets, even if its answers are
+        small, and one request resolves the names of several answers.
         """
         hurried = bool(failing or self.failures or self.backlog.pending)
         until = time.monotonic() + (DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time))
         while not self.backlog.is_full:
-            ts = self.backlog.next.ts
+            begun, ts = time.monotonic(), self.backlog.next.ts
             answer = self.longpoll.poll(ts, 1 if hurried or self.backlog.pending else self.poll_wait)
             now, count, self.has_polled = time.monotonic(), len(answer.updates), True
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answer, now)
             require_progress(ts, answer)
+            is_full = count == self.largest and now - begun < commit_time
+            self.full_answers = self.full_answers + 1 if is_full else 0
             self.largest = max(self.largest, count)
-            goes_on = count > 0 if hurried else count == self.largest and self.backlog.count < MAX_UNBUILT
+            has_more = self.full_answers >= FULL_ANSWERS and self.backlog.count < MAX_UNBUILT
+            goes_on = count > 0 if hurried else has_more
             if not goes_on or now >= until:
                 return
         self.reports.memory_is_full(self.backlog.count)
