@@ -374,8 +374,8 @@ def sabotaged(way: str) -> Iterator[None]:
         broken: Any = property(lambda self: wrong(whole.fget, self))
     elif callable(wrong):
 
-        def broken(*arguments: Any) -> Any:
-            return wrong(whole, *arguments)
+        def broken(*arguments: Any, **named: Any) -> Any:
+            return wrong(whole, *arguments, **named)
     else:
         broken = wrong
     setattr(owner, name, broken)
