@@ -66,10 +66,7 @@ def test_every_invariant_holds_in_every_history_of_a_small_world() -> None:
 
 @pytest.mark.parametrize("way", SEEDS)
 def test_a_broken_core_is_noticed(way: str) -> None:
-    """A simulation that catches nothing proves nothing; the seed is one that is known to notice it.
-
-    The few ways that take more than 40 histories are tried by `--sabotage` alone.
-    """
+    """A simulation that catches nothing proves nothing; the seed is one that is known to notice it."""
     with sabotage.sabotaged(way):
         violation = chaos.play(SEEDS[way]).violation
     assert violation
