@@ -903,12 +903,12 @@ def pauses(begun: Fetcher, first: int) -> list[float]:
     [
         (True, 0.0, 500, 0, [1, 1, 0, 0], 3),  # until VK has no more
         (True, 0.0, 500, 0, [0, 0], 1),
-        (False, 1.0, 500, 3, [2, 2, 1, 2], 3),  # until an answer is smaller than the largest
-        (False, 1.0, 500, 2, [2, 2], 1),  # not before some full answers in a row
-        (False, 1.0, 500, 3, [1, 2], 1),
-        (False, 1.0, 500, 3, [3, 3], 1),  # a larger one begins a new row
-        (False, 1.0, 4, 3, [2, 2, 2], 2),  # until these are as many as are built at once
-        (False, 0.0, 500, 3, [2, 2], 1),  # no longer than commits take
+        (False, 1.0, 500, 4, [2, 2, 1, 2], 3),  # until an answer is smaller than the largest
+        (False, 1.0, 500, 3, [2, 2], 1),  # not before ten updates in full answers in a row
+        (False, 1.0, 500, 4, [1, 2], 1),
+        (False, 1.0, 500, 4, [20, 20], 1),  # a larger one begins a new row
+        (False, 1.0, 4, 4, [2, 2, 2], 2),  # until these are as many as are built at once
+        (False, 0.0, 500, 4, [2, 2], 1),  # no longer than commits take
     ],
 )
 def test_polls_that_follow_each_other(

@@ -18,7 +18,7 @@ from .reports import Reports
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
-FULL_ANSWERS = 4  # in a row after which VK is taken to have more: a chat has bursts of the same size, too
+MIN_FULL = 10  # updates in full answers in a row after which VK has more: chats have small bursts of one size, too
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
 
 
@@ -33,7 +33,7 @@ class Relay:
         self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
         self.largest = 1  # updates in VK's largest answer so far
-        self.full_answers = 0  # in a row: as large as that, and sooner than the commits took
+        self.full = 0  # updates in full answers in a row: as large as that, and sooner than the commits took
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
@@ -189,9 +189,9 @@ class Relay:
             self.backlog.add(answer, now)
             require_progress(ts, answer)
             is_full = count == self.largest and now - begun < commit_time
-            self.full_answers = self.full_answers + 1 if is_full else 0
+            self.full = self.full + count if is_full else 0
             self.largest = max(self.largest, count)
-            has_more = self.full_answers >= FULL_ANSWERS and self.backlog.count < MAX_UNBUILT
+            has_more = self.full >= MIN_FULL and self.backlog.count < MAX_UNBUILT
             goes_on = count > 0 if hurried else has_more
             if not goes_on or now >= until:
                 return
