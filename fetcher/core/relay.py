@@ -18,7 +18,7 @@ from .reports import Reports
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
-MIN_FULL = 10  # updates in full answers in a row after which VK has more: chats have small bursts of one size, too
+MIN_FULL = 10  # updates in full answers in a row that show a limit of VK: chats have small bursts of one size, too
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
 
 
