@@ -165,10 +165,10 @@ def short_memory(env: Environment) -> None:
     push_steadily(env, 50, 12)
 
 
-SMALL_PAGES = {"batch": 50, "history": 300}
+SMALL_PAGES = {"batch": 50, "kept": 300}
 SCENARIOS = [
-    Scenario("4,000 messages of 16 kB held, 4 MB/s, drops what is silent for 2 s", long_messages, {"history": 5000}),
-    Scenario("3,000 short messages held, 128 kB/s, connections live for 3 s", short_messages, {"history": 5000}),
+    Scenario("4,000 messages of 16 kB held, 4 MB/s, drops what is silent for 2 s", long_messages, {"kept": 5000}),
+    Scenario("3,000 short messages held, 128 kB/s, connections live for 3 s", short_messages, {"kept": 5000}),
     Scenario("20 updates/s, Redis 0.3 s away each way, five pauses of 2.5 s", pauses),
     Scenario("40 updates/s, replies after 0.8 to 1.5 s", late_replies),
     Scenario("90 updates/s, 50 in an answer, VK keeps 300, Redis 0.3 s away each way", small_pages, SMALL_PAGES),
