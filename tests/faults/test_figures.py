@@ -1,0 +1,24 @@
+"""The measurements of links: what they need is there, and they count what comes."""
+
+import pytest
+
+from tests.faults.figures import SCENARIOS, SMALL_PAGES, Scenario, measure, push_steadily
+from tests.faults.recording import THIS, RecordingVK
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_vk_has_the_settings_of_each(scenario: Scenario) -> None:
+    """A scenario that names another one would end the whole command."""
+    vk = RecordingVK(**scenario.of_vk)
+    assert {name: getattr(vk, name) for name in scenario.of_vk} == scenario.of_vk
+
+
+@pytest.mark.long
+def test_steady_traffic_arrives_whole() -> None:
+    """On a link without a fault nothing is missing, and all of it is counted."""
+    scenario = Scenario("steady", lambda env: push_steadily(env, 40, 2), SMALL_PAGES, vk_delay=0.01)
+    figures = measure(scenario, THIS)
+    assert (figures.events, figures.missing, figures.gaps, figures.repeated) == (80, 0, 0, 0)
+    assert figures.seconds is not None
+    assert figures.out <= 80
+    assert 0 < figures.megabytes < 1
