@@ -63,7 +63,8 @@ class Client:
             raise ConnectionError
         if due > self.timeout:  # the server may do it all the same, later
             self.server = 0
-            if plan.takes_effect_late() and not self.refusals:  # but not if it was sent to a server that is gone
+            resent = self.refusals > 0  # by a proxy, to another server: see docs/reliability.md
+            if plan.takes_effect_late() and not (resent and len(world.processes) > 1):
                 world.later(due - self.timeout, effect)
             raise TimeoutError
         if fault == "refused" or self.refusals:
