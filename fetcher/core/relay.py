@@ -188,8 +188,8 @@ class Relay:
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answer, now)
             require_progress(ts, answer)
-            is_full = count == self.largest and now - begun < commit_time
-            self.full = self.full + count if is_full else 0
+            came_full = count == self.largest and now - begun < commit_time
+            self.full = self.full + count if came_full else 0
             self.largest = max(self.largest, count)
             has_more = self.full >= MIN_FULL and self.backlog.count < MAX_UNBUILT
             goes_on = count > 0 if hurried else has_more
