@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from bench import consumers, measures
-from bench.plot import plot
 from bench.stage import BATCH, LATENCY, RPS
 from tests.servers import Server
 
@@ -21,7 +20,6 @@ HERE = Path(__file__).parent
 PAGE, PLOT = HERE.parent / "docs" / "benchmark.md", HERE / "results.svg"
 OURS, FLOOR, USUAL, VKBOTTLE = "this fetcher", "floor", "usual design", "vkbottle relay"
 MODULES = {OURS: "tests.run", FLOOR: "bench.floor", USUAL: "bench.usual", VKBOTTLE: "bench.vkbottle_relay"}
-HELD = 9_999  # with one more the fetcher would stop polling VK
 LINKS = {"loopback": 0.0, "a link of 50 ms": 0.025}  # seconds that it takes in each direction
 FETCHERS = (1, 2, 4)  # side by side
 
@@ -91,11 +89,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="of the delay, in each round (%(default)s)")
     parser.add_argument("--starts", type=int, default=5, help="in each round (%(default)s)")
     parser.add_argument("--grow", type=int, default=1_000_000, help="events of the longest run; 0: none (%(default)s)")
+    parser.add_argument("--held", type=int, default=9_999, help="while Redis is down, less than 10,000 (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one small round that is printed only: whether it works")
     parser.add_argument("--only", nargs="+", choices=MODULES, default=list(MODULES), metavar="CONTENDER")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.events, options.samples, options.starts, options.grow = 1, 1000, 100, 1, 0
+        options.held = 1000
 
     begun = time.monotonic()
     rounds: Rounds = {name: {} for name in options.only}
@@ -114,8 +114,8 @@ def main() -> None:
             growth[name] = measures.growth(MODULES[name], powers(options.grow), 99)
     held, fetchers = {}, {}
     for link, delay in LINKS.items():
-        say(f"{HELD} updates are held and drained: {link}")
-        held[link] = measures.drain(MODULES[OURS], HELD, delay, 77)
+        say(f"{options.held} updates are held and drained: {link}")
+        held[link] = measures.drain(MODULES[OURS], options.held, delay, 77)
     for count in FETCHERS:
         say(f"fetchers side by side: {count}")
         fetchers[count] = measures.side_by_side(MODULES[OURS], count, options.events, 88)
@@ -125,12 +125,14 @@ def main() -> None:
 
     tables = [
         contenders_table(rounds, options), goals_table(rounds, parts), growth_table(growth, options.grow),
-        held_table(held), fetchers_table(fetchers), consumers.report(rates),
+        held_table(held, options.held), fetchers_table(fetchers), consumers.report(rates),
         f"![Distributions and growth](../bench/{PLOT.name})", notes(options, time.monotonic() - begun),
     ]  # fmt: skip
     text = "\n\n".join(filter(None, tables)) + "\n"
     print(text)
     if not options.quick:
+        from bench.plot import plot  # here, because only this needs matplotlib
+
         plot(rounds, delays, growth, PLOT)
         page = PAGE.read_text(encoding="utf-8")
         marked = re.compile("(?<=<!-- bench -->\n).*(?=<!-- /bench -->)", re.DOTALL)
@@ -212,13 +214,13 @@ def growth_table(growth: dict[str, Any], most: int) -> str:
     return table(["one process, after this many events", *(f"{size:,}" for size in powers(most))], rows) if rows else ""
 
 
-def held_table(held: dict[str, measures.Values]) -> str:
+def held_table(held: dict[str, measures.Values], count: int) -> str:
     """Return what it costs to hold updates while Redis is down, and how long they take when it is back."""
     rows = [
-        [link, f"{values['drain']:.1f}", f"{HELD / values['drain']:,.0f}", f"{values['held']:.1f}"]
+        [link, f"{values['drain']:.1f}", f"{count / values['drain']:,.0f}", f"{values['held']:.1f}"]
         for link, values in held.items()
     ]
-    head = [f"{HELD:,} updates are held while Redis is down", "time to drain, s", "events/s", "resident memory, MiB"]
+    head = [f"{count:,} updates are held while Redis is down", "time to drain, s", "events/s", "resident memory, MiB"]
     return table(head, rows)
 
 

@@ -14,7 +14,7 @@ from bench.stage import BATCH, LATENCY, RPS, Contender, Subscriber, VKProcess, a
 from fetcher.core.history import Commit, Entry, Name, Position
 from fetcher.fastjson import event_to_json, loads
 from fetcher.vk.entries import EntryBuilder
-from fetcher.vk.names import apply_names, ids_to_resolve
+from fetcher.vk.names import ids_to_resolve, with_names
 from tests.servers import Proxy, Server, bus_at, wait_until
 from tests.vk import GROUP, VK, traffic
 
@@ -178,7 +178,7 @@ def parts() -> Values:
     build = EntryBuilder(nobody, nobody, GROUP, "/!", raw=False).event_of
     events = [event for update in updates if (event := build(update))]
     names = dict.fromkeys(ids_to_resolve(events), Name("Руслан Башинский", "Руслан", "Башинский", "oidaho"))
-    named = list(apply_names(events, names))
+    named = [with_names(event, names) for event in events]
     entries = [Entry(event.event_id, event.event_type, event_to_json(event)) for event in named]
 
     def least(work: Callable[[], object], times: int, count: int) -> float:
@@ -187,7 +187,7 @@ def parts() -> Values:
     figures = {
         "parse": least(lambda: loads(answer), 30, 500),
         "build": least(lambda: [build(update) for update in updates], 30, 500),
-        "names": least(lambda: list(apply_names(events, names)), 30, 500),
+        "names": least(lambda: [with_names(event, names) for event in events], 30, 500),
         "write": least(lambda: [event_to_json(event) for event in named], 30, 500),
     }
     with Server() as redis, redis.client() as client:
