@@ -11,6 +11,7 @@ from .events import Event
 
 DIGITS = bytes.maketrans(b"123456789", b"000000000")
 LONG_NUMBER = b"0" * 19  # digits: orjson would make a float of it
+BEFORE_NUMBER = b" \t\r\n:,[-"  # anything else is before digits of a text, such as an event_id
 
 
 class NotFinite(float):
@@ -22,7 +23,8 @@ def loads(data: bytes) -> Any:
 
     Bytes that are not UTF-8 become U+FFFD; a byte order mark is ignored. NaN and the like become NotFinite.
     """
-    if LONG_NUMBER not in data.translate(DIGITS):
+    *before, _ = data.translate(DIGITS).split(LONG_NUMBER)
+    if not any(part[-1:] in BEFORE_NUMBER for part in before):
         with suppress(ValueError):
             return orjson.loads(data)
     try:

@@ -3,10 +3,11 @@
 import logging
 import math
 import time
+from collections import Counter
 from typing import Any
 
 from ..errors import FatalError, TransientError
-from .history import Commit, DeadLetter, Outcome, Position
+from .history import Commit, DeadLetter, Entry, Outcome, Position
 
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same thing
 SETTLE_TIME = 10.0  # seconds without a failure after which the next one is a new one
@@ -70,14 +71,16 @@ class Reports:
         """Log and count what the bus has recorded: less than was offered, if another fetcher was faster."""
         now = time.time()
         self.metrics.commit_seconds.observe(seconds)
+        events = [one for one in outcome.recorded if isinstance(one, Entry)]
+        for event_type, count in Counter(one.event_type for one in events).items():
+            self.metrics.events.labels(type=event_type).inc(count)
+        observe_age = self.metrics.publish_age.observe
+        for date in filter(None, (one.date for one in events)):
+            observe_age(max(0.0, now - date))  # our clock may be slow, and sums must not fall
         for one in outcome.recorded:
             if isinstance(one, DeadLetter):
                 self.metrics.dead_letters.inc()
                 log.warning(DEAD_LETTER[commit.kind], one.fields)
-            else:
-                self.metrics.events.labels(type=one.event_type).inc()
-                if one.date:  # our clock may be slow, and sums must not fall
-                    self.metrics.publish_age.observe(max(0.0, now - one.date))
         if outcome.left_out:
             self.metrics.dead_letters.inc()
             late = "%d updates from ts %s to %s came so late that they may be on the bus already: they are left out"
