@@ -49,6 +49,14 @@ def test_dumps_writes_what_loads_reads(value: Any) -> None:
     assert repr(json.loads(written)) == repr(json.loads(utf8(json.dumps(value, ensure_ascii=False))))
 
 
+@pytest.mark.parametrize("form", ["[%s]", "[1,%s]", "[ %s]", "[\t%s]", "[\r%s]", "[\n%s]", "[-%s]", '{"a":%s}', "%s"])
+@pytest.mark.parametrize("digits", [19, 20, 38, 39])
+def test_a_long_number_is_found_wherever_it_stands(form: str, digits: int) -> None:
+    """One of more than 64 bits is read to the last digit, too."""
+    text = form % ("9" * digits)
+    assert repr(loads(text.encode())) == repr(json.loads(text))
+
+
 @pytest.mark.parametrize(
     "text", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"7" * 5000, b"-" + b"7" * 5000]
 )
