@@ -85,7 +85,7 @@ def main() -> None:
     """Run the rounds, print the report and put it and the plot into their places."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of all contenders, one after the other (%(default)s)")
-    parser.add_argument("--events", type=int, default=10_050, help="of a storm; no multiple of VK's page (%(default)s)")
+    parser.add_argument("--events", type=int, default=10_000, help="of a storm (%(default)s)")
     parser.add_argument("--samples", type=int, default=1000, help="of the delay, in each round (%(default)s)")
     parser.add_argument("--starts", type=int, default=5, help="in each round (%(default)s)")
     parser.add_argument("--grow", type=int, default=1_000_000, help="events of the longest run; 0: none (%(default)s)")

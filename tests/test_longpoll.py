@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import requests
+import urllib3
 
 from fetcher.core.history import Answer
 from fetcher.errors import MalformedResponse, TransientError, VkFatalError
@@ -96,6 +97,21 @@ def test_how_a_poll_is_asked(polling: LongPoll, net: Net) -> None:
     net.answers["poll"] = [{"ts": "1002", "updates": [1, 2]}]
     assert polling.poll(1000, 25) == Answer(1000, 1002, [1, 2], len('{"ts": "1002", "updates": [1, 2]}'))
     assert net.asked("poll") == [{"act": "a_check", "key": KEY, "ts": "1000", "wait": "25"}]
+
+
+def test_a_poll_that_waits_for_nothing(polling: LongPoll, net: Net) -> None:
+    """It is given up if it takes much longer than the one before: VK has nothing, and would hold it for a second."""
+    pool: Any = None
+    for late in (requests.ReadTimeout(), urllib3.exceptions.ReadTimeoutError(pool, "", "")):  # before or in the answer
+        net.answers["poll"] = [{"ts": "1002", "updates": [1, 2]}, late]
+        assert polling.poll(1000, 25).until == 1002
+        assert polling.poll(1002, 0) == Answer(1002, 1002, [])
+    (_, (connect, read)) = net.timeouts()[-1]
+    assert connect == 5
+    assert 0.1 <= read < 1
+    assert net.asked("poll")[-1]["wait"] == "1"
+    assert net.clock.now < polling.renew_at - 1000, "nothing is wrong with this key"
+    assert polling.server.answer_time == pytest.approx((read - 0.1) / 2)
 
 
 def test_polls_need_no_pause(polling: LongPoll, net: Net) -> None:

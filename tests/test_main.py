@@ -755,6 +755,18 @@ def test_the_token_is_revoked_while_updates_are_pending(fetch: Fetch, vk: VK, se
     assert not dead_letters(server)
 
 
+def test_the_end_of_a_storm_is_not_late(fetch: Fetch, vk: VK, server: Server, proxy: Proxy) -> None:
+    """All answers are full, the last one as well, and VK holds the next poll for longer than any commit."""
+    vk.batch, vk.min_wait, proxy.delay = 10, 25, 0.05
+    fetch(REDIS_URL=proxy.url)
+    started(server)
+    begun = time.monotonic()
+    vk.push(*(message() for _ in range(100)))
+    arrived(server, 100)
+    assert time.monotonic() - begun < 9, "not as late as VK, nor as a poll that fails"
+    assert not dead_letters(server)
+
+
 def test_names_fail_for_long(fetch: Fetch, vk: VK, server: Server) -> None:
     """VK fails for one person: the event waits for the limit, and goes out without the name; others have theirs."""
     fetcher = fetch(POLL_WAIT=1, constants={"fetcher.core.relay:NAMES_TIMEOUT": 2})

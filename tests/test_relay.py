@@ -956,6 +956,16 @@ def test_a_burst_waits_for_no_further_one(begun: Fetcher, size: int) -> None:
     assert not bursts
 
 
+def test_the_end_of_a_storm_waits_for_no_further_answer(begun: Fetcher) -> None:
+    """Full answers say that there is more, but the last one is full as well: what follows it is not waited for."""
+    begun.history.batch = 50
+    begun.bus.cost = lambda commit: 0.3
+    polls = len(begun.vk.polls)
+    begun.history.push(*numbers(500))
+    begun.settle()
+    assert set(begun.vk.waits[polls:]) == {0, begun.relay.poll_wait}
+
+
 def test_a_gap_is_progress() -> None:
     """Whatever VK answers at its end."""
     require_progress(10, answer(20, 20, "a", gap="forgotten"))

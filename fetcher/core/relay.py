@@ -177,13 +177,14 @@ class Relay:
 
         While something fails or is held, poll on until VK has no more, for a second at most. Else poll on after some
         full answers, for as long as the commits took: so VK is read faster than it forgets, even if its answers are
-        small, and one request resolves the names of several answers.
+        small, and one request resolves the names of several answers. These wait for no more than what is there.
         """
         hurried = bool(failing or self.failures or self.backlog.pending)
+        wait = 1 if hurried else self.poll_wait
         until = time.monotonic() + (DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time))
         while not self.backlog.is_full:
             begun, ts = time.monotonic(), self.backlog.next.ts
-            answer = self.longpoll.poll(ts, 1 if hurried or self.backlog.pending else self.poll_wait)
+            answer = self.longpoll.poll(ts, wait)
             now, count, self.has_polled = time.monotonic(), len(answer.updates), True
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answer, now)
@@ -195,6 +196,7 @@ class Relay:
             goes_on = count > 0 if hurried else has_more
             if not goes_on or now >= until:
                 return
+            wait = int(hurried)
         self.reports.memory_is_full(self.backlog.count)
 
 

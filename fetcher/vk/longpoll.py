@@ -8,6 +8,8 @@ import time
 from contextlib import suppress
 from typing import Any
 
+import requests
+from urllib3.exceptions import ReadTimeoutError
 from vk_api.bot_longpoll import VkBotLongPoll
 
 from ..core.backlog import RESTARTED
@@ -24,6 +26,7 @@ UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it 
 RETRY_INTERVAL = 60.0  # seconds between two tries of what is not urgent
 FAILURE_INTERVAL = 10.0  # seconds from a poll that fails to a new key: VK's server may have moved
 SILENT_INTERVAL = 0.2  # seconds between two polls that bring nothing, if VK does not hold back its answers
+PROMPT = 0.1  # seconds beyond twice the latest answer time that a poll may take if nothing is to be waited for
 MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
 REFUSED = "VK's long poll refuses each key and place that it gives"
 
@@ -35,6 +38,8 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
     odd update, hides `failed` from its caller, and ignores the HTTP status.
     """
 
+    answer_time = 0.0  # seconds that the latest answer took
+
     def __init__(self, vk: Api, group: int) -> None:
         """Request key, server and ts from VK. https://dev.vk.com/ru/method/groups.getLongPollServer"""
         with translate_errors("groups.getLongPollServer"):
@@ -45,14 +50,22 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
         self.session = vk.http  # with time-outs, unlike vk_api's own
 
     def poll(self, ts: int, wait: int) -> tuple[Json, int]:
-        """Return VK's answer at this ts, with its ts as a number, and its size in bytes; `wait` is in seconds.
+        """Return VK's answer at this ts, with its ts as a number, and its size in bytes.
 
-        Raise MalformedResponse if the answer cannot be read, TransientError if there is none.
+        VK waits for updates up to `wait` seconds, at least one; with 0 we do not wait for VK, if it does not answer
+        about as soon as before. Raise MalformedResponse if the answer cannot be read, TransientError if there is none.
         """
-        params = {"act": "a_check", "key": self.key, "ts": ts, "wait": wait}
+        params = {"act": "a_check", "key": self.key, "ts": ts, "wait": wait or 1}
         timeout = self.session.timeout  # of the API; an answer that VK holds back may take longer
+        patience = wait + 2 * timeout if wait else PROMPT + 2 * self.answer_time
         with translate_errors("long poll", MalformedResponse):
-            response = self.session.get(self.url, params=params, timeout=(timeout, wait + 2 * timeout))
+            try:
+                response = self.session.get(self.url, params=params, timeout=(timeout, patience))
+            except (requests.ReadTimeout, ReadTimeoutError):
+                if wait:
+                    raise
+                return {"failed": 0, "ts": ts, "updates": []}, 0
+            self.answer_time = response.elapsed.total_seconds()
             if response.status_code != 200:
                 raise MalformedResponse(f"VK's long poll answers HTTP {response.status_code}")
             answer = require_object(loads(response.content))
@@ -94,7 +107,7 @@ class LongPoll:
             self.is_short, self.api.http.timeout = short, SHORT_TIMEOUT if short else API_TIMEOUT
 
     def poll(self, ts: int, wait: int) -> Answer:
-        """Return the updates after `ts`, waiting for them up to `wait` seconds.
+        """Return the updates after `ts`, waiting for them up to `wait` seconds, or hardly at all if it is 0.
 
         If VK has forgotten them, return those after the gap; adjacent gaps become one.
         """
@@ -111,7 +124,7 @@ class LongPoll:
                     self.note(place, answer)
                     if gap == RESTARTED and answer["ts"] >= ts:  # no, only the servers that give keys are behind
                         return Answer(ts, ts, [])
-                    if answer["ts"] == place and time.monotonic() < begun + SILENT_INTERVAL:
+                    if wait and answer["ts"] == place and time.monotonic() < begun + SILENT_INTERVAL:
                         time.sleep(SILENT_INTERVAL)
                     return Answer(place, answer["ts"], answer["updates"], size, gap)
                 # By the next poll VK may have forgotten the place where it says to go on: only a new key's ts is sure.

@@ -54,7 +54,7 @@ class VK(History):
         self.latency, self.rps = latency, rps  # seconds an answer of the API takes; 0: no limit
         self.ts_type: type[str] | type[int] = str
         self.lag: int | Callable[[], int] = 0  # how many of the latest updates the server that is polled has not yet
-        self.max_wait = MAX_WAIT  # seconds after which a poll is answered; 0: at once
+        self.min_wait, self.max_wait = 0.0, MAX_WAIT  # seconds after which a poll is answered, whatever it requests
         self.drip = 3.0  # seconds that a slow answer takes
         self.settings: dict[str, Any] = {
             "is_enabled": True, "api_version": "5.199",
@@ -189,7 +189,7 @@ class VK(History):
     def poll(self, params: Json) -> tuple[Fault | None, Any]:
         """Answer a request of the long poll, as late as it requests."""
         key, ts = params.get("key", ""), params.get("ts", "")
-        wait = min(float(params.get("wait") or 25), MAX_WAIT, self.max_wait)
+        wait = max(self.min_wait, min(float(params.get("wait") or 25), MAX_WAIT, self.max_wait))
         with self._changed:
             self.requests.append(Request(time.monotonic(), "poll", params.get("act", ""), params, []))
             fault, _ = self._next_fault("poll", [])
