@@ -25,7 +25,7 @@ OFF = Off()
 
 
 def serve(port: int, version: str) -> Any:
-    """Return the metrics, and serve them on this port of all addresses; return OFF if there is no port.
+    """Return the metrics, and serve them on this port of all IPv4 addresses; return OFF if there is no port.
 
     A thread of its own serves them, whatever the fetcher waits for. Raise FatalError if the port cannot be opened or
     prometheus-client is not installed.

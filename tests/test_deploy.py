@@ -34,6 +34,7 @@ SENTINEL = yaml.safe_load((ROOT / "compose.sentinel.yaml").read_text(encoding="u
 KUBERNETES = list(yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text(encoding="utf-8")))
 
 SETTINGS = set(config.NAMES)
+PASSED_ON = SETTINGS | {"HTTPS_PROXY"}  # which requests reads
 
 # --- The ACL rules ---------------------------------------------------------------------------------------
 
@@ -309,9 +310,9 @@ def test_the_job_replaces_one_after_the_other(job: Any) -> None:
 
 def test_the_job_hands_on_other_settings(job: Any) -> None:
     """Every setting that the job has goes into the containers, and none that it does not have."""
-    others = SETTINGS - {"TOKEN", "GROUPID", "TOKEN_FILE"}
+    others = PASSED_ON - {"TOKEN", "GROUPID", "TOKEN_FILE"}
     _, _, calls = job(**SECRETS, **dict.fromkeys(others, "1"), UNKNOWN="1")
-    assert {*re.findall("-e ([A-Z_]+)", next(call for call in calls if call.startswith("run")))} == SETTINGS - {
+    assert {*re.findall("-e ([A-Z_]+)", next(call for call in calls if call.startswith("run")))} == PASSED_ON - {
         "TOKEN_FILE"
     }
     _, _, calls = job(**SECRETS, METRICS_PORT="9100", RAW="")
@@ -470,7 +471,7 @@ def test_compose_gives_the_token_as_a_secret() -> None:
     assert fetcher["secrets"] == ["token"]
     environment = dict(fetcher["environment"])
     assert environment.pop("TOKEN_FILE") == "/run/secrets/token"
-    assert environment.keys() == SETTINGS - {"TOKEN", "TOKEN_FILE", "REDIS_URL"}
+    assert environment.keys() == PASSED_ON - {"TOKEN", "TOKEN_FILE", "REDIS_URL"}
     assert environment.pop("GROUPID").startswith("${GROUPID?")
     assert environment == {name: f"${{{name}:-}}" for name in environment}
     assert "read_only" not in fetcher, "Compose refuses it beside such a secret"

@@ -23,6 +23,9 @@ DASHBOARD = json.loads((ROOT / "deploy/grafana-dashboard.json").read_text(encodi
 DOCUMENTS = [(ROOT / f"docs/operations{language}.md").read_text(encoding="utf-8") for language in ("", ".ru")]
 
 
+OF_THE_PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total", "process_start_time_seconds"}
+
+
 def count(served: Any) -> None:
     """Count something with each of the metrics."""
     served.events.labels(type="message").inc(3)
@@ -134,7 +137,13 @@ def test_rules_and_panels_ask_for_what_exists(expression: str) -> None:
     """Every metric in them is one that the fetcher serves."""
     asked = set(re.findall(r"\b(?:event_fetcher|process)_\w+", expression))
     assert asked
-    assert asked - {"process_resident_memory_bytes", "process_cpu_seconds_total"} <= names()
+    assert asked - names() <= OF_THE_PROCESS & scraped().keys()
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_a_time_of_nothing_is_not_fifty_years_ago(expression: str) -> None:
+    """A time is 0 until it is set, also in a fetcher that has just been started again."""
+    assert not re.search(r"_timestamp_seconds\b(?! > 0)", expression)
 
 
 @pytest.mark.parametrize("text", DOCUMENTS, ids=["en", "ru"])
