@@ -7,7 +7,9 @@ matplotlib, not by Grafana. Takes four minutes.
 
 import json
 import random
+import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -78,12 +80,13 @@ def draw(panel: Any, axes: Any, port: int, start: float, end: float) -> None:
 
 def main() -> None:
     """Run and draw."""
+    if not shutil.which("prometheus"):
+        sys.exit("The program prometheus is not installed: in Debian it is a package of this name")
     panels = json.loads((ROOT / "deploy/grafana-dashboard.json").read_text(encoding="utf-8"))["panels"]
     port, prometheus_port, ended = free_port(), free_port(), threading.Event()
-    directory = Path(tempfile.mkdtemp(prefix="prometheus-"))
-    (directory / "prometheus.yml").write_text(CONFIG.format(host=HOST, port=port))
-    command = ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
-    with VK() as vk, Server(aof=True) as server:
+    with tempfile.TemporaryDirectory(prefix="prometheus-") as directory, VK() as vk, Server(aof=True) as server:
+        Path(directory, "prometheus.yml").write_text(CONFIG.format(host=HOST, port=port))
+        command = ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
         settings: dict[str, Any] = {"VK_URL": vk.url, "TOKEN": vk.token, "GROUPID": vk.group_id}
         settings |= {"REDIS_URL": server.url, "METRICS_PORT": port}
         monitor = subprocess.Popen(

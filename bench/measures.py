@@ -57,7 +57,7 @@ def stage(module: str) -> Iterator[tuple[VKProcess, Subscriber, Contender]]:
         Server() as redis, VKProcess() as vk, Subscriber(redis.port) as bus,
         Contender(module, vk.url, redis.url) as it,
     ):  # fmt: skip
-        wait_until(lambda: vk.stats()["polls"], 30, "the first poll")
+        wait_for_poll(lambda: bool(vk.stats()["polls"]), it)
         time.sleep(SETTLED)
         yield vk, bus, it
 
@@ -65,7 +65,7 @@ def stage(module: str) -> Iterator[tuple[VKProcess, Subscriber, Contender]]:
 def start(module: str) -> Values:
     """Start it, and wait for its first poll."""
     with Server() as redis, VK(latency=LATENCY, rps=RPS) as vk, Contender(module, vk.url, redis.url) as it:
-        return {"start": first_poll(vk) - it.started}
+        return {"start": first_poll(vk, it) - it.started}
 
 
 def delay(module: str, count: int, known: bool, seed: int) -> tuple[Values, list[float]]:
@@ -77,7 +77,7 @@ def delay(module: str, count: int, known: bool, seed: int) -> tuple[Values, list
         apart() as own, Server() as redis, VK(latency=LATENCY, rps=RPS, batch=BATCH) as vk,
         Subscriber(redis.port) as bus, Contender(module, vk.url, redis.url, own) as it,
     ):  # fmt: skip
-        first_poll(vk)
+        first_poll(vk, it)
         time.sleep(SETTLED)
         people, chats, rng = 20, 3, random.Random(seed)
         if known:
@@ -126,7 +126,7 @@ def drain(module: str, count: int, delay: float, seed: int) -> Values:
         VK(latency=LATENCY, rps=RPS, batch=BATCH, kept=2 * count) as vk,
         Subscriber(redis.port) as bus, Contender(module, vk.url, link.url) as it,
     ):  # fmt: skip
-        first_poll(vk)
+        first_poll(vk, it)
         time.sleep(SETTLED)
         link.down()
         last = str(vk.push(*traffic(seed, PEOPLE, CHATS, count)))
@@ -207,7 +207,14 @@ def parts() -> Values:
     return figures
 
 
-def first_poll(vk: VK) -> float:
+def wait_for_poll(polled: Callable[[], bool], it: Contender) -> None:
+    """Wait for the contender's first poll; end with what it printed if it has ended instead."""
+    wait_until(lambda: polled() or it.process.poll() is not None, 30, "the first poll")
+    if not polled():
+        raise SystemExit(f"It has ended before its first poll, and printed:\n{it.errors}")
+
+
+def first_poll(vk: VK, it: Contender) -> float:
     """Wait for the first poll, and return when VK got it."""
     polls: list[Any] = []
 
@@ -215,5 +222,5 @@ def first_poll(vk: VK) -> float:
         polls.extend(request.time for request in vk.requests if request.kind == "poll")
         return bool(polls)
 
-    wait_until(polled, 30, "the first poll")
+    wait_for_poll(polled, it)
     return float(polls[0])

@@ -313,6 +313,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time (default: 1)")
     parser.add_argument("--goal", type=float, default=0.0, help="per cent that have to be noticed")
     options = parser.parse_args()
+    if not options.tests and not options.histories:
+        parser.error("nothing would look at the mutants: name --tests, --histories or both")
     for name in HEAVY:
         importlib.import_module(name)
     if options.module.suffix == ".lua":

@@ -121,6 +121,7 @@ def test_what_happens_while_a_script_is_replaced_waits_for_the_new_one(client: A
     """The group of "Moving from your script" is made before there are events, and has those that come after it."""
     ((command, group),) = re.findall(r"`redis-cli (XGROUP CREATE events (\w+) .+)`", page)
     assert f'group="{group}"' in page
+    assert f'group="{group}"' in (ROOT / "examples/vk_api_script.py").read_text(encoding="utf-8")
     client.execute_command(*shlex.split(command))
     add(client, "events", 1, 2)
     with closing(consume(client, group, "bot-1")) as events:
