@@ -163,6 +163,17 @@ def test_commands_are_answered(server: Server, client: Any, sent: list[dict[str,
 
 @pytest.mark.long
 @pytest.mark.xdist_group("vkbottle")
+def test_vkbottle_takes_every_message_of_the_demo() -> None:
+    """A message without what vkbottle requires would reach no handler of the bot that is tried on the demo."""
+    from vkbottle_types.events import GroupTypes
+
+    for sent in json.loads((ROOT / "fetcher/commands/demo.json").read_text(encoding="utf-8"))["updates"]:
+        if sent["type"] == "message_new":
+            assert GroupTypes.MessageNew(**sent).object.message
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group("vkbottle")
 def test_the_asynchronous_bot_answers_commands(server: Server, client: Any, sent: list[dict[str, Any]]) -> None:
     client.xgroup_create("events", "bot", "0", mkstream=True)
     for id, event_type, text, peer in [
