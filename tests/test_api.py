@@ -1,11 +1,13 @@
 """The client of VK's API: what is sent, how often, and what becomes of every error."""
 
 import contextlib
+import gc
 import gzip
 import io
 import itertools
 import json
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,11 +18,11 @@ from vk_api import VkApi
 
 from fetcher.errors import CallFailed, RequestRejected, TransientError, VkFatalError
 from fetcher.fastjson import NotFinite
-from fetcher.vk.api import API_TIMEOUT, MIN_PAUSE, SHORT_TIMEOUT, TOO_LARGE, Api, translate_errors
+from fetcher.vk.api import API_TIMEOUT, MIN_PAUSE, SHORT_TIMEOUT, TOO_LARGE, Api, Session, translate_errors
 from fetcher.vk.api import FATAL as HINTS
 from fetcher.vk.api import FATAL_AT_START as HINTS_AT_START
 from tests.net import BROKEN, FATAL, FATAL_AT_START, NO_ANSWERS, OTHER, PASSING, START, Metrics, Net, named
-from tests.vk import GROUP, TOKEN, error
+from tests.vk import GROUP, TOKEN, VK, error
 
 SERVER, OK = "groups.getLongPollServer", {"response": [1]}
 
@@ -98,6 +100,20 @@ def test_a_body_that_comes_byte_by_byte(api: Api, net: Net, timeout: Any, limit:
                 api.http.post("https://api.vk.ru/method/users.get", timeout=timeout)
             assert limit < net.clock.now - started < limit + 2
             assert api.http.timeout == API_TIMEOUT, "the shorter one may be too short for this link"
+
+
+def test_an_answer_is_soon_forgotten(vk: VK) -> None:
+    """Nothing in it holds itself: large answers must not stay until the garbage collector runs."""
+    session = Session()
+    gc.disable()
+    try:
+        response = session.get(f"{vk.url}/stats")
+        assert response.json()
+        forgotten = weakref.ref(response.json)
+        del response
+        assert forgotten() is None
+    finally:
+        gc.enable()
 
 
 def test_a_compressed_answer(api: Api, net: Net) -> None:

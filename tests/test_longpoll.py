@@ -129,6 +129,12 @@ def test_answers_that_are_not_held_back(polling: LongPoll, net: Net) -> None:
     for _ in range(50):
         assert empty(polling.poll(1000, 25))
     assert 9.9 <= net.clock.now - before <= 10.1
+    net.answers["poll"] = [{"ts": str(ts), "updates": []} for ts in range(1001, 1051)]
+    before = net.clock.now
+    for ts in range(1000, 1050):
+        polling.poll(ts, 25)
+    assert 9.9 <= net.clock.now - before <= 10.1, "also if VK's ts moves on"
+    net.answers["poll"] = [QUIET_POLL]
     net.delay, before = 0.5, net.clock.now
     polling.poll(1000, 25)
     assert net.clock.now == before + 0.5, "what VK holds back is not delayed any more"

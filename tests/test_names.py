@@ -121,7 +121,7 @@ class Cache:
     """A cache in memory."""
 
     def __init__(self) -> None:
-        self.names_ttl = 600
+        self.names_ttl, self.is_connected = 600, True
         self.known: dict[int, Name] = {}
         self.asked: list[set[int]] = []
         self.down = False
@@ -272,6 +272,13 @@ def test_redis_goes_down_while_names_are_cached(directory: Directory, cache: Cac
     assert names(directory, *batch) == [("name of 5", f"name of {CHAT + 7}"), ("name of 5", "Title")]
     assert cache.known[CHAT + 7] == Name("Title")
     assert len(vk.asked) == 1
+
+
+def test_names_that_come_while_redis_is_down_are_not_cached(directory: Directory, cache: Cache, vk: VK) -> None:
+    """In an outage thousands would gather, and be written all at once when Redis is back. But titles are new to it."""
+    cache.is_connected = False
+    assert names(directory, event(5, CHAT + 7, "Title")) == [("name of 5", "Title")]
+    assert cache.known == {CHAT + 7: Name("Title")}
 
 
 def test_the_cache_cannot_be_read(directory: Directory, cache: Cache, vk: VK) -> None:

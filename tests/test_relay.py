@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import random
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -903,12 +904,12 @@ def pauses(begun: Fetcher, first: int) -> list[float]:
     [
         (True, 0.0, 500, 0, [1, 1, 0, 0], 3),  # until VK has no more
         (True, 0.0, 500, 0, [0, 0], 1),
-        (False, 1.0, 500, 4, [2, 2, 1, 2], 3),  # until an answer is smaller than the largest
-        (False, 1.0, 500, 3, [2, 2], 1),  # not before ten updates in full answers in a row
-        (False, 1.0, 500, 4, [1, 2], 1),
-        (False, 1.0, 500, 4, [20, 20], 1),  # a larger one begins a new row
-        (False, 1.0, 4, 4, [2, 2, 2], 2),  # until these are as many as are built at once
-        (False, 0.0, 500, 4, [2, 2], 1),  # no longer than commits take
+        (False, 1.0, 500, 2, [4, 3, 1, 4], 3),  # until an answer is smaller than half of the one before
+        (False, 1.0, 500, 1, [4, 4], 1),  # not before ten updates in full answers in a row
+        (False, 1.0, 500, 2, [1, 4], 1),
+        (False, 1.0, 500, 2, [4, 0, 4], 2),
+        (False, 1.0, 8, 2, [4, 4, 4], 2),  # until these are as many as are built at once
+        (False, 0.0, 500, 2, [4, 4], 1),  # no longer than commits take
     ],
 )
 def test_polls_that_follow_each_other(
@@ -922,9 +923,9 @@ def test_polls_that_follow_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """VK is read faster than it forgets, without useless polls."""
-    begun.relay.largest = 2
+    begun.relay.largest = 4
     for _ in range(full):
-        poll(begun, [2], commit_time=1.0)
+        poll(begun, [4], commit_time=1.0)
     monkeypatch.setattr("fetcher.core.relay.MAX_UNBUILT", room)
     assert poll(begun, counts, commit_time, failing) == polls
 
@@ -939,6 +940,14 @@ def poll(begun: Fetcher, counts: list[int], commit_time: float, failing: bool = 
     begun.relay.poll(failing, commit_time)
     begun.relay.commit()
     return len(begun.vk.polls) - before
+
+
+def test_polls_that_bring_nothing_become_rare(begun: Fetcher) -> None:
+    """After each of them it takes more updates in full answers to poll on; one that brings something ends that."""
+    polls = [poll(begun, [5, 0], commit_time=1.0) for _ in range(62)]
+    follow = [number for number, count in enumerate(polls, 1) if count > 1]
+    assert [later - earlier for earlier, later in itertools.pairwise([0, *follow])] == [2, 4, 8, 16, 16, 16]
+    assert [poll(begun, [5, 1], commit_time=1.0) for _ in range(18)] == [*[1] * 15, 2, 1, 2]
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -1048,6 +1057,24 @@ def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, r
     begun.run_for(60)
     behind = begun.history.flowed - len(store.ids)
     assert behind < rate * (4 * cost + 2) + page
+    assert not store.dead
+    assert store.ids == numbers(len(store.ids))
+
+
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.parametrize(("first", "smallest", "largest"), [(100, 10, 10), (10, 5, 15), (50, 5, 60), (1, 100, 100)])
+def test_pages_of_any_size(begun: Fetcher, store: Store, first: int, smallest: int, largest: int) -> None:
+    """VK's limit may be one of bytes, or change: it is found again."""
+    rng = random.Random(first)
+    begun.history.batch, begun.history.kept = first, 1000
+    begun.history.push(*numbers(first))
+    begun.settle()
+    begun.vk.before_poll.append(lambda: vars(begun.history).update(batch=rng.randint(smallest, largest)))
+    begun.bus.cost = lambda commit: 0.6
+    begun.history.flowed = first
+    begun.history.rate, begun.history.flows_since = 90, begun.clock.now - first / 90
+    begun.run_for(60)
+    assert begun.history.flowed - len(store.ids) < 300
     assert not store.dead
     assert store.ids == numbers(len(store.ids))
 

@@ -18,7 +18,7 @@ from .reports import Reports
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
-MIN_FULL = 10  # updates in full answers in a row that show a limit of VK: chats have small bursts of one size, too
+MIN_FULL, MAX_FULL = 10, 80  # updates in full answers in a row that show a limit of VK: bursts have one size, too
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
 
 
@@ -32,8 +32,9 @@ class Relay:
         self.backlog = Backlog()
         self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
-        self.largest = 1  # updates in VK's largest answer so far
-        self.full = 0  # updates in full answers in a row: as large as that, and sooner than the commits took
+        self.largest = 1.0  # updates in VK's largest answer lately: after it, half as many count as large
+        self.full = 0  # updates in full answers in a row: half as large as that, and sooner than the commits took
+        self.enough = MIN_FULL  # of these, to poll on; more after VK had no more
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
@@ -175,12 +176,12 @@ class Relay:
     def poll(self, failing: bool, commit_time: float) -> None:
         """Poll VK from the end of what is held, and hold its answers.
 
-        While something fails or is held, poll on until VK has no more, for a second at most. Else poll on after some
-        full answers, for as long as the commits took: so VK is read faster than it forgets, even if its answers are
-        small, and one request resolves the names of several answers. These wait for no more than what is there.
+        While commits fail or something is held, poll on until VK has no more, for a second at most. Else poll on after
+        some full answers, for as long as the commits took: so VK is read faster than it forgets, even if its answers
+        are small, and one request resolves the names of several answers. These wait for no more than what is there.
         """
-        hurried = bool(failing or self.failures or self.backlog.pending)
-        wait = 1 if hurried else self.poll_wait
+        hurried = bool(failing or self.backlog.pending)
+        wait = 1 if hurried or self.failures else self.poll_wait
         until = time.monotonic() + (DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time))
         while not self.backlog.is_full:
             begun, ts = time.monotonic(), self.backlog.next.ts
@@ -189,10 +190,13 @@ class Relay:
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answer, now)
             require_progress(ts, answer)
-            came_full = count == self.largest and now - begun < commit_time
+            came_full = 2 * count >= self.largest and now - begun < commit_time
             self.full = self.full + count if came_full else 0
-            self.largest = max(self.largest, count)
-            has_more = self.full >= MIN_FULL and self.backlog.count < MAX_UNBUILT
+            if count:
+                self.largest = max(count, self.largest / 2)
+            if not wait:
+                self.enough = MIN_FULL if count else min(MAX_FULL, 2 * self.enough)
+            has_more = self.full >= self.enough and self.backlog.count < MAX_UNBUILT
             goes_on = count > 0 if hurried else has_more
             if not goes_on or now >= until:
                 return

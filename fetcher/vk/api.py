@@ -84,8 +84,9 @@ class Session(requests.Session):
             raise
         except DecodeError:
             raise ValueError("not compressed as it says") from None
-        response.raw = io.BytesIO(body)
-        response.json = lambda **_: loads(response.content)  # type: ignore[method-assign]
+        data = bytes(body)
+        response.raw = io.BytesIO(data)
+        response.json = lambda **_: loads(data)  # type: ignore[method-assign]  # not of the response: it would hold itself
         return response
 
 

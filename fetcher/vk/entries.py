@@ -17,7 +17,7 @@ from ..logs import log
 from .api import API_VERSION
 from .builders import BUILDERS, command_pattern, other, require_message
 from .fields import Json, object_or_empty, require_number, require_object
-from .lookups import Lookups
+from .lookups import Lookups, Patience
 from .names import Directory, with_names
 
 WARNING_INTERVAL = 60.0  # seconds between two warnings
@@ -31,6 +31,7 @@ class EntryBuilder:
         """Each of `prefixes` begins a command; with `raw` every update is published as VK sent it."""
         self.lookups, self.directory = lookups, Directory(bus, lookups)
         self.command, self.raw = command_pattern(group, prefixes), raw
+        self.patience = Patience("full messages")
         self.built_until = Position(0, 0)
         self.nameless = Counter[str]()  # dead letters without event_id, by their text
         self.warn_at = 0.0
@@ -42,9 +43,10 @@ class EntryBuilder:
         built without what VK does not return.
         """
         places = {place for batch in batches for update in batch.updates if (place := cropped_message(update))}
-        messages, failure = self.lookups.full_messages(places)
-        if failure and not give_up:
-            raise failure
+        messages: dict[Any, Json] = {}
+        if places:
+            messages, failure = self.lookups.full_messages(places)
+            self.patience.check(failure, give_up)
         built = []
         for batch in batches:
             if batch.since > self.built_until:  # another fetcher had what is between, or it is in a gap

@@ -124,7 +124,7 @@ class LongPoll:
                     self.note(place, answer)
                     if gap == RESTARTED and answer["ts"] >= ts:  # no, only the servers that give keys are behind
                         return Answer(ts, ts, [])
-                    if wait and answer["ts"] == place and time.monotonic() < begun + SILENT_INTERVAL:
+                    if wait and not answer["updates"] and time.monotonic() < begun + SILENT_INTERVAL:
                         time.sleep(SILENT_INTERVAL)
                     return Answer(place, answer["ts"], answer["updates"], size, gap)
                 # By the next poll VK may have forgotten the place where it says to go on: only a new key's ts is sure.

@@ -49,6 +49,23 @@ class Lookup(NamedTuple):
                 yield self.read(require_object(item))
 
 
+class Patience:
+    """How long events wait for what VK does not answer: an outage delays only the first batch."""
+
+    def __init__(self, what: str) -> None:
+        """`what` events lack, in words."""
+        self.what = what
+        self.has_given_up = False  # VK did not answer in time, and it has not answered since
+
+    def check(self, failure: Failure, give_up: bool) -> None:
+        """Raise the failure if its end is waited for: never with `give_up`, always if only the operator can fix it."""
+        if failure and not give_up and (isinstance(failure, FatalError) or not self.has_given_up):
+            raise failure
+        if failure and not self.has_given_up:
+            log.warning("%s: events are published without the %s that VK does not answer", failure, self.what)
+        self.has_given_up = bool(failure)
+
+
 class Lookups:
     """Names and full messages from VK.
 

@@ -9,10 +9,8 @@ import time
 
 from ..core.history import Name
 from ..core.ports import Bus
-from ..errors import FatalError
 from ..events import CHATS, Event, Peer, User
-from ..logs import log
-from .lookups import Lookups
+from .lookups import Lookups, Patience
 
 MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and VK may have a missing name soon
 MAX_NAMES = 20_000  # in memory
@@ -28,14 +26,14 @@ class Directory:
         self.bus, self.lookups = bus, lookups
         self.memory: dict[int, Name] = {}
         self.forget_at = 0.0
-        self.has_given_up = False  # VK did not answer in time, and it has not answered since
+        self.patience = Patience("names")
 
     def resolve(self, events: list[Event], give_up: bool) -> None:
         """Get all names of the events into memory.
 
         Raise TransientError or FatalError if VK or Redis does not answer now; what they do answer is kept. With
         `give_up` events go out with "" in place of what VK does not answer, also those of later batches until VK
-        answers again: an outage delays only the first batch.
+        answers again.
         """
         if time.monotonic() >= self.forget_at or len(self.memory) > MAX_NAMES:
             self.forget()
@@ -44,12 +42,9 @@ class Directory:
         if missing := ids - self.memory.keys():
             names, failure = self.lookups.names(missing)
             self.memory |= names
-            self.bus.cache_names(names)
-            if failure and not give_up and (isinstance(failure, FatalError) or not self.has_given_up):
-                raise failure
-            if failure and not self.has_given_up:
-                log.warning("%s: events are published without the names that VK does not answer", failure)
-            self.has_given_up = bool(failure)
+            if self.bus.is_connected:  # else thousands may come together; VK answers them once more
+                self.bus.cache_names(names)
+            self.patience.check(failure, give_up)
         titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
         self.bus.cache_names(titles)  # before the rest: if it fails, the events are built again, with the old titles
 
