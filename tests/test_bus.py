@@ -516,6 +516,16 @@ def test_an_update_that_is_too_large_for_the_link(server: Server, bus: Bus, monk
         assert commit_times(behind, large)[:4] == [0.5, 0.5, 1, 2]
         proxy.bandwidth = 0
         assert commit_times(behind, commit(12, 13, "b")) == [0.5]
+        proxy.bandwidth = 100_000
+        assert commit_times(behind, large, tries=2) == [0.5, 0.5]
+        assert commit_times(behind, large, tries=1) == [1]
+        proxy.swallow()
+        with pytest.raises(RedisTimeout):
+            behind.read([])
+        proxy.down()
+        proxy.release()
+        proxy.up()
+        assert commit_times(behind, commit(13, 14, "c"), tries=1) == [0.5], "Redis was down, so nothing was too large"
 
 
 def commit_times(bus: Bus, commit: Commit, tries: int = 10) -> list[float]:

@@ -65,19 +65,23 @@ class Bus:
         """
         members: Any = [utf8(id) for id in ids] or [b""]
         starts = range(0, len(members), MAX_MEMBERS)
-        with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
-            if start:
-                pipeline.set(self.checkpoint_key, str(start), nx=True)
-            pipeline.get(self.checkpoint_key)
-            for begin in starts:
-                pipeline.zmscore(self.seen_key, members[begin : begin + MAX_MEMBERS])
-            replies = pipeline.execute(raise_on_error=False)
-            stored, *scores = replies[-1 - len(starts) :]
-            if isinstance(scores[0], ResponseError):  # not allowed by the ACL of 1.1, or Redis is older than 6.2
-                replies, scores = replies[: -len(starts)], [[None] * len(ids)]
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
+        try:
+            with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
+                if start:
+                    pipeline.set(self.checkpoint_key, str(start), nx=True)
+                pipeline.get(self.checkpoint_key)
+                for begin in starts:
+                    pipeline.zmscore(self.seen_key, members[begin : begin + MAX_MEMBERS])
+                replies = pipeline.execute(raise_on_error=False)
+                stored, *scores = replies[-1 - len(starts) :]
+                if isinstance(scores[0], ResponseError):  # not allowed by the ACL of 1.1, or Redis is older than 6.2
+                    replies, scores = replies[: -len(starts)], [[None] * len(ids)]
+                for reply in replies:
+                    if isinstance(reply, Exception):
+                        raise reply
+        except RedisTimeout:
+            self.count_timeouts(0)  # no update is too large: Redis is down
+            raise
         missing = {id for id, score in zip(ids, chain.from_iterable(scores), strict=False) if score is None}
         return self._position(stored), missing
 
@@ -107,7 +111,7 @@ class Bus:
         The first one may mean that Redis is down: then the next look-up fails, and no commit is tried.
         """
         if max(count, self.timeouts) > 1:
-            del self.client  # the next one has the new time-out
+            vars(self).pop("client", None)  # the next one has the new time-out
         self.timeouts = count
 
     def run_script(self, name: str, keys: list[str], *arguments: Any) -> Any:
