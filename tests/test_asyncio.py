@@ -199,6 +199,28 @@ def test_no_event_is_set_aside_that_no_handler_had(server: Server, client: redis
     assert sorted(map(int, got)) == list(range(100))
 
 
+def test_a_handled_event_does_not_come_again_after_a_cancellation(server: Server, client: redis.Redis) -> None:
+    """Its acknowledgement is on its way when the task is cancelled, and the next connection is faster."""
+    add(client, "events", 1, 2)
+
+    async def run(proxy: Proxy) -> None:
+        async with Redis(host=HOST, port=proxy.port) as own:
+            events = consume(own, GROUP, "a", start="0")
+            assert (await anext(events)).event_id == "1"
+            proxy.delay = 0.5
+            waiting = asyncio.create_task(anext(events))
+            await asyncio.sleep(0.1)
+            proxy.delay = 0
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            again = consume(own, GROUP, "a")
+            assert (await anext(again)).event_id == "2"
+            await again.aclose()
+
+    with Proxy(server.port) as proxy:
+        asyncio.run(run(proxy))
+
+
 def test_break_leaves_the_event_unacknowledged_and_no_connection_behind(server: Server, client: redis.Redis) -> None:
     first, _ = add(client, "events", 1, 2)
     before = connections(client)

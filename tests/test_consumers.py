@@ -15,7 +15,7 @@ from redis import exceptions
 
 import fetcher.asyncio
 from fetcher import Event
-from fetcher.consumers import connection, durable
+from fetcher.consumers import connection, consumer, durable
 from tests import net
 from tests.test_subscriber import GROUP, PATIENCE, Asynchronous, event, text
 
@@ -178,7 +178,8 @@ class Redis(net.Clock):
 @pytest.fixture(params=[False, True], ids=["sync", "async"])
 def redis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
     redis = Redis(request.param)
-    monkeypatch.setattr(durable, "time", redis)
+    for module in (consumer, durable):
+        monkeypatch.setattr(module, "time", redis)
     monkeypatch.setattr(connection, "time", redis)
     monkeypatch.setattr(connection, "asyncio", SimpleNamespace(sleep=redis.give_way, timeout=asyncio.timeout))
     monkeypatch.setattr("random.uniform", lambda low, high: high)
@@ -555,7 +556,7 @@ def test_what_the_caller_has_to_fix_is_raised(
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize(("failures", "lines"), [(1, 1), (30, 1), (31, 2), (61, 3)])
+@pytest.mark.parametrize(("failures", "lines"), [(1, 1), (34, 1), (35, 2), (64, 2), (65, 3)])
 @both
 def test_a_long_outage_is_logged_about_once_a_minute(
     redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, failures: int, lines: int

@@ -289,6 +289,13 @@ def test_a_restart_of_redis_is_survived(server: Server, owner: redis.Redis, term
         assert shown.process.poll() is None
 
 
+def test_a_long_outage_is_logged_again(server: Server) -> None:
+    """Once a minute while it lasts."""
+    with Watch(server.url, constants={"fetcher.commands.watch:REMIND_INTERVAL": 0.5}) as shown:
+        server.stop()
+        wait_until(lambda: shown.errors.count(": trying again\n") == 3, what="the third line")
+
+
 def test_redis_may_come_later(server: Server, owner: redis.Redis) -> None:
     """It waits for the first answer, too."""
     server.stop()

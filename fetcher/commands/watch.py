@@ -17,6 +17,7 @@ from ..logs import log
 READ_INTERVAL = 0.25  # seconds between two looks at the streams
 SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which go through all keys
 RATE_WINDOW = 10.0  # seconds over which the rate is taken
+REMIND_INTERVAL = 60.0  # seconds between two log lines about the same failure
 MAX_ENTRIES = 1000  # of one stream, read at once
 MAX_UPDATE = 300  # characters that are shown of an update
 NO_MESSAGE = Message(0, "", None, [], [])
@@ -36,7 +37,7 @@ def watch(settings: Config) -> Never:
     bus = Bus(settings)
     last_ids = dict.fromkeys(bus.keys[2:], "")  # by stream: the latest entry that was read, "" before the first read
     counts: deque[int] = deque(maxlen=round(RATE_WINDOW / READ_INTERVAL))  # events of the latest reads
-    alive, scan_at, problem, erase = "", 0.0, None, ""
+    alive, scan_at, problem, remind_at, erase = "", 0.0, None, 0.0, ""
     while True:
         entries, error = list[dict[str, str]](), ""
         try:
@@ -48,8 +49,9 @@ def watch(settings: Config) -> Never:
         except RedisUnavailable as unavailable:
             error = str(unavailable)
         print(erase, end="")
-        if error and error != problem:
+        if error and (error != problem or time.monotonic() >= remind_at):
             log.warning("%s: trying again", error)
+            remind_at = time.monotonic() + REMIND_INTERVAL
         elif error != problem:
             log.info("Watching the bus %r", bus.bus)
         problem = error

@@ -9,6 +9,7 @@ the handlers, and gives replies one form, whatever the client decodes.
 import asyncio
 import os
 import time
+from asyncio import CancelledError
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -53,6 +54,7 @@ class Connection:
             options |= OPTIONS | {"socket_timeout": REPLY_TIMEOUT if self.blocks else None}
             options["db"] = str(options.get("db") or "")  # no number: see `send`
             self.wire, self.pid = source.connection_class(**options), os.getpid()
+            self.wire.driver_info = self.wire.lib_name = self.wire.lib_version = None  # each is one more round trip
             await self.settle(self.wire.connect())
 
     def send(self, *command: Any) -> None:
@@ -70,8 +72,15 @@ class Connection:
         """Write what was sent, and return the replies that are due."""
         async with self.limit(REPLY_TIMEOUT):
             await self.flush()
-            due, self.due = self.due, 0  # if this is interrupted, nobody knows what is due
-            return [await self.settle(self.wire.read_response(disconnect_on_error=False)) for _ in range(due)]
+            due, self.due = self.due, 0  # if a signal interrupts this, nobody knows what is due
+            replies: list[Any] = []
+            try:
+                while len(replies) < due:
+                    replies.append(await self.settle(self.wire.read_response(disconnect_on_error=False)))
+            except CancelledError:  # `close` waits for the others: the next connection must not overtake an XACK
+                self.due = due - len(replies) - 1
+                raise
+            return replies
 
     async def flush(self) -> None:
         """Write what was sent."""

@@ -1,5 +1,6 @@
 """What live and durable consumers share: a session on one connection, and the next one after an error."""
 
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
@@ -12,6 +13,7 @@ from ..logs import log
 from .connection import Connection
 
 BACKOFF_BASE, BACKOFF_CAP = 0.1, 2.0  # seconds between two tries while Redis is unavailable
+REMIND_INTERVAL = 60.0  # seconds between two log lines about that
 
 TRANSIENT = (
     exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ClusterError, exceptions.RedisClusterException,
@@ -27,6 +29,7 @@ class Consumer:
     session: Callable[[], AsyncGenerator[Event, None]]  # yields events until an error is raised
     redis: Connection
     failures = 0  # in a row; a session sets it to 0
+    remind_at = 0.0  # when the log repeats that Redis is unavailable
 
     async def events(self, redis: Connection) -> AsyncGenerator[Event, None]:
         """Connect and yield events, for ever. Raise what the caller has to fix."""
@@ -49,7 +52,8 @@ class Consumer:
             code = type(error).__name__
             if not isinstance(error, TRANSIENT) or isinstance(error, exceptions.AuthenticationError):
                 raise error
-        if self.failures % 30 == 0:  # about once a minute
+        if not self.failures or time.monotonic() >= self.remind_at:
+            self.remind_at = time.monotonic() + REMIND_INTERVAL
             log.warning("Redis is unavailable (%s), trying again", code)
         self.failures += 1
         return backoff(self.failures - 1, BACKOFF_BASE, BACKOFF_CAP)

@@ -34,6 +34,7 @@ class Durable(Consumer):
         self.is_missing = False  # the group does not exist
         self.next_look, self.cursor = 0.0, b"0-0"  # for abandoned entries: when, and from where on
         self.durations: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # of handling the latest entries, in seconds
+        self.max_entries = MAX_READ_AHEAD  # as many as the connection brings before half of `idle` has passed
         self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost; it is written again after an error
 
     async def session(self) -> AsyncGenerator[Event, None]:
@@ -53,6 +54,8 @@ class Durable(Consumer):
         while True:
             ready = deque(await self.next_entries())
             deadline = min(self.read_at + self.idle / 2, time.monotonic() + 2 * READ_AHEAD_INTERVAL)
+            is_late = bool(ready) and time.monotonic() > deadline
+            self.max_entries = max(1, len(ready) // 2) if is_late else min(MAX_READ_AHEAD, self.max_entries + 1)
             is_due = self.has_pending  # the first one, read again
             try:
                 while ready and ((begun := time.monotonic()) <= deadline or is_due):
@@ -83,6 +86,7 @@ class Durable(Consumer):
         What is new is not waited for before the look for abandoned entries has come to its end.
         """
         count = sum(total <= READ_AHEAD_INTERVAL for total in accumulate(self.durations)) or 1
+        count = min(count, self.max_entries)
         if self.has_pending:
             entries = await self.read(count, "0")
             self.has_pending = bool(entries)
