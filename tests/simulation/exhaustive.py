@@ -83,7 +83,7 @@ class Choices(Plan):
             process.die()
         if fault.endswith("failover"):
             self.loud = fault != "silent failover"
-            world.fail_over(1 if fault == "failover" else 3, behind_proxy=False)
+            world.fail_over(1 if fault == "failover" else 3)
         return "" if fault.endswith("failover") else fault
 
     def vk_fault(self, process: Process, request: str) -> str:

@@ -276,7 +276,8 @@ class RealBus(Bus):
 
     def commit(self, commit: Commit) -> Outcome:
         process = self.process
-        process.offered, process.offered_bytes = process.offered + commit.updates, process.offered_bytes + commit.size
+        process.offered += max(commit.items, commit.updates)  # as the replay buffer counts
+        process.offered_bytes += commit.size
         outcome = super().commit(commit)
         if outcome.checkpoint and commit.since <= outcome.checkpoint:
             process.progress_at = process.world.now
@@ -422,10 +423,11 @@ class World:
         self.copies.append((self.store.copy(), offered))
         del self.copies[:-COPIES]
 
-    def fail_over(self, back: int, behind_proxy: bool) -> bool:
+    def fail_over(self, back: int, refused: int | None = None) -> bool:
         """Go back to an older copy; not further than fetchers remember.
 
-        Behind a proxy the connections hold: each has one request refused, and then another server.
+        Behind a proxy the connections hold: each has another server, after so many refused requests. One that nothing
+        tells of is promised nothing; but one fetcher that sees a lower checkpoint has what is missing.
         """
         if not self.copies:
             return False
@@ -443,10 +445,10 @@ class World:
         self.lost |= self.on_the_bus()
         self.store.restore(copy)
         self.server += 1
-        for process in self.processes if behind_proxy else ():
+        for process in self.processes if refused is not None else ():
             if client := process.client:
                 client.server = self.server if client.server == self.server - 1 else 0
-                client.refusals = 1
+                client.refusals = refused or int(self.fetchers > 1 or self.faults["VK restarts its numbering"] > 0)
         self.copies = [(copy, {p: (p.offered, p.offered_bytes) for p in self.processes})]
         return True
 
