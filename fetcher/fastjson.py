@@ -11,7 +11,7 @@ from .events import Event
 
 DIGITS = bytes.maketrans(b"123456789", b"000000000")
 LONG_NUMBER = b"0" * 19  # digits: orjson would make a float of it
-BEFORE_NUMBER = b" \t\r\n:,[-"  # anything else is before digits of a text, such as an event_id
+BEFORE_NUMBER = b" \t\r\n:,[-"  # a whole one; elsewhere digits belong to a text, a fraction or an exponent
 
 
 class NotFinite(float):

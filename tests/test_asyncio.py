@@ -221,6 +221,31 @@ def test_a_handled_event_does_not_come_again_after_a_cancellation(server: Server
         asyncio.run(run(proxy))
 
 
+def test_a_cancelled_task_waits_for_a_hanging_redis_only_briefly(
+    server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An acknowledgement is on its way, and Redis answers nothing any more."""
+    monkeypatch.setattr(connection, "CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 10 * PATIENCE)
+    add(client, "events", 1, 2)
+
+    async def run() -> None:
+        async with Redis(host=HOST, port=server.port) as own:
+            events = consume(own, GROUP, "a", start="0")
+            assert (await anext(events)).event_id == "1"
+            server.pause()
+            try:
+                waiting = asyncio.create_task(anext(events))
+                await asyncio.sleep(0.1)
+                waiting.cancel()
+                async with asyncio.timeout(PATIENCE):
+                    await asyncio.wait([waiting])
+            finally:
+                server.resume()
+
+    asyncio.run(run())
+
+
 def test_break_leaves_the_event_unacknowledged_and_no_connection_behind(server: Server, client: redis.Redis) -> None:
     first, _ = add(client, "events", 1, 2)
     before = connections(client)

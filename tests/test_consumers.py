@@ -181,7 +181,11 @@ def redis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     for module in (consumer, durable):
         monkeypatch.setattr(module, "time", redis)
     monkeypatch.setattr(connection, "time", redis)
-    monkeypatch.setattr(connection, "asyncio", SimpleNamespace(sleep=redis.give_way, timeout=asyncio.timeout))
+    monkeypatch.setattr(
+        connection,
+        "asyncio",
+        SimpleNamespace(sleep=redis.give_way, timeout=asyncio.timeout, CancelledError=asyncio.CancelledError),
+    )
     monkeypatch.setattr("random.uniform", lambda low, high: high)
     yield redis
     for events in redis.consumers:

@@ -114,6 +114,14 @@ def test_a_poll_that_waits_for_nothing(polling: LongPoll, net: Net) -> None:
     assert polling.server.answer_time == pytest.approx((read - 0.1) / 2)
 
 
+def test_a_poll_that_waits_for_nothing_takes_no_new_key(polling: LongPoll, net: Net) -> None:
+    """It may be given up, which would confirm the lower ts of a new key: a restart of VK's numbering that never was."""
+    net.clock.now = polling.renew_at + 1
+    net.answers["poll"] = [requests.ReadTimeout()]
+    assert polling.poll(1000, 0) == Answer(1000, 1000, [])
+    assert not net.asked("groups.getLongPollServer")
+
+
 def test_polls_need_no_pause(polling: LongPoll, net: Net) -> None:
     """Polls do not count as requests of the API."""
     before = net.clock.now

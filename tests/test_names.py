@@ -169,7 +169,8 @@ def vk() -> VK:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("fetcher.vk.names.time", clock)
+    for module in ("names", "lookups"):
+        monkeypatch.setattr(f"fetcher.vk.{module}.time", clock)
     return clock
 
 
@@ -324,6 +325,21 @@ def test_an_outage_delays_one_batch(directory: Directory, vk: VK, caplog: pytest
         assert names(directory, event(8, 8)) == [("name of 8",) * 2]
     warnings = [record.getMessage() for record in caplog.records]
     assert warnings == ["VK error 10: events are published without the names that VK does not answer"] * 2
+
+
+def test_a_long_outage_is_logged_again(
+    directory: Directory, vk: VK, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once a minute while events go out without names; after a minute without a failure the next one is waited for."""
+    vk.failing = {6}
+    names(directory, event(6, 6), give_up=True)
+    for _ in range(12):
+        clock.now += 10
+        assert names(directory, event(6, 6)) == [("", "")]
+    assert len(caplog.messages) == 3
+    clock.now += 61
+    with pytest.raises(TransientError):
+        names(directory, event(6, 6))
 
 
 def test_a_refused_token_is_never_silent(directory: Directory, vk: VK) -> None:

@@ -982,6 +982,22 @@ def test_no_more_is_read_ahead_than_the_link_brings_in_time(server: Server, clie
         assert sum(proxy.sent) < 3 * 100 * len(long)
 
 
+def test_less_is_read_ahead_after_a_time_out(
+    server: Server, client: Any, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In asyncio a reply has to be there within the time-out as a whole, long before half of `idle` has passed."""
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.5 if driver == "async" else 60)
+    pipe = client.pipeline(transaction=False)
+    long = json.dumps(event("x").as_dict() | {"raw": {"text": "x" * 3000}})
+    for id in range(60):
+        pipe.xadd("events", {"event": long.replace('"x"', f'"{id}"', 1)})
+    pipe.execute()
+    with Proxy(server.port, bandwidth=50_000) as proxy:
+        own = redis.Redis(HOST, proxy.port, retry=ONCE)
+        assert take(consume(own, GROUP, "a", start="0"), 60) == [str(id) for id in range(60)]
+        assert sum(proxy.sent) < 1.55 * 60 * len(long)
+
+
 @pytest.mark.parametrize("attempts", [None, 3])
 def test_a_redis_farther_away_than_idle_is_read_from(server: Server, client: Any, attempts: int | None) -> None:
     """A consumer that checks whether an event is still its own gets the answer too late, and would check for ever."""

@@ -44,7 +44,7 @@ class Bus:
         self.alive_key = f"{self.prefix}:alive:{group}:{socket.gethostname()}"
         self.is_connected = False
         self.timeouts = 0  # of commits of a single update, in a row
-        self.unwritten: dict[int, Name] = {}  # names that came while the bus was not connected
+        self.unwritten: dict[int, Name] = {}  # titles that came while not connected, and what could not be written
 
     @cached_property
     def client(self) -> Redis | RedisCluster:

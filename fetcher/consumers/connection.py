@@ -9,11 +9,11 @@ the handlers, and gives replies one form, whatever the client decodes.
 import asyncio
 import os
 import time
-from asyncio import CancelledError
 from contextlib import nullcontext, suppress
 from typing import Any
 
 REPLY_TIMEOUT = 10.0  # seconds without a reply after which a connection is in doubt
+CLOSE_TIMEOUT = 3.0  # seconds that a cancelled task waits for replies: Redis may hang
 
 # These replace the client's options, and its options that begin with LEFT_OUT are dropped: the consumer alone retries.
 OPTIONS = {"protocol": 2, "decode_responses": False, "health_check_interval": 0}
@@ -54,7 +54,8 @@ class Connection:
             options |= OPTIONS | {"socket_timeout": REPLY_TIMEOUT if self.blocks else None}
             options["db"] = str(options.get("db") or "")  # no number: see `send`
             self.wire, self.pid = source.connection_class(**options), os.getpid()
-            self.wire.driver_info = self.wire.lib_name = self.wire.lib_version = None  # each is one more round trip
+            # CLIENT SETINFO would cost round trips.
+            self.wire.driver_info = self.wire.lib_name = self.wire.lib_version = None
             await self.settle(self.wire.connect())
 
     def send(self, *command: Any) -> None:
@@ -77,7 +78,9 @@ class Connection:
             try:
                 while len(replies) < due:
                     replies.append(await self.settle(self.wire.read_response(disconnect_on_error=False)))
-            except CancelledError:  # `close` waits for the others: the next connection must not overtake an XACK
+            except asyncio.CancelledError:
+                # `close` waits for all but the last, which belongs to the command that is cancelled: the next
+                # connection must not overtake an XACK.
                 self.due = due - len(replies) - 1
                 raise
             return replies
@@ -104,7 +107,8 @@ class Connection:
         try:
             if self.due and self.pid == os.getpid():  # a fork has no part in its parent's connection
                 with suppress(Exception):
-                    await self.replies()
+                    async with self.limit(CLOSE_TIMEOUT):
+                        await self.replies()
         finally:
             if self.wire:
                 await self.settle(self.wire.disconnect(True))  # what cannot be written is not waited for

@@ -34,7 +34,7 @@ class Durable(Consumer):
         self.is_missing = False  # the group does not exist
         self.next_look, self.cursor = 0.0, b"0-0"  # for abandoned entries: when, and from where on
         self.durations: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # of handling the latest entries, in seconds
-        self.max_entries = MAX_READ_AHEAD  # as many as the connection brings before half of `idle` has passed
+        self.count, self.max_entries = 1, MAX_READ_AHEAD  # entries to read, and the most that the link brings in time
         self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost; it is written again after an error
 
     async def session(self) -> AsyncGenerator[Event, None]:
@@ -53,9 +53,12 @@ class Durable(Consumer):
         self.redis.send("XCLAIM", self.key, self.group, self.consumer, 0, "0-0", "JUSTID")  # raises if forbidden
         while True:
             ready = deque(await self.next_entries())
-            deadline = min(self.read_at + self.idle / 2, time.monotonic() + 2 * READ_AHEAD_INTERVAL)
-            is_late = bool(ready) and time.monotonic() > deadline
-            self.max_entries = max(1, len(ready) // 2) if is_late else min(MAX_READ_AHEAD, self.max_entries + 1)
+            stale_at = self.read_at + self.idle / 2
+            deadline = min(stale_at, time.monotonic() + 2 * READ_AHEAD_INTERVAL)
+            if ready and time.monotonic() > stale_at:
+                self.max_entries = max(1, len(ready) // 2)
+            elif len(ready) == self.max_entries < MAX_READ_AHEAD:
+                self.max_entries += 1
             is_due = self.has_pending  # the first one, read again
             try:
                 while ready and ((begun := time.monotonic()) <= deadline or is_due):
@@ -77,6 +80,8 @@ class Durable(Consumer):
         self.is_missing = code == "NOGROUP"
         if self.is_missing and self.is_known:
             log.warning("The group %s was lost: created again, from the beginning of the stream", self.group)
+        if isinstance(error, TimeoutError):  # of asyncio: what was to be read may be too much for the link
+            self.max_entries = max(1, self.count // 2)
         # BUSYGROUP: another consumer was faster.
         return 0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error, code)
 
@@ -85,8 +90,8 @@ class Durable(Consumer):
 
         What is new is not waited for before the look for abandoned entries has come to its end.
         """
-        count = sum(total <= READ_AHEAD_INTERVAL for total in accumulate(self.durations)) or 1
-        count = min(count, self.max_entries)
+        fitting = sum(total <= READ_AHEAD_INTERVAL for total in accumulate(self.durations)) or 1
+        count = self.count = min(fitting, self.max_entries)
         if self.has_pending:
             entries = await self.read(count, "0")
             self.has_pending = bool(entries)

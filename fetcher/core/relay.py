@@ -18,7 +18,7 @@ from .reports import Reports
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
-MIN_FULL, MAX_FULL = 10, 80  # updates in full answers in a row that show a limit of VK: bursts have one size, too
+MIN_FULL, MAX_FULL = 10, 80  # updates in full answers in a row that suggest a limit of VK: bursts have one size, too
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
 
 
@@ -32,9 +32,9 @@ class Relay:
         self.backlog = Backlog()
         self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
-        self.largest = 1.0  # updates in VK's largest answer lately: after it, half as many count as large
+        self.largest = 1.0  # updates in the largest answer, halved at each smaller one
         self.full = 0  # updates in full answers in a row: half as large as that, and sooner than the commits took
-        self.enough = MIN_FULL  # of these, to poll on; more after VK had no more
+        self.enough = MIN_FULL  # `full` must reach this before VK is polled on; doubled each time that brings nothing
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
@@ -178,7 +178,7 @@ class Relay:
 
         While commits fail or something is held, poll on until VK has no more, for a second at most. Else poll on after
         some full answers, for as long as the commits took: so VK is read faster than it forgets, even if its answers
-        are small, and one request resolves the names of several answers. These wait for no more than what is there.
+        are small, and one request resolves the names of several answers. The further polls do not wait for new updates.
         """
         hurried = bool(failing or self.backlog.pending)
         wait = 1 if hurried or self.failures else self.poll_wait

@@ -84,9 +84,9 @@ class Session(requests.Session):
             raise
         except DecodeError:
             raise ValueError("not compressed as it says") from None
-        data = bytes(body)
+        data = bytes(body)  # a reference to the response itself would keep it until the garbage collector runs
         response.raw = io.BytesIO(data)
-        response.json = lambda **_: loads(data)  # type: ignore[method-assign]  # not of the response: it would hold itself
+        response.json = lambda **_: loads(data)  # type: ignore[method-assign]
         return response
 
 

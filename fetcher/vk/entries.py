@@ -43,9 +43,8 @@ class EntryBuilder:
         built without what VK does not return.
         """
         places = {place for batch in batches for update in batch.updates if (place := cropped_message(update))}
-        messages: dict[Any, Json] = {}
+        messages, failure = self.lookups.full_messages(places)  # no request without places
         if places:
-            messages, failure = self.lookups.full_messages(places)
             self.patience.check(failure, give_up)
         built = []
         for batch in batches:

@@ -26,7 +26,7 @@ UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it 
 RETRY_INTERVAL = 60.0  # seconds between two tries of what is not urgent
 FAILURE_INTERVAL = 10.0  # seconds from a poll that fails to a new key: VK's server may have moved
 SILENT_INTERVAL = 0.2  # seconds between two polls that bring nothing, if VK does not hold back its answers
-PROMPT = 0.1  # seconds beyond twice the latest answer time that a poll may take if nothing is to be waited for
+PROMPT = 0.1  # seconds, beyond twice the latest answer time, after which a poll with wait 0 is given up
 MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
 REFUSED = "VK's long poll refuses each key and place that it gives"
 
@@ -38,7 +38,7 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
     odd update, hides `failed` from its caller, and ignores the HTTP status.
     """
 
-    answer_time = 0.0  # seconds that the latest answer took
+    answer_time = 0.0  # seconds until the headers of the latest answer
 
     def __init__(self, vk: Api, group: int) -> None:
         """Request key, server and ts from VK. https://dev.vk.com/ru/method/groups.getLongPollServer"""
@@ -52,8 +52,9 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
     def poll(self, ts: int, wait: int) -> tuple[Json, int]:
         """Return VK's answer at this ts, with its ts as a number, and its size in bytes.
 
-        VK waits for updates up to `wait` seconds, at least one; with 0 we do not wait for VK, if it does not answer
-        about as soon as before. Raise MalformedResponse if the answer cannot be read, TransientError if there is none.
+        VK waits for updates up to `wait` seconds. With 0 the poll is given up, as if it had brought nothing, when VK
+        takes much longer than for its latest answer. Raise MalformedResponse if the answer cannot be read,
+        TransientError if there is none.
         """
         params = {"act": "a_check", "key": self.key, "ts": ts, "wait": wait or 1}
         timeout = self.session.timeout  # of the API; an answer that VK holds back may take longer
@@ -114,7 +115,7 @@ class LongPoll:
         if self.has_answered and not self.is_checked:
             self.check_settings()
             self.is_checked = True
-        begun, place = time.monotonic(), self.renew_in_time(ts)
+        begun, place = time.monotonic(), self.renew_in_time(ts) if wait else ts  # what is given up proves nothing
         gap = RESTARTED if place < ts else ""
         try:
             for _ in range(MAX_FAILED):

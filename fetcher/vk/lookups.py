@@ -1,5 +1,6 @@
 """Look-ups at VK: names and full messages, many at once. https://dev.vk.com/ru/method/execute"""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -15,6 +16,8 @@ from ..logs import log
 from .api import Api, translate_errors
 from .fields import Json, object_or_empty, require_number, require_object, require_text
 
+GIVEN_UP_TTL = 60.0  # seconds after a failure of look-ups in which the next one is not waited for
+REMIND_INTERVAL = 60.0  # seconds between two log lines about the same outage
 MAX_CALLS = 25  # in one `execute`
 MAX_IDS, MAX_IDS_OF = 100, {"users.get": 1000, "groups.getById": 500}  # in one call, and in one of these
 
@@ -55,15 +58,20 @@ class Patience:
     def __init__(self, what: str) -> None:
         """`what` events lack, in words."""
         self.what = what
-        self.has_given_up = False  # VK did not answer in time, and it has not answered since
+        self.given_up_until = self.remind_at = 0.0  # until then no batch waits, and the log does not repeat it
 
     def check(self, failure: Failure, give_up: bool) -> None:
         """Raise the failure if its end is waited for: never with `give_up`, always if only the operator can fix it."""
-        if failure and not give_up and (isinstance(failure, FatalError) or not self.has_given_up):
+        now = time.monotonic()
+        if not failure:
+            self.given_up_until = self.remind_at = 0.0
+            return
+        if not give_up and (isinstance(failure, FatalError) or now >= self.given_up_until):
             raise failure
-        if failure and not self.has_given_up:
+        self.given_up_until = now + GIVEN_UP_TTL
+        if now >= self.remind_at:
+            self.remind_at = now + REMIND_INTERVAL
             log.warning("%s: events are published without the %s that VK does not answer", failure, self.what)
-        self.has_given_up = bool(failure)
 
 
 class Lookups:

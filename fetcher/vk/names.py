@@ -42,7 +42,7 @@ class Directory:
         if missing := ids - self.memory.keys():
             names, failure = self.lookups.names(missing)
             self.memory |= names
-            if self.bus.is_connected:  # else thousands may come together; VK answers them once more
+            if self.bus.is_connected:  # else thousands could pile up in an outage; VK answers them again
                 self.bus.cache_names(names)
             self.patience.check(failure, give_up)
         titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
