@@ -445,10 +445,12 @@ class World:
         self.lost |= self.on_the_bus()
         self.store.restore(copy)
         self.server += 1
+        restarted = self.faults["VK restarts its numbering"] > 0
+        least = int(self.fetchers > 1 or restarted or self.emptied)
         for process in self.processes if refused is not None else ():
             if client := process.client:
                 client.server = self.server if client.server == self.server - 1 else 0
-                client.refusals = refused or int(self.fetchers > 1 or self.faults["VK restarts its numbering"] > 0)
+                client.refusals = refused or least
         self.copies = [(copy, {p: (p.offered, p.offered_bytes) for p in self.processes})]
         return True
 
