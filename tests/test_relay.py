@@ -942,6 +942,14 @@ def poll(begun: Fetcher, counts: list[int], commit_time: float, failing: bool = 
     return len(begun.vk.polls) - before
 
 
+def test_a_failed_poll_makes_no_event_late(begun: Fetcher) -> None:
+    """The next one waits only briefly, but what it brings is committed before VK is polled on: Redis is well."""
+    begun.relay.failures = 1
+    assert poll(begun, [1, 1, 1], commit_time=0.0) == 1
+    assert begun.vk.waits[-1] == 1
+    assert not begun.held
+
+
 def test_polls_that_bring_nothing_become_rare(begun: Fetcher) -> None:
     """After each of them it takes more updates in full answers to poll on; one that brings something ends that."""
     polls = [poll(begun, [5, 0], commit_time=1.0) for _ in range(62)]
