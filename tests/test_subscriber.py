@@ -122,12 +122,14 @@ def add(client: Any, bus: str, *ids: Any) -> list[str]:
     return [client.xadd(bus, {"event": text(event(id))}) for id in ids]
 
 
-def fill(client: Any, count: int) -> None:
-    """Put many events into the stream."""
+def fill(client: Any, count: int, length: int = 0) -> int:
+    """Put many events into the stream, with a text of this length in each; return how many bytes they have about."""
+    texts = [text(event(id)._replace(raw={"text": "x" * length} if length else None)) for id in range(count)]
     pipe = client.pipeline(transaction=False)
-    for id in range(count):
-        pipe.xadd("events", {"event": text(event(id))})
+    for one in texts:
+        pipe.xadd("events", {"event": one})
     pipe.execute()
+    return sum(map(len, texts))
 
 
 def pending(client: Any, bus: str) -> dict[str, str]:
@@ -971,15 +973,11 @@ def test_a_distant_redis_costs_no_round_trip_for_each_event(server: Server, clie
 @pytest.mark.long
 def test_no_more_is_read_ahead_than_the_link_brings_in_time(server: Server, client: Any) -> None:
     """What comes too late is released and read again: on a narrow link nearly all of it would be, again and again."""
-    long = json.dumps(event("x").as_dict() | {"raw": {"text": "x" * 3000}})
-    pipe = client.pipeline(transaction=False)
-    for id in range(100):
-        pipe.xadd("events", {"event": long.replace('"x"', f'"{id}"', 1)})
-    pipe.execute()
+    size = fill(client, 100, 3000)
     with Proxy(server.port, bandwidth=100_000) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
         assert take(consume(own, GROUP, "a", start="0", idle=0.5), 100) == [str(id) for id in range(100)]
-        assert sum(proxy.sent) < 3 * 100 * len(long)
+        assert sum(proxy.sent) < 3 * size
 
 
 def test_less_is_read_ahead_after_a_time_out(
@@ -987,15 +985,11 @@ def test_less_is_read_ahead_after_a_time_out(
 ) -> None:
     """In asyncio a reply has to be there within the time-out as a whole, long before half of `idle` has passed."""
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.5 if driver == "async" else 60)
-    pipe = client.pipeline(transaction=False)
-    long = json.dumps(event("x").as_dict() | {"raw": {"text": "x" * 3000}})
-    for id in range(60):
-        pipe.xadd("events", {"event": long.replace('"x"', f'"{id}"', 1)})
-    pipe.execute()
+    size = fill(client, 60, 3000)
     with Proxy(server.port, bandwidth=50_000) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
         assert take(consume(own, GROUP, "a", start="0"), 60) == [str(id) for id in range(60)]
-        assert sum(proxy.sent) < 1.55 * 60 * len(long)
+        assert sum(proxy.sent) < 1.55 * size
 
 
 @pytest.mark.parametrize("attempts", [None, 3])
