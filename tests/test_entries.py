@@ -315,22 +315,11 @@ def test_a_full_message_is_waited_for(vk: VK) -> None:
     assert one.entries is None
 
 
-def test_full_messages_that_are_given_up_delay_one_batch(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
-    """The others go out cropped at once, until VK answers; a batch without such messages says nothing about that."""
-    built = builder(vk)
+def test_what_is_given_up_is_returned(vk: VK) -> None:
+    """Of full messages, though all names are there; a batch without such messages does not lack any."""
     vk.full_failure = DOWN
-    for _ in range(2):
-        first = batch(cropped(1, "a"))
-        with pytest.raises(TransientError, match=str(DOWN)):
-            built.build([first], give_up=False)
-        built.build([first], give_up=True)
-        for one in (batch(cropped(2, "b")), batch(message("c")), batch(cropped(3, "d"))):
-            built.build([one], give_up=False)
-        vk.full_failure = None
-        built.build([batch(cropped(4, "e"))], give_up=False)
-        vk.full_failure = DOWN
-    warning = f"{DOWN}: events are published without the full messages that VK does not answer"
-    assert caplog.messages == [warning] * 2
+    assert builder(vk).build([batch(cropped(1, "a"))], give_up=True) == DOWN
+    assert builder(vk).build([batch(message("a"))], give_up=True) is None
 
 
 def test_full_messages_that_are_there_are_used_when_others_are_given_up(vk: VK) -> None:

@@ -169,8 +169,7 @@ def vk() -> VK:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("names", "lookups"):
-        monkeypatch.setattr(f"fetcher.vk.{module}.time", clock)
+    monkeypatch.setattr("fetcher.vk.names.time", clock)
     return clock
 
 
@@ -304,47 +303,10 @@ def test_vk_fails(directory: Directory, cache: Cache, vk: VK, failure: Any) -> N
 
 
 def test_names_are_given_up(directory: Directory, cache: Cache, vk: VK) -> None:
-    """Events that have waited for long enough go out with "", which is not remembered."""
+    """Events that have waited for long enough go out with "", which is not remembered; the failure is returned."""
     vk.failing = {6}
-    assert names(directory, event(5, 5), event(6, 6), give_up=True) == [FIVE, ("", "")]
+    assert directory.resolve([event(5, 5), event(6, 6)], give_up=True) == DOWN
+    assert filled(directory.memory, event(5, 5), event(6, 6)) == [FIVE, ("", "")]
     assert cache.known.keys() == {5}
     vk.failing = set()
     assert names(directory, event(6, 6)) == [SIX]
-
-
-def test_an_outage_delays_one_batch(directory: Directory, vk: VK, caplog: pytest.LogCaptureFixture) -> None:
-    """Each batch queries VK, but only the first waits. When VK has answered, the next outage delays one again."""
-    for _ in range(2):
-        vk.failing = {6, 7}
-        with pytest.raises(TransientError):
-            names(directory, event(6, 6))
-        assert names(directory, event(6, 6), give_up=True) == [("", "")]
-        for _ in range(3):
-            assert names(directory, event(5, 5), event(6, 6), event(7, 7)) == [FIVE, ("", ""), ("", "")]
-        vk.failing = {6}
-        assert names(directory, event(8, 8)) == [("name of 8",) * 2]
-    warnings = [record.getMessage() for record in caplog.records]
-    assert warnings == ["VK error 10: events are published without the names that VK does not answer"] * 2
-
-
-def test_a_long_outage_is_logged_again(
-    directory: Directory, vk: VK, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Once a minute while events go out without names; after a minute without a failure the next one is waited for."""
-    vk.failing = {6}
-    names(directory, event(6, 6), give_up=True)
-    for _ in range(12):
-        clock.now += 10
-        assert names(directory, event(6, 6)) == [("", "")]
-    assert len(caplog.messages) == 3
-    clock.now += 61
-    with pytest.raises(TransientError):
-        names(directory, event(6, 6))
-
-
-def test_a_refused_token_is_never_silent(directory: Directory, vk: VK) -> None:
-    """What only the operator can fix is raised for each batch, also after names were given up."""
-    vk.failing, vk.failure = {6}, VkFatalError("VK refuses the token")
-    names(directory, event(6, 6), give_up=True)
-    with pytest.raises(VkFatalError):
-        names(directory, event(6, 6))

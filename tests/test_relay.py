@@ -11,7 +11,8 @@ import pytest
 from fetcher.core import backlog as limits
 from fetcher.core.backlog import NOT_ANSWERED
 from fetcher.core.history import Answer, Position
-from fetcher.core.relay import HEARTBEAT_INTERVAL, NAMES_TIMEOUT, require_progress
+from fetcher.core.relay import HEARTBEAT_INTERVAL, IMPATIENT_TIME, NAMES_TIMEOUT, require_progress
+from fetcher.core.reports import REMIND_INTERVAL
 from fetcher.errors import ConnectionReplaced, RedisFatalError, RedisTimeout, TransientError, VkFatalError
 from tests.fakes import PERSON, REDIS_DOWN, VK_DOWN, Clock, Fetcher, History, Store, answer, numbers, update
 from tests.simulation.store import Record
@@ -1191,6 +1192,34 @@ def test_one_object_that_fails(begun: Fetcher, store: Store) -> None:
     assert store.ids == numbers(70)
     assert set(store.users[1::2]) == {""}
     assert set(store.users[::2]) == {f"name of {PERSON}"}
+
+
+@pytest.mark.parametrize("failure", [VK_DOWN, VK_FATAL])
+def test_an_outage_of_names_delays_one_batch(
+    begun: Fetcher, store: Store, failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others go out at once for a while, and the log says once a minute what they lack; then one waits again."""
+    begun.vk.names_failure = failure
+    lacking = f"{failure}: events are published without the names or full messages that VK does not answer"
+    sent = 0
+
+    def is_late(id: str) -> bool:
+        nonlocal sent
+        begun.history.push(update(id, user=77))
+        sent += 1
+        begun.run_for(5)
+        return len(store.ids) < sent
+
+    for round in range(2):
+        assert is_late(f"waits {round}")
+        begun.run_for(NAMES_TIMEOUT)
+        caplog.clear()
+        until = begun.clock.now + 3.5 * REMIND_INTERVAL
+        while begun.clock.now < until:
+            assert not is_late(f"at {begun.clock.now}")
+        assert caplog.messages == [lacking] * 3
+        assert {record.levelname for record in caplog.records} == {"WARNING" if failure is VK_DOWN else "CRITICAL"}
+        begun.run_for(IMPATIENT_TIME - 3.5 * REMIND_INTERVAL)
 
 
 def test_names_given_up_while_redis_is_away(begun: Fetcher, store: Store) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
+from ..errors import Failure
 from .backlog import Pending
 from .history import Answer, Commit, Name, Outcome, Position
 
@@ -18,7 +19,7 @@ class LongPoll(Protocol):
 class EntryBuilder(Protocol):
     """What goes out for VK's updates. It raises TransientError or FatalError."""
 
-    def build(self, batches: Sequence[Pending], give_up: bool) -> None: ...
+    def build(self, batches: Sequence[Pending], give_up: bool) -> Failure: ...
 
 
 class Bus(Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Never
 
-from ..errors import ConnectionReplaced, FatalError, RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
+from ..errors import ConnectionReplaced, RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
 from .backlog import MAX_UNBUILT, Backlog
 from .backoff import backoff
 from .history import Answer, Commit
@@ -20,6 +20,7 @@ HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
 MIN_FULL, MAX_FULL = 10, 80  # updates in full answers in a row that suggest a limit of VK: bursts have one size, too
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
+IMPATIENT_TIME = 300.0  # seconds after that in which no other batch waits
 
 
 class Relay:
@@ -32,6 +33,7 @@ class Relay:
         self.backlog = Backlog()
         self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
+        self.impatient_until = 0.0  # no batch waits for names and full messages before
         self.largest = 1.0  # updates in the largest answer, halved at each smaller one
         self.full = 0  # updates in full answers in a row: half as large as that, and sooner than the commits took
         self.enough = MIN_FULL  # `full` must reach this before VK is polled on; doubled each time that brings nothing
@@ -161,17 +163,16 @@ class Relay:
     # VK
 
     def build(self) -> None:
-        """Build the events of the oldest pending batches, with the names that VK answers within NAMES_TIMEOUT."""
-        group = self.backlog.unbuilt()
-        try:
-            self.builder.build(group, give_up=False)
-        except (RedisUnavailable, RedisFatalError):
-            raise
-        except (TransientError, FatalError):
-            overdue = [one for one in group if time.monotonic() - one.held_since >= NAMES_TIMEOUT]
-            if not overdue:
-                raise
-            self.builder.build(overdue, give_up=True)
+        """Build the events of the oldest pending batches.
+
+        They wait for names and full messages, NAMES_TIMEOUT at most. In an outage of VK's API few batches wait at all.
+        """
+        group, now = self.backlog.unbuilt(), time.monotonic()
+        is_overdue = bool(group) and now - group[0].held_since >= NAMES_TIMEOUT
+        is_impatient = now < self.impatient_until
+        if failure := self.builder.build(group, give_up=is_overdue or is_impatient):
+            self.reports.given_up(failure)
+            self.impatient_until = self.impatient_until if is_impatient else now + IMPATIENT_TIME
 
     def poll(self, failing: bool, commit_time: float) -> None:
         """Poll VK from the end of what is held, and hold its answers.

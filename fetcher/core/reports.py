@@ -63,6 +63,12 @@ class Reports:
             log.warning("Recovered")
         self.recovered_at = time.monotonic()
 
+    def given_up(self, failure: Exception) -> None:
+        """Log that events lack something."""
+        level = logging.WARNING if isinstance(failure, TransientError) else logging.CRITICAL
+        message = "%s: events are published without the names or full messages that VK does not answer"
+        self._remind(level, "given up", message, failure)
+
     def memory_is_full(self, held: int) -> None:
         """Log that VK is not polled."""
         self._remind(logging.WARNING, "full", "Memory is full with %d updates: VK is not polled", held)

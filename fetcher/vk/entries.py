@@ -11,13 +11,14 @@ from typing import Any
 from ..core.backlog import Pending
 from ..core.history import DeadLetter, Entry, Position
 from ..core.ports import Bus
+from ..errors import Failure
 from ..events import Event
 from ..fastjson import event_to_json
 from ..logs import log
 from .api import API_VERSION
 from .builders import BUILDERS, command_pattern, other, require_message
 from .fields import Json, object_or_empty, require_number, require_object
-from .lookups import Lookups, Patience
+from .lookups import Lookups
 from .names import Directory, with_names
 
 WARNING_INTERVAL = 60.0  # seconds between two warnings
@@ -31,21 +32,20 @@ class EntryBuilder:
         """Each of `prefixes` begins a command; with `raw` every update is published as VK sent it."""
         self.lookups, self.directory = lookups, Directory(bus, lookups)
         self.command, self.raw = command_pattern(group, prefixes), raw
-        self.patience = Patience("full messages")
         self.built_until = Position(0, 0)
         self.nameless = Counter[str]()  # dead letters without event_id, by their text
         self.warn_at = 0.0
 
-    def build(self, batches: Sequence[Pending], give_up: bool) -> None:
+    def build(self, batches: Sequence[Pending], give_up: bool) -> Failure:
         """Build the entries of these batches.
 
-        Raise TransientError or FatalError if VK or Redis does not return what they need now; with `give_up` they are
-        built without what VK does not return.
+        Raise TransientError or FatalError if VK or Redis does not return what they need now. With `give_up` they are
+        built without what VK does not return; return the failure then.
         """
         places = {place for batch in batches for update in batch.updates if (place := cropped_message(update))}
         messages, failure = self.lookups.full_messages(places)  # no request without places
-        if places:
-            self.patience.check(failure, give_up)
+        if failure and not give_up:
+            raise failure
         built = []
         for batch in batches:
             if batch.since > self.built_until:  # another fetcher had what is between, or it is in a gap
@@ -54,10 +54,12 @@ class EntryBuilder:
             batch.updates = [with_full_message(update, messages) for update in batch.updates]
             self.nameless.clear()  # batches may overlap: the same text is another update only within one batch
             built.append([self.or_dead_letter(self.event_of, update) for update in batch.updates])
-        self.directory.resolve([event for events in built for event in events if isinstance(event, Event)], give_up)
+        events = [event for events in built for event in events if isinstance(event, Event)]
+        failure = self.directory.resolve(events, give_up) or failure
         for batch, events in zip(batches, built, strict=True):
             made = zip(batch.updates, events, strict=True)
             batch.built([self.or_dead_letter(self.entry_of, update, event) for update, event in made])
+        return failure
 
     def or_dead_letter(self, make: Callable[..., Any], update: Any, *more: Any) -> Any:
         """Return what is made of an update, or its dead letter if that fails."""

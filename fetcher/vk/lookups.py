@@ -1,6 +1,5 @@
 """Look-ups at VK: names and full messages, many at once. https://dev.vk.com/ru/method/execute"""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -16,8 +15,6 @@ from ..logs import log
 from .api import Api, translate_errors
 from .fields import Json, object_or_empty, require_number, require_object, require_text
 
-GIVEN_UP_TTL = 60.0  # seconds after a failure of look-ups in which the next one is not waited for
-REMIND_INTERVAL = 60.0  # seconds between two log lines about the same outage
 MAX_CALLS = 25  # in one `execute`
 MAX_IDS, MAX_IDS_OF = 100, {"users.get": 1000, "groups.getById": 500}  # in one call, and in one of these
 
@@ -50,28 +47,6 @@ class Lookup(NamedTuple):
         for item in answer if isinstance(answer, list) else ():
             with suppress(ValueError):
                 yield self.read(require_object(item))
-
-
-class Patience:
-    """How long events wait for what VK does not answer: an outage delays only the first batch."""
-
-    def __init__(self, what: str) -> None:
-        """`what` events lack, in words."""
-        self.what = what
-        self.given_up_until = self.remind_at = 0.0  # until then no batch waits, and the log does not repeat it
-
-    def check(self, failure: Failure, give_up: bool) -> None:
-        """Raise the failure if its end is waited for: never with `give_up`, always if only the operator can fix it."""
-        now = time.monotonic()
-        if not failure:
-            self.given_up_until = self.remind_at = 0.0
-            return
-        if not give_up and (isinstance(failure, FatalError) or now >= self.given_up_until):
-            raise failure
-        self.given_up_until = now + GIVEN_UP_TTL
-        if now >= self.remind_at:
-            self.remind_at = now + REMIND_INTERVAL
-            log.warning("%s: events are published without the %s that VK does not answer", failure, self.what)
 
 
 class Lookups:

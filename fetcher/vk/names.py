@@ -9,8 +9,9 @@ import time
 
 from ..core.history import Name
 from ..core.ports import Bus
+from ..errors import Failure
 from ..events import CHATS, Event, Peer, User
-from .lookups import Lookups, Patience
+from .lookups import Lookups
 
 MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and VK may have a missing name soon
 MAX_NAMES = 20_000  # in memory
@@ -26,27 +27,27 @@ class Directory:
         self.bus, self.lookups = bus, lookups
         self.memory: dict[int, Name] = {}
         self.forget_at = 0.0
-        self.patience = Patience("names")
 
-    def resolve(self, events: list[Event], give_up: bool) -> None:
+    def resolve(self, events: list[Event], give_up: bool) -> Failure:
         """Get all names of the events into memory.
 
         Raise TransientError or FatalError if VK or Redis does not answer now; what they do answer is kept. With
-        `give_up` events go out with "" in place of what VK does not answer, also those of later batches until VK
-        answers again.
+        `give_up` events go out with "" in place of what VK does not answer; return the failure then.
         """
         if time.monotonic() >= self.forget_at or len(self.memory) > MAX_NAMES:
             self.forget()
-        ids = ids_to_resolve(events)
-        self.memory |= self.bus.names(ids - self.memory.keys())
-        if missing := ids - self.memory.keys():
+        ids, failure = ids_to_resolve(events), None
+        self.memory |= self.bus.names([id for id in ids if id not in self.memory])
+        if missing := [id for id in ids if id not in self.memory]:
             names, failure = self.lookups.names(missing)
             self.memory |= names
             if self.bus.is_connected:  # else thousands could pile up in an outage; VK answers them again
                 self.bus.cache_names(names)
-            self.patience.check(failure, give_up)
+            if failure and not give_up:
+                raise failure
         titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
         self.bus.cache_names(titles)  # before the rest: if it fails, the events are built again, with the old titles
+        return failure
 
     def forget(self) -> None:
         """Empty the memory: another fetcher may have had an event with a new title, and put it into the cache."""

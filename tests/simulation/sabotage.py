@@ -259,9 +259,10 @@ def counted_what_was_offered(right: Any, self: Any, commit: Any, outcome: Any, s
 
 
 @instead_of(Directory, "resolve")
-def name_that_was_given_up_is_cached(right: Any, self: Any, events: Any, give_up: bool) -> None:
-    right(self, events, give_up)
+def name_that_was_given_up_is_cached(right: Any, self: Any, events: Any, give_up: bool) -> Any:
+    failure = right(self, events, give_up)
     self.bus.cache_names({id: Name() for id in names.ids_to_resolve(events) - self.memory.keys()})
+    return failure
 
 
 numbers = itertools.count()

@@ -19,7 +19,7 @@ from fetcher.core import backlog, backoff, pieces, relay, reports
 from fetcher.core.backlog import Backlog
 from fetcher.core.history import Answer, Commit, Outcome, Position
 from fetcher.core.relay import Relay
-from fetcher.errors import FatalError, RedisFatalError, RedisUnavailable, TransientError, VkFatalError
+from fetcher.errors import Failure, FatalError, RedisFatalError, RedisUnavailable, TransientError, VkFatalError
 from fetcher.vk import entries, longpoll, names
 from fetcher.vk.entries import EntryBuilder
 from fetcher.vk.longpoll import LongPoll
@@ -320,12 +320,12 @@ class Entries(EntryBuilder):
         self.process = process
         self.is_overdue = False  # the latest try; the next one gives up
 
-    def build(self, batches: Any, give_up: bool) -> None:
+    def build(self, batches: Any, give_up: bool) -> Failure:
         if self.is_overdue and not give_up:
             self.process.world.broken("a batch waits too long for names")
         self.is_overdue = False
         try:
-            super().build(batches, give_up)
+            return super().build(batches, give_up)
         except (RedisUnavailable, RedisFatalError):
             raise
         except (TransientError, FatalError):
