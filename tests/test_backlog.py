@@ -33,7 +33,7 @@ def entries(ids: Iterable[Any], size: int = SIZE) -> list[Entry | DeadLetter | N
 def built(backlog: Backlog, size: int = SIZE) -> Backlog:
     """Build all that is pending: an update is the id of its entry."""
     for one in backlog.pending:
-        if one.entries is None:
+        if one.updates:
             one.built(entries(one.updates, size))
     return backlog
 
@@ -63,11 +63,11 @@ def ids(items: Iterable[Entry | DeadLetter | None]) -> str:
 
 def shown(pending: Iterable[Pending]) -> list[str]:
     """Return a line for each: kind, since, until, and what is in it."""
-    return [f"{one.kind} {one.since}-{one.until} {ids(one.entries or ())}".rstrip() for one in pending]
+    return [f"{one.kind} {one.since}-{one.until} {ids(one.entries)}".rstrip() for one in pending]
 
 
 def errors(pending: Iterable[Pending]) -> list[str]:
-    return [one.fields["error"] for item in pending for one in item.entries or () if isinstance(one, DeadLetter)]
+    return [one.fields["error"] for item in pending for one in item.entries if isinstance(one, DeadLetter)]
 
 
 def next_commit(backlog: Backlog) -> Commit:

@@ -81,7 +81,7 @@ def builder(vk: VK, raw: bool = False) -> EntryBuilder:
 def build(vk: VK, *batches: Pending, raw: bool = False, give_up: bool = False) -> list[Built]:
     entries = builder(vk, raw)
     entries.build(batches, give_up)
-    return [one.entries or [] for one in batches]
+    return [one.entries for one in batches]
 
 
 def event(entry: Entry | DeadLetter | None) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def test_vk_fails(vk: VK, failure: Any, update: Any) -> None:
     one = batch(update, {"type": "message_new"})
     with pytest.raises(type(failure), match=str(failure)):
         build(vk, one)
-    assert one.entries is None
+    assert one.updates
     assert len(one.updates) == 2
     ((entry, _),) = build(vk, one, give_up=True)
     assert event(entry)["message"]["text"] == "a"
@@ -312,7 +312,7 @@ def test_a_full_message_is_waited_for(vk: VK) -> None:
     one = batch(cropped(1, "a"))
     with pytest.raises(TransientError, match=str(DOWN)):
         build(vk, one)
-    assert one.entries is None
+    assert one.updates
 
 
 def test_what_is_given_up_is_returned(vk: VK) -> None:

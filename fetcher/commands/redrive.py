@@ -58,15 +58,15 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
         failures = 0  # requests in a row
         for (letter, update), batch in zip(updates.items(), batches, strict=True):
             try:
-                if batch.entries is None:  # VK has failed for one of them, which must not hold back the others
+                if batch.updates:  # VK has failed for one of them, which must not hold back the others
                     builder.build([batch], give_up=False)
                 failures = 0
             except TransientError as error:
                 failures += not isinstance(error, CallFailed)
                 if failures == MAX_FAILURES:
                     raise
-                batch.entries = [DeadLetter("", {"error": str(error)})]
-            (entry,) = batch.entries or [None]
+                batch.built([DeadLetter("", {"error": str(error)})])
+            (entry,) = batch.entries
             if isinstance(update, dict) and update.get("group_id", settings.group) != settings.group:
                 yield letter, "it is of another community"
             elif isinstance(entry, Entry):

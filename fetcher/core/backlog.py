@@ -61,15 +61,15 @@ NOT_ANSWERED = "VK does not answer what is between"
 class Pending:
     """What is not on the bus yet: a batch, a gap, or the checkpoint that the bus has lost.
 
-    `entries` are what goes out for the updates, one for each, None for a type that is not published; all are None
-    until they are built. `size` is in bytes, `held_since` in seconds of the caller's clock.
+    `entries` are what goes out for the updates, one for each, None for a type that is not published. Once they are
+    built, there are no `updates` any more. `size` is in bytes, `held_since` in seconds of the caller's clock.
     """
 
     kind: Literal["batch", "gap", "restore"]
     since: Position
     until: Position
     updates: list[object] = field(default_factory=list)
-    entries: list[Entry | DeadLetter | None] | None = None
+    entries: list[Entry | DeadLetter | None] = field(default_factory=list)
     size: int = 0
     held_since: float = 0.0
     end: Position | None = None  # of VK's answer, if this is a piece of one
@@ -86,11 +86,10 @@ class Pending:
 
     def split(self, count: int) -> Self:
         """Keep the first `count` updates and return the rest; both are built."""
-        entries = self.entries or []
         middle = self.since._replace(part=self.since.part + count)
         rest = type(self)("batch", middle, self.until, held_since=self.held_since)
-        rest.built(entries[count:])
-        self.built(entries[:count])
+        rest.built(self.entries[count:])
+        self.built(self.entries[:count])
         rest.end = self.end = self.end or self.until
         self.until = middle
         return rest
@@ -98,7 +97,7 @@ class Pending:
     @property
     def count(self) -> int:
         """How many updates these are."""
-        return len(self.updates if self.entries is None else self.entries) if self.kind == "batch" else 0
+        return len(self.updates or self.entries) if self.kind == "batch" else 0
 
 
 class Backlog:
@@ -143,7 +142,7 @@ class Backlog:
 
     def unbuilt(self) -> list[Pending]:
         """Return the first pending batches whose events are not built yet, as many as are built at once."""
-        batches = [one for one in self.pending if one.entries is None]
+        batches = [one for one in self.pending if one.updates]
         counts = accumulate(one.count for one in batches)
         return [one for one, count in zip(batches, counts, strict=True) if count <= MAX_UNBUILT] or batches[:1]
 
@@ -154,7 +153,7 @@ class Backlog:
         split if it does not fit.
         """
         first = self.pending[0] if self.pending else None
-        if not first or first.entries is None:
+        if not first or first.updates:
             return None
         fits = self.piece.how_many(first.entries)
         if fits < first.count:
@@ -162,7 +161,7 @@ class Backlog:
         entries, last, count, size, items = list(first.entries), first, first.count, first.size, 1
         for one in islice(self.pending, 1, None):
             follows = one.kind == first.kind == "batch" and one.since == last.until
-            if not follows or one.entries is None or not self.piece.has_room(count + one.count, size + one.size):
+            if not follows or one.updates or not self.piece.has_room(count + one.count, size + one.size):
                 break
             entries, last, items = entries + one.entries, one, items + 1
             count, size = count + one.count, size + one.size
@@ -227,7 +226,7 @@ class Backlog:
 
     def replay_ids(self) -> list[str]:
         """Return the ids of the replay buffer."""
-        return [entry.id for one in self.replay for entry in one.entries or () if entry and entry.id]
+        return [entry.id for one in self.replay for entry in one.entries if entry and entry.id]
 
     def rebase(self, checkpoint: Position, latest_ts: int) -> None:
         """Count epochs as the bus does, when its checkpoint is read for the first time while updates are pending.
@@ -269,4 +268,4 @@ def is_lacking(one: Pending, checkpoint: Position | None, missing: set[str]) -> 
     """Return whether the bus lacks some of what was committed before."""
     if one.kind == "gap":
         return checkpoint is None or checkpoint < one.until
-    return any(entry and entry.id in missing for entry in one.entries or ())
+    return any(entry and entry.id in missing for entry in one.entries)

@@ -145,7 +145,7 @@ def memory_without_bounds(right: Any, self: Any) -> bool:
 
 @instead_of(Backlog, "next_commit")
 def newest_first(right: Any, self: Any) -> Any:
-    if len(self.pending) > 1 and self.pending[-1].entries is not None:
+    if len(self.pending) > 1 and not self.pending[-1].updates:
         self.pending.rotate(1)
     return right(self)
 
@@ -154,7 +154,7 @@ def newest_first(right: Any, self: Any) -> Any:
 def batches_merged_over_a_gap(right: Any, self: Any) -> Any:
     commit = right(self)
     rest = list(self.pending)[commit.items : commit.items + 2] if commit and commit.kind == "batch" else []
-    if [one.kind for one in rest] == ["gap", "batch"] and rest[1].entries is not None:
+    if [one.kind for one in rest] == ["gap", "batch"] and not rest[1].updates:
         new = [entry for entry in rest[1].entries if entry]
         return commit._replace(until=rest[1].until, entries=commit.entries + new, items=commit.items + 2)
     return commit
