@@ -11,7 +11,8 @@ from timeit import repeat
 from typing import Any
 
 from bench.stage import BATCH, LATENCY, RPS, Contender, Subscriber, VKProcess, apart
-from fetcher.core.history import Commit, Entry, Name, Position
+from fetcher.core.backlog import Pending
+from fetcher.core.history import Entry, Name, Position
 from fetcher.fastjson import event_to_json, loads
 from fetcher.vk.entries import EntryBuilder
 from fetcher.vk.names import ids_to_resolve, with_names
@@ -195,7 +196,7 @@ def parts() -> Values:
         bus.read([], Position(0, 1))
         commits = iter(
             [
-                Commit("batch", Position(0, number), Position(0, number + 1), [entry])
+                Pending("batch", Position(0, number), Position(0, number + 1), entries=[entry])
                 for number, entry in enumerate(entries, 1)
             ]
         )

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 from fetcher import config
 from fetcher.bus.bus import SCRIPTS
 from fetcher.bus.bus import Bus as RealBus
-from fetcher.core.history import Answer, Commit, Name, Outcome, Position
+from fetcher.core.backlog import Pending
+from fetcher.core.history import Answer, Name, Outcome, Position
 from fetcher.core.relay import Relay
 from fetcher.errors import Failure, RedisTimeout, RedisUnavailable, TransientError
 from fetcher.events import Event, Message, Peer, User
@@ -215,7 +217,7 @@ class Store:
             self.redis.set_if_missing(str(start))
         return self.checkpoint, {id for id in ids if id not in self.redis.seen}
 
-    def commit(self, commit: Commit) -> Outcome:
+    def commit(self, commit: Pending) -> Outcome:
         return self.bus.commit(commit)
 
 
@@ -232,12 +234,12 @@ class Bus:
         self.read_failure: Exception | None = None  # of reading the checkpoint only
         self.lost_replies = 0  # of the next commits
         self.timeout = 5.0  # seconds; what takes longer is done all the same
-        self.cost: Callable[[Commit], float] = lambda commit: 0.001  # seconds that a commit takes
+        self.cost: Callable[[Pending], float] = lambda commit: 0.001  # seconds that a commit takes
         self.on_request: Callable[[], None] = lambda: None
-        self.on_commit: Callable[[Commit], None] = lambda commit: None
+        self.on_commit: Callable[[Pending], None] = lambda commit: None
         self.on_read_names: Callable[[], None] = lambda: None  # it may break the connection
         self.on_beat: Callable[[], None] = lambda: None
-        self.commits: list[Commit] = []
+        self.commits: list[Pending] = []
         self.reads: list[list[str]] = []  # the ids that were looked up
         self.beats: list[float] = []
 
@@ -255,10 +257,10 @@ class Bus:
         self.reads.append(ids)
         return self.store.read(ids, start)
 
-    def commit(self, commit: Commit) -> Outcome:
+    def commit(self, commit: Pending) -> Outcome:
         self.request(self.commit_failure)
         self.on_commit(commit)
-        self.commits.append(commit)
+        self.commits.append(replace(commit))  # it may be split later
         outcome = self.store.commit(commit)
         took = self.cost(commit)
         self.clock.now += min(took, self.timeout)

@@ -7,7 +7,7 @@ import pytest
 
 from fetcher.core import backlog as limits
 from fetcher.core.backlog import LOST_CHECKPOINT, NOT_ANSWERED, RESTARTED, Backlog, Pending
-from fetcher.core.history import Answer, Commit, DeadLetter, Entry, Position
+from fetcher.core.history import Answer, DeadLetter, Entry, Position
 
 SIZE = 101  # bytes of an entry, if a test does not say more
 
@@ -70,7 +70,7 @@ def errors(pending: Iterable[Pending]) -> list[str]:
     return [one.fields["error"] for item in pending for one in item.entries if isinstance(one, DeadLetter)]
 
 
-def next_commit(backlog: Backlog) -> Commit:
+def next_commit(backlog: Backlog) -> Pending:
     commit = backlog.next_commit()
     assert commit
     return commit
@@ -209,7 +209,7 @@ NEXT = {
 def test_what_goes_out_next(case: Next) -> None:
     """Whole batches, one following the other; a gap goes out alone."""
     commit = next_commit(started(*case.answers))
-    assert (commit.kind, str(commit.since), str(commit.until), ids(commit.entries), commit.updates) == case.commit
+    assert (commit.kind, str(commit.since), str(commit.until), ids(commit.entries), commit.count) == case.commit
     assert commit.items == case.items
     assert commit.size == SIZE * len(ids(commit.entries).replace("!", ""))
 
@@ -246,7 +246,7 @@ def pieces(backlog: Backlog) -> list[str]:
 
 def smaller(backlog: Backlog, count: int) -> Backlog:
     """Let about this many updates be one commit."""
-    backlog.piece.failed(Commit("batch", place(1), place(2), [], updates=2 * count), timed_out=True)
+    backlog.piece.failed(2 * count, 0, timed_out=True)
     return backlog
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,8 +11,8 @@ import redis
 from fakeredis import FakeStrictRedis
 
 from fetcher.bus.bus import Bus
-from fetcher.core.backlog import DEDUP_WINDOW
-from fetcher.core.history import Commit, DeadLetter, Entry, Name, Outcome, Position
+from fetcher.core.backlog import DEDUP_WINDOW, Pending
+from fetcher.core.history import DeadLetter, Entry, Name, Outcome, Position
 from fetcher.errors import ConnectionReplaced, RedisFatalError, RedisTimeout, RedisUnavailable
 from fetcher.fastjson import dumps
 from tests.fakes import Store
@@ -48,18 +49,18 @@ def text_of(id: str) -> bytes:
     return dumps({"event_id": id})
 
 
-def commit(since: Any, until: Any, *ids: str, kind: Any = "batch") -> Commit:
+def commit(since: Any, until: Any, *ids: str, kind: Any = "batch") -> Pending:
     """Make a commit of these ids; "!" makes a dead letter of one, and a "!" alone one without id."""
     fields = {"update": "{}", "error": "why"}
     found = [DeadLetter(id[1:], fields) if id[0] == "!" else Entry(id, "message", text_of(id)) for id in ids]
-    return Commit(kind, Position.parse(str(since)), Position.parse(str(until)), list(found), updates=len(ids))
+    return Pending(kind, Position.parse(str(since)), Position.parse(str(until)), entries=[*found])
 
 
-def gap(since: Any, until: Any) -> Commit:
+def gap(since: Any, until: Any) -> Pending:
     return commit(since, until, "!", kind="gap")
 
 
-def restore(place: Any) -> Commit:
+def restore(place: Any) -> Pending:
     return commit(place, place, "!", kind="restore")
 
 
@@ -80,7 +81,7 @@ class Row(NamedTuple):
     """A commit to a bus with this checkpoint and the id "s" in seen, and what the script answers."""
 
     stored: str | None
-    commit: Commit
+    commit: Pending
     checkpoint: str | None
     recorded: str = ""  # ids, "!" for a dead letter
     left_out: int = 0
@@ -206,7 +207,7 @@ def test_a_commit_moves_everything_in_one_step(bus: Bus, client: Any) -> None:
     letter = DeadLetter("x", {"update": "{}", "error": "why"})
     events = Entry("a", "message", b"json a"), Entry("b", "command", "json я".encode())
     published: list[Entry | DeadLetter] = [events[0], letter, events[1]]
-    outcome = bus.commit(commit(10, 13)._replace(entries=published))
+    outcome = bus.commit(replace(commit(10, 13), entries=[*published]))
     assert outcome == Outcome(Position(0, 13), published)
     assert entries(client) == [{"event": "json a"}, {"event": "json я"}]
     assert entries(client, DEAD) == [letter.fields]
@@ -256,7 +257,7 @@ def test_half_a_surrogate_pair_is_replaced(bus: Bus, client: Any) -> None:
     letter = DeadLetter("\ud83d", {"error": "\udfff"})
     nameless = DeadLetter("", {"error": "\udfff"})
     published: list[Entry | DeadLetter] = [Entry("\udc00", "t\ud83d", b"x"), letter, nameless]
-    outcome = bus.commit(commit(10, 11)._replace(entries=published))
+    outcome = bus.commit(replace(commit(10, 11), entries=[*published]))
     assert outcome.recorded == [published[0], nameless], "the letter is known by its id now"
     assert entries(client, DEAD) == [{"error": "\ufffd"}]
     assert client.zrange(SEEN, 0, -1) == ["\ufffd"]
@@ -312,7 +313,7 @@ def test_a_piece_is_as_old_as_its_answer(bus: Bus, client: Any, monkeypatch: pyt
     """Its ts is that of the beginning, but its updates may be at the end, where another batch has them, too."""
     monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
     client.set(TS, "100")
-    piece = commit(90, "90+6", *"abcdef")._replace(end=Position(0, 98))
+    piece = replace(commit(90, "90+6", *"abcdef"), end=Position(0, 98))
     assert recorded(bus.commit(piece)) == "abcdef"
     assert len(bus.commit(commit(10, 20, *(f"z{number}" for number in range(WINDOW)))).recorded) == WINDOW
     assert bus.commit(commit(97, 99, "f")).recorded == []
@@ -322,13 +323,13 @@ def test_a_piece_is_as_old_as_its_answer(bus: Bus, client: Any, monkeypatch: pyt
 
 
 @pytest.fixture
-def full_commit() -> Commit:
+def full_commit() -> Pending:
     """A commit that writes to each key and channel, first where no id is remembered."""
     return commit(10, 12, "!", "a", "b", "!x")
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_key_of_another_type(server: Server, bus: Bus, client: Any, full_commit: Commit, key: str) -> None:
+def test_a_key_of_another_type(server: Server, bus: Bus, client: Any, full_commit: Pending, key: str) -> None:
     """Nothing is written, and the operator gets one sentence."""
     client.delete(key)
     client.rpush(key, "x")
@@ -359,7 +360,7 @@ def test_only_the_keys_of_its_entries_matter(server: Server, bus: Bus, client: A
         *(f"resetkeys {' '.join('~' + key for key in KEYS if key != one)} %R~{one}" for one in KEYS),
     ],
 )
-def test_a_permission_is_missing(full_commit: Commit, rule: str) -> None:
+def test_a_permission_is_missing(full_commit: Pending, rule: str) -> None:
     """For a command, a key or a channel: nothing is written without it."""
     with Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as server, server.client() as client:
         client.set(TS, "10")
@@ -404,7 +405,7 @@ def test_what_is_left_out_cannot_be_recorded(rule: str, monkeypatch: pytest.Monk
 
 
 def test_a_server_that_knows_no_questions_about_permissions(
-    monkeypatch: pytest.MonkeyPatch, full_commit: Commit
+    monkeypatch: pytest.MonkeyPatch, full_commit: Pending
 ) -> None:
     """Redis before 7: then nothing is checked."""
     with FakeStrictRedis(decode_responses=True) as fake:
@@ -418,7 +419,7 @@ def test_a_server_that_knows_no_questions_about_permissions(
     ("setting", "said"),
     [({"maxmemory": 1}, "OutOfMemoryError|OOM"), ({"min_replicas_to_write": 1}, "NOREPLICAS|NoReplicas")],
 )
-def test_redis_takes_no_writes(setting: dict[str, Any], said: str, full_commit: Commit) -> None:
+def test_redis_takes_no_writes(setting: dict[str, Any], said: str, full_commit: Pending) -> None:
     """Out of memory, too few replicas: nothing is written, and it passes."""
     with Server() as server:
         bus = bus_at(server.url)
@@ -432,7 +433,7 @@ def test_redis_takes_no_writes(setting: dict[str, Any], said: str, full_commit: 
         assert bus.commit(full_commit).checkpoint == Position(0, 12)
 
 
-def test_a_replica_takes_no_writes(full_commit: Commit) -> None:
+def test_a_replica_takes_no_writes(full_commit: Pending) -> None:
     """After a failover the address may be that of a replica: it passes."""
     with Server() as primary, Server() as replica:
         bus = bus_at(replica.url)
@@ -509,10 +510,11 @@ def test_an_update_that_is_too_large_for_the_link(server: Server, bus: Bus, monk
     """Its commit gets more time after its second time-out, and the next commit as much as usual."""
     monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 0.5)
     bus.commit(commit(10, 11, "before"))  # now Redis has the script
-    large = commit(11, 12)._replace(entries=[Entry("a", "message", b"x" * 120_000)], updates=1)
+    large = replace(commit(11, 12), entries=[Entry("a", "message", b"x" * 120_000)])
     with Proxy(server.port, bandwidth=100_000) as proxy:
         behind = bus_at(proxy.url)
-        assert commit_times(behind, large._replace(updates=2), tries=3) == [0.5, 0.5, 0.5]  # it can be split
+        two = replace(large, entries=[*large.entries, None])
+        assert commit_times(behind, two, tries=3) == [0.5, 0.5, 0.5]  # it can be split
         assert commit_times(behind, large)[:4] == [0.5, 0.5, 1, 2]
         proxy.bandwidth = 0
         assert commit_times(behind, commit(12, 13, "b")) == [0.5]
@@ -528,7 +530,7 @@ def test_an_update_that_is_too_large_for_the_link(server: Server, bus: Bus, monk
         assert commit_times(behind, commit(13, 14, "c"), tries=1) == [0.5], "Redis was down, so nothing was too large"
 
 
-def commit_times(bus: Bus, commit: Commit, tries: int = 10) -> list[float]:
+def commit_times(bus: Bus, commit: Pending, tries: int = 10) -> list[float]:
     """Commit until it is done; return Redis's time-out at each try, in seconds."""
     times = list[float]()
     for _ in range(tries):
@@ -653,7 +655,7 @@ def test_a_heartbeat(bus: Bus, client: Any) -> None:
 
 
 @pytest.mark.parametrize("clustered", [False, True])
-def test_nothing_goes_over_a_connection_that_was_replaced(clustered: bool, full_commit: Commit) -> None:
+def test_nothing_goes_over_a_connection_that_was_replaced(clustered: bool, full_commit: Pending) -> None:
     """The client replaces a closed connection silently; the server may have lost writes, which go out first."""
     with contextlib.ExitStack() as opened:
         nodes = opened.enter_context(cluster(1)) if clustered else [opened.enter_context(Server())]
@@ -678,7 +680,7 @@ def test_nothing_goes_over_a_connection_that_was_replaced(clustered: bool, full_
             bus.read([])
 
 
-def test_a_cluster(full_commit: Commit) -> None:
+def test_a_cluster(full_commit: Pending) -> None:
     """All keys of a bus are in one slot, so the same commit runs there."""
     with cluster(3) as nodes:
         bus = bus_at(nodes[1].url)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fetcher.core.history import Commit, DeadLetter, Entry, Position
+from fetcher.core.history import DeadLetter, Entry
 from fetcher.core.pieces import MAX_PIECE, MAX_PIECE_BYTES, PieceSize, size_of
 
 UNLIMITED = 10**9
@@ -11,10 +11,6 @@ UNLIMITED = 10**9
 def entries(count: int, size: int = 200) -> list[Entry | DeadLetter | None]:
     """Make entries that take this many bytes on the wire, each."""
     return [Entry("id", "message", b"x" * (size - 100))] * count
-
-
-def commit(updates: int, size: int) -> Commit:
-    return Commit("batch", Position(0, 1), Position(0, 2), [], updates=updates, size=size)
 
 
 def send(piece: PieceSize, limit: float, size: int = 200, times: int = 1, pending: int = 1000) -> list[int]:
@@ -26,9 +22,9 @@ def send(piece: PieceSize, limit: float, size: int = 200, times: int = 1, pendin
     for _ in range(times):
         count = piece.how_many(entries(pending, size))
         if count * size > limit:
-            piece.failed(commit(count, count * size), timed_out=True)
+            piece.failed(count, count * size, timed_out=True)
         else:
-            piece.succeeded(commit(count, count * size))
+            piece.succeeded(count, count * size)
         sent.append(-count if count * size > limit else count)
     return sent
 
@@ -198,7 +194,7 @@ def test_connections_that_break(happens: str, fits: int) -> None:
     for event in happens:
         count = 50 if event == "-" else piece.how_many(entries(1000))
         if event == "b":
-            piece.failed(commit(count, 200 * count), timed_out=False)
+            piece.failed(count, 200 * count, timed_out=False)
         else:
-            piece.succeeded(commit(count, 200 * count))
+            piece.succeeded(count, 200 * count)
     assert piece.how_many(entries(1000)) == fits

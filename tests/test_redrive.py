@@ -15,7 +15,8 @@ from requests.adapters import HTTPAdapter
 
 from fetcher import config, consume
 from fetcher.commands.redrive import redrive
-from fetcher.core.history import Commit, DeadLetter, Position
+from fetcher.core.backlog import Pending
+from fetcher.core.history import DeadLetter, Position
 from fetcher.errors import FatalError, TransientError
 from fetcher.events import Event
 from tests import HOST
@@ -45,9 +46,8 @@ class Bury:
             )
             for update in updates
         ]
-        assert len(self.bus.commit(Commit("batch", Position(0, ts - 1), Position(0, ts), letters)).recorded) == len(
-            letters
-        )
+        commit = Pending("batch", Position(0, ts - 1), Position(0, ts), entries=letters)
+        assert len(self.bus.commit(commit).recorded) == len(letters)
 
 
 @pytest.fixture(scope="module")

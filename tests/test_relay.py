@@ -188,7 +188,7 @@ def test_a_large_answer_goes_out_in_pieces(begun: Fetcher, store: Store) -> None
     begun.settle()
     assert store.ids == numbers(1200)
     assert len(store.dead) == 1
-    assert [commit.updates for commit in begun.bus.commits] == [500, 500, 201]
+    assert [commit.count for commit in begun.bus.commits] == [500, 500, 201]
 
 
 # Gaps
@@ -509,7 +509,7 @@ def test_only_what_the_bus_lacks_is_sent_again(begun: Fetcher, store: Store) -> 
     fail_over(store, replica, begun)
     begun.settle()
     assert store.ids == numbers(450)
-    assert sum(commit.updates for commit in begun.bus.commits[sent:]) == 50
+    assert sum(commit.count for commit in begun.bus.commits[sent:]) == 50
     assert sum(commit.size for commit in begun.bus.commits[sent:]) < 51 * 10_500
 
 
@@ -534,7 +534,7 @@ def test_a_link_whose_connections_break_moves_on(begun: Fetcher, store: Store) -
     begun.settle()
     assert store.ids == numbers(3000)
     assert begun.clock.now - started < 200, "30 are needed"
-    assert sum(commit.updates for commit in begun.bus.commits) == 3000
+    assert sum(commit.count for commit in begun.bus.commits) == 3000
 
 
 @pytest.mark.parametrize(("count", "size", "least", "most"), [(3000, 0, 1000, 1100), (300, 200_000, 79, 90)])
@@ -964,7 +964,7 @@ def test_a_burst_waits_for_no_further_one(begun: Fetcher, size: int) -> None:
     """Not even if it brings as many updates as any before: a held poll would delay them for a second."""
     bursts = {f"{number}": [f"{number}-{one}" for one in range(size)] for number in range(10)}
     begun.bus.cost = lambda commit: 0.05
-    begun.bus.on_commit = lambda commit: begun.history.push(*bursts.pop(commit.entries[0].id, []))
+    begun.bus.on_commit = lambda commit: begun.history.push(*bursts.pop(commit.entries[0].id, []))  # type: ignore[union-attr]
     for first in list(bursts):
         begun.history.push(first)
         start = begun.clock.now
@@ -1097,10 +1097,10 @@ def test_commits_get_through_a_slow_link(begun: Fetcher, store: Store, limit: in
     begun.run(lambda: begun.held == 400)
     begun.run_for(3)
     begun.bus.failure = None
-    begun.bus.cost = lambda commit: 9 if commit.size > limit and commit.updates > 1 else 0.1
+    begun.bus.cost = lambda commit: 9 if commit.size > limit and commit.count > 1 else 0.1
     before = len(begun.bus.commits)
     begun.run_for(60)
-    assert begun.bus.commits[-1].updates < begun.bus.commits[before].updates == 400
+    assert begun.bus.commits[-1].count < begun.bus.commits[before].count == 400
     begun.bus.cost = lambda commit: 0.01
     begun.settle()
     assert store.ids == numbers(400)
@@ -1108,7 +1108,7 @@ def test_commits_get_through_a_slow_link(begun: Fetcher, store: Store, limit: in
     for first in range(400, 4000, 400):
         begun.history.push(*numbers(400, first))
         begun.settle()
-    assert begun.bus.commits[-1].updates == 400
+    assert begun.bus.commits[-1].count == 400
 
 
 def test_a_slow_redis_is_no_outage(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,10 +1,11 @@
 """What the loop reports to the operator about each commit: log lines and metrics."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from fetcher.core.history import Commit, DeadLetter, Entry, Outcome, Position
+from fetcher.core.backlog import Pending
+from fetcher.core.history import DeadLetter, Entry, Outcome, Position
 from fetcher.core.reports import MAX_STALL, REMIND_INTERVAL, Reports
 from tests.net import Clock, Metrics
 
@@ -60,8 +61,8 @@ def test_what_is_logged_and_counted_is_what_the_script_did(
     case: Case, reports: Reports, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not what was offered: another fetcher may have been faster."""
-    offered = [A, LETTER, GAP] * 5
-    commit = Commit(case.kind, SINCE, UNTIL, list(offered))  # type: ignore[arg-type]  # text of the table
+    offered: Any = [A, LETTER, GAP] * 5
+    commit = Pending(case.kind, SINCE, UNTIL, entries=offered)  # type: ignore[arg-type]  # text of the table
     reports.committed(commit, Outcome(case.checkpoint, case.recorded, case.left_out), 0.25)
     assert caplog.messages == case.log
     assert {record.levelname for record in caplog.records} <= {"WARNING"}
@@ -77,7 +78,7 @@ def test_a_stall_is_what_lasts_for_longer_than_its_limit(
     clock: Clock, reports: Reports, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A commit that does not move the checkpoint is progress as well; each line comes once a minute."""
-    here = Commit("batch", SINCE, SINCE, [A])
+    here = Pending("batch", SINCE, SINCE, entries=[A])
     reports.holds(7, True)
     for seconds, said in ((MAX_STALL, 0), (1, 1), (REMIND_INTERVAL - 1, 0), (1, 1)):
         clock.now += seconds

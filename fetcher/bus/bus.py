@@ -11,8 +11,8 @@ from typing import Any
 from redis import Redis, RedisCluster, ResponseError
 
 from ..config import Config
-from ..core.backlog import DEDUP_WINDOW
-from ..core.history import Commit, Entry, Name, Outcome, Position
+from ..core.backlog import DEDUP_WINDOW, Pending
+from ..core.history import Entry, Name, Outcome, Position
 from ..errors import ConnectionReplaced, RedisFatalError, RedisTimeout
 from ..events import channel
 from ..fastjson import dumps, loads, utf8
@@ -85,12 +85,13 @@ class Bus:
         missing = {id for id, score in zip(ids, chain.from_iterable(scores), strict=False) if score is None}
         return self._position(stored), missing
 
-    def commit(self, commit: Commit) -> Outcome:
+    def commit(self, commit: Pending) -> Outcome:
         """Commit all or nothing, and return what the bus has recorded."""
+        entries = [entry for entry in commit.entries if entry]
         arguments: list[Any] = [commit.kind, str(commit.since), str(commit.until)]
         arguments += [DEDUP_WINDOW, self.settings.stream_maxlen, DEAD_LETTERS]
-        arguments += [len(commit.entries), str(commit.end or commit.until)]
-        for entry in commit.entries:
+        arguments += [len(entries), str(commit.end or commit.until)]
+        for entry in entries:
             if isinstance(entry, Entry):
                 arguments += [utf8(entry.id), utf8(channel(self.bus, entry.event_type)), 2, b"event", entry.text]
             else:
@@ -99,11 +100,11 @@ class Bus:
         try:
             stored, recorded, left_out = self.run_script("commit", self.keys, *arguments)
         except RedisTimeout:
-            if commit.updates == 1:  # no commit is smaller
+            if commit.count == 1:  # no commit is smaller
                 self.count_timeouts(self.timeouts + 1)
             raise
         self.count_timeouts(0)
-        return Outcome(self._position(stored), [commit.entries[number - 1] for number in recorded], left_out)
+        return Outcome(self._position(stored), [entries[number - 1] for number in recorded], left_out)
 
     def count_timeouts(self, count: int) -> None:
         """Give an update that is too large for the link more time, twice as much at each time-out after the first.

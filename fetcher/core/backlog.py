@@ -40,11 +40,11 @@ A fetcher that starts while Redis is down polls from VK's latest ts and counts e
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
 from typing import Literal, Self
 
-from .history import Answer, Commit, DeadLetter, Entry, Position
+from .history import Answer, DeadLetter, Entry, Position
 from .pieces import PieceSize, size_of
 
 MAX_PENDING = 10_000  # updates in memory: no poll beyond these…
@@ -73,6 +73,7 @@ class Pending:
     size: int = 0
     held_since: float = 0.0
     end: Position | None = None  # of VK's answer, if this is a piece of one
+    items: int = 1  # how many pending items are joined in this one
 
     @classmethod
     def record(cls, kind: Literal["gap", "restore"], since: Position, until: Position, error: str) -> Self:
@@ -93,6 +94,11 @@ class Pending:
         rest.end = self.end = self.end or self.until
         self.until = middle
         return rest
+
+    def joined(self, other: Self) -> Self:
+        """Return this batch and the one that begins where it ends as one; both are built."""
+        entries, size = self.entries + other.entries, self.size + other.size
+        return replace(self, until=other.until, entries=entries, size=size, end=other.end, items=self.items + 1)
 
     @property
     def count(self) -> int:
@@ -146,29 +152,26 @@ class Backlog:
         counts = accumulate(one.count for one in batches)
         return [one for one, count in zip(batches, counts, strict=True) if count <= MAX_UNBUILT] or batches[:1]
 
-    def next_commit(self) -> Commit | None:
+    def next_commit(self) -> Pending | None:
         """Return what goes to the bus next, or None if nothing is pending, or not built yet.
 
         These are as many whole batches as fit into a piece, each beginning where the one before ends; the first is
         split if it does not fit.
         """
-        first = self.pending[0] if self.pending else None
-        if not first or first.updates:
+        commit = self.pending[0] if self.pending else None
+        if not commit or commit.updates:
             return None
-        fits = self.piece.how_many(first.entries)
-        if fits < first.count:
-            self.pending.insert(1, first.split(fits))
-        entries, last, count, size, items = list(first.entries), first, first.count, first.size, 1
+        fits = self.piece.how_many(commit.entries)
+        if fits < commit.count:
+            self.pending.insert(1, commit.split(fits))
         for one in islice(self.pending, 1, None):
-            follows = one.kind == first.kind == "batch" and one.since == last.until
-            if not follows or one.updates or not self.piece.has_room(count + one.count, size + one.size):
+            follows = one.kind == commit.kind == "batch" and one.since == commit.until and not one.updates
+            if not follows or not self.piece.has_room(commit.count + one.count, commit.size + one.size):
                 break
-            entries, last, items = entries + one.entries, one, items + 1
-            count, size = count + one.count, size + one.size
-        recorded = [one for one in entries if one]
-        return Commit(first.kind, first.since, last.until, recorded, items, count, size, last.end)
+            commit = commit.joined(one)
+        return commit
 
-    def answered(self, commit: Commit, checkpoint: Position, left_out: int = 0) -> None:
+    def answered(self, commit: Pending, checkpoint: Position, left_out: int = 0) -> None:
         """Take the bus's answer to `next_commit`."""
         self.checkpoint = checkpoint
         if commit.kind != "restore" and commit.since > checkpoint:

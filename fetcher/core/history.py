@@ -1,7 +1,7 @@
 """The nouns that the loop shares with both sides: places in VK's history, its answers, names, what is committed."""
 
 import re
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 
 class Position(NamedTuple):
@@ -69,23 +69,6 @@ class DeadLetter(NamedTuple):
 
     id: str
     fields: dict[str, str]
-
-
-class Commit(NamedTuple):
-    """What goes to the bus in one atomic step; backlog.py explains the kinds.
-
-    It holds `items` pending items with `updates` updates, and takes about `size` bytes. `end` is that of VK's answer
-    if this is a piece of one.
-    """
-
-    kind: Literal["batch", "gap", "restore"]
-    since: Position
-    until: Position
-    entries: list[Entry | DeadLetter]
-    items: int = 1
-    updates: int = 0
-    size: int = 0
-    end: Position | None = None
 
 
 class Outcome(NamedTuple):

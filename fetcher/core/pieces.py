@@ -1,6 +1,6 @@
 """How much goes to the bus at once: as much as the link takes within Redis's time-out."""
 
-from .history import Commit, DeadLetter, Entry
+from .history import DeadLetter, Entry
 
 MAX_PIECE, MAX_PIECE_BYTES = 500, 2**20  # updates and bytes of one commit
 MIN_SHARE, UNKNOWN = 1 / MAX_PIECE, 4.0  # of a piece: a single update, and more than there ever is
@@ -35,20 +35,20 @@ class PieceSize:
                 return count
         return len(entries)
 
-    def succeeded(self, commit: Commit) -> None:
+    def succeeded(self, count: int, size: int) -> None:
         """Let the next commit be larger, if this one was about as large as allowed."""
-        used = share_of(commit.updates, commit.size)
+        used = share_of(count, size)
         self.steady, self.breaks = self.steady + 1, 0
         if used >= self.too_large:
             self.too_large = UNKNOWN
         if 2 * used > self.share and (2 * self.share < self.too_large or self.steady >= STEADY):
             self.share, self.steady = min(1.0, 2 * self.share), 0
 
-    def failed(self, commit: Commit, timed_out: bool) -> None:
+    def failed(self, count: int, size: int, timed_out: bool) -> None:
         """Make the next commit smaller if this one timed out, or if no connection seems to live long enough for it."""
         self.breaks += 1
         if timed_out or self.breaks == MAX_BREAKS:
-            self.too_large = share_of(commit.updates, commit.size)
+            self.too_large = share_of(count, size)
             self.share = max(MIN_SHARE, min(self.share, self.too_large) / 2)
             self.steady = self.breaks = 0
 

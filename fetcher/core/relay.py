@@ -9,9 +9,9 @@ from contextlib import suppress
 from typing import Any, Never
 
 from ..errors import ConnectionReplaced, RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
-from .backlog import MAX_UNBUILT, Backlog
+from .backlog import MAX_UNBUILT, Backlog, Pending
 from .backoff import backoff
-from .history import Answer, Commit
+from .history import Answer
 from .ports import Bus, EntryBuilder, LongPoll
 from .reports import Reports
 
@@ -128,16 +128,16 @@ class Relay:
             self.reports.doing = "looking up names"
             self.build()
 
-    def commit_piece(self, commit: Commit) -> None:
+    def commit_piece(self, commit: Pending) -> None:
         """Commit one piece, and let the backlog know what the bus answered."""
-        self.reports.doing = f"committing {commit.updates} updates, {commit.size} bytes"
+        self.reports.doing = f"committing {commit.count} updates, {commit.size} bytes"
         begun = time.monotonic()
         try:
             outcome = self.bus.commit(commit)
         except RedisUnavailable as error:
-            self.backlog.piece.failed(commit, timed_out=isinstance(error, RedisTimeout))
+            self.backlog.piece.failed(commit.count, commit.size, timed_out=isinstance(error, RedisTimeout))
             raise
-        self.backlog.piece.succeeded(commit)
+        self.backlog.piece.succeeded(commit.count, commit.size)
         self.reports.committed(commit, outcome, time.monotonic() - begun)
         if outcome.checkpoint:
             self.backlog.answered(commit, outcome.checkpoint, outcome.left_out)

@@ -7,7 +7,8 @@ from collections import Counter
 from typing import Any
 
 from ..errors import FatalError, TransientError
-from .history import Commit, DeadLetter, Entry, Outcome, Position
+from .backlog import Pending
+from .history import DeadLetter, Entry, Outcome, Position
 
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same thing
 SETTLE_TIME = 10.0  # seconds without a failure after which the next one is a new one
@@ -73,7 +74,7 @@ class Reports:
         """Log that VK is not polled."""
         self._remind(logging.WARNING, "full", "Memory is full with %d updates: VK is not polled", held)
 
-    def committed(self, commit: Commit, outcome: Outcome, seconds: float) -> None:
+    def committed(self, commit: Pending, outcome: Outcome, seconds: float) -> None:
         """Log and count what the bus has recorded: less than was offered, if another fetcher was faster."""
         now = time.time()
         self.metrics.commit_seconds.observe(seconds)

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fetcher.bus import bus
@@ -155,8 +156,7 @@ def batches_merged_over_a_gap(right: Any, self: Any) -> Any:
     commit = right(self)
     rest = list(self.pending)[commit.items : commit.items + 2] if commit and commit.kind == "batch" else []
     if [one.kind for one in rest] == ["gap", "batch"] and not rest[1].updates:
-        new = [entry for entry in rest[1].entries if entry]
-        return commit._replace(until=rest[1].until, entries=commit.entries + new, items=commit.items + 2)
+        return replace(commit.joined(rest[1]), items=commit.items + 2)
     return commit
 
 
@@ -183,15 +183,15 @@ def restart_is_no_new_epoch(right: Any, since: Any, answer: Any, now: float) -> 
 
 
 @instead_of(PieceSize, "failed")
-def pieces_stay_as_large_after_a_time_out(right: Any, self: Any, commit: Any, timed_out: bool) -> None:
+def pieces_stay_as_large_after_a_time_out(right: Any, self: Any, count: int, size: int, timed_out: bool) -> None:
     if not timed_out:
-        right(self, commit, timed_out)
+        right(self, count, size, timed_out)
 
 
 @instead_of(PieceSize, "failed")
-def pieces_stay_as_large_whatever_breaks(right: Any, self: Any, commit: Any, timed_out: bool) -> None:
+def pieces_stay_as_large_whatever_breaks(right: Any, self: Any, count: int, size: int, timed_out: bool) -> None:
     if timed_out:
-        right(self, commit, timed_out)
+        right(self, count, size, timed_out)
 
 
 # A loop
@@ -252,7 +252,7 @@ def progress_is_not_noted(right: Any, self: Any, commit: Any, outcome: Any, seco
 
 @instead_of(Reports, "committed")
 def counted_what_was_offered(right: Any, self: Any, commit: Any, outcome: Any, seconds: float) -> None:
-    right(self, commit, outcome._replace(recorded=commit.entries), seconds)
+    right(self, commit, outcome._replace(recorded=[one for one in commit.entries if one]), seconds)
 
 
 # A directory, entries, a long poll
@@ -325,17 +325,17 @@ def everything_is_sent_again(right: Any, self: Any, ids: Any, start: Any) -> Any
 
 @instead_of(Bus, "commit")
 def gap_without_a_record(right: Any, self: Any, commit: Any) -> Any:
-    return right(self, commit._replace(entries=[] if commit.kind == "gap" else commit.entries))
+    return right(self, replace(commit, entries=[] if commit.kind == "gap" else commit.entries))
 
 
 @instead_of(Bus, "commit")
 def restore_without_a_record(right: Any, self: Any, commit: Any) -> Any:
-    return right(self, commit._replace(entries=[] if commit.kind == "restore" else commit.entries))
+    return right(self, replace(commit, entries=[] if commit.kind == "restore" else commit.entries))
 
 
 @instead_of(Bus, "commit")
 def checkpoint_passes_what_is_not_there(right: Any, self: Any, commit: Any) -> Any:
-    return right(self, commit._replace(entries=commit.entries[:-1] if len(commit.entries) > 9 else commit.entries))
+    return right(self, replace(commit, entries=commit.entries[:-1] if len(commit.entries) > 9 else commit.entries))
 
 
 @instead_of(Store, "call")

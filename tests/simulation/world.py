@@ -16,8 +16,8 @@ from fetcher import config
 from fetcher.bus import bus, connection
 from fetcher.bus.bus import Bus
 from fetcher.core import backlog, backoff, pieces, relay, reports
-from fetcher.core.backlog import Backlog
-from fetcher.core.history import Answer, Commit, Outcome, Position
+from fetcher.core.backlog import Backlog, Pending
+from fetcher.core.history import Answer, Outcome, Position
 from fetcher.core.relay import Relay
 from fetcher.errors import Failure, FatalError, RedisFatalError, RedisUnavailable, TransientError, VkFatalError
 from fetcher.vk import entries, longpoll, names
@@ -274,9 +274,9 @@ class RealBus(Bus):
         super().__init__(SETTINGS)
         self.process = process
 
-    def commit(self, commit: Commit) -> Outcome:
+    def commit(self, commit: Pending) -> Outcome:
         process = self.process
-        process.offered += max(commit.items, commit.updates)  # as the replay buffer counts
+        process.offered += max(commit.items, commit.count)  # as the replay buffer counts
         process.offered_bytes += commit.size
         outcome = super().commit(commit)
         if outcome.checkpoint and commit.since <= outcome.checkpoint:
