@@ -87,12 +87,11 @@ class Pending:
 
     def split(self, count: int) -> Self:
         """Keep the first `count` updates and return the rest; both are built."""
-        middle = self.since._replace(part=self.since.part + count)
-        rest = type(self)("batch", middle, self.until, held_since=self.held_since)
+        middle, end = self.since._replace(part=self.since.part + count), self.end or self.until
+        rest = replace(self, since=middle, end=end)
         rest.built(self.entries[count:])
         self.built(self.entries[:count])
-        rest.end = self.end = self.end or self.until
-        self.until = middle
+        self.until, self.end = middle, end
         return rest
 
     def joined(self, other: Self) -> Self:
@@ -161,9 +160,8 @@ class Backlog:
         commit = self.pending[0] if self.pending else None
         if not commit or commit.updates:
             return None
-        fits = self.piece.how_many(commit.entries)
-        if fits < commit.count:
-            self.pending.insert(1, commit.split(fits))
+        if commit.count > 1 and not self.piece.has_room(commit.count, commit.size):
+            self.pending.insert(1, commit.split(self.piece.how_many(commit.entries)))
         for one in islice(self.pending, 1, None):
             follows = one.kind == commit.kind == "batch" and one.since == commit.until and not one.updates
             if not follows or not self.piece.has_room(commit.count + one.count, commit.size + one.size):

@@ -1,5 +1,7 @@
 """How much goes to the bus at once: as much as the link takes within Redis's time-out."""
 
+from itertools import accumulate, takewhile
+
 from .history import DeadLetter, Entry
 
 MAX_PIECE, MAX_PIECE_BYTES = 500, 2**20  # updates and bytes of one commit
@@ -28,12 +30,8 @@ class PieceSize:
 
     def how_many(self, entries: list[Entry | DeadLetter | None]) -> int:
         """Return how many of these entries fit: at least one."""
-        size = 0
-        for count, entry in enumerate(entries):
-            size += size_of(entry)
-            if count and not self.has_room(count + 1, size):
-                return count
-        return len(entries)
+        sizes = enumerate(accumulate(map(size_of, entries)), 1)
+        return max(1, sum(1 for _ in takewhile(lambda first: self.has_room(*first), sizes)))
 
     def succeeded(self, count: int, size: int) -> None:
         """Let the next commit be larger, if this one was about as large as allowed."""
