@@ -350,7 +350,7 @@ def test_what_was_committed_of_a_later_place_fills_no_hole() -> None:
 
 
 class Filled(NamedTuple):
-    answer: Answer | None  # VK's, at ts 5; "a", from 10 to 11, is pending
+    answer: Answer  # VK's, at ts 5; "a", from 10 to 11, is pending
     filling: list[str]
     error: str = ""
 
@@ -367,7 +367,6 @@ FILLED = {
     "VK is even less far": Filled(batch(5, 3), ["gap 5-10 !"], NOT_ANSWERED),
     "VK is even less far, with updates": Filled(batch(5, 3, "x"), ["gap 5-10 !"], NOT_ANSWERED),
     "a gap backwards": Filled(gap(5, 2, "x", 3), ["gap 5-10 !"], NOT_ANSWERED),
-    "VK was not asked": Filled(None, ["gap 5-10 !"], NOT_ANSWERED),
     "updates, and ts stays": Filled(batch(5, 5, "x"), ["batch 5-5 x"]),
 }
 
@@ -390,7 +389,8 @@ def test_a_hole_of_an_earlier_epoch_is_a_gap() -> None:
     for at in (10, "1:3"):
         answer(backlog, at)
     assert answer(backlog, 5)
-    backlog.fill(None, now=0)
+    backlog.replay.clear()
+    assert backlog.recall()
     assert shown(backlog.pending)[0] == "gap 5-1:3 !"
     assert errors(backlog.pending)[0] == RESTARTED
 

@@ -200,19 +200,24 @@ class Backlog:
         return self.pending[0].kind != "restore" and self.pending[0].since > self.checkpoint
 
     def recall(self) -> bool:
-        """Commit again what the bus lacks before what is pending; return whether the replay buffer has any of it."""
-        lacking = [one for one in self.replay if self.checkpoint < one.until <= self.pending[0].since]
-        self._commit_again(lacking)
-        return bool(lacking)
+        """Put before what is pending what is missing there and VK need not be polled for; return whether there is any.
 
-    def fill(self, answer: Answer | None, now: float) -> None:
-        """Put what VK answered at the checkpoint before what is pending; without an answer VK was not polled."""
+        The replay buffer has it, or it is a gap, because it is of an earlier epoch.
+        """
         checkpoint, start = self.checkpoint, self.pending[0].since
-        found = located(checkpoint, answer, now) if answer else []
+        missing = [one for one in self.replay if checkpoint < one.until <= start]
+        if not missing and checkpoint.epoch < start.epoch:
+            missing = [Pending.record("gap", checkpoint, start, RESTARTED)]
+        self._commit_again(missing)
+        return bool(missing)
+
+    def fill(self, answer: Answer, now: float) -> None:
+        """Put what VK answered at the checkpoint before what is pending."""
+        checkpoint, start = self.checkpoint, self.pending[0].since
+        found = located(checkpoint, answer, now)
         is_behind = not found or found[-1].until.epoch > checkpoint.epoch  # or VK has restarted its numbering
         if is_behind or (found[0].kind == "gap" and found[0].until >= start):  # a gap must not hide what is pending
-            error = NOT_ANSWERED if checkpoint.epoch == start.epoch else RESTARTED
-            found = [Pending.record("gap", checkpoint, start, error)]
+            found = [Pending.record("gap", checkpoint, start, NOT_ANSWERED)]
         self.pending.extendleft(reversed(found))
 
     def _commit_again(self, batches: list[Pending]) -> None:

@@ -148,17 +148,14 @@ class Relay:
         """Get what is missing before what is pending: from the replay buffer, else from VK; else record a gap."""
         if self.backlog.recall():
             return
-        since, start = self.backlog.checkpoint, self.backlog.pending[0].since
+        since = self.backlog.checkpoint
         self.reports.doing = f"asking VK for what is missing after ts {since}"
-        answer = None
-        if since.epoch == start.epoch:
-            answer = self.longpoll.poll(since.ts, 1)
-            is_silent = answer.until == since.ts and not answer.updates
-            if is_silent and self.longpoll.renew() > since.ts:
-                raise TransientError("VK's long poll is silent at a ts that its new key is past")
+        answer = self.longpoll.poll(since.ts, 1)
+        is_silent = answer.until == since.ts and not answer.updates
+        if is_silent and self.longpoll.renew() > since.ts:
+            raise TransientError("VK's long poll is silent at a ts that its new key is past")
         self.backlog.fill(answer, time.monotonic())
-        if answer:
-            require_progress(since.ts, answer)
+        require_progress(since.ts, answer)
 
     # VK
 

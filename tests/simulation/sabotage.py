@@ -129,8 +129,6 @@ def every_epoch_is_the_one_of_the_checkpoint(right: Any, self: Any, checkpoint: 
 
 @instead_of(Backlog, "fill")
 def gap_hides_what_is_pending(right: Any, self: Any, answer: Any, now: float) -> Any:
-    if not answer:
-        return right(self, answer, now)
     return self.pending.extendleft(reversed(backlog.located(self.checkpoint, answer, now)))
 
 
@@ -206,8 +204,7 @@ def filled_from_the_end_of_what_is_pending(right: Any, self: Any) -> None:
 def one_empty_answer_is_believed(right: Any, self: Any) -> None:
     if not self.backlog.recall():
         since = self.backlog.checkpoint
-        asks = since.epoch == self.backlog.pending[0].since.epoch
-        self.backlog.fill(self.longpoll.poll(since.ts, 1) if asks else None, time.monotonic())
+        self.backlog.fill(self.longpoll.poll(since.ts, 1), time.monotonic())
 
 
 @instead_of(Relay, "commit_piece")

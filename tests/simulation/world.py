@@ -291,7 +291,7 @@ def note_held(backlog: Backlog, had: set[str]) -> None:
         had.update(key_of(update) for update in answer.updates)
         type(backlog).add(backlog, answer, now)
 
-    def fill(answer: Answer | None, now: float) -> None:
+    def fill(answer: Answer, now: float) -> None:
         type(backlog).fill(backlog, answer, now)
         had.update(key_of(update) for one in backlog.pending for update in one.updates)
 
