@@ -22,7 +22,7 @@ from tests.test_subscriber import GROUP, PATIENCE, Asynchronous, event, text
 READ = f"XREADGROUP GROUP {GROUP} a COUNT"
 BEGIN = ["CONNECT", f"XCLAIM events {GROUP} a 0 0-0 JUSTID"]
 READ_PENDING, READ_NEW = f"{READ} 1 STREAMS events 0", f"{READ} 1 BLOCK 1000 STREAMS events >"
-LOOK = f"XAUTOCLAIM events {GROUP} a 60000 0-0 COUNT 1"
+LOOK = f"XAUTOCLAIM events {GROUP} a 60000 0-0 COUNT 1 JUSTID"
 LOST = exceptions.ConnectionError("Connection closed by server.")
 NOTHING = object()  # no answer at all
 
@@ -204,7 +204,7 @@ def entries(*ids: str) -> list[Any]:
 
 def claimed(*ids: str, cursor: str = "0-0", trimmed: tuple[bytes, ...] = ()) -> list[Any]:
     """The answer to XAUTOCLAIM."""
-    return [cursor.encode(), [entry(id) for id in ids], list(trimmed)]
+    return [cursor.encode(), [id.encode() for id in ids], list(trimmed)]
 
 
 def ack(*ids: str) -> str:
@@ -215,16 +215,16 @@ def ack(*ids: str) -> str:
 
 
 def test_pending_events_come_first_then_abandoned_ones_then_new_ones(redis: Redis) -> None:
-    """Each is acknowledged when the next one is requested."""
-    redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), entries()]
+    """Each is acknowledged when the next one is requested. What was abandoned is claimed, and then pending, too."""
+    redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), entries(), entries("3-0"), entries()]
     redis.answers["XAUTOCLAIM"] = [claimed("3-0"), claimed()]
     redis.answers["XREADGROUP >"] = [entries("4-0"), None, entries("5-0"), END]
     assert redis.play(redis.consume(), takes=0.25) == [
         *BEGIN, READ_PENDING, "handle 1-0",
         ack("1-0"), READ_PENDING, "handle 2-0",
         ack("2-0"), READ_PENDING,
-        LOOK, "handle 3-0",
-        ack("3-0"), LOOK,
+        LOOK, READ_PENDING, "handle 3-0",
+        ack("3-0"), READ_PENDING, LOOK,
         READ_NEW, "handle 4-0",
         ack("4-0"), READ_NEW,
         READ_NEW, "handle 5-0",
@@ -238,12 +238,12 @@ def test_names_are_those_of_the_caller(redis: Redis) -> None:
     assert redis.play(redis.consume("other", bus="b", idle=30, attempts=7)) == [
         "CONNECT", f"XCLAIM b {GROUP} other 0 0-0 JUSTID",
         f"XREADGROUP GROUP {GROUP} other COUNT 1 STREAMS b 0",
-        f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1",
+        f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1 JUSTID",
         f"HRANDFIELD {{b}}:attempts:{GROUP}",
         f"XREADGROUP GROUP {GROUP} other COUNT 1 BLOCK 1000 STREAMS b >",
         f"HINCRBY {{b}}:attempts:{GROUP} 1-0 1", "handle 1-0",
         f"XACK b {GROUP} 1-0", f"HDEL {{b}}:attempts:{GROUP} 1-0",
-        f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1",
+        f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1 JUSTID",
         f"HRANDFIELD {{b}}:attempts:{GROUP}",
         f"XREADGROUP GROUP {GROUP} other COUNT 1 BLOCK 1000 STREAMS b >", "DISCONNECT",
     ]  # fmt: skip
@@ -284,18 +284,22 @@ def test_a_look_goes_on_where_the_last_one_ended(redis: Redis) -> None:
         claimed(cursor="5-0"), claimed("6-0", cursor="7-0"), claimed("8-0"), claimed(), claimed("9-0"), claimed(),
     ]  # fmt: skip
 
+    redis.answers["XREADGROUP 0"] = [
+        entries(), *(answer for id in ("6-0", "8-0", "9-0") for answer in (entries(id), entries()))
+    ]  # fmt: skip
+
     def wait(seconds: float) -> None:
         redis.now += seconds
 
     redis.answers["XREADGROUP >"] = [None] + [lambda: wait(durable.BLOCK_TIMEOUT / 2)] * 4 + [END]
     assert redis.play(redis.consume())[3:] == [
         LOOK, READ_NEW.replace("BLOCK 1000 ", ""),
-        LOOK.replace("0-0", "5-0"), "handle 6-0",
-        ack("6-0"), LOOK.replace("0-0", "7-0"), "handle 8-0",
-        ack("8-0"), LOOK,
+        LOOK.replace("0-0", "5-0"), READ_PENDING, "handle 6-0",
+        ack("6-0"), READ_PENDING, LOOK.replace("0-0", "7-0"), READ_PENDING, "handle 8-0",
+        ack("8-0"), READ_PENDING, LOOK,
         READ_NEW, READ_NEW,
-        LOOK, "handle 9-0",
-        ack("9-0"), LOOK,
+        LOOK, READ_PENDING, "handle 9-0",
+        ack("9-0"), READ_PENDING, LOOK,
         READ_NEW, READ_NEW,
         LOOK, READ_NEW, "DISCONNECT",
     ]  # fmt: skip
@@ -312,12 +316,12 @@ def test_what_was_trimmed_in_anothers_hands_is_logged(redis: Redis, caplog: pyte
     assert caplog.messages == ["Trimmed from the stream before it was handled: [b'1-0', b'2-0']"]
 
 
-def test_a_redis_before_version_7_has_nothing_for_what_was_trimmed(redis: Redis) -> None:
-    """It does not say which entries these were: they are read again, and acknowledged."""
-    cursor, found, _ = claimed("3-0")
-    redis.answers["XAUTOCLAIM"] = [[cursor, [None, *found]], [cursor, []]]
-    redis.answers["XREADGROUP 0"] = [entries(), [[b"events", [[b"1-0", None]]]], entries()]
-    look = [LOOK, "handle 3-0", ack("3-0"), READ_PENDING, ack("1-0"), READ_PENDING, LOOK, READ_NEW, "DISCONNECT"]
+def test_a_redis_before_version_7_also_claims_what_was_trimmed(redis: Redis) -> None:
+    """It is read, passed over and acknowledged."""
+    cursor, found, _ = claimed("1-0", "3-0")
+    redis.answers["XAUTOCLAIM"] = [[cursor, found], [cursor, []]]
+    redis.answers["XREADGROUP 0"] = [entries(), [[b"events", [[b"1-0", None], entry("3-0")]]], entries()]
+    look = [LOOK, READ_PENDING, ack("1-0"), "handle 3-0", ack("3-0"), READ_PENDING, LOOK, READ_NEW, "DISCONNECT"]
     assert redis.play(redis.consume())[3:] == look
 
 
@@ -401,8 +405,8 @@ def test_what_has_failed_too_often_becomes_a_dead_letter(redis: Redis, caplog: p
     """Both pending and abandoned entries do. A trimmed one does not, and neighbours are handed over."""
     redis.answers["XREADGROUP 0"] = [
         [[b"events", [entry("1-0"), entry("2-0"), [b"3-0", None], entry("4-0")]]],
-        entries(),
-    ]
+        entries(), entries("5-0"), entries(),
+    ]  # fmt: skip
     redis.answers["XAUTOCLAIM"] = [claimed("5-0"), claimed()]
     redis.answers["HMGET"] = [[None, b"2", b"2", b"1"], [b"3"]]
     redis.answers["XREADGROUP >"] = [entries("6-0"), END]
@@ -415,8 +419,8 @@ def test_what_has_failed_too_often_becomes_a_dead_letter(redis: Redis, caplog: p
     assert redis.play(redis.consume(attempts=2), takes=0.15) == [
         *BEGIN, READ_PENDING, f"HMGET {ATTEMPTS} 1-0 2-0 3-0 4-0", *dead_letter("2-0", 2),
         *attempt("1-0"), ack("3-0"), f"HDEL {ATTEMPTS} 3-0", *attempt("4-0"),
-        READ_PENDING, LOOK, f"HMGET {ATTEMPTS} 5-0", *dead_letter("5-0", 3),
-        LOOK, look_for_attempts, READ_NEW, *attempt("6-0"), READ_NEW, "DISCONNECT",
+        READ_PENDING, LOOK, READ_PENDING, f"HMGET {ATTEMPTS} 5-0", *dead_letter("5-0", 3),
+        READ_PENDING, LOOK, look_for_attempts, READ_NEW, *attempt("6-0"), READ_NEW, "DISCONNECT",
     ]  # fmt: skip
     assert caplog.messages == [
         "Dead letter: entry 2-0 of events, handling has failed 2 times",
@@ -465,8 +469,8 @@ def test_a_lost_acknowledgement_is_written_again_until_redis_has_confirmed_it(re
     ]  # fmt: skip
 
 
-def test_a_look_confirms_an_acknowledgement(redis: Redis) -> None:
-    redis.answers["XAUTOCLAIM"] = [claimed("1-0"), claimed("2-0"), LOST, claimed()]
+def test_reading_what_is_pending_confirms_an_acknowledgement(redis: Redis) -> None:
+    redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), LOST, entries()]
     written = redis.play(redis.consume())
     assert [line for line in written if line.startswith("XACK")] == [ack("1-0"), ack("2-0"), ack("2-0")]
 

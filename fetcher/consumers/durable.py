@@ -86,21 +86,20 @@ class Durable(Consumer):
         return 0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error, code)
 
     async def next_entries(self) -> Entries:
-        """Return what this consumer has not acknowledged, else what was abandoned, else what is new.
+        """Return what this consumer has not acknowledged, which includes what was abandoned, else what is new.
 
         What is new is not waited for before the look for abandoned entries has come to its end.
         """
         fitting = sum(total <= READ_AHEAD_INTERVAL for total in accumulate(self.durations)) or 1
         count = self.count = min(fitting, self.max_entries)
+        if not self.has_pending:
+            self.failures = 0
+            if time.monotonic() >= self.next_look:
+                await self.claim_abandoned(count)
         if self.has_pending:
             entries = await self.read(count, "0")
             self.has_pending = bool(entries)
             return await self.without_poison(entries)
-        self.failures = 0
-        if time.monotonic() >= self.next_look:
-            claimed = await self.claim_abandoned(count)
-            if claimed or self.has_pending:
-                return await self.without_poison(claimed)
         block = "BLOCK", max(1, int(1000 * min(BLOCK_TIMEOUT, self.idle / 4)))
         return await self.read(count, ">", *(block if self.cursor == b"0-0" else ()))
 
@@ -113,20 +112,16 @@ class Durable(Consumer):
         self.unconfirmed.clear()  # their replies came before this one
         return reply[0][1] if reply else []
 
-    async def claim_abandoned(self, count: int) -> Entries:
-        """Claim entries that were idle for too long, and return them. Redis looks at ten times `count` entries."""
-        self.read_at = time.monotonic()
+    async def claim_abandoned(self, count: int) -> None:
+        """Claim entries that were idle for too long, to be read. Redis looks at ten times `count` entries."""
         command = "XAUTOCLAIM", self.key, self.group, self.consumer, int(1000 * self.idle), self.cursor, "COUNT", count
-        self.cursor, entries, *trimmed = await self.redis.ask(*command)
-        claimed = [entry for entry in entries if entry]
-        self.has_pending = None in entries  # Redis 6.2 has claimed one that was trimmed: it is read, and passed over
-        self.unconfirmed.clear()
+        self.cursor, claimed, *trimmed = await self.redis.ask(*command, "JUSTID")
+        self.has_pending = bool(claimed)
         if any(trimmed):
             log.warning("Trimmed from the stream before it was handled: %s", *trimmed)
         if self.cursor == b"0-0" and not claimed:
             await self.forget_attempts()
             self.next_look = time.monotonic() + BLOCK_TIMEOUT  # now, or a distant Redis would never be read from
-        return claimed
 
     async def without_poison(self, entries: Entries) -> Entries:
         """Return the entries except those whose handling has failed too often, which become dead letters.
