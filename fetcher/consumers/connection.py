@@ -73,16 +73,12 @@ class Connection:
         """Write what was sent, and return the replies that are due."""
         async with self.limit(REPLY_TIMEOUT):
             await self.flush()
-            due, self.due = self.due, 0  # if a signal interrupts this, nobody knows what is due
             replies: list[Any] = []
-            try:
-                while len(replies) < due:
-                    replies.append(await self.settle(self.wire.read_response(disconnect_on_error=False)))
-            except asyncio.CancelledError:
-                # `close` waits for all but the last, which belongs to the command that is cancelled: the next
-                # connection must not overtake an XACK.
-                self.due = due - len(replies) - 1
-                raise
+            while self.due:
+                # Before it is read: if this is interrupted, `close` waits for those that come after it, as the next
+                # connection must not overtake an XACK, but not for the last one, whose command nobody needs any more.
+                self.due -= 1
+                replies.append(await self.settle(self.wire.read_response(disconnect_on_error=False)))
             return replies
 
     async def flush(self) -> None:
