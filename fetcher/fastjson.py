@@ -45,18 +45,13 @@ def dumps(value: Any) -> bytes:
 
 
 def event_to_json(event: Event) -> bytes:
-    """Return the JSON of event.as_dict(), as `dumps` does."""
-    fields = {name: value for name, value in zip(Event._fields, event) if value is not None}  # noqa: B905 - see as_object
+    """Return the JSON of event.as_dict(), as `dumps` does, several times faster."""
+    fields = {name: value for name, value in zip(event._fields, event) if value is not None}  # noqa: B905 - takes longer
     try:
         # A copy: orjson's own result takes 4 kB or more, and the latest events are kept for a while.
-        return bytes(memoryview(orjson.dumps(fields, default=as_object)))
+        return bytes(memoryview(orjson.dumps(fields, default=lambda noun: noun._asdict())))
     except TypeError:
         return dumps(event.as_dict())
-
-
-def as_object(noun: Any) -> dict[str, Any]:
-    """Return a NamedTuple as a dict, several times faster than event.as_dict()."""
-    return dict(zip(noun._fields, noun))  # noqa: B905 - `strict` takes longer than the rest
 
 
 def utf8(text: str) -> bytes:
