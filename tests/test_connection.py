@@ -12,7 +12,8 @@ from redis.backoff import NoBackoff
 from redis.connection import SSLConnection
 from redis.retry import Retry
 
-from fetcher.bus.connection import TIMEOUT, check, connect, make_client, redis_errors
+from fetcher.bus import connection
+from fetcher.bus.connection import check, connect, make_client, redis_errors
 from fetcher.errors import RedisFatalError, RedisTimeout, RedisUnavailable
 from tests import HOST, free_port
 from tests.sentinels import Sentinel, Watched, sentinels
@@ -27,10 +28,15 @@ OPTIONS: dict[str, Any] = {  # as the fetcher connects
 }
 
 
-def connected(url: str, **more: Any) -> tuple[Any, list[str]]:
+@pytest.fixture(autouse=True)
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "TIMEOUT", 1.0)
+
+
+def connected(url: str) -> tuple[Any, list[str]]:
     """Return a client, and the list that grows with each new connection."""
     new: list[str] = []
-    return connect(url, functools.partial(new.append, "connection"), **OPTIONS | more), new
+    return connect(url, functools.partial(new.append, "connection"), 1), new
 
 
 # --- What an address may be ----------------------------------------------------------------------------------
@@ -116,18 +122,12 @@ def test_a_socket_is_an_address() -> None:
 
 def test_a_connection_costs_no_round_trip_more_than_it_must(server: Server) -> None:
     """The library's name is not sent; and every wait for an answer has a limit, unless the address says otherwise."""
-    for url, timeout in ((server.url, TIMEOUT), (f"{server.url}?socket_timeout=2", 2)):
-        client: Any = connect(url)
+    for url, timeout in ((server.url, 1.0), (f"{server.url}?socket_timeout=2", 2)):
+        client, _ = connected(url)
         assert client.ping()
         assert client.get_connection_kwargs()["socket_timeout"] == timeout
-        assert client.get_connection_kwargs()["socket_connect_timeout"] == TIMEOUT
+        assert client.get_connection_kwargs()["socket_connect_timeout"] == 1.0
     assert "cmdstat_client|setinfo" not in client.info("commandstats")
-
-
-def test_the_callback_is_optional() -> None:
-    """A client works without a callback, too."""
-    with Server() as server:
-        assert connect(server.url, **OPTIONS).ping()
 
 
 def test_whoever_may_not_ask_for_a_cluster_has_none() -> None:
@@ -155,7 +155,7 @@ def test_a_node_of_a_cluster_leads_to_all_of_it() -> None:
         for key in keys:
             wait_until(functools.partial(client.get, key), what="the cluster's answer")
         assert len(new) >= reported + len(nodes)
-        assert connect(nodes[0].url, **OPTIONS).get("a") == "a"
+        assert connected(nodes[0].url)[0].get("a") == "a"
 
 
 @contextlib.contextmanager
@@ -325,7 +325,7 @@ def sentence(url: str, kind: type[Exception] = RedisUnavailable, *command: str) 
 
     def ask() -> None:
         with redis_errors():
-            client: Any = connect(url, **OPTIONS)
+            client, _ = connected(url)
             client.execute_command(*command or ["PING"])
 
     with pytest.raises(kind) as raised:

@@ -41,16 +41,14 @@ TIMEOUT = 5  # seconds, to connect and for each answer: the loop alone retries
 OPTIONS = {"protocol": 2, "decode_responses": True, "encoding_errors": "replace", "retry": Retry(NoBackoff(), 0)}
 
 
-def connect(
-    url: str, on_connect: Callable[[], object] = lambda: None, patience: int = 1, **options: Any
-) -> Redis | RedisCluster:
+def connect(url: str, on_connect: Callable[[], object], patience: int) -> Redis | RedisCluster:
     """Return a client for this address; raise what redis-py raises if Redis does not answer.
 
     `on_connect` is called at each new connection of the client; the first is made before this function returns. An
-    answer may take `patience` times TIMEOUT. The options are redis-py's; those in the address win. Sentinels are
-    queried for their master before each new connection.
+    answer may take `patience` times TIMEOUT. Options in the address win over ours. Sentinels are queried for their
+    master before each new connection.
     """
-    options = OPTIONS | {"socket_timeout": TIMEOUT * patience, "socket_connect_timeout": TIMEOUT} | options
+    options = OPTIONS | {"socket_timeout": TIMEOUT * patience, "socket_connect_timeout": TIMEOUT}
 
     def connected(connection: Any) -> None:
         connection.driver_info = connection.lib_name = connection.lib_version = None  # each is one more round trip
