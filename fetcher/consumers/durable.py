@@ -99,7 +99,9 @@ class Durable(Consumer):
         if self.has_pending:
             entries = await self.read(count, "0")
             self.has_pending = bool(entries)
-            return await self.without_poison(entries)
+            if entries and self.attempts:
+                await self.set_poison_aside(entries)
+            return entries
         block = "BLOCK", max(1, int(1000 * min(BLOCK_TIMEOUT, self.idle / 4)))
         return await self.read(count, ">", *(block if self.cursor == b"0-0" else ()))
 
@@ -123,13 +125,11 @@ class Durable(Consumer):
             await self.forget_attempts()
             self.next_look = time.monotonic() + BLOCK_TIMEOUT  # now, or a distant Redis would never be read from
 
-    async def without_poison(self, entries: Entries) -> Entries:
-        """Return the entries except those whose handling has failed too often, which become dead letters.
+    async def set_poison_aside(self, entries: Entries) -> None:
+        """Remove those entries whose handling has failed too often: they become dead letters.
 
         A dead letter may be recorded twice if Redis's reply is lost.
         """
-        if not self.attempts or not entries:
-            return entries
         stream = f"{{{self.key}}}:dead-letter:{self.group}"
         counts = await self.redis.ask("HMGET", self.attempts_key, *(id for id, _ in entries))
         for (id, fields), count in zip(list(entries), counts, strict=True):
@@ -139,7 +139,6 @@ class Durable(Consumer):
                 log.warning("Dead letter: entry %s of %s, handling has failed %d times", id.decode(), self.key, times)
                 self.acknowledge(id)
                 entries.remove([id, fields])
-        return entries
 
     async def forget_attempts(self) -> None:
         """Forget the attempts of a random entry if it is no longer pending: acknowledged by others, or trimmed."""
