@@ -53,9 +53,6 @@ class Config:
     metrics_port: int = setting("METRICS_PORT", "0", range(2**16))  # 0: none
 
 
-NAMES = ("TOKEN_FILE", *(one.metadata["name"] for one in fields(Config)))
-
-
 def read(environment: Mapping[str, str], needed: Collection[str] = REQUIRED) -> Config:
     """Return the settings of the environment and `.env`, as `parse` does."""
     try:

@@ -22,6 +22,7 @@ from tests import HOST
 from tests.processes import Fetcher
 from tests.sentinels import Sentinel
 from tests.servers import Server, address, wait_until
+from tests.test_config import NAMES as SETTINGS
 from tests.vk import GROUP, VK, button, message, reaction, update
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +34,6 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 SENTINEL = yaml.safe_load((ROOT / "compose.sentinel.yaml").read_text(encoding="utf-8"))
 KUBERNETES = list(yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text(encoding="utf-8")))
 
-SETTINGS = set(config.NAMES)
 PASSED_ON = SETTINGS | {"HTTPS_PROXY"}  # which requests reads
 
 # --- The ACL rules ---------------------------------------------------------------------------------------

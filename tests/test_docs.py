@@ -30,6 +30,7 @@ from tests import free_port
 from tests.processes import ROOT, Fetcher, uncovered
 from tests.samples import SAMPLES
 from tests.servers import Server, bus_at, entries, wait_until
+from tests.test_config import NAMES as SETTINGS
 from tests.vk import VK, button, message, reaction
 
 TEXTS = {
@@ -38,7 +39,6 @@ TEXTS = {
 }
 ENGLISH, RUSSIAN, GUIDE = TEXTS["README.md"], TEXTS["README.ru.md"], TEXTS["CONTRIBUTING.md"]
 TRANSLATED = ["README.md", "docs/operations.md", "docs/consumers.md"]
-SETTINGS = set(config.NAMES)
 RECORDED = json.loads((ROOT / "fetcher/commands/demo.json").read_text(encoding="utf-8"))["updates"]
 
 GROUP, PERSON, CHAT = 218730916, 206295116, 2000000002
