@@ -9,6 +9,7 @@ import json
 import re
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +147,19 @@ def test_twenty_requests_a_second(api: Api, net: Net) -> None:
     assert all(later - earlier > 1 for earlier, later in zip(times, times[20:], strict=False))
     assert max(gaps[:44]) < 0.06
     assert max(gaps[-44:]) < 0.201
+
+
+def test_passwords_of_the_environment_stay_there(
+    api: Api, net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A .netrc may have one for every server."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login me password secret")
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert requests.utils.get_netrc_auth("https://api.vk.ru") == ("me", "secret")
+    call(api)
+    (sent,) = net.mock.calls
+    assert "Authorization" not in sent.request.headers
 
 
 def test_a_redirect_of_a_poll_is_followed(api: Api, net: Net) -> None:

@@ -71,7 +71,9 @@ class Session(requests.Session):
         body = bytearray()
         try:
             # Only get() allows redirects: a POST would go on without its parameters, and VK would refuse the token.
-            response = super().request(*args, **{"allow_redirects": False} | kwargs | {"stream": True})
+            # Without an `auth` requests searches for a .netrc each time, and sends VK what that says.
+            options = {"allow_redirects": False, "auth": lambda request: request} | kwargs
+            response = super().request(*args, **options | {"stream": True})
             begun = time.monotonic()
             read = getattr(response.raw, "read1", response.raw.read)  # urllib3 before 2.2 waits for whole pieces
             while piece := read(2**16, decode_content=True):
