@@ -243,7 +243,7 @@ class Bus:
         self.reads: list[list[str]] = []  # the ids that were looked up
         self.beats: list[float] = []
 
-    def disconnected(self) -> None:
+    def disconnect(self) -> None:
         self.is_connected = False
 
     def request(self, failure: Exception | None = None) -> None:

@@ -636,6 +636,27 @@ def test_a_new_connection_is_noted(server: Server, client: Any) -> None:
         assert not bus.is_connected
 
 
+def test_the_address_leads_to_another_server() -> None:
+    """The old one has become a replica, and keeps its connections: only a new one leads to the master."""
+    with Server() as old, Server() as master, Proxy(old.port) as proxy, old.client() as client:
+        bus = bus_at(proxy.url)
+        bus.read([], Position(0, 10))
+        bus.is_connected = True
+        client.replicaof("127.0.0.1", master.port)
+        proxy.target_port = master.port
+        for _ in range(2):
+            with pytest.raises(RedisUnavailable, match="ReadOnlyError"):
+                bus.commit(commit(10, 11, "a"))
+        bus.disconnect()
+        assert not bus.is_connected
+        assert bus.read([], Position(0, 12)) == (Position(0, 12), set())
+
+
+def test_nothing_is_disconnected_before_it_is_connected() -> None:
+    """Nothing is connected for that, either."""
+    bus_at("redis://127.0.0.1:1").disconnect()
+
+
 def test_a_script_that_redis_has_forgotten(bus: Bus, client: Any) -> None:
     """A restart, or SCRIPT FLUSH: it is loaded again."""
     bus.commit(commit(10, 11, "a"))

@@ -87,7 +87,7 @@ def fail_over(store: Store, replica: Store, *fetchers: Fetcher) -> None:
     """Make the replica the server; connections break, which the clients notice when they use them."""
     store.become(replica)
     for fetcher in fetchers:
-        fetcher.bus.disconnected()
+        fetcher.bus.disconnect()
 
 
 # From VK to the bus
@@ -328,7 +328,7 @@ def behind(begun: Fetcher, store: Store) -> Fetcher:
     begun.poll()
     hold(begun, "c")
     forget(store, place(10))
-    begun.bus.disconnected()
+    begun.bus.disconnect()
     begun.vk.polls.clear()
     return begun
 
@@ -412,7 +412,7 @@ def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -
     behind.poll()
     hold(behind, "e")
     forget(store, place(10))
-    behind.bus.disconnected()
+    behind.bus.disconnect()
     behind.vk.polls.clear()
     behind.settle()
     assert store.ids == ["d", "e"]
@@ -470,7 +470,7 @@ def test_another_fetcher_was_further_in_the_epoch_before(begun: Fetcher, store: 
 def test_batches_are_held_while_redis_is_away(begun: Fetcher, store: Store) -> None:
     """VK is polled all the time, with short waits, and names are known before Redis is back."""
     begun.bus.failure = REDIS_DOWN
-    begun.bus.disconnected()
+    begun.bus.disconnect()
     begun.poll()
     begun.history.push(*numbers(3))
     begun.poll(3)
@@ -502,7 +502,7 @@ def test_only_what_the_bus_lacks_is_sent_again(begun: Fetcher, store: Store) -> 
     begun.settle()
     sent = len(begun.bus.commits)
     for _ in range(20):
-        begun.bus.disconnected()
+        begun.bus.disconnect()
         begun.poll()
     assert len(begun.bus.commits) == sent
     assert begun.bus.reads[-1] == numbers(450)
@@ -544,7 +544,7 @@ def test_what_was_committed_lately_is_bounded(
     """The latest 1,000 updates, or 16 MiB of them if these are fewer."""
     begun.history.push(*(update(id, size=size) for id in numbers(count)))
     begun.settle()
-    begun.bus.disconnected()
+    begun.bus.disconnect()
     begun.poll()
     ids = begun.bus.reads[-1]
     assert least <= len(ids) <= most
@@ -556,7 +556,7 @@ def test_an_empty_redis_that_takes_no_writes(begun: Fetcher, store: Store) -> No
     begun.history.push("a")
     begun.settle()
     store.become(Store())
-    begun.bus.disconnected()
+    begun.bus.disconnect()
     begun.bus.commit_failure = REDIS_DOWN
     begun.run_for(60)
     begun.bus.commit_failure = None
@@ -619,7 +619,7 @@ def test_batches_that_come_too_late(
     begun.history.ts = 30
     for _ in range(3):
         begun.settle()
-        begun.bus.disconnected()
+        begun.bus.disconnect()
     error = "2 updates came so late that they may be on the bus already"
     assert store.ids == []
     assert store.dead == [gap(10, 12, error)]
@@ -683,7 +683,7 @@ def drop_during_polls(fetcher: Fetcher) -> None:
         was_connected = fetcher.bus.is_connected
         if not survivors:
             survivors.append(True)
-            fetcher.bus.disconnected()
+            fetcher.bus.disconnect()
             if was_connected:
                 raise ConnectionReplaced
         fetcher.clock.now += 1.2
@@ -711,7 +711,7 @@ def test_connections_that_break_at_each_commit(begun: Fetcher, store: Store) -> 
 
     def replace() -> None:
         if begun.bus.is_connected:
-            begun.bus.disconnected()
+            begun.bus.disconnect()
             raise ConnectionReplaced
 
     begun.bus.on_request = replace
@@ -852,7 +852,7 @@ def test_vk_is_asked_for_its_ts_only_if_something_is_held(fetcher: Fetcher, stor
 def test_what_vk_has_is_read_without_a_pause_while_redis_is_away(begun: Fetcher) -> None:
     """However small its answers are: VK forgets soon."""
     begun.bus.failure = REDIS_DOWN
-    begun.bus.disconnected()
+    begun.bus.disconnect()
     begun.poll(2)
     first = len(begun.vk.polls)
     begun.vk.script = [answer(10, 15, *"abcde"), answer(15, 18, *"fgh"), answer(18, 20, *"ij"), answer(20, 21, "k")]
@@ -1245,7 +1245,7 @@ def test_what_only_people_can_fix_ends_it_while_nothing_is_held(
     if has_begun:
         fetcher.poll(3)
     fetcher.bus.failure = failure
-    fetcher.bus.disconnected()
+    fetcher.bus.disconnect()
     polls = len(fetcher.vk.polls)
     with pytest.raises(type(failure), match=str(failure)):
         fetcher.relay.run()
@@ -1256,7 +1256,7 @@ def test_what_only_people_can_fix_ends_it_while_nothing_is_held(
 def test_a_poll_that_fails_for_good_ends_it_while_nothing_is_held(begun: Fetcher, failure: Exception) -> None:
     """It does so whatever else failed before."""
     begun.bus.failure = REDIS_DOWN
-    begun.bus.disconnected()
+    begun.bus.disconnect()
     begun.vk.script = [failure]
     with pytest.raises(type(failure), match=str(failure)):
         begun.relay.run()
@@ -1304,7 +1304,7 @@ def test_what_only_people_can_fix_costs_no_memory(
 def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
     """One line says that it is over; another failure meanwhile is logged as well, and so is the next one."""
     begun.bus.failure = REDIS_DOWN
-    begun.bus.disconnected()
+    begun.bus.disconnect()
     begun.run_for(150)
     assert caplog.messages == [f"{REDIS_DOWN}: trying again"] * 3
     begun.vk.script = [VK_DOWN]
@@ -1318,7 +1318,7 @@ def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCap
     begun.run_for(30)
     assert caplog.messages[5:] == [f"{VK_DOWN}: trying again", "Recovered"], "it is logged again"
     begun.bus.failure = REDIS_DOWN
-    begun.bus.disconnected()
+    begun.bus.disconnect()
     begun.run_for(110)
     assert caplog.messages[7:] == [f"{REDIS_DOWN}: trying again"] * 2
 
@@ -1461,7 +1461,7 @@ def test_heartbeats_are_spaced(begun: Fetcher) -> None:
     assert min(later - earlier for earlier, later in itertools.pairwise(beats)) >= 10
     total = len(beats) + 1
     begun.run(lambda: len(beats) == total)
-    begun.bus.disconnected()
+    begun.bus.disconnect()
     begun.run_for(3)
     assert len(beats) == total + 1
 
@@ -1475,7 +1475,7 @@ def test_what_is_counted(begun: Fetcher, store: Store) -> None:
     begun.history.begin_at(20)
     begun.history.push("c")
     begun.settle()
-    begun.bus.disconnected()
+    begun.bus.disconnect()
     begun.poll(2)
     counted = begun.metrics.events.labels(type="message").values
     assert sum(counted) in (1, 3), "what was recorded when a reply was lost cannot be counted"

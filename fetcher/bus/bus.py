@@ -58,6 +58,12 @@ class Bus:
         if was_connected:
             raise ConnectionReplaced
 
+    def disconnect(self) -> None:
+        """Close the connection; the next request makes a new one."""
+        self.is_connected = False
+        if client := vars(self).get("client"):
+            client.close()
+
     def read(self, ids: list[str], start: Position | None = None) -> tuple[Position | None, set[str]]:
         """Return the checkpoint, and which of these ids `seen` lacks; `start` becomes the checkpoint if there is none.
 

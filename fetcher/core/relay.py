@@ -64,7 +64,7 @@ class Relay:
         self.reports.metrics.redis_up.set(int(not redis_failed))
         self.longpoll.shorten_timeouts(redis_failed)  # Redis may be back at any moment
         if redis_failed:
-            self.bus.is_connected = False  # even if the connection holds: Redis may have lost something
+            self.bus.disconnect()  # Redis may have lost something, and its address may lead to another server by now
             self.attempt(self.build)  # so that nothing is needed from VK when Redis is back
         return not self.attempt(lambda: self.poll(bool(failure), commit_time)) and not failure
 

@@ -19,7 +19,7 @@ class Client:
         self.process, self.world, self.on_connect, self.timeout = process, process.world, on_connect, timeout
         self.server = 0  # which server it is connected to; 0: to none
         self.dies_at = 0.0  # when something on the way drops the connection
-        self.refusals = 0  # requests that will be refused
+        self.is_refused = False  # on this connection, every request: the server has become a replica
         process.client = self
         self.connect()
 
@@ -37,8 +37,12 @@ class Client:
         if world.now < world.refused_until:
             process.wait(world.plan.latency("connect"))
             raise AuthenticationError
+        self.is_refused = False
         self.server, self.dies_at = world.server, world.now + world.plan.rng.uniform(*link.life)
         self.on_connect()
+
+    def close(self) -> None:
+        self.server, self.is_refused = 0, False
 
     def call(self, name: str, effect: Callable[[], T], size: int = 0) -> T:
         """Let the effect happen and return its answer; or not, and raise what redis-py raises."""
@@ -63,12 +67,11 @@ class Client:
             raise ConnectionError
         if due > self.timeout:  # the server may do it all the same, later
             self.server = 0
-            resent = self.refusals > 0  # by a proxy, to another server: see docs/reliability.md
+            resent = self.is_refused  # by a proxy, to another server: see docs/reliability.md
             if plan.takes_effect_late() and not (resent and len(world.processes) > 1):
                 world.later(due - self.timeout, effect)
             raise TimeoutError
-        if fault == "refused" or self.refusals:
-            self.refusals = 0
+        if fault == "refused" or self.is_refused:
             raise ResponseError(plan.refusal())
         answer = effect()
         if fault == "kill after":

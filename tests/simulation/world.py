@@ -426,8 +426,9 @@ class World:
     def fail_over(self, back: int, refused: int | None = None) -> bool:
         """Go back to an older copy; not further than fetchers remember.
 
-        Behind a proxy the connections hold: each has another server, after so many refused requests. One that nothing
-        tells of is promised nothing; but one fetcher that sees a lower checkpoint has what is missing.
+        Behind a proxy the connections hold: each has another server, or with `refused` the old one, which is a replica
+        now. A failover that nothing tells of is promised nothing; but one fetcher that sees a lower checkpoint has what
+        is missing.
         """
         if not self.copies:
             return False
@@ -450,7 +451,7 @@ class World:
         for process in self.processes if refused is not None else ():
             if client := process.client:
                 client.server = self.server if client.server == self.server - 1 else 0
-                client.refusals = refused or least
+                client.is_refused = bool(refused or least)
         self.copies = [(copy, {p: (p.offered, p.offered_bytes) for p in self.processes})]
         return True
 
