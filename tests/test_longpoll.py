@@ -440,6 +440,14 @@ def test_failed_3(polling: LongPoll, net: Net, first: list[Any]) -> None:
     assert keys(net)[-1] == ("new", "2000")
 
 
+@pytest.mark.parametrize(("until", "updates"), [(1000, []), (1002, [4, 5, 6, 7])])
+def test_failed_3_and_a_key_that_is_behind(polling: LongPoll, net: Net, until: int, updates: list[int]) -> None:
+    """What VK answers at its ts leads to the present one, or beyond: nothing is missing, and some is repeated."""
+    net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "998"}}]
+    net.answers["poll"] = [{"failed": 3}, {"ts": str(until), "updates": [4, 5, 6, 7][: until - 998]}]
+    assert found(polling.poll(1000, 25)) == [(1000, until, updates)]
+
+
 def test_failed_3_and_no_new_key(polling: LongPoll, net: Net) -> None:
     """Then there is no gap yet."""
     net.answers["groups.getLongPollServer"] = [error(10), NEW_KEY]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..events import CHATS, Action, Button, Event, Message, Peer, Reaction, Reply, User
 from ..fastjson import dumps, loads, utf8
-from .fields import Json, require_list, require_number, require_object, require_text
+from .fields import Json, object_or_empty, require_list, require_number, require_object, require_text
 
 # Who caused an update is the first of these that is there.
 ACTORS = ("user_id", "from_id", "liker_id", "admin_id", "deleter_id", "owner_id")
@@ -67,11 +67,11 @@ def message_reaction_event(update: Json, command: re.Pattern[str]) -> Event:
 
 
 def other(update: Json, command: re.Pattern[str]) -> Event:
-    """https://dev.vk.com/ru/api/community-events/json-schema"""
-    fields = require_object(update.get("object"))
+    """https://dev.vk.com/ru/api/community-events/json-schema: VK may write [] for an object, and "" for a number."""
+    fields = object_or_empty(update.get("object"))
     actor = next((key for key in ACTORS if fields.get(key)), None)
     uuid = require_number(fields, actor) if actor else -require_number(update, "group_id")
-    peer = peer_of(require_number(fields, "peer_id", 0) or uuid)
+    peer = peer_of(require_number(fields, "peer_id") if fields.get("peer_id") else uuid)
     kind = utf8(require_text(update, "type")).decode()  # it names a channel and a metric
     return Event(kind, require_text(update, "event_id"), user_of(uuid), peer)
 

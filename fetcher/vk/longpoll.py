@@ -123,8 +123,8 @@ class LongPoll:
                 failed = answer.get("failed")
                 if not failed:
                     self.note(place, answer)
-                    if gap == RESTARTED and answer["ts"] >= ts:  # no, only the servers that give keys are behind
-                        return Answer(ts, ts, [])
+                    if place < ts <= answer["ts"]:  # only the servers that give keys are behind: `seen` knows the rest
+                        return Answer(ts, answer["ts"], answer["updates"] if answer["ts"] > ts else [], size)
                     if wait and not answer["updates"] and time.monotonic() < begun + SILENT_INTERVAL:
                         time.sleep(SILENT_INTERVAL)
                     return Answer(place, answer["ts"], answer["updates"], size, gap)
