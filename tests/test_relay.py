@@ -925,6 +925,7 @@ def test_polls_that_follow_each_other(
 ) -> None:
     """VK is read faster than it forgets, without useless polls."""
     begun.relay.largest = 4
+    monkeypatch.setattr("fetcher.core.relay.FULL_COUNT", 10)
     for _ in range(full):
         poll(begun, [4], commit_time=1.0)
     monkeypatch.setattr("fetcher.core.relay.MAX_UNBUILT", room)
@@ -951,12 +952,31 @@ def test_a_failed_poll_makes_no_event_late(begun: Fetcher) -> None:
     assert not begun.held
 
 
-def test_polls_that_bring_nothing_become_rare(begun: Fetcher) -> None:
-    """After each of them it takes more updates in full answers to poll on; one that brings something ends that."""
-    polls = [poll(begun, [5, 0], commit_time=1.0) for _ in range(62)]
-    follow = [number for number, count in enumerate(polls, 1) if count > 1]
-    assert [later - earlier for earlier, later in itertools.pairwise([0, *follow])] == [2, 4, 8, 16, 16, 16]
-    assert [poll(begun, [5, 1], commit_time=1.0) for _ in range(18)] == [*[1] * 15, 2, 1, 2]
+def test_polls_that_bring_nothing_are_rare(begun: Fetcher) -> None:
+    """After each of them it takes another second of full answers, or another hundred updates in these."""
+
+    def follow(count: int, pause: float) -> list[int]:
+        polls = []
+        for _ in range(60):
+            polls.append(poll(begun, [count, 0], commit_time=1.0))
+            begun.clock.now += pause
+        follow = [number for number, count in enumerate(polls, 1) if count > 1]
+        return [later - earlier for earlier, later in itertools.pairwise([0, *follow])]
+
+    assert follow(5, 0.0) == [20, 20, 20]
+    assert set(follow(1, 0.2)) <= {5, 6, 7}
+
+
+def test_polls_follow_for_longer_the_longer_vk_has_more(begun: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may put little into an answer: with a near Redis, too, it is read faster than new updates come."""
+    monkeypatch.setattr("fetcher.core.relay.MAX_UNBUILT", 10_000)
+    begun.vk.before_poll.append(lambda: begun.clock.sleep(0.005))
+    polls = []
+    for _ in range(40):
+        polls.append(poll(begun, [1] * 500, commit_time=0.03))
+        begun.clock.now += 0.03
+    assert polls[:20] == [1] * 20
+    assert 160 < polls[-1] <= 210
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -18,7 +18,7 @@ from .reports import Reports
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
-MIN_FULL, MAX_FULL = 10, 80  # updates in full answers in a row that suggest a limit of VK: bursts have one size, too
+FULL_COUNT, FULL_TIME = 100, 1.0  # updates, or seconds, of full answers in a row after which VK is polled on
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
 IMPATIENT_TIME = 300.0  # seconds after that in which no other batch waits
 
@@ -36,7 +36,7 @@ class Relay:
         self.impatient_until = 0.0  # no batch waits for names and full messages before
         self.largest = 1.0  # updates in the largest answer, halved at each smaller one
         self.full = 0  # updates in full answers in a row: half as large as that, and sooner than the commits took
-        self.enough = MIN_FULL  # `full` must reach this before VK is polled on; doubled each time that brings nothing
+        self.full_since = 0.0  # when this row began
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
@@ -175,12 +175,15 @@ class Relay:
         """Poll VK from the end of what is held, and hold its answers.
 
         While commits fail or something is held, poll on until VK has no more, for a second at most. Else poll on after
-        some full answers, for as long as the commits took: so VK is read faster than it forgets, even if its answers
-        are small, and one request resolves the names of several answers. The further polls do not wait for new updates.
+        some full answers, for as long as the commits took, and longer the longer the answers are full: so VK is read
+        faster than it forgets, even if its answers are small, and one request resolves the names of several answers.
+        The further polls do not wait for new updates.
         """
         hurried = bool(failing or self.backlog.pending)
         wait = 1 if hurried or self.failures else self.poll_wait
-        until = time.monotonic() + (DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time))
+        begun = time.monotonic()
+        full_time = begun - self.full_since if self.full else 0.0
+        until = begun + (DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time + full_time))
         while not self.backlog.is_full:
             begun, ts = time.monotonic(), self.backlog.next.ts
             answer = self.longpoll.poll(ts, wait)
@@ -188,13 +191,14 @@ class Relay:
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answer, now)
             require_progress(ts, answer)
-            came_full = 2 * count >= self.largest and now - begun < commit_time
-            self.full = self.full + count if came_full else 0
+            if 2 * count >= self.largest and now - begun < commit_time:
+                self.full += count
+            else:
+                self.full, self.full_since = 0, now
             if count:
                 self.largest = max(count, self.largest / 2)
-            if not wait:
-                self.enough = MIN_FULL if count else min(MAX_FULL, 2 * self.enough)
-            has_more = self.full >= self.enough and self.backlog.count < MAX_UNBUILT
+            is_full_for_long = self.full >= FULL_COUNT or (self.full and now - self.full_since >= FULL_TIME)
+            has_more = is_full_for_long and self.backlog.count < MAX_UNBUILT
             goes_on = count > 0 if hurried else has_more
             if not goes_on or now >= until:
                 return
