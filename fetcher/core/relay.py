@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Never
 
-from ..errors import ConnectionReplaced, RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
+from ..errors import ConnectionReplaced, FatalError, RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
 from .backlog import MAX_UNBUILT, Backlog, Pending
 from .backoff import backoff
 from .history import Answer
@@ -34,6 +34,7 @@ class Relay:
         self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
         self.impatient_until = 0.0  # no batch waits for names and full messages before
+        self.given_up: Exception | None = None  # why the latest events lack some
         self.largest = 1.0  # updates in the largest answer, halved at each smaller one
         self.full = 0  # updates in full answers in a row: half as large as that, and sooner than the commits took
         self.full_since = 0.0  # when this row began
@@ -99,7 +100,9 @@ class Relay:
                 while self.backlog.pending and self.bus.is_connected and time.monotonic() < begun + DRAIN_TIME:
                     self.commit_oldest()
             if self.bus.is_connected:
-                return
+                break
+        if isinstance(self.given_up, FatalError) and not self.backlog.pending:
+            raise self.given_up
 
     def beat(self) -> None:
         """Set the heartbeat, now and then, if VK has answered a poll since the last one."""
@@ -165,10 +168,13 @@ class Relay:
         They wait for names and full messages, NAMES_TIMEOUT at most. In an outage of VK's API few batches wait at all.
         """
         group, now = self.backlog.unbuilt(), time.monotonic()
-        is_overdue = bool(group) and now - group[0].held_since >= NAMES_TIMEOUT
+        if not group:
+            return
+        is_overdue = now - group[0].held_since >= NAMES_TIMEOUT
         is_impatient = now < self.impatient_until
-        if failure := self.builder.build(group, give_up=is_overdue or is_impatient):
-            self.reports.given_up(failure)
+        self.given_up = self.builder.build(group, give_up=is_overdue or is_impatient)
+        if self.given_up:
+            self.reports.given_up(self.given_up)
             self.impatient_until = self.impatient_until if is_impatient else now + IMPATIENT_TIME
 
     def poll(self, failing: bool, commit_time: float) -> None:

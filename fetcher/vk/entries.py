@@ -55,11 +55,11 @@ class EntryBuilder:
             self.nameless.clear()  # batches may overlap: the same text is another update only within one batch
             built.append([self.or_dead_letter(self.event_of, update) for update in batch.updates])
         events = [event for events in built for event in events if isinstance(event, Event)]
-        failure = self.directory.resolve(events, give_up) or failure
+        names_failure = self.directory.resolve(events, give_up)
         for batch, events in zip(batches, built, strict=True):
             made = zip(batch.updates, events, strict=True)
             batch.built([self.or_dead_letter(self.entry_of, update, event) for update, event in made])
-        return failure
+        return failure or names_failure
 
     def or_dead_letter(self, make: Callable[..., Any], update: Any, *more: Any) -> Any:
         """Return what is made of an update, or its dead letter if that fails."""
