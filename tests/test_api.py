@@ -7,8 +7,11 @@ import io
 import itertools
 import json
 import re
+import socket
+import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from fetcher.fastjson import NotFinite
 from fetcher.vk.api import API_TIMEOUT, MIN_PAUSE, SHORT_TIMEOUT, TOO_LARGE, Api, Session, translate_errors
 from fetcher.vk.api import FATAL as HINTS
 from fetcher.vk.api import FATAL_AT_START as HINTS_AT_START
+from tests import HOST, Loopback, free_port
 from tests.net import BROKEN, FATAL, FATAL_AT_START, NO_ANSWERS, OTHER, PASSING, START, Metrics, Net, named
 from tests.vk import GROUP, TOKEN, VK, error
 
@@ -101,6 +105,31 @@ def test_a_body_that_comes_byte_by_byte(api: Api, net: Net, timeout: Any, limit:
                 api.http.post("https://api.vk.ru/method/users.get", timeout=timeout)
             assert limit < net.clock.now - started < limit + 2
             assert api.http.timeout == API_TIMEOUT, "the shorter one may be too short for this link"
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n"])
+@pytest.mark.parametrize("timeout", [0.5, (0.2, 0.5)])
+def test_an_answer_that_begins_byte_by_byte(head: bytes, timeout: Any) -> None:
+    """The same holds for its headers, and for the body of a redirect: neither may ever end."""
+
+    def answer(connection: socket.socket, *_: object) -> None:
+        connection.recv(10_000)
+        for byte in itertools.chain(head, itertools.cycle(b"x")):
+            connection.sendall(bytes([byte]))
+            time.sleep(0.01)
+
+    with contextlib.closing(Loopback(port := free_port(), answer)):
+        for _ in range(3):
+            begun = time.monotonic()
+            with pytest.raises((requests.ReadTimeout, requests.ConnectionError)):
+                Session().get(f"http://{HOST}:{port}/", timeout=timeout)
+            assert time.monotonic() - begun < 5
+
+
+def test_a_request_of_another_thread(vk: VK) -> None:
+    """Only the main thread can be interrupted; the others do without."""
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(Session().get, f"{vk.url}/stats").result().json()
 
 
 def test_an_answer_is_soon_forgotten(vk: VK) -> None:

@@ -405,8 +405,9 @@ def test_raw_that_cannot_be_written(vk: VK, server: Server, fetch: Start) -> Non
     bus = Bus(vk, server, fetch, RAW=1)
     half, nan = "\ud83d", float("nan")
     events = bus.push(
-        message("до"), update("brand_new", {}, event_id=None), message(date=nan), update("brand_new", {"from_id": 5, "а": half}),
-        update("brand_new", {"user_id": nan}), button({"а": half}), message("после"),
+        message("до"), update("brand_new", {}, event_id=None), message(date=nan),
+        update("brand_new", {"from_id": 5, "а": half}), update("brand_new", {"user_id": nan}), button({"а": half}),
+        message("после"),
     )  # fmt: skip
     assert [event["event_type"] for event in events] == ["message", "brand_new", "button", "message"]
     assert events[1]["raw"]["object"] == {"from_id": 5, "а": "\ufffd"}

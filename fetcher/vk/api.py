@@ -1,6 +1,9 @@
 """VK's API through vk_api: one client, and what VK's errors mean. https://dev.vk.com/ru/api/api-requests"""
 
 import io
+import signal
+import sys
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -23,7 +26,7 @@ from .fields import Json, object_or_empty, require_number
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
 SHORT_TIMEOUT = 1.0  # seconds, while Redis is unavailable and may be back at any moment
-MIN_RATE = 100  # bytes a second: an answer that is slower may take as long as the time-out, but no longer
+MIN_RATE = 1000  # bytes a second: an answer that is slower may take as long as the time-out, but no longer
 API_INTERVAL = 0.0525  # seconds from start to start: VK allows a community 20 requests a second
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request of this method after an error that limits the rate
 
@@ -52,6 +55,24 @@ def environment_settings(session: requests.Session, host: str) -> Any:
     return requests.Session.merge_environment_settings(session, f"https://{host}", {}, True, None, None)
 
 
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError after these seconds, whatever is waited for; on Unix, and in the main thread."""
+
+    def on_alarm(*of_signal: object) -> None:
+        raise TimeoutError
+
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 class Session(requests.Session):
     """A session that gives every request a time-out, which vk_api does not, and reads JSON fast."""
 
@@ -64,7 +85,7 @@ class Session(requests.Session):
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send the request with our time-out, unless the caller has one, and read the whole answer.
 
-        Raise ReadTimeout also for a body that comes byte by byte: libraries count the time-out anew at each.
+        Raise ReadTimeout also for an answer that comes byte by byte: libraries count the time-out anew at each.
         """
         timeout = kwargs.setdefault("timeout", self.timeout)
         limit = max(timeout) if isinstance(timeout, tuple) else timeout
@@ -72,8 +93,9 @@ class Session(requests.Session):
         try:
             # Only get() allows redirects: a POST would go on without its parameters, and VK would refuse the token.
             # Without an `auth` requests searches for a .netrc each time, and sends VK what that says.
-            options = {"allow_redirects": False, "auth": lambda request: request} | kwargs
-            response = super().request(*args, **options | {"stream": True})
+            options: Any = {"allow_redirects": False, "auth": lambda request: request} | kwargs
+            with deadline(limit):
+                response = super().request(*args, **options | {"stream": True})
             begun = time.monotonic()
             read = getattr(response.raw, "read1", response.raw.read)  # urllib3 before 2.2 waits for whole pieces
             while piece := read(2**16, decode_content=True):
