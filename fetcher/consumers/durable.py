@@ -92,16 +92,20 @@ class Durable(Consumer):
         """
         fitting = sum(total <= READ_AHEAD_INTERVAL for total in accumulate(self.durations)) or 1
         count = self.count = min(fitting, self.max_entries)
-        if not self.has_pending:
-            self.failures = 0
-            if time.monotonic() >= self.next_look:
-                await self.claim_abandoned(count)
-        if self.has_pending:
+        is_due = time.monotonic() >= self.next_look
+        # Before each look, too: a request of the last connection may have reached Redis late.
+        if self.has_pending or (is_due and self.cursor == b"0-0"):
             entries = await self.read(count, "0")
             self.has_pending = bool(entries)
             if entries and self.attempts:
                 await self.set_poison_aside(entries)
-            return entries
+            if self.has_pending:
+                return entries
+        self.failures = 0
+        if is_due:
+            await self.claim_abandoned(count)
+            if self.has_pending:
+                return []
         block = "BLOCK", max(1, int(1000 * min(BLOCK_TIMEOUT, self.idle / 4)))
         return await self.read(count, ">", *(block if self.cursor == b"0-0" else ()))
 
