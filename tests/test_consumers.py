@@ -581,18 +581,29 @@ def test_what_the_caller_has_to_fix_is_raised(
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize(("failures", "lines"), [(1, 1), (34, 1), (35, 2), (64, 2), (65, 3)])
+@pytest.mark.parametrize(
+    ("failures", "pause", "lines"),
+    [(1, 9, 1), (1, 11, 2), (34, 11, 2), (35, 9, 2), (35, 11, 3), (64, 11, 3), (65, 9, 3), (65, 11, 4)],
+)
 @both
 def test_a_long_outage_is_logged_about_once_a_minute(
-    redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, failures: int, lines: int
+    redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, failures: int, pause: float, lines: int
 ) -> None:
-    """The pauses grow up to two seconds. When it is over, the next outage begins with a short one, and a line."""
-    redis.answers |= {"CONNECT": [*[LOST] * failures, None, LOST, None], "XREADGROUP >": [LOST, END]}
-    redis.pushed = [LOST, END]
+    """The pauses grow up to two seconds. When it is over, the next outage begins with a short one.
+
+    It has a line of its own if it comes after more than ten seconds: a link may break every few seconds.
+    """
+
+    def later() -> Any:
+        redis.now += pause
+        return LOST
+
+    redis.answers |= {"CONNECT": [*[LOST] * failures, None, LOST, None], "XREADGROUP >": [later, END]}
+    redis.pushed = [later, END]
     waits = [line for line in redis.play(read(redis)) if line.startswith("SLEEP")]
     growing = [f"SLEEP {seconds}" for seconds in (0.1, 0.2, 0.4, 0.8, 1.6)]
     assert waits == [*growing, *["SLEEP 2"] * failures][:failures] + growing[:2]
-    assert caplog.messages == ["Redis is unavailable (ConnectionError), trying again"] * (lines + 1)
+    assert caplog.messages == ["Redis is unavailable (ConnectionError), trying again"] * lines
 
 
 # --- Live --------------------------------------------------------------------------------------------------

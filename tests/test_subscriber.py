@@ -271,7 +271,7 @@ def test_an_event_is_as_it_was_published(server: Server, client: Any) -> None:
 
 
 def test_a_subscriber_subscribes_again_when_redis_was_away(caplog: pytest.LogCaptureFixture) -> None:
-    """Each time it logs that once."""
+    """It logs once that Redis breaks every few seconds."""
     with own_server() as server:
         own = server.client(retry=ONCE)
         readings = [Reading(subscribe(own, "message")), Reading(subscribe(own))]
@@ -288,7 +288,7 @@ def test_a_subscriber_subscribes_again_when_redis_was_away(caplog: pytest.LogCap
         logged = [
             message for message in caplog.messages if message == "Redis is unavailable (ConnectionError), trying again"
         ]
-        assert len(logged) == 2 * len(readings)
+        assert len(logged) == len(readings)
 
 
 def test_a_subscriber_never_gives_up(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

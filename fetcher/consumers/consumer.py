@@ -14,6 +14,7 @@ from .connection import Connection
 
 BACKOFF_BASE, BACKOFF_CAP = 0.1, 2.0  # seconds between two tries while Redis is unavailable
 REMIND_INTERVAL = 60.0  # seconds between two log lines about that
+SETTLE_TIME = 10.0  # seconds without a failure after which the next one is a new one
 
 TRANSIENT = (
     exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ClusterError, exceptions.RedisClusterException,
@@ -29,11 +30,12 @@ class Consumer:
     session: Callable[[], AsyncGenerator[Event, None]]  # yields events until an error is raised
     redis: Connection
     failures = 0  # in a row; a session sets it to 0
-    remind_at = 0.0  # when the log repeats that Redis is unavailable
+    failed_at = 0.0  # the latest time
+    remind_at: dict[str, float]  # when the log repeats that Redis is unavailable, by the reason
 
     async def events(self, redis: Connection) -> AsyncGenerator[Event, None]:
         """Connect and yield events, for ever. Raise what the caller has to fix."""
-        self.redis, delay = redis, 0.0
+        self.redis, self.remind_at, delay = redis, {}, 0.0
         try:
             while True:
                 try:
@@ -52,10 +54,13 @@ class Consumer:
             code = type(error).__name__
             if not isinstance(error, TRANSIENT) or isinstance(error, exceptions.AuthenticationError):
                 raise error
-        if not self.failures or time.monotonic() >= self.remind_at:
-            self.remind_at = time.monotonic() + REMIND_INTERVAL
+        now = time.monotonic()
+        if not self.failures and now >= self.failed_at + SETTLE_TIME:
+            self.remind_at.clear()
+        if now >= self.remind_at.get(code, 0.0):
+            self.remind_at[code] = now + REMIND_INTERVAL
             log.warning("Redis is unavailable (%s), trying again", code)
-        self.failures += 1
+        self.failures, self.failed_at = self.failures + 1, now
         return backoff(self.failures - 1, BACKOFF_BASE, BACKOFF_CAP)
 
 
