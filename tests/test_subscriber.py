@@ -1331,6 +1331,21 @@ def test_a_sentinels_master_serves_both_and_may_change(driver: str, tmp_path: An
             end(two)
 
 
+def test_a_sentinel_that_is_silent(server: Server, client: Any, driver: str, tmp_path: Any) -> None:
+    """It may be the first in the list of the client, whose retries would take longer than a connection may."""
+    silent = Loopback(free_port(), lambda *_: time.sleep(60))
+    with contextlib.closing(silent), sentinel(server, tmp_path) as port:
+        kind = redis.sentinel if driver == "sync" else redis.asyncio.sentinel
+        hosts = [(HOST, silent.server_address[1]), (HOST, port)]
+        own = kind.Sentinel(hosts, sentinel_kwargs={"socket_timeout": 1.0}).master_for("mymaster")
+        reading = Reading(consume(own, GROUP, "a", start="0"))
+        add(client, "events", 1)
+        begun = time.monotonic()
+        reading.wait_for(1)
+        assert time.monotonic() - begun < 20, "it is asked once, for a second"
+        end(server)
+
+
 # --- A cluster --------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,10 @@ import time
 from contextlib import nullcontext, suppress
 from typing import Any
 
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 REPLY_TIMEOUT = 10.0  # seconds without a reply after which a connection is in doubt
 CLOSE_TIMEOUT = 3.0  # seconds that a cancelled task waits for replies: Redis may hang
 
@@ -35,6 +39,7 @@ class Connection:
         """Connect to nothing yet."""
         self.client, self.blocks = client, blocks
         self.limit: Any = nullcontext if blocks else asyncio.timeout  # a socket that blocks has a time-out of its own
+        self.no_retry: Any = (Retry if blocks else AsyncRetry)(NoBackoff(), 0)
 
     async def connect(self, key: str | None, delay: float) -> None:
         """Disconnect, wait for `delay` seconds, and connect again: in a cluster to the key's node, or to any."""
@@ -50,6 +55,10 @@ class Connection:
                     source = self.client.get_redis_connection(source)
             # A cluster's node in redis.asyncio has no pool, but is like one.
             source = getattr(source, "connection_pool", source)
+            if manager := getattr(source, "sentinel_manager", None):
+                manager.sentinels.append(manager.sentinels.pop(0))  # the first one may be silent
+                for sentinel in manager.sentinels:
+                    sentinel.set_retry(self.no_retry)
             options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
             options |= OPTIONS | {"socket_timeout": REPLY_TIMEOUT if self.blocks else None}
             options["db"] = str(options.get("db") or "")  # no number: see `send`
