@@ -59,10 +59,10 @@ class Bus:
             raise ConnectionReplaced
 
     def disconnect(self) -> None:
-        """Close the connection; the next request makes a new one."""
+        """Close the connection; the next request makes a new one. A cluster says itself where its masters are."""
         self.is_connected = False
-        if client := vars(self).get("client"):
-            client.close()
+        if pool := getattr(vars(self).get("client"), "connection_pool", None):
+            pool.disconnect()
 
     def read(self, ids: list[str], start: Position | None = None) -> tuple[Position | None, set[str]]:
         """Return the checkpoint, and which of these ids `seen` lacks; `start` becomes the checkpoint if there is none.

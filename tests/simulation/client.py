@@ -20,7 +20,7 @@ class Client:
         self.server = 0  # which server it is connected to; 0: to none
         self.dies_at = 0.0  # when something on the way drops the connection
         self.is_refused = False  # on this connection, every request: the server has become a replica
-        process.client = self
+        process.client = self.connection_pool = self
         self.connect()
 
     @property
@@ -41,7 +41,7 @@ class Client:
         self.server, self.dies_at = world.server, world.now + world.plan.rng.uniform(*link.life)
         self.on_connect()
 
-    def close(self) -> None:
+    def disconnect(self) -> None:
         self.server, self.is_refused = 0, False
 
     def call(self, name: str, effect: Callable[[], T], size: int = 0) -> T:
