@@ -187,9 +187,9 @@ class Relay:
         """
         hurried = bool(failing or self.backlog.pending)
         wait = 1 if hurried or self.failures else self.poll_wait
-        begun = time.monotonic()
-        full_time = begun - self.full_since if self.full else 0.0
-        until = begun + (DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time + full_time))
+        now = time.monotonic()
+        full_time = now - self.full_since if self.full else 0.0
+        until = now + (DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time + full_time))
         while not self.backlog.is_full:
             begun, ts = time.monotonic(), self.backlog.next.ts
             answer = self.longpoll.poll(ts, wait)
