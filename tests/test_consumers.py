@@ -308,7 +308,7 @@ def test_a_look_goes_on_where_the_last_one_ended(redis: Redis) -> None:
 
 
 def test_what_an_old_connection_still_brings_is_read(redis: Redis) -> None:
-    """After a pause of the link Redis may get an old request when the new connection is there: nobody reads its reply."""
+    """After a pause of the link Redis may get an old request when the new connection is there: its reply is lost."""
     redis.answers["XREADGROUP 0"] = [entries(), entries("1-0"), entries()]
 
     def wait(seconds: float) -> None:
