@@ -170,7 +170,8 @@ class Relay:
         group, now = self.backlog.unbuilt(), time.monotonic()
         if not group:
             return
-        is_overdue = any(now - one.held_since >= NAMES_TIMEOUT for one in group)  # the first was perhaps missing
+        # Any of them: what was missing before the others stands first, but has come later.
+        is_overdue = any(now - one.held_since >= NAMES_TIMEOUT for one in group)
         is_impatient = now < self.impatient_until
         self.given_up = self.builder.build(group, give_up=is_overdue or is_impatient)
         if self.given_up:
