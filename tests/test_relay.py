@@ -955,16 +955,16 @@ def test_a_failed_poll_makes_no_event_late(begun: Fetcher) -> None:
 def test_polls_that_bring_nothing_are_rare(begun: Fetcher) -> None:
     """After each of them it takes another second of full answers, or another hundred updates in these."""
 
-    def follow(count: int, pause: float) -> list[int]:
+    def distances(count: int, pause: float) -> list[int]:
         polls = []
         for _ in range(60):
             polls.append(poll(begun, [count, 0], commit_time=1.0))
             begun.clock.now += pause
-        follow = [number for number, count in enumerate(polls, 1) if count > 1]
-        return [later - earlier for earlier, later in itertools.pairwise([0, *follow])]
+        followed = [number for number, count in enumerate(polls, 1) if count > 1]
+        return [later - earlier for earlier, later in itertools.pairwise([0, *followed])]
 
-    assert follow(5, 0.0) == [20, 20, 20]
-    assert set(follow(1, 0.2)) <= {5, 6, 7}
+    assert distances(5, 0.0) == [20, 20, 20]
+    assert set(distances(1, 0.2)) <= {5, 6, 7}
 
 
 def test_polls_follow_for_longer_the_longer_vk_has_more(begun: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:

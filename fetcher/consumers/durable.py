@@ -92,9 +92,9 @@ class Durable(Consumer):
         """
         fitting = sum(total <= READ_AHEAD_INTERVAL for total in accumulate(self.durations)) or 1
         count = self.count = min(fitting, self.max_entries)
-        is_due = time.monotonic() >= self.next_look
+        looks = time.monotonic() >= self.next_look  # for abandoned entries
         # Before each look, too: a request of the last connection may have reached Redis late.
-        if self.has_pending or (is_due and self.cursor == b"0-0"):
+        if self.has_pending or (looks and self.cursor == b"0-0"):
             entries = await self.read(count, "0")
             self.has_pending = bool(entries)
             if entries and self.attempts:
@@ -102,7 +102,7 @@ class Durable(Consumer):
             if self.has_pending:
                 return entries
         self.failures = 0
-        if is_due:
+        if looks:
             await self.claim_abandoned(count)
             if self.has_pending:
                 return []

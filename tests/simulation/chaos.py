@@ -195,7 +195,7 @@ class Chaos(Plan):
             process.client.server = 0
 
     def fail_over(self) -> None:
-        if self.world.fail_over(self.rng.randrange(12), self.rng.choice([None] * 8 + [0, 1])):
+        if self.world.fail_over(self.rng.randrange(12), self.rng.choice([None] * 8 + [False, True])):
             self.count("failover")
 
     def empty(self) -> None:

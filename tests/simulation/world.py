@@ -423,7 +423,7 @@ class World:
         self.copies.append((self.store.copy(), offered))
         del self.copies[:-COPIES]
 
-    def fail_over(self, back: int, refused: int | None = None) -> bool:
+    def fail_over(self, back: int, refused: bool | None = None) -> bool:
         """Go back to an older copy; not further than fetchers remember.
 
         Behind a proxy the connections hold: each has another server, or with `refused` the old one, which is a replica
@@ -447,11 +447,11 @@ class World:
         self.store.restore(copy)
         self.server += 1
         restarted = self.faults["VK restarts its numbering"] > 0
-        least = int(self.fetchers > 1 or restarted or self.emptied)
+        must_notice = self.fetchers > 1 or restarted or self.emptied
         for process in self.processes if refused is not None else ():
             if client := process.client:
                 client.server = self.server if client.server == self.server - 1 else 0
-                client.is_refused = bool(refused or least)
+                client.is_refused = refused or must_notice
         self.copies = [(copy, {p: (p.offered, p.offered_bytes) for p in self.processes})]
         return True
 
