@@ -11,7 +11,7 @@ from tests.run import lead_vk_to
 
 
 def main() -> None:
-    """Publish for ever."""
+    """Publish forever."""
     redis = Redis.from_url(os.environ["REDIS_URL"])
     longpoll = VkBotLongPoll(VkApiGroup(token=os.environ["TOKEN"], api_version="5.199"), os.environ["GROUPID"])
     while True:

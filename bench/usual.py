@@ -1,4 +1,4 @@
-"""The usual design: three look-ups and one publish for each event, as most bots do it."""
+"""The usual design: three lookups and one publish for each event, as most bots do it."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tests.run import lead_vk_to
 
 
 def main() -> None:
-    """Publish for ever."""
+    """Publish forever."""
     redis = Redis.from_url(os.environ["REDIS_URL"])
     session = VkApiGroup(token=os.environ["TOKEN"], api_version="5.199")
     vk = session.get_api()

@@ -23,7 +23,7 @@ class Http(AiohttpClient):
 
 
 async def main() -> None:
-    """Publish for ever."""
+    """Publish forever."""
     api = API(os.environ["TOKEN"], http_client=Http())
     redis = Redis.from_url(os.environ["REDIS_URL"])
     users: dict[int, dict[str, Any]] = {}

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the image and replaces two fetchers one after the other: `up` alone would replace both at once. Each new one must
-# be healthy before the next old one is stopped, so there is always one that polls. A failure leaves what runs as it is.
+# be healthy before the next old one is stopped, so one is always polling. A failure leaves what is running as it is.
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds the image and replaces two fetchers one after the other, for a Jenkins job whose credentials are in TOKEN and
-# GROUPID. Each new one must be healthy before the next old one is stopped, so there is always one that polls. A failure
-# leaves what runs as it is. Other settings of the job, such as METRICS_PORT, go into the containers, too.
+# GROUPID. Each new one must be healthy before the next old one is stopped, so one is always polling. A failure
+# leaves what is running as it is. Other settings of the job, such as METRICS_PORT, go into the containers, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

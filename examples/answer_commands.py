@@ -1,7 +1,7 @@
-"""Answer commands in the chat they come from. Live: what is sent while this is not running stays unanswered.
+"""Answer commands in the chat they come from. Live: what is sent while it is not running stays unanswered.
 
-TOKEN is the community's, with the right *messages*; REDIS_URL is the bus. Both come from the environment or `.env`.
-In the directory of the repository: python -m examples.answer_commands
+TOKEN is the community's, with the *messages* right; REDIS_URL is the bus. Both come from the environment or `.env`.
+Run it in the repository's directory: python -m examples.answer_commands
 """
 
 import os
@@ -29,7 +29,7 @@ def answer(event: Event) -> str | None:
 
 
 def main() -> None:
-    """Answer for ever."""
+    """Answer forever."""
     load_dotenv(".env", interpolate=False)
     if not (token := os.environ.get("TOKEN")):
         sys.exit("TOKEN is missing: put the community's token into .env or into the environment.")

@@ -1,8 +1,8 @@
-"""Answer commands with vkbottle. Asynchronous and durable: what is sent while this is not running is answered later.
+"""Answer commands with vkbottle. Asynchronous and durable: what is sent while it is not running is answered later.
 
-Several may share the work, each under a name of its own. TOKEN is the community's, with the right *messages*;
+Several may share the work, each under a name of its own. TOKEN is the community's, with the *messages* right;
 REDIS_URL is the bus. Both come from the environment or `.env`. Needs vkbottle (pip install vkbottle).
-In the directory of the repository: python -m examples.async_bot bot-1
+Run it in the repository's directory: python -m examples.async_bot bot-1
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from fetcher.asyncio import consume
 
 
 async def ping(event: Event) -> str:
-    """Say that the bot is there."""
+    """Say that the bot is running."""
     return f"{event.user.firstname}, I am here."
 
 
@@ -34,7 +34,7 @@ COMMANDS = {"ping": ping, "where": where}
 
 
 async def main() -> None:
-    """Answer for ever."""
+    """Answer forever."""
     load_dotenv(".env", interpolate=False)
     if not (token := os.environ.get("TOKEN")):
         sys.exit("TOKEN is missing: put the community's token into .env or into the environment.")
@@ -46,7 +46,7 @@ async def main() -> None:
         if event.event_type != "command" or not event.message:
             continue
         if command := COMMANDS.get(event.message.text[1:].split()[0].lower()):
-            # VK sends a message with the same random_id once: an event that comes again is not answered again.
+            # VK sends a message with the same random_id once: an event that is delivered again is not answered again.
             random_id = zlib.crc32(event.event_id.encode()) >> 1
             try:
                 # https://dev.vk.com/ru/method/messages.send

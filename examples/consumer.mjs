@@ -1,5 +1,5 @@
 // A durable consumer for Node.js 18 and newer: npm install && node consumer.mjs node-1
-// It ends when Redis goes away. Run it under something that restarts it: the event in hand then comes first.
+// It exits when Redis goes away. Run it under a supervisor: after a restart it gets the current event again, first.
 import { createClient } from "redis";
 
 const stream = "events", group = "node", consumer = process.argv[2] ?? "node-1";
@@ -17,7 +17,7 @@ async function createGroup() {
   try {
     await redis.xGroupCreate(stream, group, "$", { MKSTREAM: true }); // "$": new events; "0": all that is kept
   } catch (error) {
-    if (!error.message.startsWith("BUSYGROUP")) throw error; // it is there already
+    if (!error.message.startsWith("BUSYGROUP")) throw error; // it exists already
   }
 }
 

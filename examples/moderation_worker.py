@@ -1,9 +1,9 @@
-"""Report anyone who posts a third link in a chat. Durable: nothing is missed while this is not running.
+"""Report anyone who posts a third link in a chat. Durable: nothing is missed while it is not running.
 
 Several may share the work, each under a name of its own. REDIS_URL, the bus, comes from the environment or from `.env`.
-In the directory of the repository: python -m examples.moderation_worker moderation-1
-An event may come again after a crash, so a person's links are a set of event_ids, not a counter. An event that makes
-this crash three times becomes a dead letter in the stream {events}:dead-letter:moderation, and the next one comes.
+Run it in the repository's directory: python -m examples.moderation_worker moderation-1
+An event may be delivered again after a crash, so a person's links are a set of event_ids, not a counter. An event that
+crashes it three times becomes a dead letter in the stream {events}:dead-letter:moderation, and the next one follows.
 """
 
 import os
@@ -25,7 +25,7 @@ def has_link(event: Event) -> bool:
 
 
 def main() -> None:
-    """Moderate for ever."""
+    """Moderate forever."""
     load_dotenv(".env", interpolate=False)
     if len(sys.argv) < 2:
         sys.exit("The consumer's name is missing: python -m examples.moderation_worker moderation-1")

@@ -1,8 +1,8 @@
 """A vk_api script that takes its updates from the stream: its handler is unchanged, and nothing is missed.
 
 The fetcher runs with RAW=1. TOKEN is the community's, REDIS_URL the bus; both come from the environment or from `.env`.
-Several may share the work, each under a name of its own, and after a crash an event may come again.
-In the directory of the repository: python -m examples.vk_api_script script-1
+Several may share the work, each under a name of its own, and after a crash an event may be delivered again.
+Run it in the repository's directory: python -m examples.vk_api_script script-1
 """
 
 import os
@@ -29,7 +29,7 @@ def handle(vk: Any, event: VkBotEvent) -> None:
 
 
 def main() -> None:
-    """Handle for ever. If the handler raises, the event is not acknowledged: it comes again after a restart."""
+    """Handle forever. If the handler raises, the event is not acknowledged: it is delivered again after a restart."""
     load_dotenv(".env", interpolate=False)
     if not (token := os.environ.get("TOKEN")):
         sys.exit("TOKEN is missing: put the community's token into .env or into the environment.")

@@ -1,8 +1,8 @@
 """A vkbottle bot that takes its updates from the stream: its handlers are unchanged, and nothing is missed.
 
 The fetcher runs with RAW=1. TOKEN is the community's, REDIS_URL the bus; both come from the environment or from `.env`.
-Several may share the work, each under a name of its own, and after a crash an event may come again.
-Needs vkbottle (pip install vkbottle). In the directory of the repository: python -m examples.vkbottle_bot bot-1
+Several may share the work, each under a name of its own, and after a crash an event may be delivered again.
+Needs vkbottle (pip install vkbottle). Run it in the repository's directory: python -m examples.vkbottle_bot bot-1
 """
 
 import asyncio
@@ -40,7 +40,7 @@ async def group_join(event: GroupTypes.GroupJoin) -> None:
 
 
 async def main() -> None:
-    """Handle for ever, instead of bot.run_polling(). vkbottle logs what a handler raises; then the next event comes."""
+    """Handle forever, instead of bot.run_polling(). vkbottle logs what a handler raises; then the next event comes."""
     if not os.environ.get("TOKEN"):
         sys.exit("TOKEN is missing: put the community's token into .env or into the environment.")
     if len(sys.argv) < 2:

@@ -31,10 +31,10 @@ def main() -> int:
     parser.add_argument("--version", action="version", version=__version__)
     command = parser.add_mutually_exclusive_group().add_argument
     command("--demo", action="store_true", help="run on a simulated VK and a Redis server of its own")
-    command("--setup", action="store_true", help="make the community ready and report what is missing")
-    command("--watch", action="store_true", help="print what flows on the bus; it only reads")
+    command("--setup", action="store_true", help="configure the community on VK and report what else is missing")
+    command("--watch", action="store_true", help="print what arrives on the bus; read-only")
     command("--health", action="store_true", help="check that this host's fetcher polls VK")
-    command("--redrive", nargs="?", default=False, metavar="GROUP", help="try dead letters again, or GROUP's")
+    command("--redrive", nargs="?", default=False, metavar="GROUP", help="retry dead letters, or give back GROUP's")
     options = parser.parse_args()
     logs.to_stderr()
     try:
@@ -81,7 +81,7 @@ def read_settings(*needed: str) -> config.Config:
 
 
 def run(settings: config.Config, simulated: Any = None) -> Never:
-    """Fetch for ever, from VK or from the requests adapter of a simulated one.
+    """Fetch forever, from VK or from the requests adapter of a simulated one.
 
     Raise FatalError for what only the operator can fix.
     """

@@ -1,4 +1,4 @@
-"""What may go wrong, in classes that the loop distinguishes. Messages hold no token, key or password."""
+"""What can go wrong, in classes that the loop distinguishes. Messages hold no token, key or password."""
 
 
 class TransientError(Exception):
@@ -26,7 +26,7 @@ class RedisTimeout(RedisUnavailable):
 
 
 class ConnectionReplaced(Exception):
-    """The client of Redis has replaced a closed connection: nothing was sent, for the new server may lack something."""
+    """The Redis client has replaced a closed connection; nothing was sent, as the new server may lack something."""
 
 
 class FatalError(Exception):

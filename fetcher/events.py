@@ -8,7 +8,7 @@ CHATS = 2_000_000_000  # a chat's peer_id is this and its number: https://dev.vk
 
 
 class User(NamedTuple):
-    """Who caused the event: a person, or a community (`uuid` < 0). Only `uuid` is set if VK does not know them."""
+    """Who caused the event, or is affected: a person, or a community (`uuid` < 0); only `uuid` if VK knows no name."""
 
     uuid: int
     name: str
@@ -18,7 +18,7 @@ class User(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """Where it happened: `bpid` is VK's peer_id, `cid` a chat's number (else 0), `name` its title or the other side."""
+    """Where: `bpid` is VK's peer_id, `cid` a chat's number (else 0), `name` its title or the other side's name."""
 
     bpid: int
     cid: int

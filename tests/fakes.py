@@ -112,7 +112,7 @@ class VK:
         self.renewed = 0
         self.is_short = False
         self.full_failure: Failure = None  # of full messages
-        self.names_failure: Failure = None  # of a whole look-up
+        self.names_failure: Failure = None  # of a whole lookup
         self.unnamed: set[int] = set()  # ids whose names VK does not answer now
         self.looked_up: list[set[int]] = []
 

@@ -270,7 +270,7 @@ class Attempt:
             os.waitpid(self.pid, 0)
         shutil.rmtree(self.directory, ignore_errors=True)
         code = os.waitstatus_to_exitcode(status)
-        how = "" if pid and not code else "time-out" if late else HOW.get(code, "time-out")
+        how = "" if pid and not code else "timeout" if late else HOW.get(code, "timeout")
         return how, used.ru_utime + used.ru_stime
 
 

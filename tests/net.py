@@ -110,7 +110,7 @@ class Net:
         self.delay = 0.0  # seconds that an answer takes
         self.answers: dict[str, list[Any]] = {}
         self.answers |= {"groups.getLongPollServer": [START], "groups.getLongPollSettings": [SETTINGS]}
-        self.requests: list[tuple[float, str, dict[str, str], Any]] = []  # when, what, parameters, time-out
+        self.requests: list[tuple[float, str, dict[str, str], Any]] = []  # when, what, parameters, timeout
         self.mock = responses.RequestsMock(assert_all_requests_are_fired=False)
         self.patch = pytest.MonkeyPatch()
 
@@ -146,7 +146,7 @@ class Net:
         return [params for _, asked, params, _ in self.requests if asked == name]
 
     def timeouts(self) -> list[tuple[str, Any]]:
-        """Return the name and the time-out of each request."""
+        """Return the name and the timeout of each request."""
         return [(name, timeout) for _, name, _, timeout in self.requests]
 
 

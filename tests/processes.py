@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
 
 
 def uncovered() -> dict[str, str]:
-    """Return the same without coverage, which an interrupt could leave waiting for a lock of its own for ever."""
+    """Return the same without coverage, which an interrupt could leave waiting for a lock of its own forever."""
     return {name: value for name, value in environment().items() if not name.startswith("COVERAGE")}
 
 

@@ -19,7 +19,7 @@ NOWHERE = "http://127.0.0.1:1"  # without VK_URL: never the real VK
 def lead_vk_to(url: str) -> None:
     """Send to the given address whatever is meant for VK.
 
-    In the adapters' own send(), so that adapters of the product keep their place and their time-outs.
+    In the adapters' own send(), so that adapters of the product keep their place and their timeouts.
     """
     from requests.adapters import HTTPAdapter  # not above: the program comes first, as in real life
 

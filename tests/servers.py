@@ -486,7 +486,7 @@ class _Connection(socketserver.BaseRequestHandler):
         pieces.put((time.monotonic(), b""))
 
     def _write(self, pieces: Pieces, end: socket.socket, direction: int) -> None:
-        """Write what was read until its end; after a failure only take it, so that no reader waits for ever."""
+        """Write what was read until its end; after a failure only take it, so that no reader waits forever."""
         recent = b""  # a command may come in pieces, cut anywhere
         is_broken = False
         while True:

@@ -66,7 +66,7 @@ def test_how_it_is_asked(api: Api, net: Net) -> None:
 
 
 def test_every_request_has_a_time_out(api: Api, net: Net) -> None:
-    """5 seconds, or what is set; a caller's own time-out is kept."""
+    """5 seconds, or what is set; a caller's own timeout is kept."""
     call(api)
     api.http.timeout = 1.0
     call(api)
@@ -92,7 +92,7 @@ class Slow(io.RawIOBase):
 
 @pytest.mark.parametrize(("timeout", "limit"), [(5.0, 5.0), ((5.0, 35.0), 35.0)])
 def test_a_body_that_comes_byte_by_byte(api: Api, net: Net, timeout: Any, limit: float) -> None:
-    """A time-out is for the whole answer, so that polls go on; but a link of 1 kB/s is slow, not broken."""
+    """A timeout is for the whole answer, so that polls go on; but a link of 1 kB/s is slow, not broken."""
     api.http.timeout = SHORT_TIMEOUT
     for pause, size, is_read in ((1.0, 1000, False), (1.0, 3, True), (0.001, 100_000, True)):
         text = "x" * size
@@ -201,7 +201,7 @@ def test_a_redirect_is_not_followed(api: Api, net: Net, status: int) -> None:
     """It would go on without its parameters, and VK would refuse the token; or it would take the token elsewhere."""
     moved = (status, "", ("Location", "https://api.vk.ru/method/elsewhere"))
     net.answers |= {"users.get": [moved], "elsewhere": [error(5)]}
-    with pytest.raises(TransientError, match="VK's API answers what cannot be read"):
+    with pytest.raises(TransientError, match="VK's API returns an unreadable answer"):
         call(api)
     assert not net.asked("elsewhere")
 
@@ -339,7 +339,7 @@ def test_a_pause_also_grows_inside_an_execute(api: Api, net: Net) -> None:
 
 
 def test_nobody_is_asked_for_a_captcha(api: Api, net: Net) -> None:
-    """And vk_api's own handler of error 6 does not recurse for ever."""
+    """And vk_api's own handler of error 6 does not recurse forever."""
     for code in (6, 14, 17):
         net.answers["users.get"] = [error(code)]
         with pytest.raises(TransientError):
@@ -375,10 +375,10 @@ def raising(failure: Exception) -> Callable[[], None]:
     [
         (ConnectionError("secret"), r"is unavailable \(ConnectionError\)"),
         (urllib3.exceptions.HTTPError("secret"), r"is unavailable \(HTTPError\)"),
-        (RecursionError("secret"), r"cannot be read \(RecursionError\)"),
-        (KeyError("secret"), r"cannot be read \(KeyError\)"),
-        (StopIteration("secret"), r"cannot be read \(StopIteration\)"),
-        (AttributeError("secret"), r"cannot be read \(AttributeError\)"),
+        (RecursionError("secret"), r"unreadable answer \(RecursionError\)"),
+        (KeyError("secret"), r"unreadable answer \(KeyError\)"),
+        (StopIteration("secret"), r"unreadable answer \(StopIteration\)"),
+        (AttributeError("secret"), r"unreadable answer \(AttributeError\)"),
     ],
 )
 def test_what_libraries_raise(failure: Exception, said: str) -> None:

@@ -311,7 +311,7 @@ def test_one_client_serves_several_tasks(server: Server, client: redis.Redis) ->
             await own.sadd("handled", event.event_id)
 
     async def run() -> None:
-        # With a time-out the handlers' own commands may swallow a cancellation, by wait_for() of Python 3.11.
+        # With a timeout the handlers' own commands may swallow a cancellation, by wait_for() of Python 3.11.
         async with Redis(host=HOST, port=server.port, socket_timeout=None) as own:
             listening = asyncio.create_task(listen(own))
             await until(lambda: listeners(client))

@@ -27,7 +27,7 @@ for _ in range(100_000):
 
 
 def builder(command: re.Pattern[str] = COMMAND, raw: bool = False) -> EntryBuilder:
-    nobody: Any = None  # to build an event needs no look-ups
+    nobody: Any = None  # to build an event needs no lookups
     builder = EntryBuilder(nobody, nobody, GROUP, "/!", raw)
     builder.command = command
     return builder

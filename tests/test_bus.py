@@ -507,7 +507,7 @@ def test_a_look_up_costs_few_bytes(bus: Bus, client: Any) -> None:
 
 
 def test_an_update_that_is_too_large_for_the_link(server: Server, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its commit gets more time after its second time-out, and the next commit as much as usual."""
+    """Its commit gets more time after its second timeout, and the next commit as much as usual."""
     monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 0.5)
     bus.commit(commit(10, 11, "before"))  # now Redis has the script
     large = replace(commit(11, 12), entries=[Entry("a", "message", b"x" * 120_000)])
@@ -531,7 +531,7 @@ def test_an_update_that_is_too_large_for_the_link(server: Server, bus: Bus, monk
 
 
 def commit_times(bus: Bus, commit: Pending, tries: int = 10) -> list[float]:
-    """Commit until it is done; return Redis's time-out at each try, in seconds."""
+    """Commit until it is done; return Redis's timeout at each try, in seconds."""
     times = list[float]()
     for _ in range(tries):
         client: Any = bus.client
@@ -543,7 +543,7 @@ def commit_times(bus: Bus, commit: Pending, tries: int = 10) -> list[float]:
 
 
 def test_a_look_up_on_a_slow_link(server: Server, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may take longer than Redis's time-out if the link is slow: it does not begin again for ever."""
+    """It may take longer than Redis's timeout if the link is slow: it does not begin again forever."""
     bus.commit(commit(10, 12, "a"))
     monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 2)
     with Proxy(server.port) as proxy:
@@ -593,7 +593,7 @@ def test_a_checkpoint_of_another_type(bus: Bus, client: Any) -> None:
 
 
 def test_redis_is_too_slow(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A time-out differs from an outage: it makes the next commit smaller."""
+    """A timeout differs from an outage: it makes the next commit smaller."""
     monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 1)
     bus = bus_at(server.url)
     bus.read([], Position(0, 10))

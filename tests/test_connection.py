@@ -198,7 +198,7 @@ def test_the_node_in_the_address_may_be_gone_for_good() -> None:
 
 
 def test_silent_nodes_are_not_all_waited_for() -> None:
-    """Each takes a whole time-out, and VK is polled only between two requests to Redis."""
+    """Each takes a whole timeout, and VK is polled only between two requests to Redis."""
     with cluster(5) as nodes, contextlib.ExitStack() as stack:
         client, _ = connected(nodes[0].url)
         wait_until(lambda: client.set("a", "b"), what="the cluster's answer")

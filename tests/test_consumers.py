@@ -88,7 +88,7 @@ class AsyncWire(Wire):
         return await self.settle(partial(super().read_response, disconnect_on_error))
 
     async def settle(self, step: Callable[[], Any]) -> Any:
-        """Do this, and wait where the other kind's socket has a time-out."""
+        """Do this, and wait where the other kind's socket has a timeout."""
         try:
             return step()
         except exceptions.TimeoutError as error:
@@ -172,7 +172,7 @@ class Redis(net.Clock):
                 handle()
         except End:
             return self.written
-        raise AssertionError("it must go on for ever")
+        raise AssertionError("it must go on forever")
 
 
 @pytest.fixture(params=[False, True], ids=["sync", "async"])
@@ -270,7 +270,7 @@ def test_what_is_no_event_is_acknowledged_and_logged(redis: Redis, caplog: pytes
 
 @pytest.mark.parametrize(("idle", "milliseconds"), [(60, 1000), (4, 1000), (2, 500), (0.5, 125), (0.001, 1)])
 def test_reading_waits_for_a_second_or_a_quarter_of_idle(redis: Redis, idle: float, milliseconds: int) -> None:
-    """Never for 0, which means for ever."""
+    """Never for 0, which means forever."""
     assert f"{READ} 1 BLOCK {milliseconds} STREAMS events >" in redis.play(redis.consume(idle=idle))
 
 
@@ -721,7 +721,7 @@ def test_a_cluster_is_asked_for_its_nodes_at_each_connection(redis: Redis, read:
 def test_a_redis_that_does_not_answer_is_left_at_once(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, command: str
 ) -> None:
-    """After the time-out no other reply is waited for."""
+    """After the timeout no other reply is waited for."""
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.01)
     redis.answers[command] = [NOTHING, redis.answers.get(command, [None])[0]]
     written = redis.play(redis.consume())
@@ -780,7 +780,7 @@ def test_who_is_interrupted_while_leaving_closes_the_connection(redis: Redis) ->
 
 
 def test_who_is_interrupted_while_writing_waits_for_no_reply(redis: Redis) -> None:
-    """Nobody knows what Redis has got of it, so Ctrl-C would last until the time-out."""
+    """Nobody knows what Redis has got of it, so Ctrl-C would last until the timeout."""
 
     def interrupt(_: Any) -> None:
         wire.send_packed_command = write

@@ -488,7 +488,7 @@ def users(event: Any) -> list[User]:
 def built(name: str) -> Event:
     """Return the event of a sample."""
     update = SAMPLES[name]["update"]
-    nobody: Any = None  # to build an event needs no look-ups
+    nobody: Any = None  # to build an event needs no lookups
     event = EntryBuilder(nobody, nobody, update.get("group_id", GROUP), "/!", raw=False).event_of(update)
     assert event
     return event

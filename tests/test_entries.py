@@ -22,7 +22,7 @@ DOWN = TransientError("VK error 10")
 
 
 class VK(Lookups):
-    """Answers look-ups from its dicts, or fails."""
+    """Answers lookups from its dicts, or fails."""
 
     def __init__(self) -> None:
         super().__init__(Api(TOKEN, Metrics()))

@@ -202,7 +202,7 @@ def test_a_new_key_in_a_pause(polling: LongPoll, net: Net) -> None:
 
 
 def test_a_link_that_is_too_slow_for_short_time_outs(polling: LongPoll, net: Net) -> None:
-    """After one time-out they are as long as usual until Redis is back: polls and look-ups must get through."""
+    """After one timeout they are as long as usual until Redis is back: polls and lookups must get through."""
     for _ in range(2):  # two outages of Redis
         polling.shorten_timeouts(True)
         for failure in (requests.ReadTimeout(), requests.ConnectTimeout(), requests.ConnectionError()):
@@ -396,7 +396,7 @@ def test_gaps_that_follow_each_other_are_one(polling: LongPoll, net: Net) -> Non
 def test_vk_has_forgotten_everything_that_it_names(polling: LongPoll, net: Net) -> None:
     """If VK answers at none of the places that it names, there is no gap yet: the loop waits."""
     net.answers["poll"] = [{"failed": 1, "ts": ts} for ts in range(1001, 2000)]
-    with pytest.raises(TransientError, match="refuses each key and place"):
+    with pytest.raises(TransientError, match="refuses every key and ts"):
         polling.poll(1000, 25)
     assert len(net.requests) < 10
 
@@ -416,7 +416,7 @@ def test_failed_2_again_and_again(polling: LongPoll, net: Net) -> None:
     """If new keys are refused, too, the loop pauses and tries again: VK limits how often keys may be requested."""
     net.answers["poll"] = [{"failed": 2}]
     begun = net.clock.now
-    with pytest.raises(TransientError, match="refuses each key and place"):
+    with pytest.raises(TransientError, match="refuses every key and ts"):
         polling.poll(1000, 25)
     assert len(net.asked("groups.getLongPollServer")) == 4
     assert net.clock.now >= begun + 3

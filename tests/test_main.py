@@ -417,7 +417,7 @@ def test_no_heartbeat_without_polls(fetch: Fetch, vk: VK, server: Server) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("failure", ["none", "VK hangs", "Redis hangs"])
 def test_signals_end_it_at_once(fetch: Fetch, vk: VK, server: Server, number: int, failure: str) -> None:
-    """Whatever it waits for, it ends with code 0, and does not wait for a time-out: that would be a line in the log."""
+    """Whatever it waits for, it ends with code 0, and does not wait for a timeout: that would be a line in the log."""
     fetcher = fetch()
     fetcher.wait_for("Polling VK")
     if failure == "VK hangs":
@@ -645,7 +645,7 @@ def test_output_that_cannot_be_written_is_a_sentence(vk: VK, server: Server, com
             "event-fetcher: The output cannot be written (No space left on device)\n"
         )
     assert process.returncode == EXIT_FATAL
-    if command != "--demo":  # which goes on for ever
+    if command != "--demo":  # which goes on forever
         closed = ["sh", "-c", '"$@" >&-', "sh", *program]
         done = subprocess.run(closed, env=environment() | settings, stderr=subprocess.PIPE, timeout=CEILING)
         assert (done.returncode, done.stderr) == (0, b"")

@@ -103,7 +103,7 @@ def test_successes_grow_again() -> None:
 
 
 def test_it_is_not_grown_beyond_its_limits() -> None:
-    """However many successes there are, one time-out halves."""
+    """However many successes there are, one timeout halves."""
     piece = PieceSize()
     send(piece, UNLIMITED, times=40)
     assert send(piece, limit=0, times=2) == [-500, -250]
@@ -133,7 +133,7 @@ def test_at_most_one_commit_in_ten_times_out(limit: int, size: int) -> None:
 
 
 def test_a_link_that_becomes_better() -> None:
-    """A size that timed out is tried again, and its time-out is forgotten once it succeeds."""
+    """A size that timed out is tried again, and its timeout is forgotten once it succeeds."""
     piece = PieceSize()
     send(piece, 60_000, times=50)
     send(piece, UNLIMITED, times=40)
@@ -188,7 +188,7 @@ def test_growth_is_tried_after_a_few_successes_only() -> None:
 def test_connections_that_break(happens: str, fits: int) -> None:
     """After three in a row the commit may be too large for their lifetime.
 
-    "b" breaks, "s" succeeds, "-" is a success of a small commit. Growth waits as it does after a time-out.
+    "b" breaks, "s" succeeds, "-" is a success of a small commit. Growth waits as it does after a timeout.
     """
     piece = PieceSize()
     for event in happens:

@@ -352,10 +352,10 @@ MISSING = {
         [answer(10, 10, "a")], "abc", said="VK's long poll repeats itself without progress: trying again"
     ),
     "an empty answer proves nothing while a new key is past the place": Missing(
-        [answer(10, 10)], "abc", said="VK's long poll is silent at a ts that its new key is past: trying again"
+        [answer(10, 10)], "abc", said="VK's long poll is silent, though its new key has a later ts: trying again"
     ),
     "VK is not past the checkpoint: nobody has it": Missing(
-        [answer(10, 10)], "c", 12, "VK does not answer what is between", new_key=10
+        [answer(10, 10)], "c", 12, "VK does not return what is between", new_key=10
     ),
     "VK has forgotten a part: the gap ends where it has something again": Missing(
         [answer(11, 12, "b", gap="forgotten")], "bc", 11, "forgotten"
@@ -693,7 +693,7 @@ def drop_during_polls(fetcher: Fetcher) -> None:
 
 
 def test_connections_that_break_during_polls(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """Updates go out, although the look-up on each new connection takes longer than commits have in a step."""
+    """Updates go out, although the lookup on each new connection takes longer than commits have in a step."""
     begun.settle()
     drop_during_polls(begun)
     for number in range(20):
@@ -1062,7 +1062,7 @@ def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
 
 @pytest.mark.usefixtures("untraced")
 def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
-    """Every VK answer brings something, for ever: something goes out every second or two."""
+    """Every VK answer brings something, forever: something goes out every second or two."""
     begun.history.batch = 10
     begun.history.push(*numbers(20_000))
     commits: list[float] = []
@@ -1216,7 +1216,7 @@ def test_one_object_that_fails(begun: Fetcher, store: Store) -> None:
 def test_an_outage_of_names_delays_one_batch(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """The others go out at once for a while, and the log says once a minute what they lack; then one waits again."""
     begun.vk.names_failure = VK_DOWN
-    lacking = f"{VK_DOWN}: events are published without the names or full messages that VK does not answer"
+    lacking = f"{VK_DOWN}: events are published without the names or full messages that VK does not return"
     sent = 0
 
     def is_late(id: str) -> bool:
@@ -1252,7 +1252,7 @@ def test_a_token_that_is_refused_in_look_ups(
     with pytest.raises(VkFatalError):
         begun.run_for(5)
     assert store.ids == ["a"]
-    lacking = f"{VK_FATAL}: events are published without the names or full messages that VK does not answer"
+    lacking = f"{VK_FATAL}: events are published without the names or full messages that VK does not return"
     assert [record.levelname for record in caplog.records if record.message == lacking] == ["CRITICAL"]
     assert begun.clock.now - started < 45
 

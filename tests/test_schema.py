@@ -20,7 +20,7 @@ from tests.vk import GROUP, update
 SCHEMA = json.loads((Path(fetcher.__file__).parent / "event.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = Draft202012Validator(SCHEMA)
 DEFINITIONS = SCHEMA["$defs"]
-NOBODY: Any = None  # to build an event needs no look-ups
+NOBODY: Any = None  # to build an event needs no lookups
 BUILD, BUILD_RAW = (EntryBuilder(NOBODY, NOBODY, GROUP, "/!", raw).event_of for raw in (False, True))
 
 

@@ -231,7 +231,7 @@ def test_vk_answers_oddly(setup: Setup, vk: VK, method: str, answer: Any) -> Non
     vk.fail_api({"response": answer}, times=9, method=method)
     code, lines = setup()
     assert code == 1
-    assert any(f"VK's {method} answers what cannot be read" in line for line in lines.values())
+    assert any(f"VK's {method} returns an unreadable answer" in line for line in lines.values())
     assert REDIS.items() <= lines.items()
     assert not changes(vk)
 

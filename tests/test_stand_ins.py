@@ -141,7 +141,7 @@ def test_waiting(vk: VK) -> None:
 
 
 def test_dripping_answer(vk: VK) -> None:
-    """An answer may take longer than the time-out that each of its bytes keeps."""
+    """An answer may take longer than the timeout that each of its bytes keeps."""
     key, vk.drip = new_key(vk), 1.0
     vk.push(message())
     vk.fail_poll("slow")
@@ -189,7 +189,7 @@ def direct(target: Server) -> Iterator[Any]:
 
 @pytest.fixture
 def client(proxy: Proxy) -> Iterator[Any]:
-    """A client of the server behind the proxy, whose time-out is half a second."""
+    """A client of the server behind the proxy, whose timeout is half a second."""
     options: Any = {"socket_timeout": 0.5, "retry": Retry(NoBackoff(), 0), "decode_responses": True}
     with redis.Redis.from_url(proxy.url, **options) as client:
         client.ping()

@@ -330,12 +330,12 @@ def test_an_answer_that_is_not_redis_is_an_outage(live: bool, caplog: pytest.Log
 
 
 def test_silence_is_no_failure(server: Server, client: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Even where the client's time-out is shorter than the silence."""
+    """Even where the client's timeout is shorter than the silence."""
     own = server.client(socket_timeout=0.5, retry=ONCE)
     live, durable = Reading(subscribe(own, "message")), Reading(consume(own, GROUP, "a"))
     wait_until(lambda: listeners(client) and client.exists("events"))
     before = calls(client, "xreadgroup")
-    wait_until(lambda: calls(client, "xreadgroup") > before + 2)  # each has waited for longer than the time-out
+    wait_until(lambda: calls(client, "xreadgroup") > before + 2)  # each has waited for longer than the timeout
     client.publish("events:message", text(event(1)))
     add(client, "events", 1)
     live.wait_for(1)
@@ -805,7 +805,7 @@ def test_ctrl_c_at_any_moment_ends_a_consumer_and_crashes_nothing(server: Server
 
 
 def test_no_connection_of_the_clients_pool_is_kept(server: Server, client: Any) -> None:
-    """A handler that uses the same client does not wait for ever; a consumer that ends leaves no connection behind."""
+    """A handler that uses the same client does not wait forever; a consumer that ends leaves no connection behind."""
     add(client, "events", 1)
     before = len(client.client_list())
     pool_of_one: Any = redis.BlockingConnectionPool
@@ -983,7 +983,7 @@ def test_no_more_is_read_ahead_than_the_link_brings_in_time(server: Server, clie
 def test_less_is_read_ahead_after_a_time_out(
     server: Server, client: Any, driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In asyncio a reply has to be there within the time-out as a whole, long before half of `idle` has passed."""
+    """In asyncio a reply has to be there within the timeout as a whole, long before half of `idle` has passed."""
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.5 if driver == "async" else 60)
     size = fill(client, 60, 3000)
     with Proxy(server.port, bandwidth=50_000) as proxy:
@@ -994,7 +994,7 @@ def test_less_is_read_ahead_after_a_time_out(
 
 @pytest.mark.parametrize("attempts", [None, 3])
 def test_a_redis_farther_away_than_idle_is_read_from(server: Server, client: Any, attempts: int | None) -> None:
-    """A consumer that checks whether an event is still its own gets the answer too late, and would check for ever."""
+    """A consumer that checks whether an event is still its own gets the answer too late, and would check forever."""
     add(client, "events", 1, 2, 3)
     with Proxy(server.port, delay=0.05) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)

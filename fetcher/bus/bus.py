@@ -20,8 +20,8 @@ from .connection import connect, redis_errors
 
 DEAD_LETTERS = 10_000  # kept, approximately
 ALIVE_TTL = 30  # seconds that a heartbeat lasts beyond the next poll
-MAX_PATIENCE = 8  # times Redis's time-out that the commit of one update may take, if it has timed out before
-MAX_MEMBERS = 100  # ids in one ZMSCORE: on a slow link each reply may take the whole time-out
+MAX_PATIENCE = 8  # times Redis's timeout that the commit of one update may take, if it has timed out before
+MAX_MEMBERS = 100  # ids in one ZMSCORE: on a slow link each reply may take the whole timeout
 UNKNOWN_TTL = 60  # seconds that a missing name is cached: VK may have one soon
 SCRIPTS = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.lua")}
 
@@ -53,13 +53,13 @@ class Bus:
         return connect(self.settings.redis_url, self.new_connection, patience)
 
     def new_connection(self) -> None:
-        """Note that this may be a different server, and send nothing to it: what it lacks goes first."""
+        """Note a new connection. Raise ConnectionReplaced if `is_connected`: what this server may lack goes first."""
         was_connected, self.is_connected = self.is_connected, False
         if was_connected:
             raise ConnectionReplaced
 
     def disconnect(self) -> None:
-        """Close the connection; the next request makes a new one. A cluster says itself where its masters are."""
+        """Close the connection; the next request makes a new one. A cluster's client finds its masters itself."""
         self.is_connected = False
         if pool := getattr(vars(self).get("client"), "connection_pool", None):
             pool.disconnect()
@@ -113,12 +113,12 @@ class Bus:
         return Outcome(self._position(stored), [entries[number - 1] for number in recorded], left_out)
 
     def count_timeouts(self, count: int) -> None:
-        """Give an update that is too large for the link more time, twice as much at each time-out after the first.
+        """Give an update that is too large for the link more time, twice as much at each timeout after the first.
 
-        The first one may mean that Redis is down: then the next look-up fails, and no commit is tried.
+        The first one may mean that Redis is down: then the next lookup fails, and no commit is tried.
         """
         if max(count, self.timeouts) > 1:
-            vars(self).pop("client", None)  # the next one has the new time-out
+            vars(self).pop("client", None)  # the next one has the new timeout
         self.timeouts = count
 
     def run_script(self, name: str, keys: list[str], *arguments: Any) -> Any:

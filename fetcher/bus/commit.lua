@@ -30,7 +30,7 @@ local function is_far(position) -- so far behind the checkpoint that `seen` need
   local epoch, ts = parts(position)
   return not moves and epoch == stored_epoch and stored_ts - ts >= window / 2
 end
--- By where it begins: `seen` may have forgotten a part of it, which another fetcher has cut differently.
+-- Judged by where it begins: `seen` may have forgotten a part of it, which another fetcher has cut differently.
 local is_late = is_far(since) and #redis.call('ZREVRANGE', seen, window - 1, window - 1) > 0
 local entries, at = {}, 9 -- where each begins
 for i = 1, tonumber(ARGV[7]) do

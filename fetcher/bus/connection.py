@@ -63,7 +63,7 @@ def connect(url: str, on_connect: Callable[[], object], patience: int) -> Redis 
 
 
 class Nodes(dict[str, Any]):
-    """Where to look for the cluster: at two nodes at a time, because each may be silent for a whole time-out."""
+    """Where to look for the cluster: at two nodes at a time, because each may be silent for a whole timeout."""
 
     def values(self) -> Any:
         """Return the first, which is the one in the address, and one of the others, another one each time."""
@@ -101,7 +101,7 @@ def make_client(url: str, options: dict[str, Any]) -> Any:
     parts: list[Any] = [parse_url(f"redis://{host}") for host in hosts.split(",")]
     addresses = [(part["host"], part.get("port", 26379)) for part in parts]
     for key in shared.keys() & {"socket_timeout", "socket_connect_timeout"}:
-        shared[key] /= len(addresses)  # they are asked one after the other, and all may be silent
+        shared[key] /= len(addresses)  # they are queried one after the other, and all may be silent
     return Sentinel(addresses, sentinel_kwargs=shared | login).master_for(unquote(name), **options)
 
 

@@ -1,1 +1,1 @@
-"""What an operator runs beside the loop."""
+"""What an operator runs besides the loop."""

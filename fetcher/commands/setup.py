@@ -1,4 +1,4 @@
-"""`--setup`: make the community ready, and report what else is missing."""
+"""`--setup`: configure the community on VK, and report what else is missing."""
 
 from collections.abc import Iterator
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Print what flows on the bus, for people: a line for each event, dead letter and gap. It only reads."""
+"""Print what arrives on the bus, for people: a line for each event, dead letter and gap. Read-only."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ PRINTABLE = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}") | dict.fromkeys
 
 
 def watch(settings: Config) -> Never:
-    """Print what is new on the bus, for ever.
+    """Print what is new on the bus, forever.
 
     A terminal also gets a last line: events per second, and the fetchers that are alive, of the community or, without
     GROUPID, of all. Raise RedisFatalError for a wrong password or a missing permission.

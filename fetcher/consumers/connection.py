@@ -38,7 +38,7 @@ class Connection:
     def __init__(self, client: Any, blocks: bool) -> None:
         """Connect to nothing yet."""
         self.client, self.blocks = client, blocks
-        self.limit: Any = nullcontext if blocks else asyncio.timeout  # a socket that blocks has a time-out of its own
+        self.limit: Any = nullcontext if blocks else asyncio.timeout  # a socket that blocks has a timeout of its own
         self.no_retry: Any = (Retry if blocks else AsyncRetry)(NoBackoff(), 0)
 
     async def connect(self, key: str | None, delay: float) -> None:

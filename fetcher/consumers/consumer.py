@@ -30,11 +30,11 @@ class Consumer:
     session: Callable[[], AsyncGenerator[Event, None]]  # yields events until an error is raised
     redis: Connection
     failures = 0  # in a row; a session sets it to 0
-    failed_at = 0.0  # the latest time
+    failed_at = 0.0  # when it failed last
     remind_at: dict[str, float]  # when the log repeats that Redis is unavailable, by the reason
 
     async def events(self, redis: Connection) -> AsyncGenerator[Event, None]:
-        """Connect and yield events, for ever. Raise what the caller has to fix."""
+        """Connect and yield events, forever. Raise what the caller has to fix."""
         self.redis, self.remind_at, delay = redis, {}, 0.0
         try:
             while True:

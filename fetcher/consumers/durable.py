@@ -11,7 +11,7 @@ from ..logs import log
 from .consumer import Consumer, read_event
 
 BLOCK_TIMEOUT = 1.0  # seconds to wait for new entries before looking for abandoned ones
-READ_AHEAD_INTERVAL = 0.1  # seconds: as many entries are read at once as the latest that took no longer to handle…
+READ_AHEAD_INTERVAL = 0.1  # seconds: as many entries are read at once as were handled in this time lately…
 MAX_READ_AHEAD = 100  # …but no more than these
 MAX_DEAD_LETTERS = 10_000  # kept for each group, approximately
 
@@ -23,7 +23,7 @@ class Durable(Consumer):
 
     XACK and HDEL end an event, HINCRBY counts the attempt at the next one: they are written together, right before the
     next one is handed over, and their replies are read with those of the next read. So an event costs no round trip,
-    and a crash repeats only the event in hand. https://redis.io/docs/latest/commands/xreadgroup/
+    and a crash repeats only the current event. https://redis.io/docs/latest/commands/xreadgroup/
     """
 
     def __init__(self, bus: str, group: str, consumer: str, start: str, idle: float, attempts: int | None) -> None:
@@ -151,7 +151,7 @@ class Durable(Consumer):
             self.redis.send("HDEL", self.attempts_key, id)
 
     def release(self, ids: list[bytes]) -> None:
-        """Let any consumer claim what was read ahead, as if it had been idle for long, but not what one has claimed.
+        """Let any consumer claim what was read ahead, as if it had been idle for long; leave what another has claimed.
 
         A claimed entry has been idle for less time than ours, by at least half of `idle`.
         """

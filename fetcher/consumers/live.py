@@ -28,7 +28,7 @@ class Live(Consumer):
             try:
                 self.redis.due = 1  # what Redis sends next
                 (reply,) = await self.redis.replies()
-            except (exceptions.TimeoutError, TimeoutError):  # now it must answer; a second time-out is raised
+            except (exceptions.TimeoutError, TimeoutError):  # now it must answer; a second timeout is raised
                 reply = await self.redis.ask(*self.subscription)  # as good as PING, which needs one more permission
             kind, *_, name, data = reply
             # The pattern of a bus "events" also matches the channels of a bus "events:other"; a type has no colon.

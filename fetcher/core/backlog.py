@@ -54,7 +54,7 @@ DEDUP_WINDOW = 3 * MAX_PENDING  # event_ids that the bus remembers
 MAX_UNBUILT = 1_000  # updates that are built at once, so that one request resolves all their names
 LOST_CHECKPOINT = "Redis had lost the checkpoint"
 RESTARTED = "VK restarted its numbering"
-NOT_ANSWERED = "VK does not answer what is between"
+NOT_ANSWERED = "VK does not return what is between"
 
 
 @dataclass(eq=False)

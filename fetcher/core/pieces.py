@@ -1,4 +1,4 @@
-"""How much goes to the bus at once: as much as the link takes within Redis's time-out."""
+"""How much goes to the bus at once: as much as the link takes within Redis's timeout."""
 
 from itertools import accumulate, takewhile
 
@@ -13,7 +13,7 @@ MAX_BREAKS = 3  # broken connections in a row after which a commit may be too la
 class PieceSize:
     """How much one commit may hold: a share of MAX_PIECE and MAX_PIECE_BYTES that follows the link.
 
-    A time-out halves it, a success doubles it. But a size that has timed out is tried again only after STEADY
+    A timeout halves it, a success doubles it. But a size that has timed out is tried again only after STEADY
     successes, so that on a steady link at most one commit in ten times out. A single update, which cannot be halved,
     gets more time instead: see bus.py.
     """

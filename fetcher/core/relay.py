@@ -18,7 +18,7 @@ from .reports import Reports
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
-FULL_COUNT, FULL_TIME = 100, 1.0  # updates, or seconds, of full answers in a row after which VK is polled on
+FULL_COUNT, FULL_TIME = 100, 1.0  # updates, or seconds, of full answers in a row after which VK is polled again
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
 IMPATIENT_TIME = 300.0  # seconds after that in which no other batch waits
 
@@ -34,14 +34,14 @@ class Relay:
         self.has_polled = False  # VK has answered since the last heartbeat
         self.beat_at = 0.0
         self.impatient_until = 0.0  # no batch waits for names and full messages before
-        self.given_up: Exception | None = None  # why the latest events lack some
+        self.given_up: Exception | None = None  # why the latest events lack names or full messages
         self.largest = 1.0  # updates in the largest answer, halved at each smaller one
-        self.full = 0  # updates in full answers in a row: half as large as that, and sooner than the commits took
-        self.full_since = 0.0  # when this row began
+        self.full = 0  # updates in full answers in a row: half of `largest` or more, and faster than the commits
+        self.full_since = 0.0  # when they began
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
-        """Step for ever. Raise what only the operator or a developer can fix, but not while updates are pending."""
+        """Step forever. Raise what only the operator or a developer can fix, but not while updates are pending."""
         while True:
             begun = time.monotonic()
             if self.step():
@@ -156,7 +156,7 @@ class Relay:
         answer = self.longpoll.poll(since.ts, 1)
         is_silent = answer.until == since.ts and not answer.updates
         if is_silent and self.longpoll.renew() > since.ts:
-            raise TransientError("VK's long poll is silent at a ts that its new key is past")
+            raise TransientError("VK's long poll is silent, though its new key has a later ts")
         self.backlog.fill(answer, time.monotonic())
         require_progress(since.ts, answer)
 
@@ -170,7 +170,7 @@ class Relay:
         group, now = self.backlog.unbuilt(), time.monotonic()
         if not group:
             return
-        # Any of them: what was missing before the others stands first, but has come later.
+        # Any of them, not just the first: what was missing stands before the others, but has come after them.
         is_overdue = any(now - one.held_since >= NAMES_TIMEOUT for one in group)
         is_impatient = now < self.impatient_until
         self.given_up = self.builder.build(group, give_up=is_overdue or is_impatient)
@@ -181,10 +181,10 @@ class Relay:
     def poll(self, failing: bool, commit_time: float) -> None:
         """Poll VK from the end of what is held, and hold its answers.
 
-        While commits fail or something is held, poll on until VK has no more, for a second at most. Else poll on after
-        some full answers, for as long as the commits took, and longer the longer the answers are full: so VK is read
-        faster than it forgets, even if its answers are small, and one request resolves the names of several answers.
-        The further polls do not wait for new updates.
+        While commits fail or something is held, keep polling until VK has no more, for a second at most. Otherwise keep
+        polling after some full answers, for as long as the commits took plus the time since answers have been full,
+        also a second at most: so VK is read faster than it forgets, even if its answers are small, and one request
+        resolves the names of several answers. These further polls do not wait for new updates.
         """
         hurried = bool(failing or self.backlog.pending)
         wait = 1 if hurried or self.failures else self.poll_wait

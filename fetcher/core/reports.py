@@ -26,7 +26,7 @@ log = logging.getLogger("fetcher")
 class Reports:
     """Logs and counts; it decides nothing."""
 
-    doing = ""  # what is being tried just now, in words
+    doing = ""  # what is being tried right now, in words
     progress_at = math.inf  # when an update reached the bus last, or the first one was held; inf if none is held
     recovered_at = math.inf  # when nothing failed any more, until the next failure
     is_stalled = is_polling = is_failing = False
@@ -58,7 +58,7 @@ class Reports:
             self._remind(logging.CRITICAL, repr(error), "A bug of the fetcher; please report it: %s", again, bug=error)
 
     def recovered(self) -> None:
-        """Log that nothing fails any more, if the log says that something does: a link may break every few seconds."""
+        """Log that nothing fails any more, if a failure was logged: a link may break every few seconds."""
         if self.is_failing:
             self.is_failing = False
             log.warning("Recovered")
@@ -67,7 +67,7 @@ class Reports:
     def given_up(self, failure: Exception) -> None:
         """Log that events lack something."""
         level = logging.WARNING if isinstance(failure, TransientError) else logging.CRITICAL
-        message = "%s: events are published without the names or full messages that VK does not answer"
+        message = "%s: events are published without the names or full messages that VK does not return"
         self._remind(level, "given up", message, failure)
 
     def memory_is_full(self, held: int) -> None:

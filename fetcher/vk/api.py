@@ -26,7 +26,7 @@ from .fields import Json, object_or_empty, require_number
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
 SHORT_TIMEOUT = 1.0  # seconds, while Redis is unavailable and may be back at any moment
-MIN_RATE = 1000  # bytes a second: an answer that is slower may take as long as the time-out, but no longer
+MIN_RATE = 1000  # bytes a second: an answer may take the timeout, and beyond it the time of its bytes at this rate
 API_INTERVAL = 0.0525  # seconds from start to start: VK allows a community 20 requests a second
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request of this method after an error that limits the rate
 
@@ -74,7 +74,7 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 class Session(requests.Session):
-    """A session that gives every request a time-out, which vk_api does not, and reads JSON fast."""
+    """A session that gives every request a timeout, which vk_api does not, and reads JSON fast."""
 
     timeout = API_TIMEOUT
 
@@ -83,9 +83,9 @@ class Session(requests.Session):
         return environment_settings(self, urlsplit(url).netloc)
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
-        """Send the request with our time-out, unless the caller has one, and read the whole answer.
+        """Send the request with our timeout, unless the caller has one, and read the whole answer.
 
-        Raise ReadTimeout also for an answer that comes byte by byte: libraries count the time-out anew at each.
+        Raise ReadTimeout also for an answer that comes byte by byte: libraries restart the timeout at each.
         """
         timeout = kwargs.setdefault("timeout", self.timeout)
         limit = max(timeout) if isinstance(timeout, tuple) else timeout
@@ -184,4 +184,4 @@ def translate_errors(what: str, kind: type[TransientError] = TransientError) -> 
     except (OSError, HTTPError) as error:
         raise TransientError(f"VK's {what} is unavailable ({type(error).__name__})") from None
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RuntimeError) as error:
-        raise kind(f"VK's {what} answers what cannot be read ({type(error).__name__})") from None
+        raise kind(f"VK's {what} returns an unreadable answer ({type(error).__name__})") from None

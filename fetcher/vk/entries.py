@@ -65,7 +65,7 @@ class EntryBuilder:
         """Return what is made of an update, or its dead letter if that fails."""
         try:
             return make(update, *more)
-        except Exception as error:  # whatever is wrong with one update, its neighbours go out
+        except Exception as error:  # whatever is wrong with one update, its neighbours are published
             return self.dead_letter(update, error)
 
     def event_of(self, update: Any) -> Event | None:

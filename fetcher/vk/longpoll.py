@@ -28,7 +28,7 @@ FAILURE_INTERVAL = 10.0  # seconds from a poll that fails to a new key: VK's ser
 SILENT_INTERVAL = 0.2  # seconds between two polls that bring nothing, if VK does not hold back its answers
 PROMPT = 0.1  # seconds, beyond twice the latest answer time, after which a poll with wait 0 is given up
 MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
-REFUSED = "VK's long poll refuses each key and place that it gives"
+REFUSED = "VK's long poll refuses every key and ts that it gives"
 
 
 class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
@@ -47,7 +47,7 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
             self.ts: int = require_ts(self.ts)
             if not str(self.server).startswith("http"):
                 raise ValueError("no address")
-        self.session = vk.http  # with time-outs, unlike vk_api's own
+        self.session = vk.http  # with timeouts, unlike vk_api's own
 
     def poll(self, ts: int, wait: int) -> tuple[Json, int]:
         """Return VK's answer at this ts, with its ts as a number, and its size in bytes.
@@ -186,7 +186,7 @@ class LongPoll:
             return {"failed": 1, "ts": latest, "error": "VK's answer there could not be read for too long"}, 0
         self.skip_at.pop(ts, None)
         if answer.get("ts", ts) < ts <= self.renew():
-            raise TransientError("VK's long poll answers an earlier ts than it was polled at")
+            raise TransientError("VK's long poll returns an earlier ts than it was polled at")
         return answer, size
 
     def check_settings(self) -> None:
@@ -202,7 +202,7 @@ class LongPoll:
 
 
 def require_ts(value: Any) -> int:
-    """Return a ts as a number: VK sends text, and a number beside `failed`. Raise ValueError for anything else."""
+    """Return a ts as a number: VK sends text, and a number next to `failed`. Raise ValueError for anything else."""
     if not re.fullmatch("[0-9]{1,30}", str(value)):
         raise ValueError("no ts")
     return int(value)

@@ -1,4 +1,4 @@
-"""Look-ups at VK: names and full messages, many at once. https://dev.vk.com/ru/method/execute"""
+"""Lookups at VK: names and full messages, many at once. https://dev.vk.com/ru/method/execute"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -32,7 +32,7 @@ class Lookup(NamedTuple):
     read: Callable[[Json], tuple[Any, Any]]
 
     def chunks(self, size: int) -> list[Self]:
-        """Return the same look-up in chunks of at most `size` ids."""
+        """Return the same lookup in chunks of at most `size` ids."""
         return [self._replace(ids=self.ids[i : i + size]) for i in range(0, len(self.ids), size)]
 
     def parameters(self) -> Json:

@@ -32,7 +32,7 @@ class Directory:
         """Get all names of the events into memory.
 
         Raise TransientError or FatalError if VK or Redis does not answer now; what they do answer is kept. With
-        `give_up` events go out with "" in place of what VK does not answer; return the failure then.
+        `give_up` events go out with "" in place of what VK does not return; return the failure then.
         """
         if time.monotonic() >= self.forget_at or len(self.memory) > MAX_NAMES:
             self.forget()

@@ -22,7 +22,7 @@ def live_shortly(env: Environment) -> None:
         link.heal()
 
 
-@case("link: answers nearly as late as Redis's time-out", linked=True)
+@case("link: answers nearly as late as Redis's timeout", linked=True)
 def answer_late(env: Environment) -> None:
     links = env.any_links()
     for link in links:

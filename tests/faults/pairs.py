@@ -180,12 +180,12 @@ def failing_lookup(env: Environment, code: int) -> None:
 
 
 for code in (10, 29):
-    case(f"API: one look-up answered with error {code} for long", quiet=True)(partial(failing_lookup, code=code))
+    case(f"API: one lookup answered with error {code} for long", quiet=True)(partial(failing_lookup, code=code))
 
 
 @case("pair: hundreds of long messages held, and a narrow link", linked=True, quiet=True, splits=True)
 def narrow_link(env: Environment) -> None:
-    """Every commit gets through, however long it takes: a time-out makes the next one smaller."""
+    """Every commit gets through, however long it takes: a timeout makes the next one smaller."""
     long = "я" * 4096
     env.down()
     for _ in range(4):

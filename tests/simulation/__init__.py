@@ -7,7 +7,7 @@
     python -m tests.simulation --sabotage           # break the core in every known way: each has to be noticed
 
 Real are the loop, the backlog, the builders, the directory of names, the bus and the long poll of `fetcher`. Replaced
-are VK's server, VK's look-ups, redis-py's client with the server behind it, and `time`. Each fetcher runs in a greenlet
+are VK's server, VK's lookups, redis-py's client with the server behind it, and `time`. Each fetcher runs in a greenlet
 that hands over to the scheduler at every request and every sleep.
 
     world.py       the scheduler, the clock, the life of the fetchers, and what must always hold

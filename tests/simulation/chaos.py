@@ -207,7 +207,7 @@ class Chaos(Plan):
         self.some().link.vk_down_until = self.world.now + self.rng.random() * 10
 
     def lose_names(self) -> None:
-        self.count("look-ups fail")
+        self.count("lookups fail")
         world = self.world
         mode = self.rng.choice(["all", "one", "", ""])
         world.names_fail = mode if mode == "all" else ""

@@ -3,7 +3,7 @@
 A history is a row of choices: who goes on, what goes wrong. Each is played from the beginning with the choices of an
 earlier one and the last of them changed, until there is none left. Only requests that read or change what both fetchers
 share are places to choose at: the checkpoint and the commit. What a fetcher does between them (its polls of VK, which
-answers the same to everybody, look-ups, its sleeps) does not depend on the other, and its order changes nothing.
+answers the same to everybody, lookups, its sleeps) does not depend on the other, and its order changes nothing.
 """
 
 import random

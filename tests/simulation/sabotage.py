@@ -232,7 +232,7 @@ def fatal_drops_memory(right: Any, self: Any, action: Any) -> Any:
 
 
 limit("no poll while draining", relay, "DRAIN_TIME", 1e9)
-limit("names wait for ever", relay, "NAMES_TIMEOUT", 1e9)
+limit("names wait forever", relay, "NAMES_TIMEOUT", 1e9)
 
 
 @instead_of(Reports, "holds")

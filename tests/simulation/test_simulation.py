@@ -44,7 +44,7 @@ def test_a_history_has_faults_of_every_kind() -> None:
     assert faults >= {
         "kill", "cut", "failover", "emptied", "lost request", "lost reply", "timeout", "refused", "slow link",
         "refused in the script", "password refused", "unavailable", "malformed", "silence", "gap", "failed 1",
-        "failed 2", "failed 3", "partly", "look-ups fail", "VK is away", "VK forgets", "VK restarts its numbering",
+        "failed 2", "failed 3", "partly", "lookups fail", "VK is away", "VK forgets", "VK restarts its numbering",
         "unreadable place", "unreadable",
     }  # fmt: skip
 

@@ -236,7 +236,7 @@ class Server:
             if world.now < process.link.vk_down_until or fault == "unavailable":
                 raise TransientError("VK's long poll is unavailable")
             if fault == "malformed":
-                raise MalformedResponse("VK's long poll answers what cannot be read")
+                raise MalformedResponse("VK's long poll returns an unreadable answer")
             if fault == "failed 2" or self.key != world.vk.key:
                 return {"failed": 2}, 20
             world.vk.has_lost |= fault in ("failed 1", "failed 3")
@@ -263,7 +263,7 @@ class Server:
             elif world.vk.is_unreadable(ts, answer["ts"], world.now, self.key):
                 world.faults["unreadable"] += 1
                 world.vk.has_lost = True
-                raise MalformedResponse("VK's long poll answers what cannot be read")
+                raise MalformedResponse("VK's long poll returns an unreadable answer")
             else:
                 world.answered |= {ts, answer["ts"]}
             return answer, size
@@ -277,7 +277,7 @@ class Server:
 
 
 class Lookups:
-    """VK's look-ups, as `fetcher.vk.lookups.Lookups`."""
+    """VK's lookups, as `fetcher.vk.lookups.Lookups`."""
 
     def __init__(self, process: "Process") -> None:
         self.process = process

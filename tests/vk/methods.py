@@ -171,7 +171,7 @@ def check(vk: "VK", ids: list[Any], limit: int, parameter: str) -> None:
         if id in vk.refused:
             raise RequestRejected(vk.refused[id], "You don't have access to this chat")
         if id in vk.failing:
-            vk.injected[f"look-up error {vk.failing[id]}"] += 1
+            vk.injected[f"lookup error {vk.failing[id]}"] += 1
             raise RequestRejected(vk.failing[id], "Internal server error: could not get application")
 
 
