@@ -214,17 +214,18 @@ def ack(*ids: str) -> str:
 # --- Durable: what is read, handed over and acknowledged -------------------------------------------------------
 
 
-def test_pending_events_come_first_then_abandoned_ones_then_new_ones(redis: Redis) -> None:
+def test_pending_and_abandoned_events_come_before_new_ones(redis: Redis) -> None:
     """Each is acknowledged when the next one is requested. What was abandoned is claimed, and then pending, too."""
     redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), entries(), entries("3-0"), entries()]
-    redis.answers["XAUTOCLAIM"] = [claimed("3-0"), claimed()]
+    redis.answers["XAUTOCLAIM"] = [claimed("2-0"), claimed("3-0"), claimed()]
     redis.answers["XREADGROUP >"] = [entries("4-0"), None, entries("5-0"), END]
     assert redis.play(redis.consume(), takes=0.25) == [
-        *BEGIN, READ_PENDING, "handle 1-0",
+        *BEGIN, LOOK, READ_PENDING, "handle 1-0",
         ack("1-0"), READ_PENDING, "handle 2-0",
         ack("2-0"), READ_PENDING,
         LOOK, READ_PENDING, "handle 3-0",
-        ack("3-0"), READ_PENDING, LOOK,
+        ack("3-0"), READ_PENDING,
+        LOOK, READ_PENDING,
         READ_NEW, "handle 4-0",
         ack("4-0"), READ_NEW,
         READ_NEW, "handle 5-0",
@@ -237,15 +238,15 @@ def test_names_are_those_of_the_caller(redis: Redis) -> None:
     redis.answers["XREADGROUP >"] = [[[b"b", [entry("1-0")]]], END]
     assert redis.play(redis.consume("other", bus="b", idle=30, attempts=7)) == [
         "CONNECT", f"XCLAIM b {GROUP} other 0 0-0 JUSTID",
-        f"XREADGROUP GROUP {GROUP} other COUNT 1 STREAMS b 0",
-        f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1 JUSTID",
         f"HRANDFIELD {{b}}:attempts:{GROUP}",
+        f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1 JUSTID",
+        f"XREADGROUP GROUP {GROUP} other COUNT 1 STREAMS b 0",
         f"XREADGROUP GROUP {GROUP} other COUNT 1 BLOCK 1000 STREAMS b >",
         f"HINCRBY {{b}}:attempts:{GROUP} 1-0 1", "handle 1-0",
         f"XACK b {GROUP} 1-0", f"HDEL {{b}}:attempts:{GROUP} 1-0",
-        f"XREADGROUP GROUP {GROUP} other COUNT 1 STREAMS b 0",
-        f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1 JUSTID",
         f"HRANDFIELD {{b}}:attempts:{GROUP}",
+        f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1 JUSTID",
+        f"XREADGROUP GROUP {GROUP} other COUNT 1 STREAMS b 0",
         f"XREADGROUP GROUP {GROUP} other COUNT 1 BLOCK 1000 STREAMS b >", "DISCONNECT",
     ]  # fmt: skip
 
@@ -258,7 +259,7 @@ def test_what_is_no_event_is_acknowledged_and_logged(redis: Redis, caplog: pytes
     redis.answers["XREADGROUP >"] = [[[b"events", odd]], END]
     assert redis.play(redis.consume())[4:] == [
         READ_NEW, *map(ack, ["1-0", "2-0", "3-0", "4-0"]), "handle 5-0", ack("5-0"),
-        READ_PENDING, LOOK, READ_NEW, "DISCONNECT",
+        LOOK, READ_PENDING, READ_NEW, "DISCONNECT",
     ]  # fmt: skip
     garbage, *nothing = caplog.messages
     assert garbage.startswith("No event in entry 1-0, passed over: ")
@@ -294,16 +295,16 @@ def test_a_look_goes_on_where_the_last_one_ended(redis: Redis) -> None:
         redis.now += seconds
 
     redis.answers["XREADGROUP >"] = [None] + [lambda: wait(durable.BLOCK_TIMEOUT / 2)] * 4 + [END]
-    assert redis.play(redis.consume())[3:] == [
-        LOOK, READ_NEW.replace("BLOCK 1000 ", ""),
+    assert redis.play(redis.consume())[2:] == [
+        LOOK, READ_PENDING, READ_NEW.replace("BLOCK 1000 ", ""),
         LOOK.replace("0-0", "5-0"), READ_PENDING, "handle 6-0",
         ack("6-0"), READ_PENDING, LOOK.replace("0-0", "7-0"), READ_PENDING, "handle 8-0",
-        ack("8-0"), READ_PENDING, LOOK,
+        ack("8-0"), READ_PENDING, LOOK, READ_PENDING,
         READ_NEW, READ_NEW,
-        READ_PENDING, LOOK, READ_PENDING, "handle 9-0",
-        ack("9-0"), READ_PENDING, LOOK,
+        LOOK, READ_PENDING, "handle 9-0",
+        ack("9-0"), READ_PENDING, LOOK, READ_PENDING,
         READ_NEW, READ_NEW,
-        READ_PENDING, LOOK, READ_NEW, "DISCONNECT",
+        LOOK, READ_PENDING, READ_NEW, "DISCONNECT",
     ]  # fmt: skip
 
 
@@ -315,16 +316,16 @@ def test_what_an_old_connection_still_brings_is_read(redis: Redis) -> None:
         redis.now += seconds
 
     redis.answers["XREADGROUP >"] = [lambda: wait(durable.BLOCK_TIMEOUT), END]
-    assert redis.play(redis.consume())[3:] == [
-        LOOK, READ_NEW,
-        READ_PENDING, "handle 1-0",
-        ack("1-0"), READ_PENDING, LOOK, READ_NEW, "DISCONNECT",
+    assert redis.play(redis.consume())[2:] == [
+        LOOK, READ_PENDING, READ_NEW,
+        LOOK, READ_PENDING, "handle 1-0",
+        ack("1-0"), READ_PENDING, LOOK, READ_PENDING, READ_NEW, "DISCONNECT",
     ]  # fmt: skip
 
 
 def test_a_consumer_looks_at_once_even_if_the_machine_has_just_started(redis: Redis) -> None:
     redis.now = 0.0
-    assert redis.play(redis.consume()) == [*BEGIN, READ_PENDING, LOOK, READ_NEW, "DISCONNECT"]
+    assert redis.play(redis.consume()) == [*BEGIN, LOOK, READ_PENDING, READ_NEW, "DISCONNECT"]
 
 
 def test_what_was_trimmed_in_anothers_hands_is_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
@@ -337,9 +338,11 @@ def test_a_redis_before_version_7_also_claims_what_was_trimmed(redis: Redis) -> 
     """It is read, passed over and acknowledged."""
     cursor, found, _ = claimed("1-0", "3-0")
     redis.answers["XAUTOCLAIM"] = [[cursor, found], [cursor, []]]
-    redis.answers["XREADGROUP 0"] = [entries(), [[b"events", [[b"1-0", None], entry("3-0")]]], entries()]
-    look = [LOOK, READ_PENDING, ack("1-0"), "handle 3-0", ack("3-0"), READ_PENDING, LOOK, READ_NEW, "DISCONNECT"]
-    assert redis.play(redis.consume())[3:] == look
+    redis.answers["XREADGROUP 0"] = [[[b"events", [[b"1-0", None], entry("3-0")]]], entries()]
+    handle = [ack("1-0"), "handle 3-0", ack("3-0")]
+    assert redis.play(redis.consume()) == [
+        *BEGIN, LOOK, READ_PENDING, *handle, READ_PENDING, LOOK, READ_PENDING, READ_NEW, "DISCONNECT"
+    ]  # fmt: skip
 
 
 # --- Durable: reading ahead --------------------------------------------------------------------------------
@@ -422,22 +425,22 @@ def test_what_has_failed_too_often_becomes_a_dead_letter(redis: Redis, caplog: p
     """Both pending and abandoned entries do. A trimmed one does not, and neighbours are handed over."""
     redis.answers["XREADGROUP 0"] = [
         [[b"events", [entry("1-0"), entry("2-0"), [b"3-0", None], entry("4-0")]]],
-        entries(), entries("5-0"), entries(),
+        entries("5-0"), entries(),
     ]  # fmt: skip
     redis.answers["XAUTOCLAIM"] = [claimed("5-0"), claimed()]
     redis.answers["HMGET"] = [[None, b"2", b"2", b"1"], [b"3"]]
     redis.answers["XREADGROUP >"] = [entries("6-0"), END]
-    look_for_attempts = f"HRANDFIELD {ATTEMPTS}"
+    look = [f"HRANDFIELD {ATTEMPTS}", LOOK]
 
     def dead_letter(id: str, attempts: int) -> list[str]:
         letter = f"XADD {DEAD_LETTERS} MAXLEN ~ 10000 * event {text(event(id))} id {id} attempts {attempts}"
         return [letter, ack(id), f"HDEL {ATTEMPTS} {id}"]
 
     assert redis.play(redis.consume(attempts=2), takes=0.15) == [
-        *BEGIN, READ_PENDING, f"HMGET {ATTEMPTS} 1-0 2-0 3-0 4-0", *dead_letter("2-0", 2),
+        *BEGIN, *look, READ_PENDING, f"HMGET {ATTEMPTS} 1-0 2-0 3-0 4-0", *dead_letter("2-0", 2),
         *attempt("1-0"), ack("3-0"), f"HDEL {ATTEMPTS} 3-0", *attempt("4-0"),
-        READ_PENDING, LOOK, READ_PENDING, f"HMGET {ATTEMPTS} 5-0", *dead_letter("5-0", 3),
-        READ_PENDING, LOOK, look_for_attempts, READ_NEW, *attempt("6-0"), READ_NEW, "DISCONNECT",
+        READ_PENDING, f"HMGET {ATTEMPTS} 5-0", *dead_letter("5-0", 3),
+        READ_PENDING, *look, READ_PENDING, READ_NEW, *attempt("6-0"), READ_NEW, "DISCONNECT",
     ]  # fmt: skip
     assert caplog.messages == [
         "Dead letter: entry 2-0 of events, handling has failed 2 times",
@@ -462,8 +465,8 @@ def test_attempts_of_what_is_no_longer_pending_are_forgotten(
 ) -> None:
     """One entry at each look, at random."""
     redis.answers |= {"HRANDFIELD": [found], "XPENDING": [pending]}
-    look = [LOOK, f"HRANDFIELD {ATTEMPTS}"] + [f"XPENDING events {GROUP} 1-0 1-0 1"] * bool(found)
-    assert redis.play(redis.consume(attempts=1))[3:] == [
+    look = [f"HRANDFIELD {ATTEMPTS}", LOOK, READ_PENDING] + [f"XPENDING events {GROUP} 1-0 1-0 1"] * bool(found)
+    assert redis.play(redis.consume(attempts=1))[2:] == [
         *look, *[f"HDEL {ATTEMPTS} 1-0"] * forgotten, READ_NEW, "DISCONNECT"
     ]  # fmt: skip
 
@@ -740,8 +743,8 @@ def test_nothing_of_a_broken_connection_is_written_to_the_next(redis: Redis) -> 
     assert [line for line in written if line != LOOK][3:] == [
         READ_NEW, "handle 1-0", "DISCONNECT", "SLEEP 0.1",
         first, ack("1-0"), *others, READ_PENDING, "handle 2-0", ack("2-0"), "handle 3-0",
-        ack("3-0"), READ_PENDING.replace("1", "2"),
-        READ_NEW.replace(" 1 ", " 2 "), "DISCONNECT",
+        ack("3-0"), READ_PENDING.replace("1", "3"),
+        READ_NEW.replace(" 1 ", " 3 "), "DISCONNECT",
     ]  # fmt: skip
 
 

@@ -594,8 +594,11 @@ def test_what_was_trimmed_is_logged_and_passed_over(client: Any, caplog: pytest.
     client.xreadgroup(GROUP, "dead", {"events": ">"}, count=2)
     client.xclaim("events", GROUP, "dead", 0, entries[2:4], idle=61_000)
     client.xtrim("events", minid=entries[5], approximate=False)
-    assert take(consume(client, GROUP, "a")) == ["5"]
-    assert pending(client, "events") == {entries[5]: "a"}
+    events = consume(client, GROUP, "a", idle=30)
+    assert take(events) == ["5"]
+    add(client, "events", 6)
+    assert take(events) == ["6"]
+    assert list(pending(client, "events").values()) == ["a"]
     for entry in entries[:4]:
         assert any("rimmed" in message and entry in message for message in caplog.messages)
 
@@ -968,6 +971,34 @@ def test_a_distant_redis_costs_no_round_trip_for_each_event(server: Server, clie
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
         assert take(consume(own, GROUP, "a", start="0"), 300) == [str(id) for id in range(300)]
     assert calls(client, "xreadgroup") < before + 100
+
+
+@pytest.mark.parametrize("attempts", [None, 3])
+def test_a_distant_redis_is_read_from_by_short_lived_connections(
+    server: Server, client: Any, attempts: int | None
+) -> None:
+    """Two round trips bring what is new, and not one event alone."""
+    fill(client, 100)
+    with Proxy(server.port, delay=0.2) as proxy:
+        proxy.lifetime = (1.1, 1.1)  # less than three round trips
+        own = redis.Redis(HOST, proxy.port, retry=ONCE)
+        assert take(consume(own, GROUP, "a", start="0", attempts=attempts), 100) == [str(id) for id in range(100)]
+        assert proxy.opened_count < 20
+
+
+def test_less_is_read_ahead_if_connections_do_not_live_for_it(server: Server, client: Any) -> None:
+    """A hundred entries would take six seconds."""
+    fill(client, 200, 3000)
+    with Proxy(server.port, bandwidth=50_000) as proxy:
+        own = redis.Redis(HOST, proxy.port, retry=ONCE)
+        events = consume(own, GROUP, "a", start="0")
+        proxy.bandwidth = 0
+        assert take(events, 100) == [str(id) for id in range(100)]
+        proxy.bandwidth, proxy.lifetime = 50_000, (0.8, 0.8)
+        proxy.cut()
+        left = set(map(str, range(100, 200)))
+        while left:
+            left -= set(take(events))
 
 
 @pytest.mark.long

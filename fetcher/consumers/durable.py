@@ -32,7 +32,7 @@ class Durable(Consumer):
         self.attempts_key = f"{{{bus}}}:attempts:{group}"  # a hash: by entry id, how often its event was handed over
         self.is_known = False  # the group has existed
         self.is_missing = False  # the group does not exist
-        self.next_look, self.cursor = 0.0, b"0-0"  # for abandoned entries: when, and from where on
+        self.cursor = b"0-0"  # where the look for abandoned entries goes on
         self.durations: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # of handling the latest entries, in seconds
         self.count, self.max_entries = 1, MAX_READ_AHEAD  # entries to read, and the most that the link brings in time
         self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost; it is written again after an error
@@ -44,8 +44,7 @@ class Durable(Consumer):
         has waited for half of that, or for longer than reading ahead should take, is released and read again. Then the
         first one is handed over even if that takes long: Redis may be far away.
         """
-        self.has_pending = True  # this consumer may have entries that it did not acknowledge
-        self.durations.clear()  # as many entries at once may be too much for this connection
+        self.has_pending, self.next_look = False, 0.0  # it may have entries that it did not acknowledge: look at once
         if self.unconfirmed:
             self.acknowledge(*self.unconfirmed)
         if self.is_missing:
@@ -80,7 +79,7 @@ class Durable(Consumer):
         self.is_missing = code == "NOGROUP"
         if self.is_missing and self.is_known:
             log.warning("The group %s was lost: created again, from the beginning of the stream", self.group)
-        if isinstance(error, TimeoutError):  # of asyncio: what was to be read may be too much for the link
+        if self.failures or isinstance(error, TimeoutError):  # what was to be read may have been too much for the link
             self.max_entries = max(1, self.count // 2)
         # BUSYGROUP: another consumer was faster.
         return 0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error, code)
@@ -88,46 +87,55 @@ class Durable(Consumer):
     async def next_entries(self) -> Entries:
         """Return what this consumer has not acknowledged, which includes what was abandoned, else what is new.
 
-        What is new is not waited for before the look for abandoned entries has come to its end.
+        Abandoned entries are claimed and read in one round trip, for a connection may be short-lived. What is new is
+        not waited for before the look for them has come to its end.
         """
         fitting = sum(total <= READ_AHEAD_INTERVAL for total in accumulate(self.durations)) or 1
         count = self.count = min(fitting, self.max_entries)
-        looks = time.monotonic() >= self.next_look  # for abandoned entries
-        # Before each look, too: a request of the last connection may have reached Redis late.
-        if self.has_pending or (looks and self.cursor == b"0-0"):
-            entries = await self.read(count, "0")
+        looks = not self.has_pending and time.monotonic() >= self.next_look
+        if looks:
+            if self.attempts:
+                self.redis.send("HRANDFIELD", self.attempts_key)
+            options = int(1000 * self.idle), self.cursor, "COUNT", count, "JUSTID"
+            self.redis.send("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
+        if looks or self.has_pending:
+            # At each look: a request of the last connection may have reached Redis late.
+            replies, entries = await self.read(count, "0")
             self.has_pending = bool(entries)
             if entries and self.attempts:
                 await self.set_poison_aside(entries)
-            if self.has_pending:
+            if looks:
+                await self.looked(replies)
+            self.failures = 0
+            if self.has_pending or not looks:
                 return entries
-        self.failures = 0
-        if looks:
-            await self.claim_abandoned(count)
-            if self.has_pending:
-                return []
         block = "BLOCK", max(1, int(1000 * min(BLOCK_TIMEOUT, self.idle / 4)))
-        return await self.read(count, ">", *(block if self.cursor == b"0-0" else ()))
+        _, entries = await self.read(count, ">", *(block if self.cursor == b"0-0" else ()))
+        return entries
 
-    async def read(self, count: int, after: str, *options: str | int) -> Entries:
-        """Return the next entries."""
+    async def read(self, count: int, after: str, *options: str | int) -> tuple[list[Any], Entries]:
+        """Return the replies to what was sent before, and the next entries."""
         self.read_at = time.monotonic()
         command = "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *options
-        reply = await self.redis.ask(*command, "STREAMS", self.key, after)
+        self.redis.send(*command, "STREAMS", self.key, after)
+        *replies, streams = await self.redis.replies()
         self.is_known = True
         self.unconfirmed.clear()  # their replies came before this one
-        return reply[0][1] if reply else []
+        return replies, streams[0][1] if streams else []
 
-    async def claim_abandoned(self, count: int) -> None:
-        """Claim entries that were idle for too long, to be read. Redis looks at ten times `count` entries."""
-        command = "XAUTOCLAIM", self.key, self.group, self.consumer, int(1000 * self.idle), self.cursor, "COUNT", count
-        self.cursor, claimed, *trimmed = await self.redis.ask(*command, "JUSTID")
-        self.has_pending = bool(claimed)
+    async def looked(self, replies: list[Any]) -> None:
+        """Take the replies to a look for abandoned entries; Redis has looked at ten times as many as it might claim.
+
+        At its end, forget the attempts of a random entry if it is pending no more: acknowledged by others, or trimmed.
+        """
+        self.cursor, claimed, *trimmed = replies[-1]
         if any(trimmed):
             log.warning("Trimmed from the stream before it was handled: %s", *trimmed)
         if self.cursor == b"0-0" and not claimed:
-            await self.forget_attempts()
             self.next_look = time.monotonic() + BLOCK_TIMEOUT  # now, or a distant Redis would never be read from
+            id = self.attempts and replies[-2]
+            if id and not await self.redis.ask("XPENDING", self.key, self.group, id, id, 1):
+                self.redis.send("HDEL", self.attempts_key, id)
 
     async def set_poison_aside(self, entries: Entries) -> None:
         """Remove those entries whose handling has failed too often: they become dead letters.
@@ -143,12 +151,6 @@ class Durable(Consumer):
                 log.warning("Dead letter: entry %s of %s, handling has failed %d times", id.decode(), self.key, times)
                 self.acknowledge(id)
                 entries.remove([id, fields])
-
-    async def forget_attempts(self) -> None:
-        """Forget the attempts of a random entry if it is no longer pending: acknowledged by others, or trimmed."""
-        id = self.attempts and await self.redis.ask("HRANDFIELD", self.attempts_key)
-        if id and not await self.redis.ask("XPENDING", self.key, self.group, id, id, 1):
-            self.redis.send("HDEL", self.attempts_key, id)
 
     def release(self, ids: list[bytes]) -> None:
         """Let any consumer claim what was read ahead, as if it had been idle for long; leave what another has claimed.
