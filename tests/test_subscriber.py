@@ -1377,6 +1377,22 @@ def test_a_sentinel_that_is_silent(server: Server, client: Any, driver: str, tmp
         end(server)
 
 
+def test_sentinels_that_redis_py_has_lost(server: Server, client: Any, driver: str, tmp_path: Any) -> None:
+    """It swaps them in one list while consumers that share the client may do so, too; the last one left may be dead."""
+    with sentinel(server, tmp_path) as port:
+        kind = redis.sentinel if driver == "sync" else redis.asyncio.sentinel
+        dead = free_port()
+        own = kind.Sentinel([(HOST, port), (HOST, dead)]).master_for("mymaster")
+        reading = Reading(consume(own, GROUP, "a"))
+        wait_until(lambda: client.exists("events"))
+        manager = own.connection_pool.sentinel_manager
+        manager.sentinels = [one for one in manager.sentinels if str(dead) in repr(one)] * 2
+        client.client_kill_filter(_type="normal")
+        add(client, "events", 1)
+        reading.wait_for(1)
+        end(server)
+
+
 # --- A cluster --------------------------------------------------------------------------------------------
 
 

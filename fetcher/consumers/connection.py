@@ -32,6 +32,7 @@ class Connection:
     """
 
     wire: Any = None  # redis-py's connection
+    sentinels: tuple[Any, ...] = ()
     commands: tuple[tuple[Any, ...], ...] = ()  # to be written
     due = 0  # replies that are not read yet
 
@@ -56,7 +57,9 @@ class Connection:
             # A cluster's node in redis.asyncio has no pool, but is like one.
             source = getattr(source, "connection_pool", source)
             if manager := getattr(source, "sentinel_manager", None):
-                manager.sentinels.append(manager.sentinels.pop(0))  # the first one may be silent
+                # The first one may be silent. A copy: redis-py loses some if several consumers change its list at once.
+                self.sentinels = (*self.sentinels[1:], *self.sentinels[:1]) or tuple(manager.sentinels)
+                manager.sentinels = [*self.sentinels]
                 for sentinel in manager.sentinels:
                     sentinel.set_retry(self.no_retry)
             options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
