@@ -252,8 +252,10 @@ class Bus:
             self.clock.now += 0.01
             raise failure
 
-    def read(self, ids: list[str], start: Position | None = None) -> tuple[Position | None, set[str]]:
+    def read(self, ids: list[str], start: Position | None, beats: bool) -> tuple[Position | None, set[str]]:
         self.request(self.read_failure)
+        if beats:
+            self.beats.append(self.clock.now)
         self.reads.append(ids)
         return self.store.read(ids, start)
 

@@ -115,7 +115,7 @@ class Net:
         self.patch = pytest.MonkeyPatch()
 
     def __enter__(self) -> Self:
-        for module in ("vk.api", "vk.longpoll"):
+        for module in ("vk.api", "vk.longpoll", "vk.lookups"):
             self.patch.setattr(f"fetcher.{module}.time", self.clock)
         self.mock.start()
         self.mock.add_callback(responses.POST, re.compile("https://api.vk.ru/method/"), self.answer)

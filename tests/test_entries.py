@@ -315,6 +315,19 @@ def test_a_full_message_is_waited_for(vk: VK) -> None:
     assert one.updates
 
 
+def test_full_messages_that_are_there_are_not_requested_again(vk: VK) -> None:
+    """Else a slow VK would have to answer all of them at once."""
+    vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
+    vk.full_failure = DOWN
+    one = batch(cropped(1), cropped(2))
+    with pytest.raises(TransientError, match=str(DOWN)):
+        build(vk, one)
+    vk.full_failure = None
+    ((first, second),) = build(vk, one)
+    assert [event(entry)["message"]["text"] for entry in (first, second)] == ["full", "cropped"]
+    assert vk.asked[:2] == [{(5, 1), (5, 2)}, {(5, 2)}]
+
+
 def test_what_is_given_up_is_returned(vk: VK) -> None:
     """Of full messages, though all names are there; a batch without such messages does not lack any."""
     vk.full_failure = DOWN

@@ -705,7 +705,7 @@ def test_the_key_is_renewed_in_silence(polling: LongPoll, net: Net) -> None:
 
 
 @pytest.mark.parametrize("failure", [error(10), error(5)], ids=["passing", "fatal"])
-def test_renewal_fails(polling: LongPoll, net: Net, failure: Any) -> None:
+def test_renewal_fails(polling: LongPoll, net: Net, failure: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Without a new key the old one serves, in the same poll if it passes; a new one is tried for once a minute."""
     net.answers["groups.getLongPollServer"] = [failure]
     net.clock.now += 3601
@@ -718,6 +718,8 @@ def test_renewal_fails(polling: LongPoll, net: Net, failure: Any) -> None:
         assert empty(polling.poll(1000, 25))
         assert len(net.asked("groups.getLongPollServer")) == tries
         net.clock.now += 2
+    said = "VK error 10 in groups.getLongPollServer: Error of the tests: the old key stays in use"
+    assert caplog.messages == ([said] * 2 if failure == error(10) else [])
 
 
 # The settings, checked once

@@ -354,6 +354,20 @@ def test_calls_that_fail(
     assert said in str(failure)
 
 
+def test_a_slow_api_is_left_alone_after_a_moment(lookups: Lookups, net: Net) -> None:
+    """However many requests are due, VK is polled between them, and what it has answered counts."""
+    net.delay = 0.9
+    net.answers["execute"] = [TOO_LARGE, inside(*[[]] * 12)]
+    chats = range(CHAT + 1, CHAT + 2501)
+    names, failure = lookups.names(chats)
+    assert len(names) == 2 * 12 * 100
+    assert str(failure) == "VK's API is slow"
+    assert len(net.requests) == 3
+    net.answers["execute"] = [inside([])]
+    names, failure = lookups.names(chats[2400:])
+    assert (len(names), failure) == (100, None)
+
+
 POOLS: list[Any] = [
     *({"response": response} for response in odd(None, 5, True, "text", {}, {"0": []}, [], [[]], [[], {}, [], []])),
     inside(False, {}),

@@ -41,7 +41,7 @@ class Bus:
         self.prefix = f"{{{self.bus}}}"  # the hash tag keeps all keys in the stream's slot of a cluster
         self.checkpoint_key, self.seen_key = f"{self.prefix}:ts:{group}", f"{self.prefix}:seen:{group}"
         self.keys = [self.checkpoint_key, self.seen_key, self.bus, f"{self.prefix}:dead-letter"]
-        self.alive_key = f"{self.prefix}:alive:{group}:{socket.gethostname()}"
+        self.alive_key = f"{self.prefix}:alive:{group}:{utf8(socket.gethostname()).decode()}"
         self.is_connected = False
         self.timeouts = 0  # of commits of a single update, in a row
         self.unwritten: dict[int, Name] = {}  # titles that came while not connected, and what could not be written
@@ -64,15 +64,22 @@ class Bus:
         if pool := getattr(vars(self).get("client"), "connection_pool", None):
             pool.disconnect()
 
-    def read(self, ids: list[str], start: Position | None = None) -> tuple[Position | None, set[str]]:
+    def read(
+        self, ids: list[str], start: Position | None = None, beats: bool = False
+    ) -> tuple[Position | None, set[str]]:
         """Return the checkpoint, and which of these ids `seen` lacks; `start` becomes the checkpoint if there is none.
 
-        It takes one round trip. https://redis.io/docs/latest/commands/zmscore/
+        The same round trip loads the script and, if it `beats`, sets the heartbeat: a connection may be short-lived.
+        https://redis.io/docs/latest/commands/zmscore/
         """
         members: Any = [utf8(id) for id in ids] or [b""]
         starts = range(0, len(members), MAX_MEMBERS)
         try:
             with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
+                if isinstance(self.client, Redis):  # else the first commit takes three round trips, as on a cluster
+                    pipeline.script_load(SCRIPTS["commit"])
+                if beats:
+                    self.beat(pipeline)
                 if start:
                     pipeline.set(self.checkpoint_key, str(start), nx=True)
                 pipeline.get(self.checkpoint_key)
@@ -135,10 +142,10 @@ class Bus:
         except ValueError:
             raise RedisFatalError(f"Redis: {self.checkpoint_key} holds no ts of VK's; delete this key") from None
 
-    def beat(self) -> None:
-        """Set the heartbeat of this host's fetcher."""
+    def beat(self, pipeline: Any = None) -> None:
+        """Set the heartbeat of this host's fetcher, or let a pipeline do so."""
         with redis_errors():
-            self.client.set(self.alive_key, int(time.time()), ex=self.settings.poll_wait + ALIVE_TTL)
+            (pipeline or self.client).set(self.alive_key, int(time.time()), ex=self.settings.poll_wait + ALIVE_TTL)
 
     def alive(self) -> bool:
         """Return whether this host's fetcher of this community has polled VK lately."""

@@ -93,8 +93,9 @@ class Relay:
         """Set the heartbeat, then commit what is pending, oldest first and in pieces; again on a new connection."""
         for _ in range(2):
             with suppress(ConnectionReplaced):
-                self.beat()
-                if not self.bus.is_connected:
+                if self.bus.is_connected:
+                    self.beat()
+                else:
                     self.connect()
                 begun = time.monotonic()  # not sooner: a link may be slow, and break during each poll
                 while self.backlog.pending and self.bus.is_connected and time.monotonic() < begun + DRAIN_TIME:
@@ -107,7 +108,6 @@ class Relay:
     def beat(self) -> None:
         """Set the heartbeat, now and then, if VK has answered a poll since the last one."""
         if self.has_polled and time.monotonic() >= self.beat_at:
-            self.reports.doing = "setting the heartbeat"
             self.bus.beat()
             self.has_polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
 
@@ -115,11 +115,12 @@ class Relay:
         """Read the checkpoint, and which of the latest commits the bus lacks."""
         self.reports.doing = "asking Redis which of the latest updates it has"
         start = self.backlog.checkpoint if self.backlog.checkpoint_from == "VK" else None
-        checkpoint, missing = self.bus.read(self.backlog.replay_ids(), start)
+        checkpoint, missing = self.bus.read(self.backlog.replay_ids(), start, self.has_polled)
         if start and self.backlog.pending and checkpoint not in (None, start):
             self.backlog.rebase(checkpoint, self.longpoll.renew())
         self.backlog.connected(checkpoint, missing)
-        self.bus.is_connected, self.beat_at = True, 0.0
+        self.bus.is_connected, self.beat_at = True, time.monotonic() + HEARTBEAT_INTERVAL * self.has_polled
+        self.has_polled = False
 
     def commit_oldest(self) -> None:
         """Commit one piece of what is pending, or do what has to come before: fill what is missing, or build it."""

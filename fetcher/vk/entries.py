@@ -44,6 +44,8 @@ class EntryBuilder:
         """
         places = {place for batch in batches for update in batch.updates if (place := cropped_message(update))}
         messages, failure = self.lookups.full_messages(places)  # no request without places
+        for batch in batches:  # whatever VK does not return now: it is not asked for these again
+            batch.updates = [with_full_message(update, messages) for update in batch.updates]
         if failure and not give_up:
             raise failure
         built = []
@@ -51,7 +53,6 @@ class EntryBuilder:
             if batch.since > self.built_until:  # another fetcher had what is between, or it is in a gap
                 self.directory.forget()
             self.built_until = max(self.built_until, batch.until)
-            batch.updates = [with_full_message(update, messages) for update in batch.updates]
             self.nameless.clear()  # batches may overlap: the same text is another update only within one batch
             built.append([self.or_dead_letter(self.event_of, update) for update in batch.updates])
         events = [event for events in built for event in events if isinstance(event, Event)]

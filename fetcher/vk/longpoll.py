@@ -147,9 +147,11 @@ class LongPoll:
         if time.monotonic() >= self.renew_at:
             self.renew_at = time.monotonic() + RETRY_INTERVAL
             known = self.server.ts
-            with suppress(TransientError):  # then the old key stays in use
+            try:
                 if max(known, self.renew()) < ts:
                     return min(known, self.server.ts)
+            except TransientError as error:
+                log.warning("%s: the old key stays in use", error)
         return ts
 
     def note(self, place: int, answer: Json) -> None:

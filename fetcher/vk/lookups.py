@@ -1,5 +1,6 @@
 """Lookups at VK: names and full messages, many at once. https://dev.vk.com/ru/method/execute"""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -16,6 +17,7 @@ from .api import Api, translate_errors
 from .fields import Json, object_or_empty, require_number, require_object, require_text
 
 MAX_CALLS = 25  # in one `execute`
+MAX_TIME = 2.0  # seconds after which the rest is left for later: VK must be polled meanwhile
 MAX_IDS, MAX_IDS_OF = 100, {"users.get": 1000, "groups.getById": 500}  # in one call, and in one of these
 
 
@@ -81,17 +83,25 @@ class Lookups:
     def resolve(self, lookups: list[Lookup]) -> tuple[dict[Any, Any], Failure]:
         """Return what VK answers, None where it has nothing, and the first failure if something is left out.
 
-        A call that fails or is refused for several ids is split. If all calls of a request fail, the ids are
-        not the cause, and VK is left alone.
+        A call that fails or is refused for several ids is split, as is a request that is too large for VK. If all calls
+        of a request fail, the ids are not the cause, and VK is left alone.
         """
         resolved: dict[Any, Any] = {}
         failure: Failure = None
         ids = {id for lookup in lookups for id in lookup.ids}
         lookups = [chunk for lookup in lookups for chunk in lookup.chunks(MAX_IDS_OF.get(lookup.method, MAX_IDS))]
+        calls, until = MAX_CALLS, time.monotonic() + MAX_TIME
         while lookups:
-            now, lookups = lookups[:MAX_CALLS], lookups[MAX_CALLS:]
+            if time.monotonic() > until:
+                return resolved, failure or TransientError("VK's API is slow")
+            now, lookups = lookups[:calls], lookups[calls:]
             try:
                 answers = self.execute(now)
+            except CallFailed as too_large:
+                if len(now) > 1:
+                    calls, lookups = len(now) // 2, now + lookups
+                    continue
+                answers = [too_large]
             except (TransientError, FatalError) as error:
                 return resolved, failure or error
             failures = [answer for answer in answers if isinstance(answer, CallFailed)]
@@ -106,7 +116,7 @@ class Lookups:
         return resolved, failure if ids - resolved.keys() else None
 
     def execute(self, lookups: list[Lookup]) -> list[Any]:
-        """Return the answers of one request, or of more if it is too large for VK.
+        """Return the answers of one request; raise CallFailed if it is too large for VK.
 
         In place of an answer there is RequestRejected if VK refuses that call, and CallFailed if it failed.
         """
@@ -116,9 +126,6 @@ class Lookups:
             with translate_errors("execute"):
                 pool.execute()
                 answers = [result.result if result.error is False else None for result in results]
-        except CallFailed as too_large:
-            half = len(lookups) // 2
-            return self.execute(lookups[:half]) + self.execute(lookups[half:]) if half else [too_large]
         except RequestRejected as rejected:
             log.debug("%s", rejected)
             return [[]] * len(lookups)

@@ -122,8 +122,10 @@ class Pipeline:
         self.name, self.size = name, self.size + size
         self.commands.append(command)
 
-    def set(self, key: str, value: str | bytes, nx: bool = False, ex: int = 0) -> None:
-        if nx:
+    def set(self, key: str, value: str | bytes | int, nx: bool = False, ex: int = 0) -> None:
+        if isinstance(value, int):
+            self.add("read", lambda: None)  # the heartbeat
+        elif nx:
             self.add("read", lambda: self.client.world.store.set_if_missing(str(value)))
         else:
             self.add("cache", lambda: self.client.world.cache(key, value, ex), len(value))

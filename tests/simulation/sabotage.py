@@ -311,8 +311,8 @@ def failure_does_not_mean_another_redis(right: Any, self: Any) -> None:
 
 
 @instead_of(Bus, "read")
-def everything_is_sent_again(right: Any, self: Any, ids: Any, start: Any) -> Any:
-    checkpoint, _ = right(self, ids, start)
+def everything_is_sent_again(right: Any, self: Any, ids: Any, *more: Any) -> Any:
+    checkpoint, _ = right(self, ids, *more)
     return checkpoint, set(ids)
 
 
