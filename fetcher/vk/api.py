@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
@@ -26,7 +26,7 @@ from .fields import Json, object_or_empty, require_number
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
 SHORT_TIMEOUT = 1.0  # seconds, while Redis is unavailable and may be back at any moment
-MIN_RATE = 1000  # bytes a second: an answer may take the timeout, and beyond it the time of its bytes at this rate
+MIN_RATE = 1000  # bytes a second: an answer may take the timeout, and so may each piece of it at this rate
 API_INTERVAL = 0.0525  # seconds from start to start: VK allows a community 20 requests a second
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request of this method after an error that limits the rate
 
@@ -55,20 +55,21 @@ def environment_settings(session: requests.Session, host: str) -> Any:
     return requests.Session.merge_environment_settings(session, f"https://{host}", {}, True, None, None)
 
 
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError after these seconds, whatever is waited for; on Unix, and in the main thread."""
+def within(seconds: float, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return what the action returns; raise TimeoutError in it after these seconds, whatever it waits for.
+
+    It is interrupted on Unix, and in the main thread.
+    """
 
     def on_alarm(*of_signal: object) -> None:
         raise TimeoutError
 
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+        return action(*args, **kwargs)
     signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        return action(*args, **kwargs)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -85,7 +86,7 @@ class Session(requests.Session):
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send the request with our timeout, unless the caller has one, and read the whole answer.
 
-        Raise ReadTimeout also for an answer that comes byte by byte: libraries restart the timeout at each.
+        The timeout is also for all headers, and for each piece of the body: libraries restart theirs at each byte.
         """
         timeout = kwargs.setdefault("timeout", self.timeout)
         limit = max(timeout) if isinstance(timeout, tuple) else timeout
@@ -94,15 +95,9 @@ class Session(requests.Session):
             # Only get() allows redirects: a POST would go on without its parameters, and VK would refuse the token.
             # Without an `auth` requests searches for a .netrc each time, and sends VK what that says.
             options: Any = {"allow_redirects": False, "auth": lambda request: request} | kwargs
-            with deadline(limit):
-                response = super().request(*args, **options | {"stream": True})
-            begun = time.monotonic()
-            read = getattr(response.raw, "read1", response.raw.read)  # urllib3 before 2.2 waits for whole pieces
-            while piece := read(2**16, decode_content=True):
+            response: requests.Response = within(limit, super().request, *args, **options | {"stream": True})
+            while piece := within(limit, response.raw.read, int(limit * MIN_RATE), decode_content=True):
                 body += piece
-                if time.monotonic() - begun > limit + len(body) / MIN_RATE:
-                    response.close()
-                    raise requests.ReadTimeout
         except (requests.Timeout, ReadTimeoutError):
             self.timeout = API_TIMEOUT  # a shorter one may be too short for this link
             raise
