@@ -56,10 +56,7 @@ def event_to_json(event: Event) -> bytes:
 
 def utf8(text: str) -> bytes:
     """Encode; what UTF-8 cannot carry, such as half a surrogate pair, becomes U+FFFD."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def finite(text: str) -> float:
