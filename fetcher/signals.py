@@ -13,10 +13,7 @@ SIGNALS = {signal.SIGTERM, signal.SIGINT}
 # A command that reports success must not do so when it is interrupted: a health check that is cut short knows nothing.
 EXIT_CODE = int(any(word.startswith(("--setup", "--health", "--redrive")) for word in sys.argv))
 
-if sys.platform == "win32":
-    for number in SIGNALS:
-        signal.signal(number, lambda *of_signal: os._exit(EXIT_CODE))
-else:
+if sys.platform != "win32":  # pragma: no branch - on Windows only types are checked
 
     def wait() -> None:
         """Wait for a signal, and end the process."""

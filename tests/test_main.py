@@ -492,31 +492,10 @@ def test_signals_end_it_from_its_first_line_on(program: list[str], number: int, 
         assert "Traceback" not in process.communicate()[0]
 
 
-WINDOWS = """
-import signal, sys, threading  # all that the program imports before it looks where it is
-
-class Finder:
-    before = sys.platform
-    def find_spec(name, path=None, target=None):
-        sys.platform = "win32" if name == "fetcher.signals" else Finder.before
-
-sys.meta_path.insert(0, Finder)
-"""
-
-
 def with_site(tmp_path: Path, code: str) -> dict[str, str]:
     """Return the setting that lets the process run this code before anything else."""
     (tmp_path / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-
-
-def test_signals_on_windows(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
-    """Windows has no sigwait: handlers end it instead."""
-    fetcher = fetch(**with_site(tmp_path, WINDOWS))
-    started(server)
-    if Path("/proc/self/status").exists():
-        assert not blocks(fetcher.pid, signal.SIGTERM)
-    assert fetcher.terminate() == 0
 
 
 # How it is run
