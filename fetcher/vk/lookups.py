@@ -91,9 +91,7 @@ class Lookups:
         ids = {id for lookup in lookups for id in lookup.ids}
         lookups = [chunk for lookup in lookups for chunk in lookup.chunks(MAX_IDS_OF.get(lookup.method, MAX_IDS))]
         calls, until = MAX_CALLS, time.monotonic() + MAX_TIME
-        while lookups:
-            if time.monotonic() > until:
-                return resolved, failure or TransientError("VK's API is slow")
+        while lookups and time.monotonic() <= until:
             now, lookups = lookups[:calls], lookups[calls:]
             try:
                 answers = self.execute(now)
@@ -113,7 +111,7 @@ class Lookups:
                     lookups = lookups + lookup.chunks(-(-len(lookup.ids) // MAX_CALLS))
                 elif not isinstance(answer, CallFailed):
                     resolved |= dict.fromkeys(lookup.ids) | dict(lookup.values(answer))
-        return resolved, failure if ids - resolved.keys() else None
+        return resolved, (failure or TransientError("VK's API is slow")) if ids - resolved.keys() else None
 
     def execute(self, lookups: list[Lookup]) -> list[Any]:
         """Return the answers of one request; raise CallFailed if it is too large for VK.
