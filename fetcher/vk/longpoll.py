@@ -49,8 +49,8 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
                 raise ValueError("no address")
         self.session = vk.http  # with timeouts, unlike vk_api's own
 
-    def poll(self, ts: int, wait: int) -> tuple[Json, int]:
-        """Return VK's answer at this ts, with its ts as a number, and its size in bytes.
+    def poll(self, ts: int, wait: int) -> tuple[int, Answer]:
+        """Return VK's `failed`, 0 if nothing has, and its answer at this ts; without a ts of its own it ends there.
 
         VK waits for updates up to `wait` seconds. With 0 the poll is given up, as if it had brought nothing, when VK
         takes much longer than for its latest answer. Raise MalformedResponse if the answer cannot be read,
@@ -65,18 +65,17 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
             except (requests.ReadTimeout, ReadTimeoutError):
                 if wait:
                     raise
-                return {"failed": 0, "ts": ts, "updates": []}, 0
+                return 0, Answer(ts, ts, [])
             self.answer_time = response.elapsed.total_seconds()
             if response.status_code != 200:
                 raise MalformedResponse(f"VK's long poll answers HTTP {response.status_code}")
             answer = require_object(loads(response.content))
             failed = answer.get("failed", 0)
-            if failed in (2, 3):
-                return {"failed": failed}, 0
-            until, updates = require_ts(answer["ts"]), [] if failed == 1 else answer["updates"]
-            if failed not in (0, 1) or not isinstance(updates, list):
+            until = ts if failed in (2, 3) else require_ts(answer["ts"])
+            updates = [] if failed else answer["updates"]
+            if failed not in (0, 1, 2, 3) or not isinstance(updates, list):
                 raise ValueError("not of VK's form")
-            return {"failed": failed, "ts": until, "updates": updates}, len(response.content)
+            return failed, Answer(ts, until, updates, len(response.content))
 
 
 class LongPoll:
@@ -119,20 +118,19 @@ class LongPoll:
         gap = RESTARTED if place < ts else ""
         try:
             for _ in range(MAX_FAILED):
-                answer, size = self.answer_at(place, wait if self.has_answered else 1)
-                failed = answer.get("failed")
+                failed, answer = self.answer_at(place, wait if self.has_answered else 1)
                 if not failed:
-                    self.note(place, answer)
-                    if place < ts <= answer["ts"]:  # only the servers that give keys are behind: `seen` knows the rest
-                        return Answer(ts, answer["ts"], answer["updates"] if answer["ts"] > ts else [], size)
-                    if wait and not answer["updates"] and time.monotonic() < begun + SILENT_INTERVAL:
+                    self.note(answer)
+                    if place < ts <= answer.until:  # only the servers that give keys are behind: `seen` knows the rest
+                        return answer._replace(since=ts, updates=answer.updates if answer.until > ts else [])
+                    if wait and not answer.updates and time.monotonic() < begun + SILENT_INTERVAL:
                         time.sleep(SILENT_INTERVAL)
-                    return Answer(place, answer["ts"], answer["updates"], size, gap)
+                    return answer._replace(gap=gap)
                 # By the next poll VK may have forgotten the place where it says to go on: only a new key's ts is sure.
-                until = answer["ts"] if failed == 1 and not gap else self.renew()
+                until = answer.until if failed == 1 and not gap else self.renew()
                 if failed != 2:
                     place, wait = until, 1
-                    gap = answer.get("error", f"VK has forgotten the updates between (failed {failed})")
+                    gap = answer.gap or f"VK has forgotten the updates between (failed {failed})"
             raise TransientError(REFUSED)
         except TransientError:
             self.renew_at = min(self.renew_at, time.monotonic() + FAILURE_INTERVAL)
@@ -154,18 +152,18 @@ class LongPoll:
                 log.warning("%s: the old key stays in use", error)
         return ts
 
-    def note(self, place: int, answer: Json) -> None:
+    def note(self, answer: Answer) -> None:
         """Remember how far VK is, and take another key after so much silence, or soon if this one's ts was lower."""
         self.has_answered = True
-        if answer["updates"]:
+        if answer.updates:
             self.renew_at = time.monotonic() + self.renew_after
-        if answer["ts"] > place:
-            self.server.ts = max(self.server.ts, answer["ts"])
-        elif place > self.server.ts:
+        if answer.until > answer.since:
+            self.server.ts = max(self.server.ts, answer.until)
+        elif answer.since > self.server.ts:
             self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)
 
-    def answer_at(self, ts: int, wait: int) -> tuple[Json, int]:
-        """Return VK's answer at this ts and its size.
+    def answer_at(self, ts: int, wait: int) -> tuple[int, Answer]:
+        """Return VK's `failed` and its answer at this ts.
 
         A ts whose answer is unreadable for too long is skipped, if the latest ts can be read and this one still cannot:
         the answer then says that VK has forgotten it. A lower ts is believed if VK repeats it and a new key's ts is
@@ -175,21 +173,21 @@ class LongPoll:
         if ts in self.skip_at and time.monotonic() >= self.skip_at[ts]:
             self.skip_at[ts] = time.monotonic() + RETRY_INTERVAL
             latest = self.renew()
-            if self.server.poll(latest, 1)[0].get("failed"):
+            if self.server.poll(latest, 1)[0]:
                 raise TransientError(REFUSED)
         try:
-            answer, size = self.server.poll(ts, wait)
-            if answer.get("ts", ts) < ts:
-                answer, size = self.server.poll(ts, wait)
+            failed, answer = self.server.poll(ts, wait)
+            if answer.until < ts:
+                failed, answer = self.server.poll(ts, wait)
         except MalformedResponse:
             self.skip_at.setdefault(ts, time.monotonic() + UNREADABLE_TIMEOUT)
             if latest is None:
                 raise
-            return {"failed": 1, "ts": latest, "error": "VK's answer there could not be read for too long"}, 0
+            return 1, Answer(ts, latest, [], gap="VK's answer there could not be read for too long")
         self.skip_at.pop(ts, None)
-        if answer.get("ts", ts) < ts <= self.renew():
+        if answer.until < ts <= self.renew():
             raise TransientError("VK's long poll returns an earlier ts than it was polled at")
-        return answer, size
+        return failed, answer
 
     def check_settings(self) -> None:
         """Log the Long Poll settings that keep events from coming. Raise VkFatalError if Long Poll is switched off."""

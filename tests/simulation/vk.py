@@ -9,7 +9,7 @@ from hashlib import sha256
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fetcher.core.history import Name, Position
+from fetcher.core.history import Answer, Name, Position
 from fetcher.errors import Failure, FatalError, MalformedResponse, TransientError, VkFatalError
 from fetcher.events import CHATS
 from tests.vk import GROUP
@@ -227,7 +227,11 @@ class Server:
         vk = self.process.world.vk
         self.key, self.ts = vk.key, vk.ts
 
-    def poll(self, ts: int, wait: int) -> tuple[Json, int]:
+    def poll(self, ts: int, wait: int) -> tuple[int, Answer]:
+        answer, size = self.answer(ts, wait)
+        return answer.get("failed", 0), Answer(ts, answer.get("ts", ts), answer.get("updates", []), size)
+
+    def answer(self, ts: int, wait: int) -> tuple[Json, int]:
         process, world = self.process, self.process.world
         process.polls()
         try:
