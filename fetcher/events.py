@@ -99,8 +99,7 @@ class Event(NamedTuple):
     @classmethod
     def from_dict(cls, data: Any) -> Self:
         """Return the event of such a dict, ignoring unknown keys; raise ValueError if it is not an event."""
-        event: Self = _reader(cls)(data)  # type: ignore[arg-type]  # classes are hashable
-        return event
+        return _reader(cls)(data)  # type: ignore[arg-type, no-any-return]  # classes are hashable
 
 
 def _plain(value: Any) -> Any:

@@ -81,9 +81,6 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
 class LongPoll:
     """One community's long poll. Methods raise TransientError for what passes, VkFatalError for what must be fixed."""
 
-    server: LongPollServer  # from the first `renew` on
-    renew_at: float  # when a new key is taken, even if the old one serves
-
     def __init__(self, api: Api, group: int, renew_after: float) -> None:
         """Send no request yet, `renew` is the first; `renew_after` is in seconds."""
         self.api, self.group, self.renew_after = api, group, renew_after
@@ -98,7 +95,7 @@ class LongPoll:
         time.sleep(max(0.0, self.next_key_at - time.monotonic()))
         self.next_key_at = time.monotonic() + KEY_INTERVAL
         self.server = LongPollServer(self.api, self.group)
-        self.renew_at = time.monotonic() + self.renew_after
+        self.renew_at = time.monotonic() + self.renew_after  # when a new key is taken, even if this one serves
         return self.server.ts
 
     def shorten_timeouts(self, short: bool) -> None:
