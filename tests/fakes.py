@@ -110,7 +110,6 @@ class VK:
         self.start_failure: Exception | None = None
         self.renewals: list[int] = []  # the ts of the next new keys; then it is that of the history
         self.renewed = 0
-        self.is_short = False
         self.full_failure: Failure = None  # of full messages
         self.names_failure: Failure = None  # of a whole lookup
         self.unnamed: set[int] = set()  # ids whose names VK does not answer now
@@ -129,9 +128,6 @@ class VK:
             raise self.start_failure
         self.renewed += 1
         return self.renewals.pop(0) if self.renewals else self.history.ts
-
-    def shorten_timeouts(self, short: bool) -> None:
-        self.is_short = short
 
     def poll(self, ts: int, wait: int) -> Answer:
         for call in self.before_poll:

@@ -163,21 +163,6 @@ def test_every_request_has_a_time_out(longpoll: LongPoll, net: Net) -> None:
     ]
 
 
-def test_time_outs_are_short_while_redis_is_away(polling: LongPoll, net: Net) -> None:
-    """Redis may be back at any moment; afterwards they are as long as usual."""
-    net.answers["poll"] = [{"failed": 2}, QUIET_POLL]
-    polling.shorten_timeouts(True)
-    polling.poll(1000, 1)
-    polling.shorten_timeouts(False)
-    polling.poll(1000, 1)
-    assert net.timeouts() == [
-        ("poll", (1.0, 3.0)),
-        ("groups.getLongPollServer", 1.0),
-        ("poll", (1.0, 3.0)),
-        ("poll", (5.0, 11.0)),
-    ]
-
-
 def test_polls_go_on_in_a_pause(polling: LongPoll, net: Net) -> None:
     """Only API requests pause: VK's long poll is polled all the same."""
     net.answers["users.get"] = [error(29)]
@@ -199,19 +184,6 @@ def test_a_new_key_in_a_pause(polling: LongPoll, net: Net) -> None:
     net.clock.now += 1
     with pytest.raises(TransientError, match="pause"):
         polling.api.method("execute")
-
-
-def test_a_link_that_is_too_slow_for_short_time_outs(polling: LongPoll, net: Net) -> None:
-    """After one timeout they are as long as usual until Redis is back: polls and lookups must get through."""
-    for _ in range(2):  # two outages of Redis
-        polling.shorten_timeouts(True)
-        for failure in (requests.ReadTimeout(), requests.ConnectTimeout(), requests.ConnectionError()):
-            net.answers["poll"] = [failure, QUIET_POLL]
-            with contextlib.suppress(TransientError):
-                polling.poll(1000, 1)
-            polling.shorten_timeouts(True)
-        polling.shorten_timeouts(False)
-    assert [timeout for name, timeout in net.timeouts() if name == "poll"] == [(1.0, 3.0), *[(5.0, 11.0)] * 2] * 2
 
 
 def test_a_redirect_of_a_poll(polling: LongPoll, net: Net) -> None:

@@ -475,13 +475,11 @@ def test_batches_are_held_while_redis_is_away(begun: Fetcher, store: Store) -> N
     begun.history.push(*numbers(3))
     begun.poll(3)
     assert set(begun.vk.waits[2:]) == {1}
-    assert begun.vk.is_short
     begun.vk.names_failure = VK_DOWN
     begun.bus.failure = None
     begun.poll(2)
     assert store.ids == numbers(3)
     assert set(store.users) == {f"name of {PERSON}"}
-    assert not begun.vk.is_short
 
 
 def test_a_reply_is_lost(begun: Fetcher, store: Store) -> None:
@@ -1193,7 +1191,6 @@ def test_a_failed_look_up_concerns_vk_alone(begun: Fetcher, store: Store) -> Non
         assert len(begun.bus.beats) - beats >= 2
         assert len(begun.bus.reads) == reads
         assert set(begun.vk.waits[polls + 1 :]) == {1}
-        assert not begun.vk.is_short
         begun.vk.names_failure = None
         begun.settle()
     assert len(begun.bus.commits) == 2

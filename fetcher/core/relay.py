@@ -63,7 +63,6 @@ class Relay:
         self.reports.holds(self.backlog.count, bool(self.backlog.pending))
         redis_failed = isinstance(failure, RedisUnavailable | RedisFatalError)
         self.reports.metrics.redis_up.set(int(not redis_failed))
-        self.longpoll.shorten_timeouts(redis_failed)  # Redis may be back at any moment
         if redis_failed:
             self.bus.disconnect()  # Redis may have lost something, and its address may lead to another server by now
             self.attempt(self.build)  # so that nothing is needed from VK when Redis is back

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import requests
 from jconfig.memory import MemoryConfig
-from urllib3.exceptions import DecodeError, HTTPError, ReadTimeoutError
+from urllib3.exceptions import DecodeError, HTTPError
 from vk_api import ApiError, ApiHttpError, VkApiGroup
 
 from ..core.backoff import backoff
@@ -25,7 +25,6 @@ from .fields import Json, object_or_empty, require_number
 
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
-SHORT_TIMEOUT = 1.0  # seconds, while Redis is unavailable and may be back at any moment
 MIN_RATE = 1000  # bytes a second: an answer may take the timeout, and so may each piece of it at this rate
 API_INTERVAL = 0.0525  # seconds from start to start: VK allows a community 20 requests a second
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request of this method after an error that limits the rate
@@ -77,8 +76,6 @@ def within(seconds: float, action: Callable[..., Any], *args: Any, **kwargs: Any
 class Session(requests.Session):
     """A session that gives every request a timeout, which vk_api does not, and reads JSON fast."""
 
-    timeout = API_TIMEOUT
-
     def merge_environment_settings(self, url: Any, *of_request: Any) -> Any:
         """Return proxies and certificates; a request of ours has none of its own."""
         return environment_settings(self, urlsplit(url).netloc)
@@ -88,7 +85,7 @@ class Session(requests.Session):
 
         The timeout is also for all headers, and for each piece of the body: libraries restart theirs at each byte.
         """
-        timeout = kwargs.setdefault("timeout", self.timeout)
+        timeout = kwargs.setdefault("timeout", API_TIMEOUT)
         limit = max(timeout) if isinstance(timeout, tuple) else timeout
         body = bytearray()
         try:
@@ -98,9 +95,6 @@ class Session(requests.Session):
             response: requests.Response = within(limit, super().request, *args, **options | {"stream": True})
             while piece := within(limit, response.raw.read, int(limit * MIN_RATE), decode_content=True):
                 body += piece
-        except (requests.Timeout, ReadTimeoutError):
-            self.timeout = API_TIMEOUT  # a shorter one may be too short for this link
-            raise
         except DecodeError:
             raise ValueError("not compressed as it says") from None
         data = bytes(body)  # a reference to the response itself would keep it until the garbage collector runs

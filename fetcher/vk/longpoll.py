@@ -17,7 +17,7 @@ from ..core.history import Answer
 from ..errors import MalformedResponse, TransientError, VkFatalError
 from ..fastjson import loads
 from ..logs import log
-from .api import API_TIMEOUT, API_VERSION, SHORT_TIMEOUT, Api, translate_errors
+from .api import API_TIMEOUT, API_VERSION, Api, translate_errors
 from .builders import BUILDERS
 from .fields import Json, require_object
 
@@ -57,11 +57,11 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
         TransientError if there is none.
         """
         params = {"act": "a_check", "key": self.key, "ts": ts, "wait": wait or 1}
-        timeout = self.session.timeout  # of the API; an answer that VK holds back may take longer
-        patience = wait + 2 * timeout if wait else PROMPT + 2 * self.answer_time
+        # An answer that VK holds back may take longer than one of the API.
+        patience = wait + 2 * API_TIMEOUT if wait else PROMPT + 2 * self.answer_time
         with translate_errors("long poll", MalformedResponse):
             try:
-                response = self.session.get(self.url, params=params, timeout=(timeout, patience))
+                response = self.session.get(self.url, params=params, timeout=(API_TIMEOUT, patience))
             except (requests.ReadTimeout, ReadTimeoutError):
                 if wait:
                     raise
@@ -87,7 +87,6 @@ class LongPoll:
         self.next_key_at = 0.0  # no new key before
         self.has_answered = False  # VK: the first answer is waited for briefly
         self.is_checked = False  # that VK sends what the fetcher needs: this can wait until the first answer
-        self.is_short = False  # the latest argument of `shorten_timeouts`
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
 
     def renew(self) -> int:
@@ -97,11 +96,6 @@ class LongPoll:
         self.server = LongPollServer(self.api, self.group)
         self.renew_at = time.monotonic() + self.renew_after  # when a new key is taken, even if this one serves
         return self.server.ts
-
-    def shorten_timeouts(self, short: bool) -> None:
-        """Use SHORT_TIMEOUT for requests to VK, until one of them times out, or API_TIMEOUT again."""
-        if short != self.is_short:
-            self.is_short, self.api.http.timeout = short, SHORT_TIMEOUT if short else API_TIMEOUT
 
     def poll(self, ts: int, wait: int) -> Answer:
         """Return the updates after `ts`, waiting for them up to `wait` seconds, or hardly at all if it is 0.

@@ -26,7 +26,7 @@ SHORT = {  # seconds; the product's own are too long to wait for in a test
     "fetcher.core.relay:MIN_BACKOFF": 0.1,
     "fetcher.core.relay:MAX_BACKOFF": 0.3,
     "fetcher.core.relay:NAMES_TIMEOUT": 1.0,
-    "fetcher.vk.api:Session.timeout": 1.0,
+    "fetcher.vk.api:API_TIMEOUT": 1.0,
     "fetcher.vk.api:MIN_PAUSE": 0.1,
     "fetcher.vk.api:MAX_PAUSE": 0.3,
     "fetcher.vk.longpoll:API_TIMEOUT": 1.0,

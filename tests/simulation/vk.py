@@ -203,11 +203,8 @@ def name_of(id: int) -> Name:
 class Api:
     """What the long poll needs of VK's API."""
 
-    class Http:
-        timeout = 0.0
-
     def __init__(self, process: "Process") -> None:
-        self.process, self.http = process, Api.Http()
+        self.process = process
 
     def method(self, method: str, values: Json) -> Json:
         self.process.request_vk("settings")
