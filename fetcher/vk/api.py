@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -87,18 +87,17 @@ class Session(requests.Session):
         """
         timeout = kwargs.setdefault("timeout", API_TIMEOUT)
         limit = max(timeout) if isinstance(timeout, tuple) else timeout
-        body = bytearray()
         try:
             # Only get() allows redirects: a POST would go on without its parameters, and VK would refuse the token.
             # Without an `auth` requests searches for a .netrc each time, and sends VK what that says.
             options: Any = {"allow_redirects": False, "auth": lambda request: request} | kwargs
             response: requests.Response = within(limit, super().request, *args, **options | {"stream": True})
-            while piece := within(limit, response.raw.read, int(limit * MIN_RATE), decode_content=True):
-                body += piece
+            read = partial(within, limit, response.raw.read, int(limit * MIN_RATE), decode_content=True)
+            data = b"".join(iter(read, b""))
         except DecodeError:
             raise ValueError("not compressed as it says") from None
-        data = bytes(body)  # a reference to the response itself would keep it until the garbage collector runs
         response.raw = io.BytesIO(data)
+        # Not of the response itself: that would keep it until the garbage collector runs.
         response.json = lambda **_: loads(data)  # type: ignore[method-assign]
         return response
 
