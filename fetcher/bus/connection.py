@@ -63,29 +63,26 @@ def connect(url: str, on_connect: Callable[[], object], patience: int) -> Redis 
 
 
 class Nodes(dict[str, Any]):
-    """Where to look for the cluster: at two nodes at a time, because each may be silent for a whole timeout."""
+    """Where to look for the cluster: at the node in the address, and at one that was found, another one each time.
+
+    redis-py looks at the one or at the others, but all nodes may come back with new addresses, or the one in the
+    address may be gone; and each that is silent takes a whole timeout.
+    """
+
+    def __init__(self, manager: Any) -> None:
+        super().__init__(manager.startup_nodes)
+        self.manager = manager
 
     def values(self) -> Any:
-        """Return the first, which is the one in the address, and one of the others, another one each time."""
-        first, *others = super().values()
-        return [first, *random.sample(others, min(1, len(others)))]
+        """Return both nodes."""
+        return [*super().values(), random.choice([*self.manager.nodes_cache.values()])]
 
 
 def connect_cluster(url: str, on_connect: Callable[[], object], options: dict[str, Any]) -> RedisCluster:
-    """Return a client that looks for the cluster at the nodes it has found, and at the address.
-
-    redis-py looks at the one or at the other, but all nodes may come back with new addresses, or the one in the address
-    may be gone.
-    """
-    nodes: Any = None
-
-    def connected(connection: Any) -> None:  # redis-py has done its own part
-        if nodes:
-            nodes.startup_nodes = Nodes(start | nodes.nodes_cache)
-        on_connect()
-
-    client = RedisCluster.from_url(url, **options, dynamic_startup_nodes=False, redis_connect_func=connected)
-    nodes, start = client.nodes_manager, client.nodes_manager.startup_nodes
+    """Return a client that looks for the cluster at Nodes; redis-py does its own part of a new connection."""
+    options = options | {"redis_connect_func": lambda connection: on_connect(), "dynamic_startup_nodes": False}
+    client = RedisCluster.from_url(url, **options)
+    client.nodes_manager.startup_nodes = Nodes(client.nodes_manager)
     return client
 
 
