@@ -362,6 +362,21 @@ def test_as_many_are_read_as_were_handled_lately(
     assert [int(line.split()[5]) for line in written if line.startswith(READ) and line.endswith(">")][:4] == counts
 
 
+def test_more_are_read_from_a_distant_redis(redis: Redis) -> None:
+    """As many as are handled in the time of a round trip: else most of the time would go into waiting for the next."""
+
+    def travel() -> Any:
+        redis.now += 1
+        return entries()
+
+    redis.answers["XREADGROUP 0"] = [travel]
+    ids = iter(range(1, 100))
+    counts = [1, 1, 2, 4, 4]
+    redis.answers["XREADGROUP >"] = [entries(*(f"{next(ids)}-0" for _ in range(count))) for count in counts] + [END]
+    written = redis.play(redis.consume(), takes=0.25)
+    assert [int(line.split()[5]) for line in written if line.startswith(READ) and line.endswith(">")][:5] == counts
+
+
 def test_no_more_than_a_hundred_are_read_at_once(redis: Redis) -> None:
     redis.answers["XREADGROUP >"] = [*(entries(f"{id}-0") for id in range(1, 151)), END]
     *_, last = [line for line in redis.play(redis.consume(), takes=0) if line.startswith(READ)]
@@ -497,6 +512,14 @@ def test_reading_what_is_pending_confirms_an_acknowledgement(redis: Redis) -> No
 
 NO_GROUP = exceptions.ResponseError("NOGROUP No such key 'events' or consumer group 'moderation'")
 BUSY_GROUP = exceptions.ResponseError("BUSYGROUP Consumer Group name already exists")
+
+
+def test_a_missing_group_is_created_though_the_next_connection_fails(redis: Redis) -> None:
+    """A link may refuse every other connection."""
+    redis.answers |= {"XCLAIM": [NO_GROUP, None], "CONNECT": [None, LOST, None]}
+    written = redis.play(redis.consume(start="0"))
+    assert written.count(f"XGROUP CREATE events {GROUP} 0 MKSTREAM") == 1
+    assert sum(line.startswith("XCLAIM") for line in written) == 2
 
 
 @pytest.mark.parametrize("start", ["$", "0", "5-0"])

@@ -35,7 +35,8 @@ def consume(
     crash is delivered again. What this consumer had and did not acknowledge, and what any consumer left for more than
     `idle` seconds (longer than handling an event ever takes), comes before what is new. A consumer is one thread; its
     name stays the same after a restart. Up to 100 entries are read ahead, as many as are handled in a tenth of a
-    second. Those that wait for longer, or were not handed over when the loop is left, are released.
+    second, or in a round trip to Redis if that is longer. Those that wait for longer, or were not handed over when the
+    loop is left, are released.
 
     With `attempts`, an event that was handed over that many times without being acknowledged is moved to the stream
     `{<bus>}:dead-letter:<group>`: fields `event` (the JSON), `id` (the entry's), `attempts`. Handing an event over is

@@ -33,6 +33,7 @@ class Durable(Consumer):
         self.is_known = False  # the group has existed
         self.is_missing = False  # the group does not exist
         self.cursor = b"0-0"  # where the look for abandoned entries goes on
+        self.read_ahead = READ_AHEAD_INTERVAL  # or the time of a round trip, if that is longer
         self.durations: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # of handling the latest entries, in seconds
         self.count, self.max_entries = 1, MAX_READ_AHEAD  # entries to read, and the most that the link brings in time
         self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost; it is written again after an error
@@ -53,7 +54,7 @@ class Durable(Consumer):
         while True:
             ready = deque(await self.next_entries())
             stale_at = self.read_at + self.idle / 2
-            deadline = min(stale_at, time.monotonic() + 2 * READ_AHEAD_INTERVAL)
+            deadline = min(stale_at, time.monotonic() + 2 * self.read_ahead)
             if ready and time.monotonic() > stale_at:
                 self.max_entries = max(1, len(ready) // 2)
             elif len(ready) == self.max_entries < MAX_READ_AHEAD:
@@ -76,8 +77,9 @@ class Durable(Consumer):
 
     def delay_after(self, error: Exception, code: str) -> float:
         """Create the group at once if it is missing."""
-        self.is_missing = code == "NOGROUP"
-        if self.is_missing and self.is_known:
+        # Until an entry is read: the connection that was to create it may fail, too.
+        self.is_missing = code == "NOGROUP" or (self.is_missing and code != "BUSYGROUP")
+        if code == "NOGROUP" and self.is_known:
             log.warning("The group %s was lost: created again, from the beginning of the stream", self.group)
         if self.failures or isinstance(error, TimeoutError):  # what was to be read may have been too much for the link
             self.max_entries = max(1, self.count // 2)
@@ -90,7 +92,7 @@ class Durable(Consumer):
         Abandoned entries are claimed and read in one round trip, for a connection may be short-lived. What is new is
         not waited for before the look for them has come to its end.
         """
-        fitting = sum(total <= READ_AHEAD_INTERVAL for total in accumulate(self.durations)) or 1
+        fitting = sum(total <= self.read_ahead for total in accumulate(self.durations)) or 1
         count = self.count = min(fitting, self.max_entries)
         looks = not self.has_pending and time.monotonic() >= self.next_look
         if looks:
@@ -102,7 +104,9 @@ class Durable(Consumer):
             # At each look: a request of the last connection may have reached Redis late.
             replies, entries = await self.read(count, "0")
             self.has_pending = bool(entries)
-            if entries and self.attempts:
+            if not entries:
+                self.read_ahead = max(READ_AHEAD_INTERVAL, time.monotonic() - self.read_at)
+            elif self.attempts:
                 await self.set_poison_aside(entries)
             if looks:
                 await self.looked(replies)
@@ -119,7 +123,7 @@ class Durable(Consumer):
         command = "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *options
         self.redis.send(*command, "STREAMS", self.key, after)
         *replies, streams = await self.redis.replies()
-        self.is_known = True
+        self.is_known, self.is_missing = True, False
         self.unconfirmed.clear()  # their replies came before this one
         return replies, streams[0][1] if streams else []
 
