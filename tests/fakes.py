@@ -250,9 +250,12 @@ class Bus:
 
     def read(self, ids: list[str], start: Position | None, beats: bool) -> tuple[Position | None, set[str]]:
         self.request(self.read_failure)
+        if self.is_connected:  # it is only a heartbeat
+            self.on_beat()
+        else:
+            self.reads.append(ids)
         if beats:
             self.beats.append(self.clock.now)
-        self.reads.append(ids)
         return self.store.read(ids, start)
 
     def commit(self, commit: Pending) -> Outcome:
@@ -268,11 +271,6 @@ class Bus:
             self.lost_replies -= 1
             raise REDIS_DOWN
         return outcome
-
-    def beat(self) -> None:
-        self.request()
-        self.on_beat()
-        self.beats.append(self.clock.now)
 
     def names(self, ids: Iterable[int]) -> dict[int, Name]:
         if not ids or not self.is_connected:

@@ -503,7 +503,7 @@ def test_the_first_commit_takes_one_round_trip(bus: Bus, client: Any) -> None:
 def test_a_host_name_that_is_not_utf_8(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "h\udcff")
     bus = bus_at(server.url)
-    bus.beat()
+    bus.read([], beats=True)
     assert bus.alive()
 
 
@@ -644,7 +644,7 @@ def test_a_new_connection_is_noted(server: Server, client: Any) -> None:
         bus.read([], Position(0, 10))
         bus.is_connected = True
         bus.commit(commit(10, 11, "a"))
-        bus.beat()
+        bus.read([], beats=True)
         assert bus.is_connected
         proxy.cut()
         with contextlib.suppress(RedisUnavailable, ConnectionReplaced):  # redis-py may find out first
@@ -687,7 +687,7 @@ def test_a_script_that_redis_has_forgotten(bus: Bus, client: Any) -> None:
 def test_a_heartbeat(bus: Bus, client: Any) -> None:
     """It lasts for 30 seconds longer than a poll."""
     assert not bus.alive()
-    bus.beat()
+    bus.read([], beats=True)
     assert bus.alive()
     assert 50 < client.ttl(bus.alive_key) <= 55
 
@@ -709,7 +709,7 @@ def test_nothing_goes_over_a_connection_that_was_replaced(clustered: bool, full_
         assert bus.read(["a"]) == (Position(0, 10), {"a"})
         bus.is_connected = True
         assert recorded(bus.commit(full_commit)) == "!ab!"
-        for request in (bus.beat, lambda: bus.names([5]), lambda: bus.cache_names({5: Name("Anna")})):
+        for request in (lambda: bus.read([]), lambda: bus.names([5]), lambda: bus.cache_names({5: Name("Anna")})):
             bus.is_connected = True
             client.client_kill_filter(_type="normal", skipme=True)
             with pytest.raises(ConnectionReplaced):
@@ -726,5 +726,5 @@ def test_a_cluster(full_commit: Pending) -> None:
         assert recorded(bus.commit(full_commit)) == "!ab!"
         assert bus.read(["a", "c"]) == (Position(0, 12), {"c"})
         assert isinstance(bus.client, redis.RedisCluster)
-        bus.beat()
+        bus.read([], beats=True)
         assert bus.alive()

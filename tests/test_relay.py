@@ -733,6 +733,23 @@ def test_heartbeats_on_connections_that_break_during_polls(begun: Fetcher) -> No
     assert len(begun.bus.beats) - beats >= len(begun.vk.polls) - polls - 1 > 5
 
 
+@pytest.mark.parametrize("commit_time", [1.0, 2.0])
+def test_vk_and_redis_are_far_away(begun: Fetcher, store: Store, commit_time: float) -> None:
+    """VK is polled more than once between two commits, or it would forget what comes meanwhile."""
+    begun.settle()
+
+    def travel() -> None:
+        begun.clock.now += 1
+
+    begun.vk.before_poll.append(travel)
+    begun.bus.cost = lambda commit: commit_time
+    begun.history.batch, begun.history.kept = 100, 256
+    begun.history.flow(rate=40)
+    begun.run_for(120)
+    assert not store.dead
+    assert len(store.ids) > 40 * 110
+
+
 def test_connections_that_live_for_two_requests(begun: Fetcher, store: Store) -> None:
     """They are enough for events and heartbeats: on a distant link none may live for three."""
     begun.settle()

@@ -69,17 +69,19 @@ class Bus:
     ) -> tuple[Position | None, set[str]]:
         """Return the checkpoint, and which of these ids `seen` lacks; `start` becomes the checkpoint if there is none.
 
-        The same round trip loads the script and, if it `beats`, sets the heartbeat: a connection may be short-lived.
+        The same round trip loads the script, if the connection is new, and sets this host's heartbeat, if it `beats`: a
+        connection may be short-lived.
         https://redis.io/docs/latest/commands/zmscore/
         """
         members: Any = [utf8(id) for id in ids] or [b""]
         starts = range(0, len(members), MAX_MEMBERS)
         try:
             with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
-                if isinstance(self.client, Redis):  # else the first commit takes three round trips, as on a cluster
+                # Else the first commit takes three round trips, as on a cluster.
+                if isinstance(self.client, Redis) and not self.is_connected:
                     pipeline.script_load(SCRIPTS["commit"])
                 if beats:
-                    self.beat(pipeline)
+                    pipeline.set(self.alive_key, int(time.time()), ex=self.settings.poll_wait + ALIVE_TTL)
                 if start:
                     pipeline.set(self.checkpoint_key, str(start), nx=True)
                 pipeline.get(self.checkpoint_key)
@@ -141,11 +143,6 @@ class Bus:
             return Position.parse(stored) if stored else None
         except ValueError:
             raise RedisFatalError(f"Redis: {self.checkpoint_key} holds no ts of VK's; delete this key") from None
-
-    def beat(self, pipeline: Any = None) -> None:
-        """Set the heartbeat of this host's fetcher, or let a pipeline do so."""
-        with redis_errors():
-            (pipeline or self.client).set(self.alive_key, int(time.time()), ex=self.settings.poll_wait + ALIVE_TTL)
 
     def alive(self) -> bool:
         """Return whether this host's fetcher of this community has polled VK lately."""

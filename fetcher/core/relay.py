@@ -107,7 +107,7 @@ class Relay:
     def beat(self) -> None:
         """Set the heartbeat, now and then, if VK has answered a poll since the last one."""
         if self.has_polled and time.monotonic() >= self.beat_at:
-            self.bus.beat()
+            self.bus.read([], None, True)
             self.has_polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
 
     def connect(self) -> None:
@@ -188,13 +188,14 @@ class Relay:
         """
         hurried = bool(failing or self.backlog.pending)
         wait = 1 if hurried or self.failures else self.poll_wait
-        now = time.monotonic()
-        full_time = now - self.full_since if self.full else 0.0
-        until = now + (DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time + full_time))
+        full_time = time.monotonic() - self.full_since if self.full else 0.0
+        drain_time = DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time + full_time)
+        until = 0.0  # from the first answer on: VK may be far away
         while not self.backlog.is_full:
             begun, ts = time.monotonic(), self.backlog.next.ts
             answer = self.longpoll.poll(ts, wait)
             now, count, self.has_polled = time.monotonic(), len(answer.updates), True
+            until = until or now + drain_time
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answer, now)
             require_progress(ts, answer)

@@ -94,9 +94,6 @@ class Client:
 
         return script
 
-    def set(self, key: str, value: object, ex: int) -> None:
-        self.call("beat", lambda: None)
-
     def mget(self, keys: list[str]) -> list[str | None]:
         return self.call("mget", lambda: [self.world.cached(key) for key in keys])
 
