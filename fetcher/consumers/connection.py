@@ -32,7 +32,7 @@ class Connection:
     """
 
     wire: Any = None  # redis-py's connection
-    sentinels: tuple[Any, ...] = ()
+    sentinels: tuple[Any, ...] = ()  # in the order in which they are queried next
     commands: tuple[tuple[Any, ...], ...] = ()  # to be written
     due = 0  # replies that are not read yet
 

@@ -44,7 +44,7 @@ class EntryBuilder:
         """
         places = {place for batch in batches for update in batch.updates if (place := cropped_message(update))}
         messages, failure = self.lookups.full_messages(places)  # no request without places
-        for batch in batches:  # whatever VK does not return now: it is not asked for these again
+        for batch in batches:  # even if VK has not returned all: those that are there are not requested again
             batch.updates = [with_full_message(update, messages) for update in batch.updates]
         if failure and not give_up:
             raise failure
