@@ -234,6 +234,12 @@ def test_an_odd_error_of_a_call_inside(api: Api, odd: Any) -> None:
     assert call(api)
 
 
+def test_an_error_of_several_lines(api: Api) -> None:
+    """What VK writes stays on one line of the log."""
+    failure = api.failure("users.get", error(917, "one\n2026-11-29 CRITICAL\t two ")["error"])
+    assert str(failure) == "VK error 917 in users.get: one 2026-11-29 CRITICAL two"
+
+
 def test_what_is_counted(api: Api, net: Net) -> None:
     """Every request by its method, those that fail too, and every error by its code, also inside an execute."""
     net.answers["users.get"] = [OK, error(10), requests.ConnectionError()]

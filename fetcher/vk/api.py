@@ -42,7 +42,7 @@ FATAL = {  # and what the operator can do
 }
 LONG_POLL_OFF = "VK does not know the community, or Long Poll is off: check GROUPID and switch Long Poll on"
 FATAL_AT_START = FATAL | {  # where the Long Poll server is requested
-    15: "the token lacks the right to manage the community: make one with the rights 'manage' and 'messages'",
+    15: "The token lacks the right to manage the community: make one with the rights 'manage' and 'messages'",
     100: LONG_POLL_OFF,
     125: "VK does not know the community: check GROUPID",
 }
