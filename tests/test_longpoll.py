@@ -788,6 +788,13 @@ def test_settings_types(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureF
     assert re.findall(r"message_\w+", warning) == ["message_event", "message_reaction_event"]
 
 
+@pytest.mark.parametrize("events", [{}, [], None])
+def test_settings_without_types(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, events: Any) -> None:
+    """If no type is ticked, VK may write an empty list in place of the object: all three are named."""
+    (warning,) = settings(longpoll, net, caplog, {"response": SETTINGS["response"] | {"events": events}})
+    assert re.findall(r"message_\w+", warning) == [*BUILDERS]
+
+
 ODD_SETTINGS: list[Any] = [
     error(15),
     error(10),
@@ -796,9 +803,7 @@ ODD_SETTINGS: list[Any] = [
     {"response": []},
     {"response": {"is_enabled": True}},
 ]
-ODD_SETTINGS += [
-    {"response": SETTINGS["response"] | more} for more in odd({"api_version": "new"}, {"events": []}, {"events": None})
-]
+ODD_SETTINGS += [{"response": SETTINGS["response"] | {"api_version": version}} for version in odd("new", None, [])]
 
 
 @pytest.mark.parametrize("answer", named(ODD_SETTINGS + BROKEN + NO_ANSWERS))

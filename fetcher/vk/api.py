@@ -141,7 +141,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
         error, code = object_or_empty(error), 1  # VK's "unknown error"
         with suppress(ValueError):
             code = require_number(error, "error_code")
-        text = str(error.get("error_msg")).replace(self.token["access_token"], "***")
+        text = " ".join(str(error.get("error_msg")).split()).replace(self.token["access_token"], "***")
         sentence = f"VK error {code} in {method}: {text}"
         self.metrics.vk_errors.labels(code=code).inc()
         hint = None if inside else FATAL.get(code)

@@ -183,12 +183,12 @@ class LongPoll:
     def check_settings(self) -> None:
         """Log the Long Poll settings that keep events from coming. Raise VkFatalError if Long Poll is switched off."""
         with suppress(TransientError):  # then nothing is known to be wrong
-            is_off, version, events, missing = long_poll_settings(self.api, self.group)
+            is_off, version, _, missing = long_poll_settings(self.api, self.group)
             if is_off:
                 raise VkFatalError("Long Poll is switched off: switch it on in the community's settings or run --setup")
             if [] < numbers(version) < [5, 103]:  # before 5.103 updates had another form
                 log.warning("Long Poll's API version is %s: set %s in the community's settings", version, API_VERSION)
-            if events and missing:
+            if missing:
                 log.warning("Long Poll does not send %s: tick these event types in the community's settings", missing)
 
 
@@ -206,7 +206,7 @@ def long_poll_settings(api: Api, group: int) -> tuple[bool, str, Json, str]:
     """
     with translate_errors("groups.getLongPollSettings"):
         answer = api.method("groups.getLongPollSettings", {"group_id": group})
-        flags = dict(answer.get("events") or ())
+        flags = dict(answer["events"] or ())
         missing = ", ".join(kind for kind in BUILDERS if not flags.get(kind))
         return answer["is_enabled"] == 0, str(answer.get("api_version")), flags, missing
 
