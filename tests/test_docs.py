@@ -46,8 +46,9 @@ UPDATES = [  # what the events in the READMEs are made of
     SAMPLES["document"]["update"],
     message("[club218730916|@toaster] /command", PERSON, CHAT, conversation_message_id=3895)
     | {"event_id": "b0d7020c0bd1ad36b76567054400abc8b279f960"},
-    button({"action": "buy", "id": 7}, PERSON, CHAT, conversation_message_id=3896, event_id="5bba1af2abf1"),
-    reaction(4, PERSON, CHAT, cmid=3895),
+    button({"action": "buy", "id": 7}, PERSON, CHAT, conversation_message_id=3896, event_id="5bba1af2abf1")
+    | {"event_id": "8e06a1f9ae3d3e3aa1e8d1f8a4ab77ee5b1c1a43"},
+    reaction(4, PERSON, CHAT, cmid=3895) | {"event_id": "1f5b20a1ea13b0c32f0c9f2a8f1a0f9f0e7a1d26"},
 ]
 TRY = "python3 -m venv .venv && .venv/bin/pip install '.[demo]' && .venv/bin/python main.py --demo\n"
 TEST = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/python -m pytest\n"
@@ -262,6 +263,16 @@ def test_json_is_what_is_published(text: str, published: list[str]) -> None:
     shown = [json.dumps(json.loads(block)) for block in blocks(text, "json")]
     events = [json.loads(event) for event in published]
     assert shown == [json.dumps(event) for event in events if event["event_type"] == "command"]
+
+
+@pytest.mark.parametrize("page", ["docs/consumers.md", "docs/consumers.ru.md"])
+def test_json_of_the_other_types(page: str, published: list[str]) -> None:
+    """The pages for consumers show events of types that the READMEs do not, as the fetcher publishes them."""
+    (block,) = blocks(TEXTS[page], "json")
+    shown = {event["event_type"]: json.dumps(event) for event in map(json.loads, block.split("\n\n"))}
+    assert shown.keys() >= {"message", "button", "reaction"}
+    events = {event["event_type"]: json.dumps(event) for event in map(json.loads, published)}
+    assert shown == {kind: events[kind] for kind in shown}
 
 
 @pytest.fixture(scope="module")

@@ -790,9 +790,9 @@ def test_settings_types(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureF
 
 @pytest.mark.parametrize("events", [{}, [], None])
 def test_settings_without_types(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, events: Any) -> None:
-    """If no type is ticked, VK may write an empty list in place of the object: all three are named."""
+    """If no type is ticked, VK may write an empty list in place of the object: all are named."""
     (warning,) = settings(longpoll, net, caplog, {"response": SETTINGS["response"] | {"events": events}})
-    assert re.findall(r"message_\w+", warning) == [*BUILDERS]
+    assert ", ".join(BUILDERS) in warning
 
 
 ODD_SETTINGS: list[Any] = [
