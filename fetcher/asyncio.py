@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator
 
 from redis.asyncio import Redis, RedisCluster
 
-from .consumers.connection import Connection
 from .consumers.durable import Durable
 from .consumers.live import Live
 from .events import Event
@@ -12,7 +11,7 @@ from .events import Event
 
 def subscribe(redis: "Redis | RedisCluster", *event_types: str, bus: str = "events") -> AsyncGenerator[Event, None]:
     """Yield the events of these types, or of all, as they are published: see `fetcher.subscribe`."""
-    return Live(bus, event_types).events(Connection(redis, blocks=False))
+    return Live(bus, event_types).events(redis, blocks=False)
 
 
 def consume(
@@ -20,4 +19,4 @@ def consume(
     attempts: int | None = None,
 ) -> AsyncGenerator[Event, None]:  # fmt: skip
     """Yield the stream's events, each at least once: see `fetcher.consume`. A consumer is one task."""
-    return Durable(bus, group, consumer, start, idle, attempts).events(Connection(redis, blocks=False))
+    return Durable(bus, group, consumer, start, idle, attempts).events(redis, blocks=False)

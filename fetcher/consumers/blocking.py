@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Generator
 from redis import Redis, RedisCluster
 
 from ..events import Event
-from .connection import Connection
 from .durable import Durable
 from .live import Live
 
@@ -22,7 +21,7 @@ def subscribe(redis: "Redis | RedisCluster", *event_types: str, bus: str = "even
     skipped. `bus` is the fetcher's BUS. Raise redis.AuthenticationError for a wrong password, redis.ResponseError for
     a missing permission.
     """
-    return iterate(Live(bus, event_types).events(Connection(redis, blocks=True)))
+    return iterate(Live(bus, event_types).events(redis, blocks=True))
 
 
 def consume(
@@ -50,7 +49,7 @@ def consume(
     skipped. It waits while Redis is unavailable. `bus` is the fetcher's BUS. Raise redis.AuthenticationError for a
     wrong password, redis.ResponseError for a missing permission or a key of another type.
     """
-    return iterate(Durable(bus, group, consumer, start, idle, attempts).events(Connection(redis, blocks=True)))
+    return iterate(Durable(bus, group, consumer, start, idle, attempts).events(redis, blocks=True))
 
 
 def iterate(events: AsyncGenerator[Event, None]) -> Generator[Event, None, None]:

@@ -45,7 +45,7 @@ class Connection:
     async def connect(self, key: str | None, delay: float) -> None:
         """Disconnect, wait for `delay` seconds, and connect again: in a cluster to the key's node, or to any."""
         self.commands, self.due = (), 0
-        await self.close()
+        await self.aclose()
         await self.sleep(delay)
         async with self.limit(REPLY_TIMEOUT):
             source = self.client
@@ -87,7 +87,7 @@ class Connection:
             await self.flush()
             replies: list[Any] = []
             while self.due:
-                # Before it is read: if this is interrupted, `close` waits for those that come after it, as the next
+                # Before it is read: if this is interrupted, `aclose` waits for those that come after it, as the next
                 # connection must not overtake an XACK, but not for the last one, whose command nobody needs any more.
                 self.due -= 1
                 replies.append(await self.settle(self.wire.read_response(disconnect_on_error=False)))
@@ -110,7 +110,7 @@ class Connection:
         elif delay:
             time.sleep(delay)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Finish what was begun, then close the connection: Redis may drop what it has not read by then."""
         try:
             if self.due and self.pid == os.getpid():  # a fork has no part in its parent's connection

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import Any
 
 from redis import exceptions
 
@@ -28,25 +29,22 @@ class Consumer:
 
     key: str | None = None  # in a cluster the connection is to the node that has this key; None: to any node
     session: Callable[[], AsyncGenerator[Event, None]]  # yields events until an error is raised
-    redis: Connection
     failures = 0  # in a row; a session sets it to 0
     failed_at = 0.0  # when it failed last
     remind_at: dict[str, float]  # when the log repeats that Redis is unavailable, by the reason
 
-    async def events(self, redis: Connection) -> AsyncGenerator[Event, None]:
+    async def events(self, client: Any, blocks: bool) -> AsyncGenerator[Event, None]:
         """Connect and yield events, forever. Raise what the caller has to fix."""
-        self.redis, self.remind_at, delay = redis, {}, 0.0
-        try:
+        self.remind_at, delay = {}, 0.0
+        async with aclosing(Connection(client, blocks)) as self.redis:
             while True:
                 try:
-                    await redis.connect(self.key, delay)
+                    await self.redis.connect(self.key, delay)
                     async with aclosing(self.session()) as events:
                         while True:
                             yield await anext(events)
                 except Exception as error:
                     delay = self.delay_after(error, code=str(error).partition(" ")[0])
-        finally:
-            await redis.close()
 
     def delay_after(self, error: Exception, code: str) -> float:
         """Return the seconds to wait before the next session; raise what the caller has to fix."""
