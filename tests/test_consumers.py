@@ -216,16 +216,14 @@ def ack(*ids: str) -> str:
 
 def test_pending_and_abandoned_events_come_before_new_ones(redis: Redis) -> None:
     """Each is acknowledged when the next one is requested. What was abandoned is claimed, and then pending, too."""
-    redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), entries(), entries("3-0"), entries()]
-    redis.answers["XAUTOCLAIM"] = [claimed("2-0"), claimed("3-0"), claimed()]
+    redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), entries("3-0"), entries()]
+    redis.answers["XAUTOCLAIM"] = [claimed("2-0"), claimed(), claimed("3-0"), claimed()]
     redis.answers["XREADGROUP >"] = [entries("4-0"), None, entries("5-0"), END]
     assert redis.play(redis.consume(), takes=0.25) == [
         *BEGIN, LOOK, READ_PENDING, "handle 1-0",
-        ack("1-0"), READ_PENDING, "handle 2-0",
-        ack("2-0"), READ_PENDING,
-        LOOK, READ_PENDING, "handle 3-0",
-        ack("3-0"), READ_PENDING,
-        LOOK, READ_PENDING,
+        ack("1-0"), LOOK, READ_PENDING, "handle 2-0",
+        ack("2-0"), LOOK, READ_PENDING, "handle 3-0",
+        ack("3-0"), LOOK, READ_PENDING,
         READ_NEW, "handle 4-0",
         ack("4-0"), READ_NEW,
         READ_NEW, "handle 5-0",
@@ -288,7 +286,7 @@ def test_a_look_goes_on_where_the_last_one_ended(redis: Redis) -> None:
     ]  # fmt: skip
 
     redis.answers["XREADGROUP 0"] = [
-        entries(), entries("6-0"), entries(), entries("8-0"), entries(), entries(), entries("9-0"), entries(),
+        entries(), entries("6-0"), entries("8-0"), entries(), entries("9-0"), entries(),
     ]  # fmt: skip
 
     def wait(seconds: float) -> None:
@@ -298,11 +296,11 @@ def test_a_look_goes_on_where_the_last_one_ended(redis: Redis) -> None:
     assert redis.play(redis.consume())[2:] == [
         LOOK, READ_PENDING, READ_NEW.replace("BLOCK 1000 ", ""),
         LOOK.replace("0-0", "5-0"), READ_PENDING, "handle 6-0",
-        ack("6-0"), READ_PENDING, LOOK.replace("0-0", "7-0"), READ_PENDING, "handle 8-0",
-        ack("8-0"), READ_PENDING, LOOK, READ_PENDING,
+        ack("6-0"), LOOK.replace("0-0", "7-0"), READ_PENDING, "handle 8-0",
+        ack("8-0"), LOOK, READ_PENDING,
         READ_NEW, READ_NEW,
         LOOK, READ_PENDING, "handle 9-0",
-        ack("9-0"), READ_PENDING, LOOK, READ_PENDING,
+        ack("9-0"), LOOK, READ_PENDING,
         READ_NEW, READ_NEW,
         LOOK, READ_PENDING, READ_NEW, "DISCONNECT",
     ]  # fmt: skip
@@ -319,7 +317,7 @@ def test_what_an_old_connection_still_brings_is_read(redis: Redis) -> None:
     assert redis.play(redis.consume())[2:] == [
         LOOK, READ_PENDING, READ_NEW,
         LOOK, READ_PENDING, "handle 1-0",
-        ack("1-0"), READ_PENDING, LOOK, READ_PENDING, READ_NEW, "DISCONNECT",
+        ack("1-0"), LOOK, READ_PENDING, READ_NEW, "DISCONNECT",
     ]  # fmt: skip
 
 
@@ -341,7 +339,7 @@ def test_a_redis_before_version_7_also_claims_what_was_trimmed(redis: Redis) -> 
     redis.answers["XREADGROUP 0"] = [[[b"events", [[b"1-0", None], entry("3-0")]]], entries()]
     handle = [ack("1-0"), "handle 3-0", ack("3-0")]
     assert redis.play(redis.consume()) == [
-        *BEGIN, LOOK, READ_PENDING, *handle, READ_PENDING, LOOK, READ_PENDING, READ_NEW, "DISCONNECT"
+        *BEGIN, LOOK, READ_PENDING, *handle, LOOK, READ_PENDING, READ_NEW, "DISCONNECT"
     ]  # fmt: skip
 
 
@@ -413,7 +411,7 @@ def test_what_waits_for_too_long_is_released(
     if rest := ids[handled:]:
         expected.append(f"XCLAIM events {GROUP} a {left_for} {' '.join(rest)} IDLE {int(1000 * idle)} JUSTID")
     assert written[begin : begin + len(expected)] == expected
-    reads_pending = written[begin + len(expected)].endswith("STREAMS events 0")  # what is still its own
+    reads_pending = written[begin + len(expected) + 1].endswith("STREAMS events 0")  # what is still its own
     assert reads_pending is bool(rest)
 
 
@@ -442,7 +440,7 @@ def test_what_has_failed_too_often_becomes_a_dead_letter(redis: Redis, caplog: p
         [[b"events", [entry("1-0"), entry("2-0"), [b"3-0", None], entry("4-0")]]],
         entries("5-0"), entries(),
     ]  # fmt: skip
-    redis.answers["XAUTOCLAIM"] = [claimed("5-0"), claimed()]
+    redis.answers["XAUTOCLAIM"] = [claimed(), claimed("5-0"), claimed()]
     redis.answers["HMGET"] = [[None, b"2", b"2", b"1"], [b"3"]]
     redis.answers["XREADGROUP >"] = [entries("6-0"), END]
     look = [f"HRANDFIELD {ATTEMPTS}", LOOK]
@@ -454,8 +452,8 @@ def test_what_has_failed_too_often_becomes_a_dead_letter(redis: Redis, caplog: p
     assert redis.play(redis.consume(attempts=2), takes=0.15) == [
         *BEGIN, *look, READ_PENDING, f"HMGET {ATTEMPTS} 1-0 2-0 3-0 4-0", *dead_letter("2-0", 2),
         *attempt("1-0"), ack("3-0"), f"HDEL {ATTEMPTS} 3-0", *attempt("4-0"),
-        READ_PENDING, f"HMGET {ATTEMPTS} 5-0", *dead_letter("5-0", 3),
-        READ_PENDING, *look, READ_PENDING, READ_NEW, *attempt("6-0"), READ_NEW, "DISCONNECT",
+        *look, READ_PENDING, f"HMGET {ATTEMPTS} 5-0", *dead_letter("5-0", 3),
+        *look, READ_PENDING, READ_NEW, *attempt("6-0"), READ_NEW, "DISCONNECT",
     ]  # fmt: skip
     assert caplog.messages == [
         "Dead letter: entry 2-0 of events, handling has failed 2 times",
@@ -766,7 +764,7 @@ def test_nothing_of_a_broken_connection_is_written_to_the_next(redis: Redis) -> 
     assert [line for line in written if line != LOOK][3:] == [
         READ_NEW, "handle 1-0", "DISCONNECT", "SLEEP 0.1",
         first, ack("1-0"), *others, READ_PENDING, "handle 2-0", ack("2-0"), "handle 3-0",
-        ack("3-0"), READ_PENDING.replace("1", "3"),
+        ack("3-0"), LOOK.replace("COUNT 1", "COUNT 3"), READ_PENDING.replace("1", "3"),
         READ_NEW.replace(" 1 ", " 3 "), "DISCONNECT",
     ]  # fmt: skip
 

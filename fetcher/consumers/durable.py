@@ -15,7 +15,7 @@ READ_AHEAD_INTERVAL = 0.1  # seconds: as many entries are read at once as were h
 MAX_READ_AHEAD = 100  # …but no more than these
 MAX_DEAD_LETTERS = 10_000  # kept for each group, approximately
 
-Entries = list[Any]  # id and fields; None for the fields of one that is no longer in the stream
+Entries = Any  # a list of ids and fields; None for the fields of one that is no longer in the stream
 
 
 class Durable(Consumer):
@@ -45,7 +45,7 @@ class Durable(Consumer):
         has waited for half of that, or for longer than reading ahead should take, is released and read again. Then the
         first one is handed over even if that takes long: Redis may be far away.
         """
-        self.has_pending, self.next_look = False, 0.0  # it may have entries that it did not acknowledge: look at once
+        self.next_look = 0.0  # it may have entries that it did not acknowledge: look at once
         if self.unconfirmed:
             self.acknowledge(*self.unconfirmed)
         if self.is_missing:
@@ -59,7 +59,7 @@ class Durable(Consumer):
                 self.max_entries = max(1, len(ready) // 2)
             elif len(ready) == self.max_entries < MAX_READ_AHEAD:
                 self.max_entries += 1
-            is_due = self.has_pending  # the first one, read again
+            is_due = self.is_pending  # the first one, read again
             try:
                 while ready and ((begun := time.monotonic()) <= deadline or is_due):
                     is_due = False
@@ -89,57 +89,46 @@ class Durable(Consumer):
     async def next_entries(self) -> Entries:
         """Return what this consumer has not acknowledged, which includes what was abandoned, else what is new.
 
-        Abandoned entries are claimed and read in one round trip, for a connection may be short-lived. What is new is
-        not waited for before the look for them has come to its end.
+        Abandoned entries are claimed and read in one round trip, for a connection may be short-lived; Redis looks at
+        ten times as many as it might claim. What is new is not waited for before that look has come to its end.
         """
         fitting = sum(total <= self.read_ahead for total in accumulate(self.durations)) or 1
-        count = self.count = min(fitting, self.max_entries)
-        looks = not self.has_pending and time.monotonic() >= self.next_look
-        if looks:
+        self.count = min(fitting, self.max_entries)
+        if time.monotonic() >= self.next_look:
             if self.attempts:
                 self.redis.send("HRANDFIELD", self.attempts_key)
-            options = int(1000 * self.idle), self.cursor, "COUNT", count, "JUSTID"
+            options = int(1000 * self.idle), self.cursor, "COUNT", self.count, "JUSTID"
             self.redis.send("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
-        if looks or self.has_pending:
-            # At each look: a request of the last connection may have reached Redis late.
-            replies, entries = await self.read(count, "0")
-            self.has_pending = bool(entries)
-            if not entries:
-                self.read_ahead = max(READ_AHEAD_INTERVAL, time.monotonic() - self.read_at)
-            elif self.attempts:
-                await self.set_poison_aside(entries)
-            if looks:
-                await self.looked(replies)
-            self.failures = 0
-            if self.has_pending or not looks:
+            # What is pending, each time: a request of the last connection may have reached Redis late.
+            *replies, (self.cursor, _, *trimmed), entries = await self.read("0")
+            if any(trimmed):
+                log.warning("Trimmed from the stream before it was handled: %s", *trimmed)
+            if entries:
+                if self.attempts:
+                    await self.set_poison_aside(entries)
+                self.failures = 0
                 return entries
+            self.failures = 0
+            self.read_ahead = max(READ_AHEAD_INTERVAL, time.monotonic() - self.read_at)
+            if self.cursor == b"0-0":
+                self.next_look = time.monotonic() + BLOCK_TIMEOUT  # now, or a distant Redis would never be read from
+                # An entry at random, which may be pending no more: acknowledged by others, or trimmed.
+                id = self.attempts and replies[-1]
+                if id and not await self.redis.ask("XPENDING", self.key, self.group, id, id, 1):
+                    self.redis.send("HDEL", self.attempts_key, id)
         block = "BLOCK", max(1, int(1000 * min(BLOCK_TIMEOUT, self.idle / 4)))
-        _, entries = await self.read(count, ">", *(block if self.cursor == b"0-0" else ()))
+        *_, entries = await self.read(">", *(block if self.cursor == b"0-0" else ()))
         return entries
 
-    async def read(self, count: int, after: str, *options: str | int) -> tuple[list[Any], Entries]:
+    async def read(self, after: str, *options: str | int) -> list[Any]:
         """Return the replies to what was sent before, and the next entries."""
-        self.read_at = time.monotonic()
-        command = "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *options
+        self.read_at, self.is_pending = time.monotonic(), after == "0"
+        command = "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", self.count, *options
         self.redis.send(*command, "STREAMS", self.key, after)
         *replies, streams = await self.redis.replies()
         self.is_known, self.is_missing = True, False
         self.unconfirmed.clear()  # their replies came before this one
-        return replies, streams[0][1] if streams else []
-
-    async def looked(self, replies: list[Any]) -> None:
-        """Take the replies to a look for abandoned entries; Redis has looked at ten times as many as it might claim.
-
-        At its end, forget the attempts of a random entry if it is pending no more: acknowledged by others, or trimmed.
-        """
-        self.cursor, claimed, *trimmed = replies[-1]
-        if any(trimmed):
-            log.warning("Trimmed from the stream before it was handled: %s", *trimmed)
-        if self.cursor == b"0-0" and not claimed:
-            self.next_look = time.monotonic() + BLOCK_TIMEOUT  # now, or a distant Redis would never be read from
-            id = self.attempts and replies[-2]
-            if id and not await self.redis.ask("XPENDING", self.key, self.group, id, id, 1):
-                self.redis.send("HDEL", self.attempts_key, id)
+        return [*replies, streams[0][1] if streams else []]
 
     async def set_poison_aside(self, entries: Entries) -> None:
         """Remove those entries whose handling has failed too often: they become dead letters.
@@ -165,7 +154,7 @@ class Durable(Consumer):
             idle = max(0, int(1000 * (time.monotonic() - self.read_at - self.idle / 2)))
             options = idle, *ids, "IDLE", int(1000 * self.idle), "JUSTID"
             self.redis.send("XCLAIM", self.key, self.group, self.consumer, *options)
-            self.has_pending = True
+            self.next_look = 0.0
 
     def acknowledge(self, *ids: bytes) -> None:
         """Acknowledge entries, and forget their attempts."""
