@@ -21,7 +21,6 @@ class Live(Consumer):
 
     async def session(self) -> AsyncGenerator[Event, None]:
         """Subscribe, and yield what is published."""
-        prefix = channel(self.bus, "").encode()
         await self.redis.ask(*self.subscription)
         self.failures = 0
         while True:
@@ -32,7 +31,7 @@ class Live(Consumer):
                 reply = await self.redis.ask(*self.subscription)  # as good as PING, which needs one more permission
             kind, *_, name, data = reply
             # The pattern of a bus "events" also matches the channels of a bus "events:other"; a type has no colon.
-            is_own = kind in (b"message", b"pmessage") and b":" not in name.removeprefix(prefix)
+            is_own = kind in (b"message", b"pmessage") and name.count(b":") == self.bus.count(":") + 1
             if is_own and (event := read_event(data, f"a message on {self.bus}")):
                 yield event
             await self.redis.sleep(0)  # other tasks get their turn, even if the handler waits for nothing
