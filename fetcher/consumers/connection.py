@@ -34,7 +34,7 @@ class Connection:
     wire: Any = None  # redis-py's connection
     sentinels: tuple[Any, ...] = ()  # in the order in which they are queried next
     commands: tuple[tuple[Any, ...], ...] = ()  # to be written
-    due = 0  # replies that are not read yet
+    due = 0  # replies that are not read yet, to what was written
 
     def __init__(self, client: Any, blocks: bool) -> None:
         """Connect to nothing yet."""
@@ -74,7 +74,6 @@ class Connection:
         """Queue the command, to be written with the next one whose reply matters."""
         # hiredis crashes if a signal comes while it turns a number into text.
         self.commands += (tuple(str(word) if isinstance(word, int) else word for word in command),)
-        self.due += 1
 
     async def ask(self, *command: Any) -> Any:
         """Return the reply to the command."""
@@ -97,7 +96,7 @@ class Connection:
         """Write what was sent."""
         commands, due, self.commands, self.due = self.commands, self.due, (), 0  # an interrupted write has no replies
         await self.settle(self.wire.send_packed_command(self.wire.pack_commands(commands)))
-        self.due = due
+        self.due = due + len(commands)
 
     async def settle(self, result: Any) -> Any:
         """Return what a method of redis-py returned, or await what one of redis.asyncio did."""
@@ -113,7 +112,7 @@ class Connection:
     async def aclose(self) -> None:
         """Finish what was begun, then close the connection: Redis may drop what it has not read by then."""
         try:
-            if self.due and self.pid == os.getpid():  # a fork has no part in its parent's connection
+            if (self.due or self.commands) and self.pid == os.getpid():  # a fork has no part in its parent's connection
                 with suppress(Exception):
                     async with self.limit(CLOSE_TIMEOUT):
                         await self.replies()
