@@ -106,9 +106,7 @@ class Durable(Consumer):
             if entries:
                 if self.attempts:
                     await self.set_poison_aside(entries)
-                self.failures = 0
                 return entries
-            self.failures = 0
             self.read_ahead = max(READ_AHEAD_INTERVAL, time.monotonic() - self.read_at)
             if self.cursor == b"0-0":
                 self.next_look = time.monotonic() + BLOCK_TIMEOUT  # now, or a distant Redis would never be read from
@@ -126,7 +124,7 @@ class Durable(Consumer):
         command = "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", self.count, *options
         self.redis.send(*command, "STREAMS", self.key, after)
         *replies, streams = await self.redis.replies()
-        self.is_known, self.is_missing = True, False
+        self.is_known, self.is_missing, self.failures = True, False, 0
         self.unconfirmed.clear()  # their replies came before this one
         return [*replies, streams[0][1] if streams else []]
 
