@@ -40,7 +40,6 @@ class Connection:
         """Connect to nothing yet."""
         self.client, self.blocks = client, blocks
         self.limit: Any = nullcontext if blocks else asyncio.timeout  # a socket that blocks has a timeout of its own
-        self.no_retry: Any = (Retry if blocks else AsyncRetry)(NoBackoff(), 0)
 
     async def connect(self, key: str | None, delay: float) -> None:
         """Disconnect, wait for `delay` seconds, and connect again: in a cluster to the key's node, or to any."""
@@ -61,7 +60,7 @@ class Connection:
                 self.sentinels = (*self.sentinels[1:], *self.sentinels[:1]) or tuple(manager.sentinels)
                 manager.sentinels = [*self.sentinels]
                 for sentinel in manager.sentinels:
-                    sentinel.set_retry(self.no_retry)
+                    sentinel.set_retry((Retry if self.blocks else AsyncRetry)(NoBackoff(), 0))
             options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
             options |= OPTIONS | {"socket_timeout": REPLY_TIMEOUT if self.blocks else None}
             options["db"] = str(options.get("db") or "")  # no number: see `send`
