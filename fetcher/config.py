@@ -27,10 +27,9 @@ def setting(name: str, default: str, *form: Any) -> Any:
 
 def value_of(text: str, form: str | range = "(?s).*", must: str = "", read: Callable[[str], Any] = str) -> Any:
     """Return the value of a text that fits a pattern, or of a number; raise ValueError with what it must be."""
-    if isinstance(form, str):
-        if re.fullmatch(form, text):
-            return read(text)
-    elif re.fullmatch("[0-9]{1,19}", text) and int(text) in form:
+    if isinstance(form, str) and re.fullmatch(form, text):
+        return read(text)
+    if isinstance(form, range) and re.fullmatch("[0-9]{1,19}", text) and int(text) in form:
         return int(text)
     raise ValueError(f"must {must or f'be a number from {form[0]} to {form[-1]}'}")
 
