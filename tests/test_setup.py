@@ -5,6 +5,7 @@ from socket import gethostname
 from typing import Any
 
 import pytest
+import redis
 from requests.adapters import HTTPAdapter
 
 from fetcher import config
@@ -276,6 +277,17 @@ def test_a_server_that_may_lose_the_bus(setup: Setup) -> None:
     assert code == 0
     assert policy == "advice  Redis maxmemory-policy: allkeys-lru: it may discard the bus, set noeviction"
     assert appendonly == "advice  Redis appendonly: 0: a crash loses what no snapshot has yet, set appendonly yes"
+
+
+def test_a_server_that_hides_a_field(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As managed servers do: there is no line for it."""
+    info: Any = redis.Redis.info
+
+    def shown(client: redis.Redis, *sections: str) -> dict[str, Any]:
+        return {field: value for field, value in info(client, *sections).items() if field != "aof_enabled"}
+
+    monkeypatch.setattr(redis.Redis, "info", shown)
+    assert setup() == (0, {thing: line for thing, line in READY.items() if thing != "Redis appendonly"})
 
 
 def test_a_replica(setup: Setup, server: Server) -> None:

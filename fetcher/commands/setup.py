@@ -97,10 +97,9 @@ def check_redis(bus: Bus) -> Iterator[Line]:
     keys = [*bus.keys, bus.alive_key, f"{bus.prefix}:name:1"]
     refused = ", ".join(bus.run_script("permissions", keys, channel(bus.bus, "message")))
     yield ok_or(refused and f"{refused} refused: {ACL_RULES}", "Redis permissions", "all that the fetcher needs")
-    info: dict[str, object] = {}
     with suppress(FatalError, TransientError), redis_errors():  # INFO may be forbidden
         info = bus.client.info()
-    for thing, field, wanted, state, remedy in SERVER:
-        if field in info:  # managed servers hide some
-            found = ("ok", str(wanted)) if info[field] == wanted else (state, f"{info[field]}: {remedy}")
-            yield f"Redis {thing}", *found
+        for thing, field, wanted, state, remedy in SERVER:
+            if field in info:  # managed servers hide some
+                found = ("ok", str(wanted)) if info[field] == wanted else (state, f"{info[field]}: {remedy}")
+                yield f"Redis {thing}", *found
