@@ -55,11 +55,15 @@ def connect(url: str, on_connect: Callable[[], object], patience: int) -> Redis 
         connection.on_connect()  # redis-py leaves this to its caller if there is a redis_connect_func
         on_connect()
 
-    client = make_client(url, options | {"redis_connect_func": connected})
+    client: Redis | RedisCluster = make_client(url, options | {"redis_connect_func": connected})
     clustered = None
     with suppress(NoPermissionError):  # our ACL rules allow INFO: a server that forbids it is taken for a single one
         clustered = client.info("cluster").get("cluster_enabled")
-    return connect_cluster(url, on_connect, options) if clustered else client
+    if clustered:  # redis-py does its own part of a new connection there
+        options |= {"redis_connect_func": lambda connection: on_connect(), "dynamic_startup_nodes": False}
+        client = RedisCluster.from_url(url, **options)
+        client.nodes_manager.startup_nodes = Nodes(client.nodes_manager)
+    return client
 
 
 class Nodes(dict[str, Any]):
@@ -76,14 +80,6 @@ class Nodes(dict[str, Any]):
     def values(self) -> Any:
         """Return both nodes."""
         return [*super().values(), random.choice([*self.manager.nodes_cache.values()])]
-
-
-def connect_cluster(url: str, on_connect: Callable[[], object], options: dict[str, Any]) -> RedisCluster:
-    """Return a client that looks for the cluster at Nodes; redis-py does its own part of a new connection."""
-    options = options | {"redis_connect_func": lambda connection: on_connect(), "dynamic_startup_nodes": False}
-    client = RedisCluster.from_url(url, **options)
-    client.nodes_manager.startup_nodes = Nodes(client.nodes_manager)
-    return client
 
 
 def make_client(url: str, options: dict[str, Any]) -> Any:
