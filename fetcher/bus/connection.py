@@ -21,7 +21,7 @@ NOT_OPTIONS = r"retry|command_packer|event_dispatcher|redis_connect_func|socket_
 CLEAN = rf"(?!.*%00)(?!.*[?&](?:(?:{NOT_OPTIONS})=|\w+timeout=-))(?=[^\0-\x20#]*\Z)"
 USER, QUERY = "(?:[^/?]*@)?", r"(?:\?.*)?"
 SERVER = re.compile(rf"{CLEAN}(?:rediss?://{USER}[^/?,@]*(?:/\d*)?|unix://{USER}/[^?]+){QUERY}")
-SENTINELS = re.compile(rf"{CLEAN}(rediss?)\+sentinel://({USER})([^/?@]+)/([^/?]+)/?(\d*)({QUERY})")
+SENTINELS = re.compile(rf"\A{CLEAN}(rediss?)\+sentinel://({USER})([^/?@]+)/([^/?]+)/?(\d*)({QUERY})\Z")
 FORMS = "redis://user:password@host:6379/0, unix:///run/redis.sock or redis+sentinel://host1:26379,host2:26379/name/0"
 
 ACL_RULES = "give the user of REDIS_URL the ACL rules of docs/operations.md"
@@ -83,11 +83,10 @@ class Nodes(dict[str, Any]):
 
 
 def make_client(url: str, options: dict[str, Any]) -> Any:
-    """Return a client that has not connected yet."""
-    found = SENTINELS.fullmatch(url)
-    if not found:
+    """Return a client that has not connected yet; raise ValueError if the address has none of our forms."""
+    if SERVER.fullmatch(url):
         return Redis.from_url(url, **options)
-    scheme, user, hosts, name, db, query = found.groups()
+    [(scheme, user, hosts, name, db, query)] = SENTINELS.findall(url)
     options = options | parse_url(f"redis://{user}master/{db}{query}") | {"ssl": scheme == "rediss"}
     login = {key: options.pop(f"sentinel_{key}", None) for key in ("username", "password")}
     shared = {key: value for key, value in options.items() if key.startswith(("socket_", "ssl")) or key == "retry"}
@@ -101,8 +100,6 @@ def make_client(url: str, options: dict[str, Any]) -> Any:
 def check(url: str) -> str:
     """Return the address; raise ValueError if it can never be used, with a sentence that does not quote it."""
     try:
-        if not SERVER.fullmatch(url) and not SENTINELS.fullmatch(url):
-            raise ValueError
         for host in re.split("[,:]", urlsplit(url).netloc.rpartition("@")[2]):
             host.encode("idna")  # as the resolver does
         make_client(url, {}).connection_pool.make_connection()
