@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from redis import Redis, RedisCluster, RedisError, ResponseError, TimeoutError
+from redis import Redis, RedisCluster, RedisError, TimeoutError
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.exceptions import NoPermissionError, RedisClusterException
@@ -124,7 +124,6 @@ def redis_errors() -> Iterator[None]:
 
 def reason(error: Exception, answer: str) -> str:
     """Return why Redis is unavailable: the code of its answer, or the error's class: its text holds addresses."""
-    codes = r"[A-Z]+(?= |$)|unknown command .\w+." if isinstance(error, ResponseError) else r"max number of clients \w+"
-    code = re.match(codes, answer)
+    code = re.match(r"[A-Z]{4,}(?= |$)|unknown command .\w+.|max number of clients \w+", answer)  # not "TTL exhausted"
     name = type(error.__context__ if isinstance(error.__context__, OSError) else error).__name__
     return code[0] if code else REASONS.get(name, name)
