@@ -7,12 +7,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from redis import Redis, RedisCluster, RedisError, TimeoutError
+from redis import Redis, RedisCluster, RedisError, Sentinel, TimeoutError
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.exceptions import NoPermissionError, RedisClusterException
 from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable
 
