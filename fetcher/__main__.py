@@ -12,7 +12,6 @@ from typing import Any, Never
 
 from . import __version__, config, logs
 from .bus.bus import Bus
-from .commands.output import printing
 from .core.relay import Relay
 from .errors import FatalError, TransientError
 from .logs import log
@@ -57,19 +56,18 @@ def execute(options: argparse.Namespace) -> int:
         if Bus(read_settings("GROUPID")).alive():
             return 0
         raise TransientError("No fetcher of this community on this host has polled VK lately")
-    with printing():
-        if options.setup:
-            from .commands.setup import setup
+    if options.setup:
+        from .commands.setup import setup
 
-            return setup(read_settings("TOKEN"))
-        if options.watch:
-            from .commands.watch import watch
+        return setup(read_settings("TOKEN"))
+    if options.watch:
+        from .commands.watch import watch
 
-            watch(read_settings())
-        if options.redrive is not False:  # None is what `--redrive` without a group gives
-            from .commands.redrive import redrive
+        watch(read_settings())
+    if options.redrive is not False:  # None is what `--redrive` without a group gives
+        from .commands.redrive import redrive
 
-            return redrive(read_settings(*config.REQUIRED if options.redrive is None else ()), options.redrive)
+        return redrive(read_settings(*config.REQUIRED if options.redrive is None else ()), options.redrive)
     return run(read_settings(*config.REQUIRED))
 
 

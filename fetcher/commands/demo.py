@@ -32,7 +32,7 @@ from urllib3 import HTTPResponse
 from .. import config, subscribe
 from ..errors import FatalError
 from ..vk.builders import BUILDERS
-from .output import printing
+from .output import print_line
 from .watch import describe
 
 HOST, PORT = "127.0.0.1", 6379  # another port if this one is taken
@@ -120,13 +120,12 @@ def wait_until(condition: Callable[[], Any]) -> bool:
     return False
 
 
-@printing()
 def show(client: Redis, port: int) -> None:
     """Print each event as it arrives."""
     why = "" if port == PORT else f" (port {PORT} is taken)"
-    print(HELLO.format(host=HOST, port=port, why=why))
+    print_line(HELLO.format(host=HOST, port=port, why=why))
     for event in subscribe(client):
-        print(describe(event))
+        print_line(describe(event))
 
 
 class SimulatedVK(BaseAdapter):

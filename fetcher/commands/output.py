@@ -2,23 +2,19 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from ..logs import log
 
 
-@contextmanager
-def printing() -> Iterator[None]:
-    """Let lines be printed: each is written at once, on any terminal; to nowhere if standard output is closed.
+def print_line(text: str, end: str = "\n") -> None:
+    """Print a text at once, on any terminal; to nowhere if standard output is closed.
 
-    End the process if they cannot be written, with code 0 if nobody reads them any more, as in `--watch | head`.
+    End the process if it cannot be written, with code 0 if nobody reads it any more, as in `--watch | head`.
     """
-    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    # Not every terminal can show Cyrillic.
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # type: ignore[union-attr]
     try:
-        yield
+        if sys.stdout:
+            sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal has Cyrillic
+        print(text, end=end, flush=True)
     except BrokenPipeError:
         os._exit(0)
     except OSError as error:

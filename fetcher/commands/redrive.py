@@ -16,6 +16,7 @@ from ..fastjson import loads, utf8
 from ..vk.api import Api
 from ..vk.entries import EntryBuilder
 from ..vk.lookups import Lookups
+from .output import print_line
 
 PAGE = 100  # dead letters that are read and built at once
 MAX_FAILURES = 3  # requests in a row that VK does not answer, before the command gives up
@@ -36,11 +37,11 @@ def redrive(settings: Config, group: str | None) -> int:
         for letter, reason in publish(bus, settings) if group is None else give_back(bus, group):
             counts[reason] += 1
             if reason not in (WENT, GAP):
-                print(f"{letter} stays: {reason}")
+                print_line(f"{letter} stays: {reason}")
     finally:
         went, gaps = counts.pop(WENT, 0), counts.pop(GAP, 0)
         done = "published" if group is None else f"given back to the group {group}"
-        print(f"{done}: {went}, stay: {counts.total()}" + f", gaps in VK's history: {gaps}" * bool(gaps))
+        print_line(f"{done}: {went}, stay: {counts.total()}" + f", gaps in VK's history: {gaps}" * bool(gaps))
     return 0
 
 

@@ -11,6 +11,7 @@ from ..events import channel
 from ..vk.api import API_VERSION, Api, translate_errors
 from ..vk.builders import BUILDERS
 from ..vk.longpoll import long_poll_settings, numbers
+from .output import print_line
 
 Line = tuple[str, str, str]  # a thing, its state ("ok", "changed", "to do", or "advice": the fetcher runs), and more
 
@@ -35,7 +36,7 @@ def setup(settings: Config) -> int:
     states = set()
     for whole, check in checks.items():
         for thing, state, text in until_failure(whole, check):
-            print(f"{state:8}{thing}: {text}")
+            print_line(f"{state:8}{thing}: {text}")
             states.add(state)
     return int("to do" in states)
 

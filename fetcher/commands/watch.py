@@ -13,6 +13,7 @@ from ..config import Config
 from ..errors import RedisUnavailable
 from ..events import Event, Message
 from ..logs import log
+from .output import print_line
 
 READ_INTERVAL = 0.25  # seconds between two looks at the streams
 SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which go through all keys
@@ -48,7 +49,7 @@ def watch(settings: Config) -> Never:
                     alive, scan_at = fetchers(bus, settings.group), time.monotonic() + SCAN_INTERVAL
         except RedisUnavailable as unavailable:
             error = str(unavailable)
-        print(erase, end="")
+        print_line(erase, end="")
         if error and (error != problem or time.monotonic() >= remind_at):
             log.warning("%s: trying again", error)
             remind_at = time.monotonic() + REMIND_INTERVAL
@@ -56,11 +57,11 @@ def watch(settings: Config) -> Never:
             log.info("Watching the bus %r", bus.bus)
         problem = error
         for entry in entries:
-            print(describe_entry(entry))
+            print_line(describe_entry(entry))
         counts.append(sum("event" in entry for entry in entries))
-        if sys.stdout.isatty():
+        if sys.stdout and sys.stdout.isatty():
             status = error or f"{sum(counts) / RATE_WINDOW:.1f} events/s, fetchers alive: {alive}"
-            print(status[: shutil.get_terminal_size().columns - 1])
+            print_line(status[: shutil.get_terminal_size().columns - 1])
             erase = ERASE_LAST_LINE
         time.sleep(READ_INTERVAL)
 
