@@ -1,9 +1,9 @@
 -- Publish a dead letter of the fetcher, as the event that is made from it now, in one atomic step, if it is still there.
 --
--- KEYS: dead letters, stream, seen
+-- KEYS: seen, stream, dead letters
 -- ARGV: the dead letter's entry id, event_id, channel, JSON of the event, entries to keep in the stream
--- Returns 1, or 0 if the dead letter is gone: another command has published it, or Redis has trimmed it.
-local dead, stream, seen = KEYS[1], KEYS[2], KEYS[3]
+-- Returns '', or nothing if the dead letter is gone: another command has published it, or Redis has trimmed it.
+local seen, stream, dead = KEYS[1], KEYS[2], KEYS[3]
 local id, event_id, channel, event = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
 -- A script does not roll back: whatever may be refused is checked before the first write.
@@ -18,8 +18,8 @@ if found ~= 'stream' and found ~= 'none' then
 end
 local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0) + 1
 
-if redis.call('XDEL', dead, id) == 0 then return 0 end
+if redis.call('XDEL', dead, id) == 0 then return false end
 redis.call('ZADD', seen, score, event_id) -- `seen` may have forgotten it
 redis.call('XADD', stream, 'MAXLEN', '~', ARGV[5], '*', 'event', event)
 redis.call('PUBLISH', channel, event)
-return 1
+return ''

@@ -21,7 +21,7 @@ from .output import print_line
 PAGE = 100  # dead letters that are read and built at once
 MAX_FAILURES = 3  # requests in a row that VK does not answer, before the command gives up
 SOMEWHERE = Position(0, 0)  # the updates of dead letters have lost their place in VK's history
-WENT, GAP = "", "a gap in VK's history"
+WENT, GAP, GONE = "", "a gap in VK's history", None  # GONE: another command, or Redis, was faster
 NO_EVENT = "it makes no event; with RAW=1 all types are published"
 
 
@@ -32,25 +32,25 @@ def redrive(settings: Config, group: str | None) -> int:
     FatalError if VK or Redis fails. It may be killed and repeated at any time: a dead letter goes in one atomic step.
     """
     bus = Bus(settings)
-    counts: Counter[str] = Counter()
+    counts: Counter[str | None] = Counter()
     try:
         for letter, reason in publish(bus, settings) if group is None else give_back(bus, group):
             counts[reason] += 1
-            if reason not in (WENT, GAP):
+            if reason not in (WENT, GAP, GONE):
                 print_line(f"{letter} stays: {reason}")
     finally:
-        went, gaps = counts.pop(WENT, 0), counts.pop(GAP, 0)
+        went, gaps, _ = (counts.pop(reason, 0) for reason in (WENT, GAP, GONE))
         done = "published" if group is None else f"given back to the group {group}"
         print_line(f"{done}: {went}, stay: {counts.total()}" + f", gaps in VK's history: {gaps}" * bool(gaps))
     return 0
 
 
-def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
-    """Publish the fetcher's dead letters that are events now; yield the id of each one, and why it stays, or WENT."""
+def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
+    """Publish the fetcher's dead letters that are events now; yield each one's id, and why it stays, WENT or GONE."""
     # Only the loop connects the bus, so the cache is unused: an old title must not get there.
     builder = EntryBuilder(Lookups(Api(settings.token)), bus, settings.group, settings.prefixes, settings.raw)
-    _, seen, stream, dead_letters = bus.keys
-    for page in pages(bus, dead_letters):
+    keys = bus.keys[1:]
+    for page in pages(bus, keys[-1]):
         updates = {letter: read_update(fields["update"]) for letter, fields in page if "update" in fields}
         yield from ((letter, GAP) for letter, _ in page if letter not in updates)
         batches = [Pending("batch", SOMEWHERE, SOMEWHERE, [update]) for update in updates.values()]
@@ -72,8 +72,7 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str]]:
                 yield letter, "it is of another community"
             elif isinstance(entry, Entry):
                 event = utf8(entry.id), utf8(channel(bus.bus, entry.event_type)), entry.text
-                if bus.run_script("redrive", [dead_letters, stream, seen], letter, *event, settings.stream_maxlen):
-                    yield letter, WENT
+                yield letter, bus.run_script("redrive", keys, letter, *event, settings.stream_maxlen)
             else:
                 yield letter, entry.fields["error"] if entry else NO_EVENT
 
@@ -85,17 +84,15 @@ def read_update(text: str) -> Any:
     return None
 
 
-def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str]]:
-    """Give events back to their group, as if a consumer had left them; yield each one's id, and why it stays, or WENT.
+def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str | None]]:
+    """Give events back to their group, as if a consumer had left them; yield the same as `publish`.
 
     https://redis.io/docs/latest/commands/xclaim/
     """
     keys = [f"{bus.prefix}:dead-letter:{group}", bus.bus, f"{bus.prefix}:attempts:{group}"]
     for page in pages(bus, keys[0]):
         for letter, fields in page:
-            reason = bus.run_script("give_back", keys, letter, group, fields.get("id", ""))
-            if reason is not None:
-                yield letter, reason
+            yield letter, bus.run_script("give_back", keys, letter, group, fields.get("id", ""))
 
 
 def pages(bus: Bus, key: str) -> Iterator[list[tuple[str, dict[str, str]]]]:
