@@ -202,11 +202,12 @@ def require_ts(value: Any) -> int:
 def long_poll_settings(api: Api, group: int) -> tuple[bool, str, Json, str]:
     """Return whether Long Poll is off, its version, the flags of the types of update, and which of ours are missing.
 
-    https://dev.vk.com/ru/method/groups.getLongPollSettings: the flags may come as an empty list
+    https://dev.vk.com/ru/method/groups.getLongPollSettings: the flags may come as an empty list;
+    without any, all types count as ticked
     """
     with translate_errors("groups.getLongPollSettings"):
         answer = api.method("groups.getLongPollSettings", {"group_id": group})
-        flags = dict(answer["events"] or ())
+        flags = dict(answer.get("events", dict.fromkeys(BUILDERS, 1)) or ())
         missing = ", ".join(kind for kind in BUILDERS if not flags.get(kind))
         return answer["is_enabled"] == 0, str(answer.get("api_version")), flags, missing
 
