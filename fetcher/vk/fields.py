@@ -41,15 +41,13 @@ def require_number(fields: Json, key: str, default: int | None = None) -> int:
     value = fields.get(key)
     if value is None and default is not None:
         return default
-    if type(value) is int and abs(value) <= MAX_NUMBER:  # as VK sends it, and seven times faster than the rest
-        return value
-    # 5, "5" or 5.0; the text of a list that is nested too deep cannot be made.
-    found = isinstance(value, str | int | float) and re.fullmatch(r"(-?[0-9]{1,4000})(\.0)?", str(value))
-    if not found:
+    if type(value) in (str, float) and (found := re.fullmatch(r"(-?[0-9]{1,4000})(\.0)?", str(value))):
+        value = int(found[1])
+    if type(value) is not int:  # True is an int as well
         raise wrong(key, value, "a whole number")
-    if abs(number := int(found[1])) > MAX_NUMBER:
+    if abs(value) > MAX_NUMBER:
         raise ValueError(f"{key} is too large")
-    return number
+    return value
 
 
 def object_or_empty(value: Any) -> Json:
