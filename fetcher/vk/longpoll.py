@@ -15,11 +15,9 @@ from vk_api.bot_longpoll import VkBotLongPoll
 from ..core.backlog import RESTARTED
 from ..core.history import Answer
 from ..errors import MalformedResponse, TransientError, VkFatalError
-from ..fastjson import loads
 from ..logs import log
 from .api import API_TIMEOUT, API_VERSION, Api, translate_errors
 from .builders import BUILDERS
-from .fields import Json, require_object
 
 KEY_INTERVAL = 1.0  # seconds between two requests for a key: VK limits their rate
 UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it is skipped
@@ -69,7 +67,7 @@ class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
             self.answer_time = response.elapsed.total_seconds()
             if response.status_code != 200:
                 raise MalformedResponse(f"VK's long poll answers HTTP {response.status_code}")
-            answer = require_object(loads(response.content))
+            answer = response.json()
             failed = answer.get("failed", 0)
             until = ts if failed in (2, 3) else require_ts(answer["ts"])
             updates = [] if failed else answer["updates"]
@@ -199,7 +197,7 @@ def require_ts(value: Any) -> int:
     return int(value)
 
 
-def long_poll_settings(api: Api, group: int) -> tuple[bool, str, Json, str]:
+def long_poll_settings(api: Api, group: int) -> tuple[bool, str, dict[str, Any], str]:
     """Return whether Long Poll is off, its version, the flags of the types of update, and which of ours are missing.
 
     https://dev.vk.com/ru/method/groups.getLongPollSettings: the flags may come as an empty list;
