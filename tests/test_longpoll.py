@@ -15,7 +15,7 @@ from fetcher.core.history import Answer
 from fetcher.errors import MalformedResponse, TransientError, VkFatalError
 from fetcher.vk.api import Api
 from fetcher.vk.builders import BUILDERS
-from fetcher.vk.longpoll import LongPoll, LongPollServer
+from fetcher.vk.longpoll import LongPoll
 from tests.net import (
     BROKEN,
     FATAL,
@@ -106,7 +106,7 @@ def test_a_poll_that_waits_for_nothing(polling: LongPoll, net: Net) -> None:
         net.answers["poll"] = [{"ts": "1002", "updates": [1, 2]}, late]
         assert polling.poll(1000, 25).until == 1002
         assert polling.poll(1002, 0) == Answer(1002, 1002, [])
-    polling.server.answer_time = 7.0  # the latest answer was slow
+    polling.answer_time = 7.0  # the latest answer was slow
     assert polling.poll(1002, 0) == Answer(1002, 1002, [])
     (_, (connect, read)) = net.timeouts()[-1]
     assert (connect, read) == (5, 14.1)
@@ -114,7 +114,7 @@ def test_a_poll_that_waits_for_nothing(polling: LongPoll, net: Net) -> None:
     assert net.clock.now < polling.renew_at - 1000, "nothing is wrong with this key"
     net.answers["poll"] = [QUIET_POLL]
     polling.poll(1000, 25)
-    assert polling.server.answer_time < 7.0
+    assert polling.answer_time < 7.0
 
 
 def test_a_poll_that_waits_for_nothing_takes_no_new_key(polling: LongPoll, net: Net) -> None:
@@ -264,14 +264,15 @@ def test_an_odd_new_server_leaves_the_old_one(polling: LongPoll, net: Net) -> No
     assert keys(net) == [(KEY, "1000")]
 
 
-def test_what_is_inherited_works(net: Net) -> None:
-    """vk_api's own check() and listen() work as its users know them."""
+def test_it_is_vk_apis_server(longpoll: LongPoll, net: Net) -> None:
+    """vk_api's own check() and listen() work on it as its users know them."""
     new_message = {"type": "message_new", "event_id": "1", "group_id": GROUP, "v": "5.199"}
     new_message |= {"object": {"message": {"peer_id": 5, "from_id": 5, "text": "hi"}, "client_info": {}}}
     net.answers["poll"] = [{"ts": "1001", "updates": [new_message]}, {"failed": 1, "ts": 1002}, {"failed": 2}]
     net.answers["poll"] += [{"failed": 3}, {"ts": "2001", "updates": [new_message]}]
-    server = LongPollServer(Api(TOKEN, Metrics()), GROUP)
-    assert (server.key, server.server, server.ts) == (KEY, SERVER, 1000)
+    longpoll.renew()
+    server = longpoll.server
+    assert (server.key, server.server, server.ts) == (KEY, SERVER, "1000")
     (event,) = server.check()
     assert event.message.text == "hi"
     assert str(server.ts) == "1001"
@@ -379,7 +380,7 @@ def test_failed_2(polling: LongPoll, net: Net) -> None:
     net.answers["poll"] = [{"failed": 2}, {"ts": "1001", "updates": [5]}, QUIET_POLL]
     assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
     assert keys(net) == [(KEY, "1000"), ("new", "1000")]
-    assert polling.server.ts == 2000
+    assert polling.latest_ts == 2000
     polling.poll(1000, 25)
     assert keys(net)[2:] == [("new", "1000")]
 

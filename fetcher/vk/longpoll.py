@@ -29,71 +29,36 @@ MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
 REFUSED = "VK's long poll refuses every key and ts that it gives"
 
 
-class LongPollServer(VkBotLongPoll):  # type: ignore[misc]
-    """A key, its server and VK's latest ts, as vk_api requests them; a new key is a new object.
-
-    `poll` takes the place of vk_api's check(), which moves the ts before it has read the updates, loses a batch to one
-    odd update, hides `failed` from its caller, and ignores the HTTP status.
-    """
-
-    answer_time = 0.0  # seconds until the headers of the latest answer
-
-    def __init__(self, vk: Api, group: int) -> None:
-        """Request key, server and ts from VK. https://dev.vk.com/ru/method/groups.getLongPollServer"""
-        with translate_errors("groups.getLongPollServer"):
-            super().__init__(vk, group)
-            self.ts: int = require_ts(self.ts)
-            if not str(self.server).startswith("http"):
-                raise ValueError("no address")
-        self.session = vk.http  # with timeouts, unlike vk_api's own
-
-    def poll(self, ts: int, wait: int) -> tuple[int, Answer]:
-        """Return VK's `failed`, 0 if nothing has, and its answer at this ts; without a ts of its own it ends there.
-
-        VK waits for updates up to `wait` seconds. With 0 the poll is given up, as if it had brought nothing, when VK
-        takes much longer than for its latest answer. Raise MalformedResponse if the answer cannot be read,
-        TransientError if there is none.
-        """
-        params = {"act": "a_check", "key": self.key, "ts": ts, "wait": wait or 1}
-        # An answer that VK holds back may take longer than one of the API.
-        patience = wait + 2 * API_TIMEOUT if wait else PROMPT + 2 * self.answer_time
-        with translate_errors("long poll", MalformedResponse):
-            try:
-                response = self.session.get(self.url, params=params, timeout=(API_TIMEOUT, patience))
-            except (requests.ReadTimeout, ReadTimeoutError):
-                if wait:
-                    raise
-                return 0, Answer(ts, ts, [])
-            self.answer_time = response.elapsed.total_seconds()
-            if response.status_code != 200:
-                raise MalformedResponse(f"VK's long poll answers HTTP {response.status_code}")
-            answer = response.json()
-            failed = answer.get("failed", 0)
-            until = ts if failed in (2, 3) else require_ts(answer["ts"])
-            updates = [] if failed else answer["updates"]
-            if failed not in (0, 1, 2, 3) or not isinstance(updates, list):
-                raise ValueError("not of VK's form")
-            return failed, Answer(ts, until, updates, len(response.content))
-
-
 class LongPoll:
-    """One community's long poll. Methods raise TransientError for what passes, VkFatalError for what must be fixed."""
+    """One community's long poll. Methods raise TransientError for what passes, VkFatalError for what must be fixed.
+
+    `server` is vk_api's, a key and its server; `latest_ts` is how far VK is, as far as is known.
+    """
 
     def __init__(self, api: Api, group: int, renew_after: float) -> None:
         """Send no request yet, `renew` is the first; `renew_after` is in seconds."""
         self.api, self.group, self.renew_after = api, group, renew_after
         self.next_key_at = 0.0  # no new key before
+        self.answer_time = 0.0  # seconds until the headers of the latest answer
         self.has_answered = False  # VK: the first answer is waited for briefly
         self.is_checked = False  # that VK sends what the fetcher needs: this can wait until the first answer
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
 
     def renew(self) -> int:
-        """Take a new key and server, after waiting for KEY_INTERVAL if need be, and return VK's latest ts."""
+        """Take a new key and server, after waiting for KEY_INTERVAL if need be, and return VK's latest ts.
+
+        https://dev.vk.com/ru/method/groups.getLongPollServer
+        """
         time.sleep(max(0.0, self.next_key_at - time.monotonic()))
         self.next_key_at = time.monotonic() + KEY_INTERVAL
-        self.server = LongPollServer(self.api, self.group)
+        with translate_errors("groups.getLongPollServer"):
+            server = VkBotLongPoll(self.api, self.group)
+            latest_ts = require_ts(server.ts)
+            if not str(server.server).startswith("http"):
+                raise ValueError("no address")
+        self.server, self.latest_ts = server, latest_ts
         self.renew_at = time.monotonic() + self.renew_after  # when a new key is taken, even if this one serves
-        return self.server.ts
+        return latest_ts
 
     def poll(self, ts: int, wait: int) -> Answer:
         """Return the updates after `ts`, waiting for them up to `wait` seconds, or hardly at all if it is 0.
@@ -133,10 +98,10 @@ class LongPoll:
         """
         if time.monotonic() >= self.renew_at:
             self.renew_at = time.monotonic() + RETRY_INTERVAL
-            known = self.server.ts
+            known_ts = self.latest_ts
             try:
-                if max(known, self.renew()) < ts:
-                    return min(known, self.server.ts)
+                if max(known_ts, self.renew()) < ts:
+                    return min(known_ts, self.latest_ts)
             except TransientError as error:
                 log.warning("%s: the old key stays in use", error)
         return ts
@@ -147,8 +112,8 @@ class LongPoll:
         if answer.updates:
             self.renew_at = time.monotonic() + self.renew_after
         if answer.until > answer.since:
-            self.server.ts = max(self.server.ts, answer.until)
-        elif answer.since > self.server.ts:
+            self.latest_ts = max(self.latest_ts, answer.until)
+        elif answer.since > self.latest_ts:
             self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)
 
     def answer_at(self, ts: int, wait: int) -> tuple[int, Answer]:
@@ -162,12 +127,12 @@ class LongPoll:
         if ts in self.skip_at and time.monotonic() >= self.skip_at[ts]:
             self.skip_at[ts] = time.monotonic() + RETRY_INTERVAL
             latest = self.renew()
-            if self.server.poll(latest, 1)[0]:
+            if self.request(latest, 1)[0]:
                 raise TransientError(REFUSED)
         try:
-            failed, answer = self.server.poll(ts, wait)
+            failed, answer = self.request(ts, wait)
             if answer.until < ts:
-                failed, answer = self.server.poll(ts, wait)
+                failed, answer = self.request(ts, wait)
         except MalformedResponse:
             self.skip_at.setdefault(ts, time.monotonic() + UNREADABLE_TIMEOUT)
             if latest is None:
@@ -177,6 +142,37 @@ class LongPoll:
         if answer.until < ts <= self.renew():
             raise TransientError("VK's long poll returns an earlier ts than it was polled at")
         return failed, answer
+
+    def request(self, ts: int, wait: int) -> tuple[int, Answer]:
+        """Return VK's `failed`, 0 if nothing has, and its answer at this ts; without a ts of its own it ends there.
+
+        VK waits for updates up to `wait` seconds. With 0 the poll is given up, as if it had brought nothing, when VK
+        takes much longer than for its latest answer. Raise MalformedResponse if the answer cannot be read,
+        TransientError if there is none.
+
+        vk_api's check() moves the ts before it has read the updates, loses a batch to one odd update, hides `failed`
+        from its caller, and ignores the HTTP status.
+        """
+        params = {"act": "a_check", "key": self.server.key, "ts": ts, "wait": wait or 1}
+        # An answer that VK holds back may take longer than one of the API.
+        patience = wait + 2 * API_TIMEOUT if wait else PROMPT + 2 * self.answer_time
+        with translate_errors("long poll", MalformedResponse):
+            try:
+                response = self.api.http.get(self.server.url, params=params, timeout=(API_TIMEOUT, patience))
+            except (requests.ReadTimeout, ReadTimeoutError):
+                if wait:
+                    raise
+                return 0, Answer(ts, ts, [])
+            if response.status_code != 200:
+                raise MalformedResponse(f"VK's long poll answers HTTP {response.status_code}")
+            answer = response.json()
+            failed = answer.get("failed", 0)
+            until = ts if failed in (2, 3) else require_ts(answer["ts"])
+            updates = [] if failed else answer["updates"]
+            if failed not in (0, 1, 2, 3) or not isinstance(updates, list):
+                raise ValueError("not of VK's form")
+            self.answer_time = response.elapsed.total_seconds()
+            return failed, Answer(ts, until, updates, len(response.content))
 
     def check_settings(self) -> None:
         """Log the Long Poll settings that keep events from coming. Raise VkFatalError if Long Poll is switched off."""

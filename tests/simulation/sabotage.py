@@ -286,7 +286,7 @@ def gap_of_failed_3_in_silence(right: Any, self: Any, ts: int, wait: int) -> Any
 
 @instead_of(LongPoll, "poll")
 def gaps_recorded_one_by_one(right: Any, self: Any, ts: int, wait: int) -> Any:
-    failed, answer = self.server.poll(ts, 0)
+    failed, answer = self.request(ts, 0)
     is_gap = failed == 1
     return Answer(answer.until, answer.until, [], 0, "forgotten") if is_gap else right(self, ts, wait)
 

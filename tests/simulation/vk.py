@@ -212,7 +212,9 @@ class Api:
 
 
 class Server:
-    """VK's long poll server, as `fetcher.vk.longpoll.LongPollServer`."""
+    """VK's long poll server, as `vk_api.bot_longpoll.VkBotLongPoll`."""
+
+    server = "https://lp.vk.ru"
 
     def __init__(self, api: Api, group: int) -> None:
         assert group == GROUP

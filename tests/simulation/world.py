@@ -299,7 +299,7 @@ def note_held(backlog: Backlog, had: set[str]) -> None:
 
 
 class Poll(LongPoll):
-    """The real long poll; it can be traced."""
+    """The real long poll, on a server in memory; it can be traced."""
 
     def __init__(self, process: Process, api: Any) -> None:
         super().__init__(api, GROUP, 50.0)
@@ -310,6 +310,9 @@ class Poll(LongPoll):
         if self.process.world.trace is not None:
             self.process.world.note(self.process, f"polled at {ts}: {describe(answer)}")
         return answer
+
+    def request(self, ts: int, wait: int) -> tuple[int, Answer]:
+        return self.server.poll(ts, wait)  # type: ignore[no-any-return]
 
 
 class Entries(EntryBuilder):
@@ -755,7 +758,7 @@ def simulated() -> Iterator[None]:
     dice = vars(backoff) | {"random": clock}
     seams: dict[Any, dict[str, Any]] = {
         bus: {"time": clock, "connect": connect},
-        longpoll: {"time": clock, "LongPollServer": Server},
+        longpoll: {"time": clock, "VkBotLongPoll": Server},
         names: {"time": clock},
         entries: {"time": clock},
         relay: {"time": clock, "backoff": FunctionType(backoff.backoff.__code__, dice)},
