@@ -39,8 +39,7 @@ class LongPoll:
         """Send no request yet, `renew` is the first; `renew_after` is in seconds."""
         self.api, self.group, self.renew_after = api, group, renew_after
         self.next_key_at = 0.0  # no new key before
-        self.answer_time = 0.0  # seconds until the headers of the latest answer
-        self.has_answered = False  # VK: the first answer is waited for briefly
+        self.answer_time = 0.0  # seconds until the headers of the latest answer; the first is waited for briefly
         self.is_checked = False  # that VK sends what the fetcher needs: this can wait until the first answer
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
 
@@ -65,14 +64,14 @@ class LongPoll:
 
         If VK has forgotten them, return those after the gap; adjacent gaps become one.
         """
-        if self.has_answered and not self.is_checked:
+        if self.answer_time and not self.is_checked:
             self.check_settings()
             self.is_checked = True
         begun, place = time.monotonic(), self.renew_in_time(ts) if wait else ts  # what is given up proves nothing
         gap = RESTARTED if place < ts else ""
         try:
             for _ in range(MAX_FAILED):
-                failed, answer = self.answer_at(place, wait if self.has_answered else 1)
+                failed, answer = self.answer_at(place, wait if self.answer_time else 1)
                 if not failed:
                     self.note(answer)
                     if place < ts <= answer.until:  # only the servers that give keys are behind: `seen` knows the rest
@@ -108,7 +107,6 @@ class LongPoll:
 
     def note(self, answer: Answer) -> None:
         """Remember how far VK is, and take another key after so much silence, or soon if this one's ts was lower."""
-        self.has_answered = True
         if answer.updates:
             self.renew_at = time.monotonic() + self.renew_after
         if answer.until > answer.since:

@@ -312,7 +312,9 @@ class Poll(LongPoll):
         return answer
 
     def request(self, ts: int, wait: int) -> tuple[int, Answer]:
-        return self.server.poll(ts, wait)  # type: ignore[no-any-return]
+        failed, answer = self.server.poll(ts, wait)
+        self.answer_time = self.answer_time or float(not failed)
+        return failed, answer
 
 
 class Entries(EntryBuilder):
