@@ -87,15 +87,12 @@ class Session(requests.Session):
         """
         timeout = kwargs.setdefault("timeout", API_TIMEOUT)
         limit = max(timeout) if isinstance(timeout, tuple) else timeout
-        try:
-            # Only get() allows redirects: a POST would go on without its parameters, and VK would refuse the token.
-            # Without an `auth` requests searches for a .netrc each time, and sends VK what that says.
-            options: Any = {"allow_redirects": False, "auth": lambda request: request} | kwargs
-            response: requests.Response = within(limit, super().request, *args, **options | {"stream": True})
-            read = partial(within, limit, response.raw.read, int(limit * MIN_RATE), decode_content=True)
-            data = b"".join(iter(read, b""))
-        except DecodeError:
-            raise ValueError("not compressed as it says") from None
+        # Only get() allows redirects: a POST would go on without its parameters, and VK would refuse the token.
+        # Without an `auth` requests searches for a .netrc each time, and sends VK what that says.
+        options: Any = {"allow_redirects": False, "auth": lambda request: request} | kwargs
+        response: requests.Response = within(limit, super().request, *args, **options | {"stream": True})
+        read = partial(within, limit, response.raw.read, int(limit * MIN_RATE), decode_content=True)
+        data = b"".join(iter(read, b""))
         response.raw = io.BytesIO(data)
         # Not of the response itself: that would keep it until the garbage collector runs.
         response.json = lambda **_: loads(data)  # type: ignore[method-assign]
@@ -169,6 +166,8 @@ def translate_errors(what: str, kind: type[TransientError] = TransientError) -> 
         yield
     except ApiHttpError as error:
         raise TransientError(f"VK's {what} answers HTTP {error.response.status_code}") from None
+    except DecodeError:  # though an HTTPError: the answer is not compressed as it says
+        raise kind(f"VK's {what} returns an unreadable answer (DecodeError)") from None
     except (OSError, HTTPError) as error:
         raise TransientError(f"VK's {what} is unavailable ({type(error).__name__})") from None
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RuntimeError) as error:
