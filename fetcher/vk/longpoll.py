@@ -8,8 +8,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-import requests
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import HTTPError
 from vk_api.bot_longpoll import VkBotLongPoll
 
 from ..core.backlog import RESTARTED
@@ -144,8 +143,8 @@ class LongPoll:
     def request(self, ts: int, wait: int) -> tuple[int, Answer]:
         """Return VK's `failed`, 0 if nothing has, and its answer at this ts; without a ts of its own it ends there.
 
-        VK waits for updates up to `wait` seconds. With 0 the poll is given up, as if it had brought nothing, when VK
-        takes much longer than for its latest answer. Raise MalformedResponse if the answer cannot be read,
+        VK waits for updates up to `wait` seconds. With 0 the poll is given up, as if it had brought nothing, when it
+        fails, or takes much longer than VK's latest answer. Raise MalformedResponse if the answer cannot be read,
         TransientError if there is none.
 
         vk_api's check() moves the ts before it has read the updates, loses a batch to one odd update, hides `failed`
@@ -157,7 +156,7 @@ class LongPoll:
         with translate_errors("long poll", MalformedResponse):
             try:
                 response = self.api.http.get(self.server.url, params=params, timeout=(API_TIMEOUT, patience))
-            except (requests.ReadTimeout, ReadTimeoutError):
+            except (OSError, HTTPError):  # a timeout, or what the next poll that waits will report
                 if wait:
                     raise
                 return 0, Answer(ts, ts, [])
