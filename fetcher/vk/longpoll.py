@@ -25,7 +25,6 @@ FAILURE_INTERVAL = 10.0  # seconds from a poll that fails to a new key: VK's ser
 SILENT_INTERVAL = 0.2  # seconds between two polls that bring nothing, if VK does not hold back its answers
 PROMPT = 0.1  # seconds, beyond twice the latest answer time, after which a poll with wait 0 is given up
 MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
-REFUSED = "VK's long poll refuses every key and ts that it gives"
 
 
 class LongPoll:
@@ -83,7 +82,7 @@ class LongPoll:
                 if failed != 2:
                     place, wait = until, 1
                     gap = answer.gap or f"VK has forgotten the updates between (failed {failed})"
-            raise TransientError(REFUSED)
+            raise TransientError("VK's long poll refuses every key and ts that it gives")
         except TransientError:
             self.renew_at = min(self.renew_at, time.monotonic() + FAILURE_INTERVAL)
             raise
@@ -120,21 +119,19 @@ class LongPoll:
         the answer then says that VK has forgotten it. A lower ts is believed if VK repeats it and a new key's ts is
         lower, too: VK's servers may be a few updates apart.
         """
-        latest = None
-        if ts in self.skip_at and time.monotonic() >= self.skip_at[ts]:
+        is_due = ts in self.skip_at and time.monotonic() >= self.skip_at[ts]
+        if is_due:
             self.skip_at[ts] = time.monotonic() + RETRY_INTERVAL
-            latest = self.renew()
-            if self.request(latest, 1)[0]:
-                raise TransientError(REFUSED)
+            self.request(self.renew(), 1)  # whether it can be read; `poll` goes there, and sees whether it is refused
         try:
             failed, answer = self.request(ts, wait)
             if answer.until < ts:
                 failed, answer = self.request(ts, wait)
         except MalformedResponse:
             self.skip_at.setdefault(ts, time.monotonic() + UNREADABLE_TIMEOUT)
-            if latest is None:
+            if not is_due:
                 raise
-            return 1, Answer(ts, latest, [], gap="VK's answer there could not be read for too long")
+            return 1, Answer(ts, self.latest_ts, [], gap="VK's answer there could not be read for too long")
         self.skip_at.pop(ts, None)
         if answer.until < ts <= self.renew():
             raise TransientError("VK's long poll returns an earlier ts than it was polled at")
