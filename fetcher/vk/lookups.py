@@ -95,6 +95,9 @@ class Lookups:
             now, lookups = lookups[:calls], lookups[calls:]
             try:
                 answers = self.execute(now)
+            except RequestRejected as rejected:
+                log.debug("%s", rejected)
+                answers = [[]] * len(now)
             except CallFailed as too_large:
                 if len(now) > 1:
                     calls, lookups = len(now) // 2, now + lookups
@@ -114,19 +117,15 @@ class Lookups:
         return resolved, (failure or TransientError("VK's API is slow")) if ids - resolved.keys() else None
 
     def execute(self, lookups: list[Lookup]) -> list[Any]:
-        """Return the answers of one request; raise CallFailed if it is too large for VK.
+        """Return the answers of one request; raise CallFailed if it is too large for VK, RequestRejected if refused.
 
         In place of an answer there is RequestRejected if VK refuses that call, and CallFailed if it failed.
         """
         pool = VkRequestsPool(self.api)
         results = [pool.method(lookup.method, lookup.parameters()) for lookup in lookups]
-        try:
-            with translate_errors("execute"):
-                pool.execute()
-                answers = [result.result if result.error is False else None for result in results]
-        except RequestRejected as rejected:
-            log.debug("%s", rejected)
-            return [[]] * len(lookups)
+        with translate_errors("execute"):
+            pool.execute()
+            answers = [result.result if result.error is False else None for result in results]
         for number, (lookup, result) in enumerate(zip(lookups, results, strict=True)):
             if result.error is not False:  # VK's error may be null or empty
                 answers[number] = self.api.failure(lookup.method, result.error, inside=True)
