@@ -48,18 +48,17 @@ class EntryBuilder:
             batch.updates = [with_full_message(update, messages) for update in batch.updates]
         if failure and not give_up:
             raise failure
-        built = []
+        drafts = []  # of each batch: its updates, and what is made of each before names are known
         for batch in batches:
             if batch.since > self.built_until:  # another fetcher had what is between, or it is in a gap
                 self.directory.forget()
             self.built_until = max(self.built_until, batch.until)
             self.nameless.clear()  # batches may overlap: the same text is another update only within one batch
-            built.append([self.or_dead_letter(self.event_of, update) for update in batch.updates])
-        events = [event for events in built for event in events if isinstance(event, Event)]
+            drafts.append([(update, self.or_dead_letter(self.event_of, update)) for update in batch.updates])
+        events = [event for of_batch in drafts for _, event in of_batch if isinstance(event, Event)]
         names_failure = self.directory.resolve(events, give_up)
-        for batch, events in zip(batches, built, strict=True):
-            made = zip(batch.updates, events, strict=True)
-            batch.built([self.or_dead_letter(self.entry_of, update, event) for update, event in made])
+        for batch, of_batch in zip(batches, drafts, strict=True):
+            batch.built([self.or_dead_letter(self.entry_of, *draft) for draft in of_batch])
         return failure or names_failure
 
     def or_dead_letter(self, make: Callable[..., Any], update: Any, *more: Any) -> Any:
