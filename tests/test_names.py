@@ -1,4 +1,4 @@
-"""The directory of names: whose names a batch needs, where they come from, and putting them in."""
+"""Names: whose a batch needs, putting them in, and where they come from."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,7 +8,8 @@ import pytest
 from fetcher.core.history import Name
 from fetcher.errors import RedisUnavailable, TransientError, VkFatalError
 from fetcher.events import Action, Event, Message, Peer, User
-from fetcher.vk.names import MAX_NAMES, MEMORY_TTL, Directory, ids_to_resolve, with_names
+from fetcher.vk.entries import MAX_NAMES, NAMES_MEMORY_TTL, EntryBuilder
+from fetcher.vk.names import ids_to_resolve, with_names
 from tests.net import Clock
 
 CHAT = 2_000_000_000
@@ -114,7 +115,7 @@ def test_title_holds_from_the_update_on() -> None:
     assert names == {CHAT + 7: Name("Новейшая"), CHAT + 8: Name("Другая")}, "later batches know it, too"
 
 
-# The directory
+# Where they come from
 
 
 class Cache:
@@ -169,144 +170,144 @@ def vk() -> VK:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("fetcher.vk.names.time", clock)
+    monkeypatch.setattr("fetcher.vk.entries.time", clock)
     return clock
 
 
 @pytest.fixture
-def directory(cache: Any, vk: Any, clock: Clock) -> Directory:
-    return Directory(cache, vk)
+def builder(cache: Any, vk: Any, clock: Clock) -> EntryBuilder:
+    return EntryBuilder(vk, cache, 1, "/", raw=False)
 
 
-def names(directory: Directory, *events: Event, give_up: bool = False) -> list[tuple[str, str]]:
-    directory.resolve([*events], give_up)
-    return filled(directory.memory, *events)
+def names(builder: EntryBuilder, *events: Event, give_up: bool = False) -> list[tuple[str, str]]:
+    builder.resolve_names([*events], give_up)
+    return filled(builder.names, *events)
 
 
 FIVE, SIX = ("name of 5", "name of 5"), ("name of 6", "name of 6")
 
 
-def test_memory_then_cache_then_vk(directory: Directory, cache: Cache, vk: VK) -> None:
+def test_memory_then_cache_then_vk(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """Each is queried for what the one before does not know; afterwards all know what VK answered."""
     cache.known[6] = Name("Six")
-    assert names(directory, event(5, CHAT + 7), event(6, 6)) == [
+    assert names(builder, event(5, CHAT + 7), event(6, 6)) == [
         ("name of 5", f"name of {CHAT + 7}"),
         ("Six", "Six"),
     ]
     assert (cache.asked, vk.asked) == ([{5, 6, CHAT + 7}], [{5, CHAT + 7}])
     assert cache.known == {5: Name("name of 5"), CHAT + 7: Name(f"name of {CHAT + 7}"), 6: Name("Six")}
-    assert names(directory, event(5, 6)) == [("name of 5", "Six")]
+    assert names(builder, event(5, 6)) == [("name of 5", "Six")]
     assert (len(cache.asked), len(vk.asked)) == (1, 1)
 
 
-def test_nobody_to_look_up(directory: Directory, cache: Cache, vk: VK) -> None:
+def test_nobody_to_look_up(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """A batch without events costs nothing."""
-    assert names(directory) == []
-    assert names(directory, event(MAIL, MAIL)) == [("", "")]
+    assert names(builder) == []
+    assert names(builder, event(MAIL, MAIL)) == [("", "")]
     assert not cache.asked
     assert not vk.asked
 
 
-@pytest.mark.parametrize(("ttl", "lasts"), [(600, MEMORY_TTL), (10, 10)])
+@pytest.mark.parametrize(("ttl", "lasts"), [(600, NAMES_MEMORY_TTL), (10, 10)])
 def test_memory_lasts_a_minute(
-    directory: Directory, cache: Cache, vk: VK, clock: Clock, ttl: int, lasts: float
+    builder: EntryBuilder, cache: Cache, vk: VK, clock: Clock, ttl: int, lasts: float
 ) -> None:
     """Or as long as the cache if that is shorter: until then neither is queried, however many batches come."""
     cache.names_ttl = ttl
     vk.unknown.add(6)
     for seconds in (0.0, lasts / 2, lasts / 2 - 0.1):
         clock.now += seconds
-        assert names(directory, event(5, 5), event(6, 6)) == [FIVE, ("", "")]
+        assert names(builder, event(5, 5), event(6, 6)) == [FIVE, ("", "")]
     assert (len(cache.asked), len(vk.asked)) == (1, 1)
     cache.known = {5: Name("Newer")}
     vk.unknown.clear()
     clock.now += 0.2
-    assert names(directory, event(5, 5), event(6, 6)) == [("Newer", "Newer"), SIX]
+    assert names(builder, event(5, 5), event(6, 6)) == [("Newer", "Newer"), SIX]
     assert (len(cache.asked), vk.asked[1:]) == (2, [{6}])
 
 
-def test_without_a_cache_there_is_no_memory(directory: Directory, cache: Cache, vk: VK) -> None:
+def test_without_a_cache_there_is_no_memory(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """NAMES_TTL=0: every batch queries VK."""
     cache.names_ttl = 0
     for _ in range(3):
-        assert names(directory, event(5, 5), event(5, CHAT + 7, "Title")) == [FIVE, ("name of 5", "Title")]
+        assert names(builder, event(5, 5), event(5, CHAT + 7, "Title")) == [FIVE, ("name of 5", "Title")]
     assert vk.asked == [{5, CHAT + 7}] * 3
 
 
-def test_memory_is_bounded(directory: Directory, cache: Cache, vk: VK) -> None:
+def test_memory_is_bounded(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """When it is full it is emptied; the cache still has all names."""
-    names(directory, *(event(id, id) for id in range(1, MAX_NAMES + 1)))
-    assert names(directory, event(1, 1)) == [("name of 1", "name of 1")]
+    names(builder, *(event(id, id) for id in range(1, MAX_NAMES + 1)))
+    assert names(builder, event(1, 1)) == [("name of 1", "name of 1")]
     assert len(cache.asked) == 1, "it is as full as it may be"
-    names(directory, event(-7, -7))
-    assert names(directory, event(1, 1)) == [("name of 1", "name of 1")]
+    names(builder, event(-7, -7))
+    assert names(builder, event(1, 1)) == [("name of 1", "name of 1")]
     assert cache.asked[-1] == {1}
     assert len(vk.asked) == 2
 
 
-def test_what_another_fetcher_has_cached(directory: Directory, cache: Cache) -> None:
+def test_what_another_fetcher_has_cached(builder: EntryBuilder, cache: Cache) -> None:
     """It counts once memory is emptied: that fetcher may have had a newer title."""
-    names(directory, event(5, CHAT + 7))
+    names(builder, event(5, CHAT + 7))
     cache.known[CHAT + 7] = Name("Newer")
-    assert names(directory, event(5, CHAT + 7)) == [("name of 5", f"name of {CHAT + 7}")]
-    directory.forget()
-    assert names(directory, event(5, CHAT + 7)) == [("name of 5", "Newer")]
+    assert names(builder, event(5, CHAT + 7)) == [("name of 5", f"name of {CHAT + 7}")]
+    builder.forget_at = 0.0
+    assert names(builder, event(5, CHAT + 7)) == [("name of 5", "Newer")]
 
 
-def test_a_title_is_known_to_all(directory: Directory, cache: Cache, vk: VK) -> None:
+def test_a_title_is_known_to_all(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """The latest title of a batch holds in the next batches, and goes to the cache."""
-    names(directory, event(5, CHAT + 7, "New"), event(5, CHAT + 8), event(5, CHAT + 7, "Newest"))
+    names(builder, event(5, CHAT + 7, "New"), event(5, CHAT + 8), event(5, CHAT + 7, "Newest"))
     assert cache.known[CHAT + 7] == Name("Newest")
-    assert names(directory, event(5, CHAT + 7)) == [("name of 5", "Newest")]
+    assert names(builder, event(5, CHAT + 7)) == [("name of 5", "Newest")]
     assert len(vk.asked) == 1
 
 
-def test_redis_goes_down_while_names_are_cached(directory: Directory, cache: Cache, vk: VK) -> None:
+def test_redis_goes_down_while_names_are_cached(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """What VK has answered is not looked up again, and a title holds no earlier than it should."""
-    names(directory, event(5, CHAT + 7))
+    names(builder, event(5, CHAT + 7))
     batch = [event(5, CHAT + 7), event(5, CHAT + 7, "Title")]
     cache.down = True
     with pytest.raises(RedisUnavailable):
-        names(directory, *batch)
+        names(builder, *batch)
     cache.down = False
-    assert names(directory, *batch) == [("name of 5", f"name of {CHAT + 7}"), ("name of 5", "Title")]
+    assert names(builder, *batch) == [("name of 5", f"name of {CHAT + 7}"), ("name of 5", "Title")]
     assert cache.known[CHAT + 7] == Name("Title")
     assert len(vk.asked) == 1
 
 
-def test_names_that_come_while_redis_is_down_are_not_cached(directory: Directory, cache: Cache, vk: VK) -> None:
+def test_names_that_come_while_redis_is_down_are_not_cached(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """In an outage thousands would gather, and be written all at once when Redis is back. But titles are new to it."""
     cache.is_connected = False
-    assert names(directory, event(5, CHAT + 7, "Title")) == [("name of 5", "Title")]
+    assert names(builder, event(5, CHAT + 7, "Title")) == [("name of 5", "Title")]
     assert cache.known == {CHAT + 7: Name("Title")}
 
 
-def test_the_cache_cannot_be_read(directory: Directory, cache: Cache, vk: VK) -> None:
+def test_the_cache_cannot_be_read(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """Then the batch waits: names that may be cached are not requested from VK."""
     cache.down = True
     with pytest.raises(RedisUnavailable):
-        names(directory, event(5, 5))
+        names(builder, event(5, 5))
     assert not vk.asked
 
 
 @pytest.mark.parametrize("failure", [DOWN, VkFatalError("VK refuses the token")])
-def test_vk_fails(directory: Directory, cache: Cache, vk: VK, failure: Any) -> None:
+def test_vk_fails(builder: EntryBuilder, cache: Cache, vk: VK, failure: Any) -> None:
     """The failure is raised; what VK did answer is kept and cached, and only the rest is looked up again."""
     vk.failing, vk.failure = {6}, failure
     with pytest.raises(type(failure), match=str(failure)):
-        names(directory, event(5, 5), event(6, 6))
+        names(builder, event(5, 5), event(6, 6))
     assert cache.known.keys() == {5}
     vk.failing = set()
-    assert names(directory, event(5, 5), event(6, 6)) == [FIVE, SIX]
+    assert names(builder, event(5, 5), event(6, 6)) == [FIVE, SIX]
     assert vk.asked == [{5, 6}, {6}]
     assert cache.known.keys() == {5, 6}
 
 
-def test_names_are_given_up(directory: Directory, cache: Cache, vk: VK) -> None:
+def test_names_are_given_up(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """Events that have waited for long enough go out with "", which is not remembered; the failure is returned."""
     vk.failing = {6}
-    assert directory.resolve([event(5, 5), event(6, 6)], give_up=True) == DOWN
-    assert filled(directory.memory, event(5, 5), event(6, 6)) == [FIVE, ("", "")]
+    assert builder.resolve_names([event(5, 5), event(6, 6)], give_up=True) == DOWN
+    assert filled(builder.names, event(5, 5), event(6, 6)) == [FIVE, ("", "")]
     assert cache.known.keys() == {5}
     vk.failing = set()
-    assert names(directory, event(6, 6)) == [SIX]
+    assert names(builder, event(6, 6)) == [SIX]

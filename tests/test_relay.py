@@ -26,7 +26,7 @@ TIMEOUT = RedisTimeout("Redis is unavailable (TimeoutError)")
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("core.relay", "core.reports", "vk.names", "vk.entries"):
+    for module in ("core.relay", "core.reports", "vk.entries"):
         monkeypatch.setattr(f"fetcher.{module}.time", clock)
     return clock
 

@@ -1,4 +1,9 @@
-"""From VK's updates to what goes out for them: full messages, events, names, JSON."""
+"""From VK's updates to what goes out for them: full messages, events, names, JSON.
+
+A name is looked for in memory first, which is emptied once a minute, then on the bus, where all fetchers share names,
+then at VK. Titles of chats also come with events, and hold from that event on: a fetcher that sees all events knows as
+much as the bus.
+"""
 
 import json
 import time
@@ -9,7 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 from ..core.backlog import Pending
-from ..core.history import DeadLetter, Entry, Position
+from ..core.history import DeadLetter, Entry, Name, Position
 from ..core.ports import Bus
 from ..errors import Failure
 from ..events import Event
@@ -19,8 +24,10 @@ from .api import API_VERSION
 from .builders import BUILDERS, command_pattern, other, require_message
 from .fields import Json, object_or_empty, require_number, require_object
 from .lookups import Lookups
-from .names import Directory, with_names
+from .names import ids_to_resolve, with_names
 
+NAMES_MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and VK may have a missing name soon
+MAX_NAMES = 20_000  # in memory
 WARNING_INTERVAL = 60.0  # seconds between two warnings
 MAX_DATE = 2**32  # Unix time; a later date counts as none
 
@@ -30,8 +37,10 @@ class EntryBuilder:
 
     def __init__(self, lookups: Lookups, bus: Bus, group: int, prefixes: str, raw: bool) -> None:
         """Each of `prefixes` begins a command; with `raw` every update is published as VK sent it."""
-        self.lookups, self.directory = lookups, Directory(bus, lookups)
+        self.lookups, self.bus = lookups, bus
         self.command, self.raw = command_pattern(group, prefixes), raw
+        self.names: dict[int, Name] = {}
+        self.forget_at = 0.0  # when `names` are emptied
         self.built_until = Position(0, 0)
         self.nameless = Counter[str]()  # dead letters without event_id, by their text
         self.warn_at = 0.0
@@ -50,16 +59,38 @@ class EntryBuilder:
             raise failure
         drafts = []  # of each batch: its updates, and what is made of each before names are known
         for batch in batches:
-            if batch.since > self.built_until:  # another fetcher had what is between, or it is in a gap
-                self.directory.forget()
+            if batch.since > self.built_until:  # another fetcher may have had what is between, and a new title there
+                self.forget_at = 0.0
             self.built_until = max(self.built_until, batch.until)
             self.nameless.clear()  # batches may overlap: the same text is another update only within one batch
             drafts.append([(update, self.or_dead_letter(self.event_of, update)) for update in batch.updates])
         events = [event for of_batch in drafts for _, event in of_batch if isinstance(event, Event)]
-        names_failure = self.directory.resolve(events, give_up)
+        names_failure = self.resolve_names(events, give_up)
         for batch, of_batch in zip(batches, drafts, strict=True):
             batch.built([self.or_dead_letter(self.entry_of, *draft) for draft in of_batch])
         return failure or names_failure
+
+    def resolve_names(self, events: list[Event], give_up: bool) -> Failure:
+        """Get all names of the events into memory.
+
+        Raise TransientError or FatalError if VK or Redis does not answer now; what they do answer is kept. With
+        `give_up` events go out with "" in place of what VK does not return; return the failure then.
+        """
+        if time.monotonic() >= self.forget_at or len(self.names) > MAX_NAMES:
+            self.names.clear()
+            self.forget_at = time.monotonic() + min(NAMES_MEMORY_TTL, self.bus.names_ttl)
+        ids, failure = ids_to_resolve(events), None
+        self.names |= self.bus.names([id for id in ids if id not in self.names])
+        if missing := [id for id in ids if id not in self.names]:
+            names, failure = self.lookups.names(missing)
+            self.names |= names
+            if self.bus.is_connected:  # else thousands could pile up in an outage; VK answers them again
+                self.bus.cache_names(names)
+            if failure and not give_up:
+                raise failure
+        titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
+        self.bus.cache_names(titles)  # before the rest: if it fails, the events are built again, with the old titles
+        return failure
 
     def or_dead_letter(self, make: Callable[..., Any], update: Any, *more: Any) -> Any:
         """Return what is made of an update, or its dead letter if that fails."""
@@ -93,7 +124,7 @@ class EntryBuilder:
         """Return what is published, an event as JSON; raise ValueError if it cannot be written."""
         if not isinstance(event, Event):
             return event
-        text = event_to_json(with_names(event, self.directory.memory))
+        text = event_to_json(with_names(event, self.names))
         return Entry(event.event_id, event.event_type, text, sent_at(update))
 
     def dead_letter(self, update: Any, error: Exception) -> DeadLetter:

@@ -24,7 +24,6 @@ from fetcher.errors import RedisTimeout, TransientError
 from fetcher.vk import names
 from fetcher.vk.entries import EntryBuilder
 from fetcher.vk.longpoll import LongPoll
-from fetcher.vk.names import Directory
 
 from .chaos import play
 from .store import Store
@@ -252,13 +251,13 @@ def counted_what_was_offered(right: Any, self: Any, commit: Any, outcome: Any, s
     right(self, commit, outcome._replace(recorded=[one for one in commit.entries if one]), seconds)
 
 
-# A directory, entries, a long poll
+# Entries, a long poll
 
 
-@instead_of(Directory, "resolve")
+@instead_of(EntryBuilder, "resolve_names")
 def name_that_was_given_up_is_cached(right: Any, self: Any, events: Any, give_up: bool) -> Any:
     failure = right(self, events, give_up)
-    self.bus.cache_names({id: Name() for id in names.ids_to_resolve(events) - self.memory.keys()})
+    self.bus.cache_names({id: Name() for id in names.ids_to_resolve(events) - self.names.keys()})
     return failure
 
 

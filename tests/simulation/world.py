@@ -20,7 +20,7 @@ from fetcher.core.backlog import Backlog, Pending
 from fetcher.core.history import Answer, Outcome, Position
 from fetcher.core.relay import Relay
 from fetcher.errors import Failure, FatalError, RedisFatalError, RedisUnavailable, TransientError, VkFatalError
-from fetcher.vk import entries, longpoll, names
+from fetcher.vk import entries, longpoll
 from fetcher.vk.entries import EntryBuilder
 from fetcher.vk.longpoll import LongPoll
 from tests.vk import GROUP
@@ -761,7 +761,6 @@ def simulated() -> Iterator[None]:
     seams: dict[Any, dict[str, Any]] = {
         bus: {"time": clock, "connect": connect},
         longpoll: {"time": clock, "VkBotLongPoll": Server},
-        names: {"time": clock},
         entries: {"time": clock},
         relay: {"time": clock, "backoff": FunctionType(backoff.backoff.__code__, dice)},
         reports: {"time": clock},
