@@ -29,22 +29,21 @@ def command_pattern(group: int, prefixes: str) -> re.Pattern[str]:
 def message_new(update: Json, command: re.Pattern[str]) -> Event:
     """https://dev.vk.com/ru/reference/objects/message"""
     fields = require_message(update)
-    text = require_text(fields, "text", "")
-    found = command.fullmatch(text)
+    kind, text = "message", require_text(fields, "text", "")
+    if found := command.fullmatch(text):
+        kind, text = "command", found[1]
     reply = reply_of(fields["reply_message"]) if fields.get("reply_message") else None
     forward = [reply_of(item) for item in require_list(fields, "fwd_messages")]
     attachments = [require_text(require_object(item), "type") for item in require_list(fields, "attachments")]
     more = (("geo", "geo"), ("reply", "reply_message"), ("forward", "fwd_messages"))
     attachments += [name for name, key in more if fields.get(key)]
-    cmid = require_number(fields, "conversation_message_id", 0)
-    message = Message(cmid, found[1] if found else text, reply, forward, attachments)
+    message = Message(require_number(fields, "conversation_message_id", 0), text, reply, forward, attachments)
     action = action_of(fields["action"]) if fields.get("action") else None
     payload = None if fields.get("payload") in (None, "") else payload_of(fields["payload"])
     user, peer = user_of(require_number(fields, "from_id")), peer_of(require_number(fields, "peer_id"))
     if action and action.type == "chat_title_update":
         peer = peer._replace(name=action.text)
-    id = require_text(update, "event_id")
-    return Event("command" if found else "message", id, user, peer, message, action=action, payload=payload)
+    return Event(kind, require_text(update, "event_id"), user, peer, message, action=action, payload=payload)
 
 
 def message_event(update: Json, command: re.Pattern[str]) -> Event:
