@@ -79,9 +79,9 @@ class EntryBuilder:
         if time.monotonic() >= self.forget_at or len(self.names) > MAX_NAMES:
             self.names.clear()
             self.forget_at = time.monotonic() + min(NAMES_MEMORY_TTL, self.bus.names_ttl)
-        ids, failure = ids_to_resolve(events), None
-        self.names |= self.bus.names([id for id in ids if id not in self.names])
-        if missing := [id for id in ids if id not in self.names]:
+        missing, failure = ids_to_resolve(events) - self.names.keys(), None
+        self.names |= self.bus.names(missing)
+        if missing := missing - self.names.keys():
             names, failure = self.lookups.names(missing)
             self.names |= names
             if self.bus.is_connected:  # else thousands could pile up in an outage; VK answers them again
