@@ -36,7 +36,7 @@ class LongPoll:
     def __init__(self, api: Api, group: int, renew_after: float) -> None:
         """Send no request yet, `renew` is the first; `renew_after` is in seconds."""
         self.api, self.group, self.renew_after = api, group, renew_after
-        self.next_key_at = 0.0  # no new key before
+        self.key_at = 0.0  # when the latest key was requested
         self.answer_time = 0.0  # seconds until the headers of the latest answer; the first is waited for briefly
         self.is_checked = False  # that VK sends what the fetcher needs: this can wait until the first answer
         self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
@@ -46,8 +46,8 @@ class LongPoll:
 
         https://dev.vk.com/ru/method/groups.getLongPollServer
         """
-        time.sleep(max(0.0, self.next_key_at - time.monotonic()))
-        self.next_key_at = time.monotonic() + KEY_INTERVAL
+        time.sleep(max(0.0, self.key_at + KEY_INTERVAL - time.monotonic()))
+        self.key_at = time.monotonic()
         with translate_errors("groups.getLongPollServer"):
             server = VkBotLongPoll(self.api, self.group)
             latest_ts = require_ts(server.ts)
@@ -71,7 +71,10 @@ class LongPoll:
             for _ in range(MAX_FAILED):
                 failed, answer = self.answer_at(place, wait if self.answer_time else 1)
                 if not failed:
-                    self.note(answer)
+                    if answer.updates:
+                        self.renew_at = time.monotonic() + self.renew_after
+                    if answer.until > answer.since:
+                        self.latest_ts = max(self.latest_ts, answer.until)
                     if place < ts <= answer.until:  # only the servers that give keys are behind: `seen` knows the rest
                         return answer._replace(since=ts, updates=answer.updates if answer.until > ts else [])
                     if wait and not answer.updates and time.monotonic() < begun + SILENT_INTERVAL:
@@ -90,27 +93,18 @@ class LongPoll:
     def renew_in_time(self, ts: int) -> int:
         """Take a new key if it is time: VK's polls are known to fall silent after hours. Return where to poll.
 
-        That is `ts`, but a lower ts if two keys in a row had one, with silence in between: VK may have restarted its
-        numbering, and would be silent until it is at `ts` again.
+        It is time soon if this key's ts is lower than `ts`. If the next one's is lower, too, with silence in between,
+        poll there: VK may have restarted its numbering, and would be silent until it is at `ts` again.
         """
-        if time.monotonic() >= self.renew_at:
-            self.renew_at = time.monotonic() + RETRY_INTERVAL
-            known_ts = self.latest_ts
+        now, key_at, known_ts = time.monotonic(), self.key_at, self.latest_ts
+        if now >= self.renew_at or (known_ts < ts and now >= key_at + RETRY_INTERVAL):
+            self.renew_at = now + RETRY_INTERVAL
             try:
                 if max(known_ts, self.renew()) < ts:
                     return min(known_ts, self.latest_ts)
             except TransientError as error:
                 log.warning("%s: the old key stays in use", error)
         return ts
-
-    def note(self, answer: Answer) -> None:
-        """Remember how far VK is, and take another key after so much silence, or soon if this one's ts was lower."""
-        if answer.updates:
-            self.renew_at = time.monotonic() + self.renew_after
-        if answer.until > answer.since:
-            self.latest_ts = max(self.latest_ts, answer.until)
-        elif answer.since > self.latest_ts:
-            self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)
 
     def answer_at(self, ts: int, wait: int) -> tuple[int, Answer]:
         """Return VK's `failed` and its answer at this ts.
