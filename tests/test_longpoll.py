@@ -695,6 +695,18 @@ def test_renewal_fails(polling: LongPoll, net: Net, failure: Any, caplog: pytest
     assert caplog.messages == ([said] * 2 if failure == error(10) else [])
 
 
+def test_an_outage_is_not_one_of_the_key(polling: LongPoll, net: Net, caplog: pytest.LogCaptureFixture) -> None:
+    """While polls fail, too, a new key is tried for every ten seconds, and that it cannot be had is said once."""
+    net.answers["groups.getLongPollServer"] = net.answers["poll"] = [requests.ConnectionError()]
+    net.clock.now += 100
+    for _ in range(6):
+        with pytest.raises(TransientError):
+            polling.poll(1000, 25)
+        net.clock.now += 11
+    assert len(net.asked("groups.getLongPollServer")) == 5
+    assert caplog.messages == ["VK's API is unavailable (ConnectionError): the old key stays in use"]
+
+
 # The settings, checked once
 
 

@@ -103,7 +103,8 @@ class LongPoll:
                 if max(known_ts, self.renew()) < ts:
                     return min(known_ts, self.latest_ts)
             except TransientError as error:
-                log.warning("%s: the old key stays in use", error)
+                if now >= key_at + RETRY_INTERVAL:  # else polls fail, too, and the loop reports that
+                    log.warning("%s: the old key stays in use", error)
         return ts
 
     def answer_at(self, ts: int, wait: int) -> tuple[int, Answer]:
