@@ -410,6 +410,14 @@ def test_what_the_operator_must_fix_is_fatal(command: list[str], said: str) -> N
         assert said in sentence(f"redis://limited:secret@{HOST}:{server.port}", RedisFatalError, *command)
 
 
+def test_a_cluster_that_may_not_be_looked_for_is_fatal() -> None:
+    """redis-py hides the refusal behind an error that usually passes."""
+    with cluster(1) as (node,), node.client() as owner:
+        owner.execute_command("ACL", "SETUSER", "limited", "on", ">secret", "~*", "+@all", "-cluster|slots")
+        said = sentence(f"redis://limited:secret@{HOST}:{node.port}", RedisFatalError, "PING")
+        assert "Redis refuses a permission" in said
+
+
 @pytest.mark.parametrize(("key", "kind"), [("text", RedisFatalError), ("other", RedisUnavailable)])
 def test_a_pipeline_quotes_its_commands(key: str, kind: type[Exception]) -> None:
     """What a command holds, a name for example, is not taken for Redis's answer; the answer behind it is."""
