@@ -24,11 +24,12 @@ SENTINELS = re.compile(rf"\A{CLEAN}(rediss?)\+sentinel://({USER})([^/?@]+)/([^/?
 FORMS = "redis://user:password@host:6379/0, unix:///run/redis.sock or redis+sentinel://host1:26379,host2:26379/name/0"
 
 ACL_RULES = "give the user of REDIS_URL the ACL rules of docs/operations.md"
+REFUSED = f"Redis refuses a permission: {ACL_RULES}"
 # redis-py's class and Redis's answer: an error inside a script or of an old server has no class of its own.
 # If CLUSTER SLOTS is refused, redis-py says "not enabled"; but by then INFO has said that cluster mode is enabled.
 FATAL = {
     r"Authentication|\w+ (WRONGPASS|NOAUTH)": "Redis refuses the user or the password: fix REDIS_URL",
-    r"NoPermission|.*(NOPERM|ACL failure|can't run this command|Cluster mode is not enabled)": f"Redis refuses a permission: {ACL_RULES}",
+    r"NoPermission|.*(NOPERM|ACL failure|can't run this command|Cluster mode is not enabled)": REFUSED,
     r"\w+ WRONGTYPE": "Redis: a key of the bus is of another type; choose another BUS or delete the key",
     ".*(DB index is out|SELECT is not allowed)": "Redis does not have the database of REDIS_URL: choose another number",
 }
