@@ -359,6 +359,15 @@ def test_failed_1(polling: LongPoll, net: Net) -> None:
     assert not net.asked("groups.getLongPollServer")
 
 
+def test_after_a_gap_the_key_is_not_behind(polling: LongPoll, net: Net) -> None:
+    """VK itself has said that it is at the new ts: silence there is no reason for a new key."""
+    net.clock.now += 100
+    net.answers["poll"] = [{"failed": 1, "ts": 2593}, {"ts": "2593", "updates": []}]
+    for ts in (1000, 2593, 2593):
+        polling.poll(ts, 25)
+    assert not net.asked("groups.getLongPollServer")
+
+
 def test_gaps_that_follow_each_other_are_one(polling: LongPoll, net: Net) -> None:
     """VK forgets before it is polled at the place that it names: one gap, up to the ts of a new key."""
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "1027"}}]
@@ -562,6 +571,16 @@ def test_a_place_is_skipped(polling: LongPoll, net: Net) -> None:
     assert keys(net) == [("new", "2000"), ("new", "1000"), ("new", "2000")]
 
 
+def test_a_place_is_skipped_though_the_latest_is_refused(polling: LongPoll, net: Net) -> None:
+    """VK has gone on meanwhile: the gap ends where it answers, and still says why it began."""
+    net.answers["groups.getLongPollServer"] = [NEW_KEY]
+    unreadable_for_ten_minutes(polling, net)
+    refused = {"failed": 1, "ts": 2001}
+    net.answers["poll"] = [refused, HTML, refused, {"ts": "2001", "updates": []}]
+    gap = (1000, 2000, "VK's answer there could not be read for too long")
+    assert found(polling.poll(1000, 25)) == [gap, (2000, 2001, [])]
+
+
 def test_a_new_key_heals_the_place(polling: LongPoll, net: Net) -> None:
     """Then its answer is taken, and there is no gap: not all of VK's servers were at fault."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
@@ -696,7 +715,7 @@ def test_renewal_fails(polling: LongPoll, net: Net, failure: Any, caplog: pytest
 
 
 def test_an_outage_is_not_one_of_the_key(polling: LongPoll, net: Net, caplog: pytest.LogCaptureFixture) -> None:
-    """While polls fail, too, a new key is tried for every ten seconds, and that it cannot be had is said once."""
+    """While polls fail, too, a new key is requested every ten seconds, and the failure is logged once."""
     net.answers["groups.getLongPollServer"] = net.answers["poll"] = [requests.ConnectionError()]
     net.clock.now += 100
     for _ in range(6):

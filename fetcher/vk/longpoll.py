@@ -83,8 +83,9 @@ class LongPoll:
                 # By the next poll VK may have forgotten the place where it says to go on: only a new key's ts is sure.
                 until = answer.until if failed == 1 and not gap else self.renew()
                 if failed != 2:
+                    self.latest_ts = max(self.latest_ts, until)
                     place, wait = until, 1
-                    gap = answer.gap or f"VK has forgotten the updates between (failed {failed})"
+                    gap = gap or answer.gap or f"VK has forgotten the updates between (failed {failed})"
             raise TransientError("VK's long poll refuses every key and ts that it gives")
         except TransientError:
             self.renew_at = min(self.renew_at, time.monotonic() + FAILURE_INTERVAL)
@@ -93,8 +94,8 @@ class LongPoll:
     def renew_in_time(self, ts: int) -> int:
         """Take a new key if it is time: VK's polls are known to fall silent after hours. Return where to poll.
 
-        It is time soon if this key's ts is lower than `ts`. If the next one's is lower, too, with silence in between,
-        poll there: VK may have restarted its numbering, and would be silent until it is at `ts` again.
+        A key whose ts is lower than `ts` is replaced after a minute. If the next one's is lower, too, with silence in
+        between, poll there: VK may have restarted its numbering, and would be silent until it is at `ts` again.
         """
         now, key_at, known_ts = time.monotonic(), self.key_at, self.latest_ts
         if now >= self.renew_at or (known_ts < ts and now >= key_at + RETRY_INTERVAL):
@@ -185,8 +186,8 @@ def require_ts(value: Any) -> int:
 def long_poll_settings(api: Api, group: int) -> tuple[bool, str, dict[str, Any], str]:
     """Return whether Long Poll is off, its version, the flags of the types of update, and which of ours are missing.
 
-    https://dev.vk.com/ru/method/groups.getLongPollSettings: the flags may come as an empty list;
-    without any, all types count as ticked
+    https://dev.vk.com/ru/method/groups.getLongPollSettings: an empty list means that no type is
+    ticked; if there is no `events` at all, all of them count as ticked
     """
     with translate_errors("groups.getLongPollSettings"):
         answer = api.method("groups.getLongPollSettings", {"group_id": group})
