@@ -410,7 +410,7 @@ def test_what_the_operator_must_fix_is_fatal(command: list[str], said: str) -> N
         assert said in sentence(f"redis://limited:secret@{HOST}:{server.port}", RedisFatalError, *command)
 
 
-def test_a_cluster_that_may_not_be_looked_for_is_fatal() -> None:
+def test_a_refused_cluster_slots_is_fatal() -> None:
     """redis-py hides the refusal behind an error that usually passes."""
     with cluster(1) as (node,), node.client() as owner:
         owner.execute_command("ACL", "SETUSER", "limited", "on", ">secret", "~*", "+@all", "-cluster|slots")

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from redis import Redis, RedisCluster, RedisError, Sentinel, TimeoutError
+from redis import Redis, RedisCluster, RedisError, ResponseError, Sentinel, TimeoutError
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.exceptions import NoPermissionError, RedisClusterException
@@ -24,12 +24,9 @@ SENTINELS = re.compile(rf"\A{CLEAN}(rediss?)\+sentinel://({USER})([^/?@]+)/([^/?
 FORMS = "redis://user:password@host:6379/0, unix:///run/redis.sock or redis+sentinel://host1:26379,host2:26379/name/0"
 
 ACL_RULES = "give the user of REDIS_URL the ACL rules of docs/operations.md"
-REFUSED = f"Redis refuses a permission: {ACL_RULES}"
-# redis-py's class and Redis's answer: an error inside a script or of an old server has no class of its own.
-# If CLUSTER SLOTS is refused, redis-py says "not enabled"; but by then INFO has said that cluster mode is enabled.
-FATAL = {
+FATAL = {  # redis-py's class and Redis's answer: an error inside a script or of an old server has no class of its own
     r"Authentication|\w+ (WRONGPASS|NOAUTH)": "Redis refuses the user or the password: fix REDIS_URL",
-    r"NoPermission|.*(NOPERM|ACL failure|can't run this command|Cluster mode is not enabled)": REFUSED,
+    r"NoPermission|.*(NOPERM|ACL failure|can't run this command)": f"Redis refuses a permission: {ACL_RULES}",
     r"\w+ WRONGTYPE": "Redis: a key of the bus is of another type; choose another BUS or delete the key",
     ".*(DB index is out|SELECT is not allowed)": "Redis does not have the database of REDIS_URL: choose another number",
 }
@@ -115,7 +112,10 @@ def redis_errors() -> Iterator[None]:
     """Raise redis-py's errors as RedisUnavailable, RedisTimeout or RedisFatalError, without address or password."""
     try:
         yield
-    except (RedisError, RedisClusterException, OSError) as error:
+    except (RedisError, RedisClusterException, OSError) as failure:
+        # Whatever CLUSTER SLOTS is answered, redis-py says "not enabled".
+        hidden = failure.__cause__ and failure.__cause__.__context__
+        error = hidden if isinstance(hidden, ResponseError) else failure
         answer = str(error).rpartition(" caused error: ")[2]  # a pipeline puts the command before it
         for pattern, sentence in FATAL.items():
             if re.match(pattern, f"{type(error).__name__} {answer}", re.DOTALL):
