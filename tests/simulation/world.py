@@ -19,7 +19,15 @@ from fetcher.core import backlog, backoff, pieces, relay, reports
 from fetcher.core.backlog import Backlog, Pending
 from fetcher.core.history import Answer, Outcome, Position
 from fetcher.core.relay import Relay
-from fetcher.errors import Failure, FatalError, RedisFatalError, RedisUnavailable, TransientError, VkFatalError
+from fetcher.errors import (
+    Failure,
+    FatalError,
+    MalformedResponse,
+    RedisFatalError,
+    RedisUnavailable,
+    TransientError,
+    VkFatalError,
+)
 from fetcher.vk import entries, longpoll
 from fetcher.vk.entries import EntryBuilder
 from fetcher.vk.longpoll import LongPoll
@@ -146,7 +154,7 @@ class Process:
         try:
             store = RealBus(self)
             self.relay = Relay(Poll(self, api), Entries(self, lookups, store), store, POLL_WAIT, self.metrics)
-            note_held(self.relay.backlog, self.had)
+            note_held(self, self.relay.backlog)
             self.relay.run()
         except FatalError as error:
             if self.relay and self.relay.backlog.pending:
@@ -284,18 +292,22 @@ class RealBus(Bus):
         return outcome
 
 
-def note_held(backlog: Backlog, had: set[str]) -> None:
-    """Note the keys of what it ever holds."""
+def note_held(process: Process, backlog: Backlog) -> None:
+    """Note where it begins, as what it holds begins there, and the keys of what it ever holds."""
+
+    def start(latest_ts: int) -> None:
+        process.world.answered.add(latest_ts)
+        type(backlog).start(backlog, latest_ts)
 
     def add(answer: Answer, now: float) -> None:
-        had.update(key_of(update) for update in answer.updates)
+        process.had.update(key_of(update) for update in answer.updates)
         type(backlog).add(backlog, answer, now)
 
     def fill(answer: Answer, now: float) -> None:
         type(backlog).fill(backlog, answer, now)
-        had.update(key_of(update) for one in backlog.pending for update in one.updates)
+        process.had.update(key_of(update) for one in backlog.pending for update in one.updates)
 
-    vars(backlog).update(add=add, fill=fill)
+    vars(backlog).update(start=start, add=add, fill=fill)
 
 
 class Poll(LongPoll):
@@ -312,8 +324,13 @@ class Poll(LongPoll):
         return answer
 
     def request(self, ts: int, wait: int) -> tuple[int, Answer]:
-        failed, answer = self.server.poll(ts, wait)
-        self.answer_time = self.answer_time or float(not failed)
+        try:
+            failed, answer = self.server.poll(ts, wait)
+        except TransientError as error:
+            if wait or isinstance(error, MalformedResponse):
+                raise
+            return 0, Answer(ts, ts, [])
+        self.answer_time = 1.0
         return failed, answer
 
 
@@ -355,7 +372,7 @@ class World:
         self.refused_until = 0.0  # Redis refuses the password
         self.names_fail = ""
         self.nameless: set[int] = set()
-        self.answered: set[int] = set()  # ts at which VK's long poll has ever had an answer, or to which one led
+        self.answered: set[int] = set()  # ts that VK has answered a poll at, or led to, and where fetchers began
         self.cache_entries: dict[str, tuple[str, float]] = {}
         self.effects: list[tuple[float, int, Callable[[], Any]]] = []  # that come later
         self.acknowledged: set[str] = set()  # keys that were on a bus that was emptied
