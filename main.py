@@ -9,7 +9,7 @@ try:
     from fetcher.__main__ import main
 except ModuleNotFoundError as error:
     install = "python3 -m venv .venv && .venv/bin/pip install '.[demo]' && .venv/bin/python main.py"
-    # No f-string: Python 2 would report it as a syntax error, before it gets to the sentence above.
+    # No f-string: Python 2 would report it as a syntax error, before it could print the sentence above.
     sys.exit("event-fetcher: the package %s is not installed here; install and run: %s" % (error.name, install))  # noqa: UP031
 
 sys.exit(main())
