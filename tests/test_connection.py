@@ -383,6 +383,12 @@ def test_what_passes_is_named(command: list[str], said: str) -> None:
         assert sentence(server.url, RedisUnavailable, *command) == f"Redis is unavailable {said}"
 
 
+def test_a_word_in_capitals_is_no_code() -> None:
+    """redis-py's own sentence begins with it, not Redis's answer."""
+    with pytest.raises(RedisUnavailable, match=r"^Redis is unavailable \(ClusterError\)$"), redis_errors():
+        raise redis.exceptions.ClusterError("TTL exhausted.")
+
+
 def test_a_redis_with_too_many_clients_says_so() -> None:
     """The network is fine then: an operator must not look for the cause there."""
     with Server() as server, server.client() as owner:
