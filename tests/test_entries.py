@@ -203,15 +203,15 @@ def deep(levels: int) -> Any:
 
 def test_an_update_that_is_too_deep(vk: VK) -> None:
     """It cannot be written as JSON: the part that can be is kept, and the fetcher goes on."""
-    pressed = {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": deep(50_000)}}
+    pressed = {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": deep(300_000)}}
     ((first, second, third),) = build(
-        vk, batch(update("message_event", pressed), deep(50_000), message("a", extra=deep(50_000))), raw=True
+        vk, batch(update("message_event", pressed), deep(300_000), message("a", extra=deep(300_000))), raw=True
     )
     kept, _ = letter(first)
     assert kept.keys() == {"group_id", "type", "event_id", "v"}
     assert letter(second)[0] == {}
     assert letter(third)[0]["type"] == "message_new"
-    ((first, second),) = build(vk, batch(update("message_event", pressed), message("a", extra=deep(50_000))))
+    ((first, second),) = build(vk, batch(update("message_event", pressed), message("a", extra=deep(300_000))))
     assert isinstance(first, DeadLetter)
     assert event(second)["message"]["text"] == "a"
 

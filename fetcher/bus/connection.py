@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from redis import Redis, RedisCluster, RedisError, ResponseError, Sentinel, TimeoutError
 from redis.backoff import NoBackoff
@@ -99,7 +99,8 @@ def make_client(url: str, options: dict[str, Any]) -> Any:
 def check(url: str) -> str:
     """Return the address; raise ValueError if it can never be used, with a sentence that does not quote it."""
     try:
-        for host in re.split("[,:]", urlsplit(url).netloc.rpartition("@")[2]):
+        hosts = re.split("[/?]", url.partition("://")[2])[0].rpartition("@")[2]
+        for host in re.split("[,:]", hosts):  # urlsplit refuses an IPv6 address that is not the only host
             host.encode("idna")  # as the resolver does
         make_client(url, {}).connection_pool.make_connection()
     except Exception:  # redis-py raises all kinds of errors for options that it does not know
