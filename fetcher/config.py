@@ -1,4 +1,4 @@
-"""The settings, read once: from the environment, or from a `.env` file where the environment has nothing."""
+"""The settings, read once from the environment and a `.env` file; the environment takes precedence."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -13,20 +13,24 @@ from .errors import FatalError
 
 REQUIRED = ("TOKEN", "GROUPID")
 LEVELS = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
-MAX_NUMBER = 10**9  # Redis accepts it everywhere as a count or as seconds
+MAX_NUMBER = 10**9  # Redis accepts this wherever it takes a count or a number of seconds
 
 
 class SettingsError(FatalError, ValueError):
-    """Some settings are missing or wrong; the message is one sentence that names each."""
+    """Some settings are missing or wrong; the message names each of them in one sentence."""
 
 
 def setting(name: str, default: str, *form: Any) -> Any:
-    """Declare a setting, its default, and what `value_of` needs to know about it."""
+    """Declare a setting with its default; `form` are the arguments of `value_of` after the text."""
     return field(metadata={"name": name, "default": default, "form": form})
 
 
 def value_of(text: str, form: str | range = "(?s).*", must: str = "", read: Callable[[str], Any] = str) -> Any:
-    """Return the value of a text that fits a pattern, or of a number; raise ValueError with what it must be."""
+    """Return the value of a setting's text; raise ValueError, which says what the text must be, if it is wrong.
+
+    If `form` is a pattern, the text must match it, and `read` makes the value from it. If `form` is a range, the text
+    must be a number in it.
+    """
     if isinstance(form, str) and re.fullmatch(form, text):
         return read(text)
     if isinstance(form, range) and re.fullmatch("[0-9]{1,19}", text) and int(text) in form:
@@ -36,7 +40,7 @@ def value_of(text: str, form: str | range = "(?s).*", must: str = "", read: Call
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The settings; times are in seconds. The README says what each means."""
+    """Holds the settings; times are in seconds. The README says what each setting means."""
 
     token: str = setting("TOKEN", "", r"\s*[!-~]+\s*", "hold the community's access token", str.strip)
     group: int = setting("GROUPID", "", range(1, 2**63), "be the community's id, a positive number")
@@ -49,11 +53,11 @@ class Config:
     renew_after: int = setting("RENEW_AFTER", "3600", range(1, MAX_NUMBER + 1))
     log_level: str = setting("LOG_LEVEL", "INFO", f"(?ai){LEVELS}", f"be one of {LEVELS}", str.upper)
     raw: bool = setting("RAW", "0", "[01]", "be 0 or 1", lambda text: text == "1")
-    metrics_port: int = setting("METRICS_PORT", "0", range(2**16))  # 0: none
+    metrics_port: int = setting("METRICS_PORT", "0", range(2**16))  # 0: no metrics
 
 
 def read(environment: Mapping[str, str], needed: Collection[str] = REQUIRED) -> Config:
-    """Return the settings of the environment and `.env`, as `parse` does."""
+    """Return the settings from the environment and `.env`; see `parse` for `needed` and what is raised."""
     try:
         file = dotenv_values(".env", interpolate=False)
     except (OSError, ValueError) as error:
@@ -62,9 +66,9 @@ def read(environment: Mapping[str, str], needed: Collection[str] = REQUIRED) -> 
 
 
 def parse(given: Mapping[str, str | None], needed: Collection[str] = REQUIRED) -> Config:
-    """Return these settings, with empty ones taken as absent; raise SettingsError if any of them is wrong.
+    """Return the settings; an empty one counts as absent. Raise SettingsError if any is missing or wrong.
 
-    A required setting that is not `needed` may be absent: the token is "" then, and the community 0.
+    A required setting that is not `needed` may be absent; the token is then "", and the community 0.
     """
     values: dict[str, Any] = {"token": "", "group": 0}
     wrong: list[str] = []

@@ -1,4 +1,4 @@
-"""What can go wrong, in classes that the loop distinguishes. Messages hold no token, key or password."""
+"""Exceptions, divided by how the loop reacts to them. Their messages contain no token, key or password."""
 
 
 class TransientError(Exception):
@@ -6,19 +6,19 @@ class TransientError(Exception):
 
 
 class MalformedResponse(TransientError):
-    """VK's long poll answered, and the answer cannot be read."""
+    """VK's long poll answered, but the answer cannot be read."""
 
 
 class CallFailed(TransientError):
-    """A call in a request failed this time, or all of them together were too much; VK may answer the others."""
+    """A call inside an `execute` failed this time, or its calls together were too large; VK may answer the others."""
 
 
 class RequestRejected(TransientError):
-    """VK refuses this request, now and later."""
+    """VK refuses this request, and would refuse it again."""
 
 
 class RedisUnavailable(TransientError):
-    """Redis cannot be reached, or does not take writes now; whether the request took effect is unknown."""
+    """Redis cannot be reached or refuses the request for now; it is unknown whether the request took effect."""
 
 
 class RedisTimeout(RedisUnavailable):
@@ -26,7 +26,7 @@ class RedisTimeout(RedisUnavailable):
 
 
 class ConnectionReplaced(Exception):
-    """The Redis client has replaced a closed connection; nothing was sent, as the new server may lack something."""
+    """The client has replaced a closed connection; the request was not sent, as the new server may lack something."""
 
 
 class FatalError(Exception):
@@ -34,11 +34,11 @@ class FatalError(Exception):
 
 
 class VkFatalError(FatalError):
-    """VK refuses the token, the right or the community."""
+    """VK refuses the token, a right or the community."""
 
 
 class RedisFatalError(FatalError):
-    """Redis refuses the user, a permission or a key."""
+    """Redis refuses the user, a permission, a key or the database."""
 
 
 Failure = TransientError | FatalError | None

@@ -1,4 +1,4 @@
-"""JSON by orjson, and by the standard library where orjson refuses or would change a value."""
+"""JSON by orjson, or by the standard library if orjson refuses a value or would change it."""
 
 import json
 import math
@@ -10,18 +10,22 @@ import orjson
 from .events import Event
 
 DIGITS = bytes.maketrans(b"123456789", b"000000000")
-LONG_NUMBER = b"0" * 19  # digits: orjson would make a float of it
-BEFORE_NUMBER = b" \t\r\n:,[-"  # a whole one; elsewhere digits belong to a text, a fraction or an exponent
+LONG_NUMBER = b"0" * 19  # from this many digits on, orjson may read a whole number as a float
+BEFORE_NUMBER = b" \t\r\n:,[-"  # what may precede a whole number; other digits are in a text, a fraction or an exponent
 
 
 class NotFinite(float):
-    """NaN, or a number too large to be read: no JSON can hold it, and orjson refuses to write its class."""
+    """NaN, an infinity, or a number too large to be read. JSON cannot hold it.
+
+    orjson would write null for such a float, but refuses to write a subclass of float.
+    """
 
 
 def loads(data: bytes) -> Any:
-    """Return the value; raise ValueError if it is not JSON, or nested too deep.
+    """Return the value; raise ValueError if the data is not JSON, or is nested too deeply.
 
-    Bytes that are not UTF-8 become U+FFFD; a byte order mark is ignored. NaN and the like become NotFinite.
+    Bytes that are not UTF-8 become U+FFFD, and a byte order mark is ignored. NaN, infinities and numbers that are too
+    large become NotFinite.
     """
     *before, _ = data.translate(DIGITS).split(LONG_NUMBER)
     if not any(part[-1:] in BEFORE_NUMBER for part in before):
@@ -35,7 +39,7 @@ def loads(data: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Return the JSON in UTF-8; half a surrogate pair becomes U+FFFD. Raise ValueError for what JSON cannot hold."""
+    """Return the JSON in UTF-8; a lone surrogate becomes U+FFFD. Raise ValueError for what JSON cannot hold."""
     with suppress(TypeError):
         return orjson.dumps(value)
     try:
@@ -45,22 +49,25 @@ def dumps(value: Any) -> bytes:
 
 
 def event_to_json(event: Event) -> bytes:
-    """Return the JSON of event.as_dict(), as `dumps` does, several times faster."""
+    """Return the same as `dumps(event.as_dict())`, several times faster."""
     fields = {name: value for name, value in zip(event._fields, event) if value is not None}  # noqa: B905 - takes longer
     try:
-        # A copy: orjson's own result takes 4 kB or more, and the latest events are kept for a while.
+        # Copy it, because orjson's own result takes up 4 kB or more, and the replay buffer keeps the latest events.
         return bytes(memoryview(orjson.dumps(fields, default=lambda noun: noun._asdict())))
     except TypeError:
         return dumps(event.as_dict())
 
 
 def utf8(text: str) -> bytes:
-    """Encode; what UTF-8 cannot carry, such as half a surrogate pair, becomes U+FFFD."""
+    """Return the text in UTF-8; a lone surrogate, which UTF-8 cannot carry, becomes U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def finite(text: str) -> float:
-    """Return the number, NotFinite if it is too large for a float, or a whole one of over 4,300 digits."""
+    """Return the number, or NotFinite if it is too large to be read.
+
+    Too large is a whole number of more than 4,300 digits, or one with a fraction or exponent that exceeds a float.
+    """
     with suppress(ValueError):
         return int(text)
     return number if math.isfinite(number := float(text)) else NotFinite(number)

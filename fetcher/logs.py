@@ -1,4 +1,4 @@
-"""The log: our own lines, to standard error, without secrets."""
+"""The log: only the fetcher's own lines, on standard error, without secrets."""
 
 import logging
 import traceback
@@ -11,18 +11,18 @@ PLAIN = "event-fetcher: %(message)s"
 
 
 class Formatter(logging.Formatter):
-    """Leaves out the text of exceptions: libraries quote addresses with passwords and keys, and what people write."""
+    """Leaves out the text of exceptions, in which libraries quote addresses with secrets, and what people write."""
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """Return the traceback, which is all code, and the exception's class."""
+        """Return the traceback, which quotes only code, and the exception's class."""
         kind, _, frames = ei
         return "".join(["Traceback (most recent call last):\n", *traceback.format_tb(frames), kind.__name__])
 
 
 def to_stderr(form: str = PLAIN, level: str = "INFO") -> None:
-    """Write our own log lines to standard error, in place of what an earlier call set up.
+    """Write the fetcher's log lines to standard error; this replaces what an earlier call set up.
 
-    The lines of libraries hold addresses with keys: they are discarded.
+    Log lines of libraries are discarded, because they contain addresses with keys.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter(form))

@@ -1,4 +1,4 @@
-"""Prometheus metrics. Nothing is counted by user or chat. https://prometheus.io/docs/practices/naming/"""
+"""Prometheus metrics; none has a label for a user or a chat. https://prometheus.io/docs/practices/naming/"""
 
 from types import SimpleNamespace
 from typing import Any, Self
@@ -10,10 +10,10 @@ AGE_BUCKETS = (1, 2, 3, 5, 10, 30, 60, 300, 1800, 3600, 21600)  # seconds; VK's 
 
 
 class Off:
-    """Stands for all metrics and for each of them when METRICS_PORT is not set: counts nothing."""
+    """Counts nothing; stands for all metrics, and for each of them, if METRICS_PORT is not set."""
 
     def __getattr__(self, name: str) -> Self:
-        """Return a metric, or one of its methods."""
+        """Return this object for any metric, and for any method of a metric."""
         return self
 
     def __call__(self, *args: object, **labels: object) -> Self:
@@ -25,10 +25,10 @@ OFF = Off()
 
 
 def serve(port: int, version: str) -> Any:
-    """Return the metrics, and serve them on this port of all IPv4 addresses; return OFF if there is no port.
+    """Return the metrics, and serve them on this port of all IPv4 addresses; return OFF if the port is 0.
 
-    A thread of its own serves them, whatever the fetcher waits for. Raise FatalError if the port cannot be opened or
-    prometheus-client is not installed.
+    They are served from a separate thread, so they are available whatever the fetcher is waiting for. Raise FatalError
+    if the port cannot be opened or prometheus-client is not installed.
     """
     if not port:
         return OFF

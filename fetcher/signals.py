@@ -1,7 +1,7 @@
-"""End the process at SIGTERM or SIGINT, at once: whatever it waits for, nothing needs flushing.
+"""End the process at once on SIGTERM or SIGINT, whatever it is waiting for; nothing needs to be flushed.
 
-Only the program imports this, before anything that takes time: in a container it is process 1, and the kernel drops
-a signal that process 1 does not handle yet.
+Only the program imports this module, and before everything that takes time: in a container the program is process 1,
+and the kernel drops signals that process 1 does not handle yet.
 """
 
 import os
@@ -10,13 +10,14 @@ import sys
 import threading
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT}
-# A command that reports success must not do so when it is interrupted: a health check that is cut short knows nothing.
+# A command whose exit code 0 means success must not exit with 0 if it is interrupted. For example, a health check that
+# is cut short has not found out anything.
 EXIT_CODE = int(any(word.startswith(("--setup", "--health", "--redrive")) for word in sys.argv))
 
 if sys.platform != "win32":  # pragma: no branch - on Windows only types are checked
 
     def wait() -> None:
-        """Wait for a signal, and end the process."""
+        """Wait for one of the signals, then end the process."""
         signal.sigwait(SIGNALS)
         os._exit(EXIT_CODE)
 

@@ -1,1 +1,1 @@
-"""The code that knows Redis, on the fetcher's side."""
+"""The fetcher's code for Redis; the consumers have their own."""

@@ -1,4 +1,4 @@
-"""The bus in Redis: its keys, the checkpoint, the commit, the heartbeat, and names for all fetchers."""
+"""The bus in Redis: its keys, the checkpoint, commits, the heartbeat, and the names that all fetchers share."""
 
 import socket
 import time
@@ -18,21 +18,22 @@ from ..events import channel
 from ..fastjson import dumps, loads, utf8
 from .connection import connect, redis_errors
 
-DEAD_LETTERS = 10_000  # kept, approximately
-ALIVE_TTL = 30  # seconds that a heartbeat lasts beyond the next poll
-MAX_PATIENCE = 8  # times Redis's timeout that the commit of one update may take, if it has timed out before
-MAX_MEMBERS = 100  # ids in one ZMSCORE: on a slow link each reply may take the whole timeout
-UNKNOWN_TTL = 60  # seconds that a missing name is cached: VK may have one soon
+DEAD_LETTERS = 10_000  # how many are kept, approximately
+ALIVE_TTL = 30  # seconds that a heartbeat lasts in addition to POLL_WAIT
+MAX_PATIENCE = 8  # a commit of one update that keeps timing out may take up to this many times TIMEOUT
+MAX_MEMBERS = 100  # ids in one ZMSCORE; several small replies suit a slow link, as each may take the whole timeout
+UNKNOWN_TTL = 60  # seconds for which it is cached that VK has no name for an id: VK may have one soon
+# commit.lua is sent on each new connection, comments and all, so every byte of it counts.
 SCRIPTS = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.lua")}
 
 
 class Bus:
     """One community's part of the bus.
 
-    Methods raise RedisUnavailable if Redis cannot be reached or does not take the request now, RedisTimeout if it does
+    Methods raise RedisUnavailable if Redis cannot be reached or refuses the request for now, RedisTimeout if it does
     not answer in time, RedisFatalError for what only the operator can fix, and ConnectionReplaced. `is_connected` is
-    False at the start, after a failure and on a new connection, until the loop has read what the bus has: it may have
-    lost something.
+    False at the start, after a failure and on a new connection, because the bus may have lost something; the loop sets
+    it to True when it has read what the bus has.
     """
 
     def __init__(self, settings: Config) -> None:
@@ -43,23 +44,29 @@ class Bus:
         self.keys = [self.checkpoint_key, self.seen_key, self.bus, f"{self.prefix}:dead-letter"]
         self.alive_key = f"{self.prefix}:alive:{group}:{utf8(socket.gethostname()).decode()}"
         self.is_connected = False
-        self.timeouts = 0  # of commits of a single update, in a row
-        self.unwritten: dict[int, Name] = {}  # titles that came while not connected, and what could not be written
+        self.timeouts = 0  # commits of a single update that have timed out in a row
+        self.unwritten: dict[int, Name] = {}  # names still to be cached: Redis was not connected, or writing failed
 
     @cached_property
     def client(self) -> Redis | RedisCluster:
-        """The client, made when it is first needed, because that takes requests to Redis."""
+        """The client; it is made when first used, because making it sends requests to Redis."""
         patience = min(MAX_PATIENCE, 2 ** max(0, self.timeouts - 1))
         return connect(self.settings.redis_url, self.new_connection, patience)
 
     def new_connection(self) -> None:
-        """Note a new connection. Raise ConnectionReplaced if `is_connected`: what this server may lack goes first."""
+        """Note a new connection, and raise ConnectionReplaced if it takes the place of one that was in use.
+
+        The error stops the request, because the loop must first look up what the new server lacks.
+        """
         was_connected, self.is_connected = self.is_connected, False
         if was_connected:
             raise ConnectionReplaced
 
     def disconnect(self) -> None:
-        """Close the connection; the next request makes a new one. A cluster's client finds its masters itself."""
+        """Close the connection; the next request makes a new one.
+
+        A cluster's client is left alone, because it finds its new masters itself.
+        """
         self.is_connected = False
         if pool := getattr(vars(self).get("client"), "connection_pool", None):
             pool.disconnect()
@@ -69,15 +76,15 @@ class Bus:
     ) -> tuple[Position | None, set[str]]:
         """Return the checkpoint, and which of these ids `seen` lacks; `start` becomes the checkpoint if there is none.
 
-        The same round trip loads the script, if the connection is new, and sets this host's heartbeat, if it `beats`: a
-        connection may be short-lived.
+        If `beats`, also set this host's heartbeat. Everything takes one round trip, which also loads the commit script
+        on a new connection, because connections may be short-lived.
         https://redis.io/docs/latest/commands/zmscore/
         """
         members: Any = [utf8(id) for id in ids] or [b""]
         starts = range(0, len(members), MAX_MEMBERS)
         try:
             with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
-                # Else the first commit takes three round trips, as on a cluster.
+                # Without this the first commit would take three round trips, as it does on a cluster.
                 if isinstance(self.client, Redis) and not self.is_connected:
                     pipeline.script_load(SCRIPTS["commit"])
                 if beats:
@@ -89,19 +96,21 @@ class Bus:
                     pipeline.zmscore(self.seen_key, members[begin : begin + MAX_MEMBERS])
                 replies = pipeline.execute(raise_on_error=False)
                 stored, *scores = replies[-1 - len(starts) :]
-                if isinstance(scores[0], ResponseError):  # not allowed by the ACL of 1.1, or Redis is older than 6.2
+                # ZMSCORE needs Redis 6.2, and a permission that the ACL rules of version 1.1 do not give. If it fails,
+                # all ids count as missing: their batches are committed again, and the script skips what is in `seen`.
+                if isinstance(scores[0], ResponseError):
                     replies, scores = replies[: -len(starts)], [[None] * len(ids)]
                 for reply in replies:
                     if isinstance(reply, Exception):
                         raise reply
         except RedisTimeout:
-            self.count_timeouts(0)  # no update is too large: Redis is down
+            self.count_timeouts(0)  # Redis is down, so the timeouts of commits do not show that an update is too large
             raise
         missing = {id for id, score in zip(ids, chain.from_iterable(scores), strict=False) if score is None}
         return self._position(stored), missing
 
     def commit(self, commit: Pending) -> Outcome:
-        """Commit all or nothing, and return what the bus has recorded."""
+        """Commit all or nothing, in one atomic step, and return what the bus did."""
         entries = [entry for entry in commit.entries if entry]
         arguments: list[Any] = [commit.kind, str(commit.since), str(commit.until)]
         arguments += [DEDUP_WINDOW, self.settings.stream_maxlen, DEAD_LETTERS]
@@ -115,23 +124,25 @@ class Bus:
         try:
             stored, recorded, left_out = self.run_script("commit", self.keys, *arguments)
         except RedisTimeout:
-            if commit.count == 1:  # no commit is smaller
+            if commit.count == 1:  # a smaller piece is not possible
                 self.count_timeouts(self.timeouts + 1)
             raise
         self.count_timeouts(0)
         return Outcome(self._position(stored), [entries[number - 1] for number in recorded], left_out)
 
     def count_timeouts(self, count: int) -> None:
-        """Give an update that is too large for the link more time, twice as much at each timeout after the first.
+        """Set how many commits of a single update have timed out in a row; from the second on, double the timeout.
 
-        The first one may mean that Redis is down: then the next lookup fails, and no commit is tried.
+        So an update that is too large for the link gets more time, up to MAX_PATIENCE times as much. The first timeout
+        changes nothing, because it may only mean that Redis is down. In that case the `read` that comes before the next
+        commit fails, too, and no commit is tried.
         """
         if max(count, self.timeouts) > 1:
-            vars(self).pop("client", None)  # the next one has the new timeout
+            vars(self).pop("client", None)  # the next client is made with the new timeout
         self.timeouts = count
 
     def run_script(self, name: str, keys: list[str], *arguments: Any) -> Any:
-        """Run a script, which is one atomic step, and return its answer.
+        """Run a Lua script, which Redis executes as one atomic step, and return its answer.
 
         https://redis.io/docs/latest/develop/programmability/eval-intro/
         """
@@ -145,26 +156,26 @@ class Bus:
             raise RedisFatalError(f"Redis: {self.checkpoint_key} holds no ts of VK's; delete this key") from None
 
     def alive(self) -> bool:
-        """Return whether this host's fetcher of this community has polled VK lately."""
+        """Return whether this host's fetcher has a heartbeat, which means that VK has answered a poll lately."""
         with redis_errors():
             return bool(self.client.exists(self.alive_key))
 
     def names(self, ids: Collection[int]) -> dict[int, Name]:
-        """Return the names of those ids that are cached; none while the bus is not connected."""
+        """Return the cached names by id, without the ids that have none; nothing while the bus is not connected."""
         if not ids or not self.names_ttl or not self.is_connected:
             return {}
         with redis_errors():
             cached: Any = self.client.mget([f"{self.prefix}:name:{id}" for id in ids])
         try:
-            found = loads(f"[{','.join(text or 'null' for text in cached)}]".encode())  # faster than one by one
+            found = loads(f"[{','.join(text or 'null' for text in cached)}]".encode())  # parsing all at once is faster
             return {id: Name(*map(str, name)) for id, name in zip(ids, found, strict=True) if name}
         except (ValueError, TypeError):
-            return {}  # something else has written there: VK's answer will replace it
+            return {}  # another program has written to a key; VK's names will replace all of these
 
     def cache_names(self, names: Mapping[int, Name]) -> None:
-        """Cache names for NAMES_TTL; empty ones, which VK does not know, for UNKNOWN_TTL at most.
+        """Cache names for NAMES_TTL, or for at most UNKNOWN_TTL if they are empty because VK has no name.
 
-        What cannot be cached now is cached by the next call while the bus is connected.
+        Names that cannot be cached now are cached by the next call for which the bus is connected.
         """
         self.unwritten |= names if self.names_ttl else {}
         if not self.unwritten or not self.is_connected:

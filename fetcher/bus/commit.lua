@@ -1,20 +1,20 @@
--- One commit in one atomic step. The theory is in backlog.py.
+-- One commit in one atomic step. The theory of operation is in backlog.py.
 --
 -- KEYS: checkpoint, seen, stream, dead letters
--- ARGV: kind, since, until, event_ids that seen remembers, entries to keep in the stream, in the dead letters, number of
---       entries, the end of VK's answer; for each entry: event_id or '', channel ('' for a dead letter), number of fields
---       and values, and these
--- Returns the checkpoint afterwards ('' if there is none), the numbers of the entries that were recorded, and how many were
--- left out because they came so late that they may be repetitions.
+-- ARGV: kind, since, until, how many event_ids seen keeps, entries the stream keeps, dead letters to keep, number of
+--       entries, end of VK's answer; for each entry: event_id or '', channel ('' for a dead letter), number of fields
+--       and values, fields and values
+-- Returns the checkpoint afterwards ('' if none), the numbers of the recorded entries, and how many were left out
+-- because they came so late that they may be repetitions.
 local checkpoint, seen, stream, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local kind, since, till, window = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local limits = {[stream] = ARGV[5], [dead] = ARGV[6]}
 local stored = redis.call('GET', checkpoint) or ''
 
-local function parts(position) -- '12345', '12345+500' or '1:30': epoch, ts and part
+local function parts(position) -- epoch, ts and part of '12345', '12345+500' or '1:30'
   return ('0:' .. position .. '+0'):match('(%d+):(%d+)%+(%d+)')
 end
-local function sortable(position) -- as text of one length: ts may outgrow a double
+local function sortable(position) -- as text of fixed length: a ts may be too large for a double
   local epoch, ts, part = parts(position)
   return ('0'):rep(9 - #epoch) .. epoch .. ('0'):rep(30 - #ts) .. ts .. ('0'):rep(9 - #part) .. part
 end
@@ -26,18 +26,18 @@ if kind == 'restore' then applies = stored == '' end
 if not applies then return {stored, {}, 0} end
 
 local moves = kind ~= 'batch' or sortable(till) > sortable(stored)
-local function is_far(position) -- so far behind the checkpoint that `seen` need not remember it
+local function is_far(position) -- so far behind the checkpoint that seen may have forgotten it
   local epoch, ts = parts(position)
   return not moves and epoch == stored_epoch and stored_ts - ts >= window / 2
 end
--- Judged by where it begins: `seen` may have forgotten a part of it, which another fetcher has cut differently.
+-- Judged by its beginning: if another fetcher has cut the same updates differently, seen may have forgotten some.
 local is_late = is_far(since) and #redis.call('ZREVRANGE', seen, window - 1, window - 1) > 0
-local entries, at = {}, 9 -- where each begins
+local entries, at = {}, 9 -- where each entry begins in ARGV
 for i = 1, tonumber(ARGV[7]) do
   entries[i], at = at, at + 3 + ARGV[at + 2]
 end
 
--- A script does not roll back: whatever may be refused is checked before the first write.
+-- Redis does not roll back, so all that it may refuse is checked before the first write.
 local refused
 local asked = {}
 local function require_permission(command, key, ...)
@@ -61,9 +61,9 @@ end
 if refused then return refused end
 
 local score = tonumber(redis.call('ZREVRANGE', seen, 0, 0, 'WITHSCORES')[2] or 0)
-local ends_far = is_far(ARGV[8]) -- the end of a piece does not tell where in the answer its updates are
+local ends_far = is_far(ARGV[8]) -- not `till`: a piece ends at 'ts+part', with the ts at which VK's answer begins
 local function is_new(id)
-  score = ends_far and 0 or score + 1 -- these are the first to go: `seen` must not forget newer ids for them
+  score = ends_far and 0 or score + 1 -- seen should forget old ids first
   return id == '' or redis.call('ZADD', seen, 'NX', score, id) == 1
 end
 local function add(key, ...) redis.call('XADD', key, 'MAXLEN', '~', limits[key], '*', ...) end
@@ -71,7 +71,7 @@ local function add(key, ...) redis.call('XADD', key, 'MAXLEN', '~', limits[key],
 local recorded, left_out = {}, 0
 for number, i in ipairs(entries) do
   local id, key = ARGV[i], ARGV[i + 1] == '' and dead or stream
-  if not is_new(id) then -- nothing: the bus has it
+  if not is_new(id) then -- the bus has it
   elseif is_late then
     left_out = left_out + 1
   else

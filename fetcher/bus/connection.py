@@ -1,4 +1,4 @@
-"""Clients of Redis for every kind of address: a server, a socket, a node of a cluster, sentinels and their master."""
+"""Redis clients for every kind of address: a server, a socket, a node of a cluster, or the sentinels of a master."""
 
 import random
 import re
@@ -15,7 +15,7 @@ from redis.retry import Retry
 
 from ..errors import RedisFatalError, RedisTimeout, RedisUnavailable
 
-# Options of redis-py that are no text, or that decide how the bus is read.
+# Options of redis-py that an address must not have: they cannot be given as text, or they change how replies are read.
 NOT_OPTIONS = r"retry|command_packer|event_dispatcher|redis_connect_func|socket_type|\w+_options|encoding\w*|decode\w*"
 CLEAN = rf"(?!.*%00)(?!.*[?&](?:(?:{NOT_OPTIONS})=|\w+timeout=-))(?=[^\0-\x20#]*\Z)"
 USER, QUERY = "(?:[^/?]*@)?", r"(?:\?.*)?"
@@ -24,41 +24,44 @@ SENTINELS = re.compile(rf"\A{CLEAN}(rediss?)\+sentinel://({USER})([^/?@]+)/([^/?
 FORMS = "redis://user:password@host:6379/0, unix:///run/redis.sock or redis+sentinel://host1:26379,host2:26379/name/0"
 
 ACL_RULES = "give the user of REDIS_URL the ACL rules of docs/operations.md"
-FATAL = {  # redis-py's class and Redis's answer: an error inside a script or of an old server has no class of its own
+# Patterns for the name of redis-py's exception class and Redis's answer. The class alone is not enough, because errors
+# inside a script, or from an old server, have no class of their own.
+FATAL = {
     r"Authentication|\w+ (WRONGPASS|NOAUTH)": "Redis refuses the user or the password: fix REDIS_URL",
     r"NoPermission|.*(NOPERM|ACL failure|can't run this command)": f"Redis refuses a permission: {ACL_RULES}",
     r"\w+ WRONGTYPE": "Redis: a key of the bus is of another type; choose another BUS or delete the key",
     ".*(DB index is out|SELECT is not allowed)": "Redis does not have the database of REDIS_URL: choose another number",
 }
-REASONS = {  # words for the class of an error
+REASONS = {  # what an exception class means, if its name does not say it plainly
     "gaierror": "host not found",
     "ConnectionRefusedError": "connection refused",
     "MasterNotFoundError": "sentinels do not answer, or do not know this master",
 }
 
-TIMEOUT = 5  # seconds, to connect and for each answer: the loop alone retries
+TIMEOUT = 5  # seconds to connect, and seconds for each answer
+# redis-py must not retry, because the loop does.
 OPTIONS = {"protocol": 2, "decode_responses": True, "encoding_errors": "replace", "retry": Retry(NoBackoff(), 0)}
 
 
 def connect(url: str, on_connect: Callable[[], object], patience: int) -> Redis | RedisCluster:
-    """Return a client for this address; raise what redis-py raises if Redis does not answer.
+    """Return a client for this address; raise redis-py's exception if Redis does not answer.
 
-    `on_connect` is called at each new connection of the client; the first is made before this function returns. An
-    answer may take `patience` times TIMEOUT. Options in the address win over ours. Sentinels are queried for their
-    master before each new connection.
+    `on_connect` is called at each new connection of the client, the first of which is made before this function
+    returns. An answer may take `patience` times TIMEOUT. Options in the address override ours. If the address names
+    sentinels, they are queried for their master before each new connection.
     """
     options = OPTIONS | {"socket_timeout": TIMEOUT * patience, "socket_connect_timeout": TIMEOUT}
 
     def connected(connection: Any) -> None:
-        connection.driver_info = connection.lib_name = connection.lib_version = None  # each is one more round trip
-        connection.on_connect()  # redis-py leaves this to its caller if there is a redis_connect_func
+        connection.driver_info = connection.lib_name = connection.lib_version = None  # each would cost a round trip
+        connection.on_connect()  # a redis_connect_func takes the place of this call
         on_connect()
 
     client: Redis | RedisCluster = make_client(url, options | {"redis_connect_func": connected})
     clustered = None
-    with suppress(NoPermissionError):  # our ACL rules allow INFO: a server that forbids it is taken for a single one
+    with suppress(NoPermissionError):  # our ACL rules allow INFO; a server that forbids it is treated as a single one
         clustered = client.info("cluster").get("cluster_enabled")
-    if clustered:  # redis-py does its own part of a new connection there
+    if clustered:  # a cluster's client calls connection.on_connect() itself
         options |= {"redis_connect_func": lambda connection: on_connect(), "dynamic_startup_nodes": False}
         client = RedisCluster.from_url(url, **options)
         client.nodes_manager.startup_nodes = Nodes(client.nodes_manager)
@@ -66,10 +69,10 @@ def connect(url: str, on_connect: Callable[[], object], patience: int) -> Redis 
 
 
 class Nodes(dict[str, Any]):
-    """Where to look for the cluster: at the node in the address, and at one that was found, another one each time.
+    """The nodes that redis-py queries for the cluster's layout: the one in the address, and a random known one.
 
-    redis-py looks at the one or at the others, but all nodes may come back with new addresses, or the one in the
-    address may be gone; and each that is silent takes a whole timeout.
+    By itself redis-py queries either the node in the address or the known nodes. But the former may be gone, and the
+    latter may all have come back with new addresses. Only two are queried, as each silent one takes a whole timeout.
     """
 
     def __init__(self, manager: Any) -> None:
@@ -77,12 +80,12 @@ class Nodes(dict[str, Any]):
         self.manager = manager
 
     def values(self) -> Any:
-        """Return both nodes."""
+        """Return both nodes; the known one is chosen anew each time."""
         return [*super().values(), random.choice([*self.manager.nodes_cache.values()])]
 
 
 def make_client(url: str, options: dict[str, Any]) -> Any:
-    """Return a client that has not connected yet; raise ValueError if the address has none of our forms."""
+    """Return a client that has not connected yet; raise ValueError if the address is of none of the FORMS."""
     if SERVER.fullmatch(url):
         return Redis.from_url(url, **options)
     [(scheme, user, hosts, name, db, query)] = SENTINELS.findall(url)
@@ -92,32 +95,32 @@ def make_client(url: str, options: dict[str, Any]) -> Any:
     parts: list[Any] = [parse_url(f"redis://{host}") for host in hosts.split(",")]
     addresses = [(part["host"], part.get("port", 26379)) for part in parts]
     for key in shared.keys() & {"socket_timeout", "socket_connect_timeout"}:
-        shared[key] /= len(addresses)  # they are queried one after the other, and all may be silent
+        shared[key] /= len(addresses)  # they are queried one after another, and all may be silent
     return Sentinel(addresses, sentinel_kwargs=shared | login).master_for(unquote(name), **options)
 
 
 def check(url: str) -> str:
-    """Return the address; raise ValueError if it can never be used, with a sentence that does not quote it."""
+    """Return the address if it can be used; otherwise raise ValueError with a sentence that does not quote it."""
     try:
         hosts = re.split("[/?]", url.partition("://")[2])[0].rpartition("@")[2]
         for host in re.split("[,:]", hosts):  # urlsplit refuses an IPv6 address that is not the only host
             host.encode("idna")  # as the resolver does
         make_client(url, {}).connection_pool.make_connection()
-    except Exception:  # redis-py raises all kinds of errors for options that it does not know
+    except Exception:  # redis-py raises many kinds of errors for unknown options
         raise ValueError(f"must be an address like {FORMS} (its form, a host, a port or an option is wrong)") from None
     return url
 
 
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Raise redis-py's errors as RedisUnavailable, RedisTimeout or RedisFatalError, without address or password."""
+    """Turn redis-py's errors into RedisUnavailable, RedisTimeout or RedisFatalError, without address or password."""
     try:
         yield
     except (RedisError, RedisClusterException, OSError) as failure:
-        # Whatever CLUSTER SLOTS is answered, redis-py says "not enabled".
+        # redis-py reports every error from CLUSTER SLOTS as "Cluster mode is not enabled"; the real one is beneath it.
         hidden = failure.__cause__ and failure.__cause__.__context__
         error = hidden if isinstance(hidden, ResponseError) else failure
-        answer = str(error).rpartition(" caused error: ")[2]  # a pipeline puts the command before it
+        answer = str(error).rpartition(" caused error: ")[2]  # a pipeline puts the command before the answer
         for pattern, sentence in FATAL.items():
             if re.match(pattern, f"{type(error).__name__} {answer}", re.DOTALL):
                 raise RedisFatalError(sentence) from None
@@ -126,7 +129,10 @@ def redis_errors() -> Iterator[None]:
 
 
 def reason(error: Exception, answer: str) -> str:
-    """Return why Redis is unavailable: the code of its answer, or the error's class: its text holds addresses."""
+    """Return why Redis is unavailable: the code of its answer, otherwise the error's class.
+
+    The text of the error is not used, because it may hold an address.
+    """
     code = re.match(r"[A-Z]{4,}(?= |$)|unknown command .\w+.|max number of clients \w+", answer)  # not "TTL exhausted"
     name = type(error.__context__ if isinstance(error.__context__, OSError) else error).__name__
     return code[0] if code else REASONS.get(name, name)

@@ -1,10 +1,11 @@
--- Return which of the fetcher's commands Redis refuses, without executing them. Before version 7 Redis cannot say.
+-- Return which of the fetcher's commands Redis would refuse, without executing them. Before version 7 Redis cannot
+-- check this, so the list is empty.
 --
--- KEYS: checkpoint, seen, stream, dead letters, heartbeat, a name
+-- KEYS: checkpoint, seen, stream, stream of dead letters, heartbeat, the key of a name
 -- ARGV: channel
 local checkpoint, seen, stream, dead, alive, name = unpack(KEYS)
 for number, kind in ipairs({'string', 'zset', 'stream', 'stream', 'string', 'string'}) do
-  local call = redis.acl_check_cmd and redis.pcall or redis.call -- what is refused is found below, if Redis can say it
+  local call = redis.acl_check_cmd and redis.pcall or redis.call -- a refused TYPE is reported below, if Redis can check
   local found = call('TYPE', KEYS[number]).ok
   if found and found ~= kind and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[number] .. ' is a ' .. found .. ', not a ' .. kind)

@@ -1,1 +1,1 @@
-"""From VK's answers to commits: no outside library, no I/O."""
+"""The loop and its state, from VK's answers to commits; uses no outside library and does no I/O itself."""

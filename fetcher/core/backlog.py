@@ -1,42 +1,64 @@
-"""The state of exactly-once, without I/O: what is pending, what was committed lately, and what to do next.
+"""The state of exactly-once, without I/O: what is pending, what was committed lately, and what to commit next.
 
 Theory of operation
 -------------------
-One order: every place in VK's history is a Position (epoch, ts, part), compared as a tuple. When VK restarts its
-numbering, the next epoch begins, so every gap leads forward. A batch is an answer of VK, or a piece of one, as a range
-(since, until]. The bus remembers the *checkpoint*, up to which everything is on the bus or inside a recorded gap, and
-*seen*, the latest event_ids. `seen` decides what is published; the checkpoint only says where to poll VK.
+Positions. Every place in VK's history is a Position (epoch, ts, part), and positions are compared as tuples. When VK
+restarts its numbering, the next epoch begins, so a later update always has a later position, and every gap leads
+forward. A batch is one answer of VK, and covers the range (since, until]. One that is too large for a commit is cut
+into pieces, each of which is a batch, too: (100, 103] with 800 updates becomes (100, 100+500] and (100+500, 103].
 
-1. An update leaves memory only when the bus has answered that it has it, or has recorded that it came too late.
+What the bus remembers. The *checkpoint* is the position up to which every update is on the bus or inside a recorded
+gap. *Seen* holds the latest event_ids. Only `seen` decides whether an event is published; the checkpoint only says
+where to poll VK.
+
+What the fetcher holds. `pending` is what the bus has not confirmed yet, in the order in which it will be committed.
+`replay`, the replay buffer, is what the bus has confirmed lately, in case Redis loses it.
+
+The rules (docs/guarantees.md describes their limits):
+
+1. An update leaves `pending` only when the bus has answered that it has the update, or has recorded that the update
+   came too late.
 2. The checkpoint never passes an update that is neither on the bus nor inside a recorded gap.
-3. The stream holds each event once; with one fetcher, in VK's order. With several, an update that only one of them had,
-   after another had recorded a gap, comes late rather than never.
-4. What was committed lately stays in the replay buffer. After every broken connection its ids are looked up, and only
-   those that are not in `seen` go out again: Redis may have failed over to a replica without the latest writes.
+3. The stream holds each event once. With one fetcher, events are in VK's order. With several, an update that only one
+   of them had is published late, rather than never, if another has recorded a gap in its place.
+4. After every broken connection the fetcher looks up the ids of the replay buffer, and commits again the batches that
+   have an id which is not in `seen`, because Redis may have failed over to a replica without the latest writes.
 
-A commit is one atomic script (commit.lua). It returns the checkpoint afterwards:
+A commit is one atomic script (commit.lua), which returns the checkpoint as it is afterwards:
 
-    commit  | condition                            | what the script does
-    batch,  | there is no checkpoint               | nothing; the fetcher then restores its own, and commits what it
-    gap     |                                      | committed lately once more
-    restore | there is no checkpoint               | a record; the checkpoint becomes `until`
-    restore | there is one                         | nothing
-    batch   | begins after the checkpoint          | nothing: something in between is missing
-    batch   | begins at the checkpoint or before   | publishes what is not in seen; the checkpoint becomes the later one
-    batch   | begins half a window of seen before, | leaves out what is not in seen, which may have forgotten it; a
-            | does not reach it, and seen is full  | record says how many updates these were
-    gap     | the checkpoint is at `since`         | a record; the checkpoint becomes `until`
-    gap     | it is elsewhere                      | nothing
+    commit  | condition                          | what the script does
+    --------+------------------------------------+------------------------------------------------------------------
+    batch,  | there is no checkpoint             | nothing; the fetcher then restores its own checkpoint, and commits
+    gap     |                                    | again what the bus has lost of the replay buffer
+    restore | there is no checkpoint             | records the loss; the checkpoint becomes `until`
+    restore | there is one                       | nothing: another fetcher has restored it
+    batch   | begins after the checkpoint        | nothing: something in between is missing
+    batch   | begins at or before the checkpoint | publishes what is not in `seen`; the checkpoint becomes `until`,
+            |                                    | if that is later
+    batch   | as above, but late: see below      | publishes nothing, because what is not in `seen` may only have
+            |                                    | been forgotten; records how many such updates were left out
+    gap     | the checkpoint is at `since`       | records the gap; the checkpoint becomes `until`
+    gap     | the checkpoint is elsewhere        | nothing
 
-If the checkpoint is before what is pending, the part between comes from the replay buffer; else from VK, polled at the
-checkpoint; else it is a gap. What is missing of an earlier epoch is a gap at once: VK no longer has it.
+A batch is late if it ends at or before the checkpoint and begins, in the same epoch, at a ts that is lower than the
+checkpoint's by at least half of DEDUP_WINDOW, while `seen` is full.
+
+Example: the checkpoint is 100. VK, polled there, returns three updates and ts 103. They become the batch (100, 103].
+The script finds that the batch begins at the checkpoint, publishes the three events, and sets the checkpoint to 103. A
+second fetcher of the same community commits the same batch a moment later. It begins before the checkpoint and all its
+ids are in `seen`, so nothing is published and the checkpoint stays.
+
+What is missing. If the first pending item begins after the checkpoint, the part in between is missing. The fetcher puts
+it before that item: from the replay buffer if it is there, otherwise from VK, polled at the checkpoint. If VK does not
+return it, or if the checkpoint is of an earlier epoch, which VK no longer has, a gap takes its place.
 
 Example: Redis comes back without its latest 40 events. The connection broke, so the fetcher looks up the ids of its
 replay buffer, finds that 40 are not in `seen`, and commits their batches again before anything new. If the fetcher was
-restarted meanwhile, it has no replay buffer: it polls VK at the older checkpoint, and VK returns the 40 once more, or
-they are a gap.
+restarted in the meantime, its replay buffer is empty. It then polls VK at the older checkpoint, and either VK returns
+the 40 updates once more, or a gap is recorded.
 
-A fetcher that starts while Redis is down polls from VK's latest ts and counts epochs from 0 (see `rebase`).
+Start without Redis. A fetcher that starts while Redis is down polls from VK's latest ts and counts epochs from 0, until
+it can read the checkpoint (see `rebase`).
 """
 
 from collections import deque
@@ -47,11 +69,11 @@ from typing import Literal, Self
 from .history import Answer, DeadLetter, Entry, Position
 from .pieces import PieceSize, size_of
 
-MAX_PENDING = 10_000  # updates in memory: no poll beyond these…
-MAX_PENDING_BYTES = 256 * 2**20  # …or these
-MAX_REPLAY, MAX_REPLAY_BYTES = 1_000, 16 * 2**20  # updates or bytes in the replay buffer, whichever is less
-DEDUP_WINDOW = 3 * MAX_PENDING  # event_ids that the bus remembers
-MAX_UNBUILT = 1_000  # updates that are built at once, so that one request resolves all their names
+MAX_PENDING = 10_000  # pending updates: VK is not polled while there are this many…
+MAX_PENDING_BYTES = 256 * 2**20  # …or while they take this many bytes
+MAX_REPLAY, MAX_REPLAY_BYTES = 1_000, 16 * 2**20  # updates and bytes in the replay buffer, whichever is reached first
+DEDUP_WINDOW = 3 * MAX_PENDING  # event_ids in `seen`
+MAX_UNBUILT = 1_000  # updates built together, so that one request resolves all their names
 LOST_CHECKPOINT = "Redis had lost the checkpoint"
 RESTARTED = "VK restarted its numbering"
 NOT_ANSWERED = "VK does not return what is between"
@@ -59,10 +81,10 @@ NOT_ANSWERED = "VK does not return what is between"
 
 @dataclass(eq=False)
 class Pending:
-    """What is not on the bus yet: a batch, a gap, or the checkpoint that the bus has lost.
+    """An item to commit: a batch, a gap, or the checkpoint that the bus has lost ("restore").
 
-    `entries` are what goes out for the updates, one for each, None for a type that is not published. Once they are
-    built, there are no `updates` any more. `size` is in bytes, `held_since` in seconds of the caller's clock.
+    A batch first holds VK's `updates`. Building replaces them with `entries`: one for each update, None if its type is
+    not published. `size` is in bytes, `held_since` in seconds of the caller's clock.
     """
 
     kind: Literal["batch", "gap", "restore"]
@@ -72,21 +94,21 @@ class Pending:
     entries: list[Entry | DeadLetter | None] = field(default_factory=list)
     size: int = 0
     held_since: float = 0.0
-    end: Position | None = None  # of VK's answer, if this is a piece of one
-    items: int = 1  # how many pending items are joined in this one
+    end: Position | None = None  # where VK's whole answer ends, if this is a piece of it
+    items: int = 1  # how many pending items this one joins
 
     @classmethod
     def record(cls, kind: Literal["gap", "restore"], since: Position, until: Position, error: str) -> Self:
-        """Return a gap, or a lost checkpoint; the bus records it as a dead letter."""
+        """Return a gap or a lost checkpoint, with the dead letter that records it."""
         fields = {"since": str(since), "until": str(until), "error": error}
         return cls(kind, since, until, entries=[DeadLetter("", fields)])
 
     def built(self, entries: list[Entry | DeadLetter | None]) -> None:
-        """Replace the updates with what goes out for them."""
+        """Replace the updates with the entries built from them."""
         self.entries, self.updates, self.size = entries, [], sum(map(size_of, entries))
 
     def split(self, count: int) -> Self:
-        """Keep the first `count` updates and return the rest; both are built."""
+        """Keep the first `count` entries and return a batch of the rest; this batch must be built."""
         middle, end = self.since._replace(part=self.since.part + count), self.end or self.until
         rest = replace(self, since=middle, end=end)
         rest.built(self.entries[count:])
@@ -95,23 +117,23 @@ class Pending:
         return rest
 
     def joined(self, other: Self) -> Self:
-        """Return this batch and the one that begins where it ends as one; both are built."""
+        """Return this batch joined with the one that begins where it ends; both must be built."""
         entries, size = self.entries + other.entries, self.size + other.size
         return replace(self, until=other.until, entries=entries, size=size, end=other.end, items=self.items + 1)
 
     @property
     def count(self) -> int:
-        """How many updates these are."""
+        """How many updates this item holds; 0 unless it is a batch."""
         return len(self.updates or self.entries) if self.kind == "batch" else 0
 
 
 class Backlog:
-    """What one fetcher holds. It only compares ts, and never calculates with them: VK may take steps of any size."""
+    """Holds one fetcher's state. It only compares ts and never calculates with them: VK may take steps of any size."""
 
-    checkpoint: Position  # what the bus said last; until then where this fetcher began
+    checkpoint: Position  # the bus's latest answer; before the first one, VK's ts at which this fetcher began
 
     def __init__(self) -> None:
-        """Hold nothing."""
+        """Start with nothing pending."""
         self.checkpoint_from: Literal["nowhere", "VK", "the bus"] = "nowhere"
         self.pending: deque[Pending] = deque()
         self.replay: deque[Pending] = deque()
@@ -121,12 +143,12 @@ class Backlog:
     # What VK answers
 
     def start(self, latest_ts: int) -> None:
-        """Begin at VK's latest ts, until the bus says what its checkpoint is."""
+        """Begin at VK's latest ts, until the bus's checkpoint is known."""
         self.checkpoint, self.checkpoint_from = Position(0, latest_ts), "VK"
 
     @property
     def next(self) -> Position:
-        """Where to poll: at the end of what is pending, or at the checkpoint, whichever is later."""
+        """Where to poll VK: at the end of what is pending or at the checkpoint, whichever is later."""
         return max(self.pending[-1].until, self.checkpoint) if self.pending else self.checkpoint
 
     @property
@@ -136,26 +158,26 @@ class Backlog:
 
     @property
     def is_full(self) -> bool:
-        """Whether memory is used up, so that VK must not be polled."""
+        """Whether so much is pending that VK must not be polled."""
         return self.count >= MAX_PENDING or sum(one.size for one in self.pending) >= MAX_PENDING_BYTES
 
     def add(self, answer: Answer, now: float) -> None:
-        """Hold what VK answered at `next`."""
+        """Append VK's answer to the poll at `next`."""
         self.pending.extend(located(self.next, answer, now))
 
     # What goes to the bus
 
     def unbuilt(self) -> list[Pending]:
-        """Return the first pending batches whose events are not built yet, as many as are built at once."""
+        """Return the oldest unbuilt batches, at most MAX_UNBUILT updates together, or one batch if that has more."""
         batches = [one for one in self.pending if one.updates]
         counts = accumulate(one.count for one in batches)
         return [one for one, count in zip(batches, counts, strict=True) if count <= MAX_UNBUILT] or batches[:1]
 
     def next_commit(self) -> Pending | None:
-        """Return what goes to the bus next, or None if nothing is pending, or not built yet.
+        """Return what goes to the bus next, or None if nothing is pending or the first item is not built yet.
 
-        These are as many whole batches as fit into a piece, each beginning where the one before ends; the first is
-        split if it does not fit.
+        A commit joins as many whole batches as fit into a piece, each of which begins where the one before it ends. If
+        even the first batch does not fit, it is split. Gaps and restores are committed alone.
         """
         commit = self.pending[0] if self.pending else None
         if not commit or commit.updates:
@@ -170,17 +192,22 @@ class Backlog:
         return commit
 
     def answered(self, commit: Pending, checkpoint: Position, left_out: int = 0) -> None:
-        """Take the bus's answer to `next_commit`."""
+        """Take the bus's answer to a commit that `next_commit` returned."""
         self.checkpoint = checkpoint
         if commit.kind != "restore" and commit.since > checkpoint:
-            return  # something before it is missing: the bus has done nothing
+            return  # the bus has done nothing, because something before this commit is missing
         done = [self.pending.popleft() for _ in range(commit.items)]
-        # Not if another fetcher has filled a part of the gap, or if it came too late: it would be recorded again.
+        # Do not remember a gap that another fetcher has filled in part, because `recall` would find it again and again,
+        # nor a batch that came too late, because it might be recorded a second time after the next broken connection.
         if commit.kind != "restore" and checkpoint >= commit.until and not left_out:
             self._remember(done)
 
     def _remember(self, done: list[Pending]) -> None:
-        """Add to the replay buffer, and drop the oldest items that it does not need: the latest may be large."""
+        """Add to the replay buffer, then drop the oldest items until it is within its limits.
+
+        The oldest item stays if the others alone reach neither MAX_REPLAY nor MAX_REPLAY_BYTES. So the buffer may
+        exceed these limits by one item, and the latest item stays even if it is larger than they allow.
+        """
         for one in done:
             self.replay.append(one)
             self.replay_count, self.replay_size = self.replay_count + one.count, self.replay_size + one.size
@@ -200,9 +227,10 @@ class Backlog:
         return self.pending[0].kind != "restore" and self.pending[0].since > self.checkpoint
 
     def recall(self) -> bool:
-        """Put before what is pending what is missing there and VK need not be polled for; return whether there is any.
+        """Put back what is missing before the first pending item, without polling VK; return whether there was any.
 
-        The replay buffer has it, or it is a gap, because it is of an earlier epoch.
+        It comes from the replay buffer. If it is not there and the checkpoint is of an earlier epoch, VK no longer has
+        it either, so a gap takes its place.
         """
         checkpoint, start = self.checkpoint, self.pending[0].since
         missing = [one for one in self.replay if checkpoint < one.until <= start]
@@ -212,11 +240,12 @@ class Backlog:
         return bool(missing)
 
     def fill(self, answer: Answer, now: float) -> None:
-        """Put what VK answered at the checkpoint before what is pending."""
+        """Put VK's answer at the checkpoint before what is pending, or a gap if VK does not have what is missing."""
         checkpoint, start = self.checkpoint, self.pending[0].since
         found = located(checkpoint, answer, now)
-        is_behind = not found or found[-1].until.epoch > checkpoint.epoch  # or VK has restarted its numbering
-        if is_behind or (found[0].kind == "gap" and found[0].until >= start):  # a gap must not hide what is pending
+        # VK has nothing after the checkpoint, or has restarted its numbering since.
+        is_behind = not found or found[-1].until.epoch > checkpoint.epoch
+        if is_behind or (found[0].kind == "gap" and found[0].until >= start):  # a gap must not cover what is pending
             found = [Pending.record("gap", checkpoint, start, NOT_ANSWERED)]
         self.pending.extendleft(reversed(found))
 
@@ -224,21 +253,23 @@ class Backlog:
         self.replay = deque(one for one in self.replay if one not in batches)
         self.replay_count = sum(one.count for one in self.replay)
         self.replay_size = sum(one.size for one in self.replay)
-        # The replay buffer is in the order of commits: what has been committed again is at its end.
+        # The replay buffer is in the order of commits, which is not VK's order if something was committed again.
         in_order = sorted(batches, key=lambda one: one.since)
         self.pending.extendleft(reversed(in_order))
 
     # The connection
 
     def replay_ids(self) -> list[str]:
-        """Return the ids of the replay buffer."""
+        """Return the ids of all entries in the replay buffer."""
         return [entry.id for one in self.replay for entry in one.entries if entry and entry.id]
 
     def rebase(self, checkpoint: Position, latest_ts: int) -> None:
-        """Count epochs as the bus does, when its checkpoint is read for the first time while updates are pending.
+        """Number the epochs of what is pending as the bus does, when its checkpoint is read for the first time.
 
-        VK has restarted its numbering since the checkpoint if its latest ts is lower than that of the checkpoint, and
-        since the last pending update if it is lower than that one's.
+        Until then this fetcher has counted epochs from 0. `latest_ts` is VK's, requested after the checkpoint was read.
+        If it is lower than the checkpoint's ts, VK has restarted its numbering since the checkpoint, so VK is in the
+        next epoch now. If it is lower than the ts at which the last pending item ends, VK has restarted its numbering
+        since that item, too, which is then of the epoch before.
         """
         last = self.pending[-1].until
         epochs = max(0, checkpoint.epoch + (latest_ts < checkpoint.ts) - (latest_ts < last.ts) - last.epoch)
@@ -246,7 +277,7 @@ class Backlog:
             one.since, one.until = (place._replace(epoch=place.epoch + epochs) for place in (one.since, one.until))
 
     def connected(self, checkpoint: Position | None, missing: set[str]) -> None:
-        """Begin again on a new connection: the bus has this checkpoint (None: it has none), and lacks these ids."""
+        """Go on with a new connection: the bus has this checkpoint, or none, and `seen` lacks the `missing` ids."""
         self._commit_again([one for one in self.replay if is_lacking(one, checkpoint, missing)])
         self.checkpoint, self.checkpoint_from = checkpoint or self.checkpoint, "the bus"
         if checkpoint is None and not (self.pending and self.pending[0].kind == "restore"):
@@ -254,12 +285,12 @@ class Backlog:
 
 
 def located(polled: Position, answer: Answer, now: float) -> list[Pending]:
-    """Return VK's answer as pending items, in the order of VK's history: at most a gap, a batch and another gap."""
+    """Return VK's answer to a poll at `polled` as pending items, in VK's order: at most a gap, a batch and a gap."""
     found: list[Pending] = []
     since = max(polled, polled.followed_by(answer.since))
     if since > polled:
         found.append(Pending.record("gap", polled, since, answer.gap))
-    # VK knows no parts: what it answers begins at the ts, and `seen` knows what is on the bus already.
+    # VK knows nothing of parts: its answer holds all updates after the ts. `seen` filters out those already on the bus.
     begin, until = since._replace(part=0), since.followed_by(answer.until)
     restarted = until.epoch > since.epoch
     if answer.updates or until > since:
@@ -271,7 +302,7 @@ def located(polled: Position, answer: Answer, now: float) -> list[Pending]:
 
 
 def is_lacking(one: Pending, checkpoint: Position | None, missing: set[str]) -> bool:
-    """Return whether the bus lacks some of what was committed before."""
+    """Return whether the bus has lost an item that was committed before, or some of its entries."""
     if one.kind == "gap":
         return checkpoint is None or checkpoint < one.until
     return any(entry and entry.id in missing for entry in one.entries)

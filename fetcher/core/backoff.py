@@ -4,6 +4,9 @@ import random
 
 
 def backoff(failures: int, base: float, cap: float) -> float:
-    """Return the seconds to wait: `base`, doubled with each failure in a row up to `cap`, less up to half at random."""
-    longest: float = min(cap, base * 2 ** min(failures, 30))  # in a long outage 2 ** failures outgrows a float
+    """Return the seconds to wait after this many failures in a row.
+
+    This is `base`, doubled once for each failure but at most `cap`, and then reduced at random by up to a half.
+    """
+    longest: float = min(cap, base * 2 ** min(failures, 30))  # 2 ** failures would overflow in a long outage
     return longest * random.uniform(0.5, 1)

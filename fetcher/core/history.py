@@ -1,4 +1,4 @@
-"""The nouns that the loop shares with both sides: places in VK's history, its answers, names, what is committed."""
+"""Value types that the loop shares with VK's side and the bus: positions, VK's answers, names, entries, outcomes."""
 
 import re
 from typing import Any, NamedTuple, Self
@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, Self
 class Position(NamedTuple):
     """A place in VK's history; positions are compared as tuples.
 
-    `epoch` counts how often VK has restarted its numbering, `ts` is VK's, and `part` is how many updates of VK's answer
-    at `ts` are included. The text on the bus leaves out what is 0: "12345", "12345+500", "1:30", "1:30+500".
+    `epoch` counts how often VK has restarted its numbering, `ts` is VK's number, and `part` counts the updates after
+    `ts` that are included, if VK's answer at `ts` is committed in pieces. On the bus a position is text that leaves out
+    an epoch or a part of 0: "12345", "12345+500", "1:30", "1:30+500".
     """
 
     epoch: int
@@ -16,16 +17,16 @@ class Position(NamedTuple):
     part: int = 0
 
     def __str__(self) -> str:
-        """Return the text on the bus."""
+        """Return the text that stands for this position on the bus."""
         return f"{self.epoch}:" * bool(self.epoch) + str(self.ts) + f"+{self.part}" * bool(self.part)
 
     def followed_by(self, ts: int) -> Self:
-        """Return the place where VK goes on at `ts`: in the next epoch if that is lower."""
+        """Return the position at which VK goes on with `ts`; a lower ts is in the next epoch."""
         return type(self)(self.epoch + (ts < self.ts), ts)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read the text on the bus; raise ValueError if it is not a position."""
+        """Return the position that a text on the bus stands for; raise ValueError if it is not a position."""
         found = re.fullmatch(r"(?:([0-9]{1,9}):)?([0-9]{1,30})(?:\+([0-9]{1,9}))?", text)
         if not found:
             raise ValueError("not a position")
@@ -35,8 +36,8 @@ class Position(NamedTuple):
 class Answer(NamedTuple):
     """VK's answer to a poll: the updates after the ts `since`, up to and including `until`; `size` is in bytes.
 
-    If VK no longer has what is between the ts that was polled and `since`, `gap` says why. A ts that is lower than the
-    one before means that VK has restarted its numbering.
+    `since` is usually the ts that was polled. If VK no longer has the updates between the two, `gap` says why. If
+    `since` is lower than the ts that was polled, or `until` is lower than `since`, VK has restarted its numbering.
     """
 
     since: int
@@ -47,7 +48,7 @@ class Answer(NamedTuple):
 
 
 class Name(NamedTuple):
-    """A name at VK; a chat has only `name`, and all fields are empty if VK knows no name."""
+    """The name of a person, community or chat; a chat has only `name`, and all fields are empty if VK knows none."""
 
     name: str = ""
     firstname: str = ""
@@ -65,16 +66,19 @@ class Entry(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """What cannot be published: `id` is remembered in `seen` ("" is not), `fields` are the entry of the stream."""
+    """A record of a malformed update, a gap or a lost checkpoint.
+
+    `id` goes to `seen`, unless it is ""; `fields` are the entry in the stream of dead letters.
+    """
 
     id: str
     fields: dict[str, str]
 
 
 class Outcome(NamedTuple):
-    """What the bus did with a commit: the checkpoint afterwards (None: there is none), and the entries it recorded.
+    """What the bus did with a commit: the checkpoint afterwards, if there is one, and the entries that it recorded.
 
-    `left_out` updates came so late that `seen` may have forgotten them.
+    `left_out` is how many updates it did not publish because they came so late that `seen` may have forgotten them.
     """
 
     checkpoint: Position | None

@@ -1,4 +1,4 @@
-"""What the loop needs of its two sides, VK and the bus; `names` and `cache_names` serve VK's side."""
+"""The interfaces of VK's side and the bus, as the loop uses them; only VK's side uses `names` and `cache_names`."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
@@ -9,20 +9,23 @@ from .history import Answer, Name, Outcome, Position
 
 
 class LongPoll(Protocol):
-    """VK's history. Methods raise TransientError or VkFatalError."""
+    """Reads VK's history. Methods raise TransientError or VkFatalError."""
 
     def renew(self) -> int: ...
     def poll(self, ts: int, wait: int) -> Answer: ...
 
 
 class EntryBuilder(Protocol):
-    """What goes out for VK's updates. It raises TransientError or FatalError."""
+    """Builds bus entries from VK's updates. Raises TransientError or FatalError."""
 
     def build(self, batches: Sequence[Pending], give_up: bool) -> Failure: ...
 
 
 class Bus(Protocol):
-    """The bus. Methods raise RedisUnavailable, RedisFatalError or ConnectionReplaced."""
+    """Publishes entries and keeps the checkpoint.
+
+    Methods raise RedisUnavailable, RedisFatalError or ConnectionReplaced.
+    """
 
     is_connected: bool
     names_ttl: int

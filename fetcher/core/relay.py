@@ -1,6 +1,7 @@
-"""The loop: poll VK, hold what it answers, and commit it to the bus.
+"""The loop: poll VK, hold its answers, and commit them to the bus.
 
-It asks the backlog what to do, and does it. Whatever fails is caught here, and here alone.
+The backlog decides what comes next, and the loop does it, through the interfaces in ports.py. Errors of VK and Redis
+are raised up to here, where they are logged and the step is tried again.
 """
 
 import time
@@ -17,31 +18,35 @@ from .reports import Reports
 
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 HEARTBEAT_INTERVAL = 10.0  # seconds
-DRAIN_TIME = 1.0  # seconds of commits before VK is polled again, and of polls before the next commit: VK forgets soon
-FULL_COUNT, FULL_TIME = 100, 1.0  # updates, or seconds, of full answers in a row after which VK is polled again
-NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages while VK does not answer
-IMPATIENT_TIME = 300.0  # seconds after that in which no other batch waits
+DRAIN_TIME = 1.0  # seconds of commits before the next poll, and of polls before the next commit: VK forgets soon
+FULL_COUNT, FULL_TIME = 100, 1.0  # updates or seconds of full answers in a row after which a step polls more than once
+NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages that VK does not return
+IMPATIENT_TIME = 300.0  # seconds after such a wait in which no other batch waits
 
 
 class Relay:
-    """Hand VK's updates over to the bus. Its state is the backlog; the rest can be fetched again."""
+    """Moves VK's updates to the bus. All that must not be lost is in the backlog; the rest can be found out again."""
 
     def __init__(self, longpoll: LongPoll, builder: EntryBuilder, bus: Bus, poll_wait: int, metrics: Any) -> None:
         """`poll_wait` is in seconds, `metrics` are those of fetcher.metrics."""
         self.longpoll, self.builder, self.bus, self.poll_wait = longpoll, builder, bus, poll_wait
         self.reports = Reports(metrics)
         self.backlog = Backlog()
-        self.has_polled = False  # VK has answered since the last heartbeat
+        self.has_polled = False  # whether VK has answered a poll since the last heartbeat
         self.beat_at = 0.0
-        self.impatient_until = 0.0  # no batch waits for names and full messages before
+        self.impatient_until = 0.0  # until then, batches do not wait for names and full messages
         self.given_up: Exception | None = None  # why the latest events lack names or full messages
-        self.largest = 1.0  # updates in the largest answer, halved at each smaller one
-        self.full = 0  # updates in full answers in a row: half of `largest` or more, and faster than the commits
-        self.full_since = 0.0  # when they began
+        # An answer is full if it has at least half of `largest` updates and took less time than the commits before it.
+        self.largest = 1.0  # updates in the largest recent answer: each smaller one halves it
+        self.full = 0  # updates in the latest full answers in a row
+        self.full_since = 0.0  # when the last answer came that was not full
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
-        """Step forever. Raise what only the operator or a developer can fix, but not while updates are pending."""
+        """Repeat steps forever, with a back-off after failures.
+
+        Raise what only the operator or a developer can fix, but not while updates are pending.
+        """
         while True:
             begun = time.monotonic()
             if self.step():
@@ -54,7 +59,10 @@ class Relay:
                 time.sleep(max(0.0, begun + pause - time.monotonic()))
 
     def step(self) -> bool:
-        """Commit for a second at most, then poll in any case, for VK forgets; return whether nothing failed."""
+        """Commit for about a second, then poll VK; return whether nothing failed.
+
+        VK is polled even if the commit fails, because VK soon forgets updates that nobody fetches.
+        """
         if self.backlog.checkpoint_from == "nowhere" and self.attempt(self.start):
             return False
         begun = time.monotonic()
@@ -64,8 +72,8 @@ class Relay:
         redis_failed = isinstance(failure, RedisUnavailable | RedisFatalError)
         self.reports.metrics.redis_up.set(int(not redis_failed))
         if redis_failed:
-            self.bus.disconnect()  # Redis may have lost something, and its address may lead to another server by now
-            self.attempt(self.build)  # so that nothing is needed from VK when Redis is back
+            self.bus.disconnect()  # Redis may have lost writes, or its address may lead to another server by now
+            self.attempt(self.build)  # meanwhile, so that commits need not wait for VK when Redis is back
         return not self.attempt(lambda: self.poll(bool(failure), commit_time)) and not failure
 
     def attempt(self, action: Callable[[], None]) -> Exception | None:
@@ -83,20 +91,26 @@ class Relay:
         return None
 
     def start(self) -> None:
-        """Take VK's latest ts, where a bus without a checkpoint begins."""
+        """Start from VK's latest ts; a bus that has no checkpoint yet begins there."""
         self.backlog.start(self.longpoll.renew())
 
     # Redis
 
     def commit(self) -> None:
-        """Set the heartbeat, then commit what is pending, oldest first and in pieces; again on a new connection."""
+        """Set the heartbeat, then commit what is pending in pieces, oldest first, until DRAIN_TIME is over.
+
+        If the connection is replaced or the checkpoint turns out to be lost, do this once more. If the latest events
+        lack names or full messages because of a fatal error, raise that error when nothing is pending any more.
+        """
         for _ in range(2):
             with suppress(ConnectionReplaced):
                 if self.bus.is_connected:
                     self.beat()
                 else:
                     self.connect()
-                begun = time.monotonic()  # not sooner: a link may be slow, and break during each poll
+                # The time counts from here, not from before connecting. Otherwise, on a slow link that breaks during
+                # each poll, connecting could use up all of it in every step.
+                begun = time.monotonic()
                 while self.backlog.pending and self.bus.is_connected and time.monotonic() < begun + DRAIN_TIME:
                     self.commit_oldest()
             if self.bus.is_connected:
@@ -105,13 +119,13 @@ class Relay:
             raise self.given_up
 
     def beat(self) -> None:
-        """Set the heartbeat, now and then, if VK has answered a poll since the last one."""
+        """Set the heartbeat if VK has answered a poll since the last one, at most every HEARTBEAT_INTERVAL."""
         if self.has_polled and time.monotonic() >= self.beat_at:
             self.bus.read([], None, True)
             self.has_polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
 
     def connect(self) -> None:
-        """Read the checkpoint, and which of the latest commits the bus lacks."""
+        """Read the checkpoint and which ids of the replay buffer the bus lacks, and set the heartbeat if it is due."""
         self.reports.doing = "asking Redis which of the latest updates it has"
         start = self.backlog.checkpoint if self.backlog.checkpoint_from == "VK" else None
         checkpoint, missing = self.bus.read(self.backlog.replay_ids(), start, self.has_polled)
@@ -122,7 +136,7 @@ class Relay:
         self.has_polled = False
 
     def commit_oldest(self) -> None:
-        """Commit one piece of what is pending, or do what has to come before: fill what is missing, or build it."""
+        """Commit one piece of what is pending, or do what must come first: fill in what is missing, or build events."""
         if self.backlog.is_missing_updates:
             self.fill()
         elif commit := self.backlog.next_commit():
@@ -132,7 +146,7 @@ class Relay:
             self.build()
 
     def commit_piece(self, commit: Pending) -> None:
-        """Commit one piece, and let the backlog know what the bus answered."""
+        """Commit one piece, and give the bus's answer to the backlog."""
         self.reports.doing = f"committing {commit.count} updates, {commit.size} bytes"
         begun = time.monotonic()
         try:
@@ -145,10 +159,13 @@ class Relay:
         if outcome.checkpoint:
             self.backlog.answered(commit, outcome.checkpoint, outcome.left_out)
         else:
-            self.bus.is_connected = False  # it may have lost more than the checkpoint
+            self.bus.is_connected = False  # Redis may have lost more than the checkpoint
 
     def fill(self) -> None:
-        """Get what is missing before what is pending: from the replay buffer, else from VK; else record a gap."""
+        """Put what is missing before what is pending: from the replay buffer, otherwise from VK, otherwise a gap.
+
+        Raise TransientError if VK is silent at the checkpoint though its new key has a later ts, or repeats itself.
+        """
         if self.backlog.recall():
             return
         since = self.backlog.checkpoint
@@ -165,12 +182,13 @@ class Relay:
     def build(self) -> None:
         """Build the events of the oldest pending batches.
 
-        They wait for names and full messages, NAMES_TIMEOUT at most. In an outage of VK's API few batches wait at all.
+        A batch waits at most NAMES_TIMEOUT for names and full messages that VK does not return, and is then built
+        without them. For IMPATIENT_TIME after that, no batch waits, so most are not delayed by an API outage.
         """
         group, now = self.backlog.unbuilt(), time.monotonic()
         if not group:
             return
-        # Any of them, not just the first: what was missing stands before the others, but has come after them.
+        # Check all of them: the first may have been held for less time than the rest, if it filled in what was missing.
         is_overdue = any(now - one.held_since >= NAMES_TIMEOUT for one in group)
         is_impatient = now < self.impatient_until
         self.given_up = self.builder.build(group, give_up=is_overdue or is_impatient)
@@ -179,18 +197,21 @@ class Relay:
             self.impatient_until = self.impatient_until if is_impatient else now + IMPATIENT_TIME
 
     def poll(self, failing: bool, commit_time: float) -> None:
-        """Poll VK from the end of what is held, and hold its answers.
+        """Poll VK from the end of what is pending, and hold its answers.
 
-        While commits fail or something is held, keep polling until VK has no more, for a second at most. Otherwise keep
-        polling after some full answers, for as long as the commits took plus the time since answers have been full,
-        also a second at most: so VK is read faster than it forgets, even if its answers are small, and one request
-        resolves the names of several answers. These further polls do not wait for new updates.
+        VK may have more updates than it puts into one answer, and soon forgets those that nobody fetches. So one step
+        may poll several times, for at most DRAIN_TIME after its first answer:
+
+        - If a commit failed or something is still pending, until an answer is empty.
+        - Otherwise, once answers have been full for FULL_COUNT updates or FULL_TIME, while they stay full and fewer
+          than MAX_UNBUILT updates are pending, for as long as the commits took plus the time for which answers have
+          been full. These further polls do not wait for new updates, and one lookup then serves several answers.
         """
         hurried = bool(failing or self.backlog.pending)
         wait = 1 if hurried or self.failures else self.poll_wait
         full_time = time.monotonic() - self.full_since if self.full else 0.0
         drain_time = DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time + full_time)
-        until = 0.0  # from the first answer on: VK may be far away
+        until = 0.0  # set at the first answer, because VK may be far away
         while not self.backlog.is_full:
             begun, ts = time.monotonic(), self.backlog.next.ts
             answer = self.longpoll.poll(ts, wait)
@@ -215,6 +236,6 @@ class Relay:
 
 
 def require_progress(ts: int, answer: Answer) -> None:
-    """Raise TransientError for an answer at `ts` that leads nowhere."""
+    """Raise TransientError if the answer has updates but ends at `ts`, where it began: VK would repeat it."""
     if answer.updates and answer.until == ts:
         raise TransientError("VK's long poll repeats itself without progress")
