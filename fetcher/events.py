@@ -4,11 +4,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, Self, get_args, get_origin, get_type_hints
 
-CHATS = 2_000_000_000  # a chat's peer_id is this and its number: https://dev.vk.com/ru/reference/objects/message
+CHATS = 2_000_000_000  # a chat's peer_id is this plus its number: https://dev.vk.com/ru/reference/objects/message
 
 
 class User(NamedTuple):
-    """Who caused the event, or is affected: a person, or a community (`uuid` < 0); only `uuid` if VK knows no name."""
+    """A person or a community (`uuid` < 0) that caused the event or is affected by it.
+
+    If VK knows no name, all fields but `uuid` are empty.
+    """
 
     uuid: int
     name: str
@@ -18,7 +21,10 @@ class User(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """Where: `bpid` is VK's peer_id, `cid` a chat's number (else 0), `name` its title or the other side's name."""
+    """Where it happened: `bpid` is VK's peer_id, `cid` the number of a chat, otherwise 0.
+
+    `name` is the title of a chat, or the name of the other side of a private dialog.
+    """
 
     bpid: int
     cid: int
@@ -26,15 +32,15 @@ class Peer(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A message that is replied to or forwarded; `uuid` is who wrote it, 0 if VK does not say."""
+    """A message that is replied to or forwarded; `uuid` is its author, 0 if VK does not say."""
 
     cmid: int
     text: str
-    uuid: int = 0  # entries that version 1.0 wrote do not have it
+    uuid: int = 0  # missing in entries written by version 1.0
 
 
 class Message(NamedTuple):
-    """A message; `attachments` are VK's type names, then "geo", "reply" and "forward" if it has such a thing."""
+    """A message; `attachments` are VK's type names, then "geo", "reply" and "forward" if the message has them."""
 
     cmid: int
     text: str
@@ -63,7 +69,7 @@ class Action(NamedTuple):
 
     `type` is VK's: https://dev.vk.com/ru/reference/objects/message. `user` is who is affected: a person, a community
     (`uuid` < 0) or an e-mail address (`uuid` < -2,000,000,000); None if nobody is named. `text` is the new title or
-    the e-mail address, else "". `cmid` is the pinned message, else 0.
+    the e-mail address, otherwise "". `cmid` is the id of the pinned message, otherwise 0.
     """
 
     type: str
@@ -73,9 +79,9 @@ class Action(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One event of the bus: `event_type` says which of message, button and reaction is there, if any.
+    """One event on the bus; `event_type` says which of `message`, `button` and `reaction` is set, if any.
 
-    `action` and `payload` are there if the message has them; `raw`, VK's whole update, is there with RAW=1.
+    `action` and `payload` are set if the message has them; `raw`, VK's whole update, is set with RAW=1.
     """
 
     event_type: str
@@ -90,7 +96,7 @@ class Event(NamedTuple):
     raw: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the event as it is published: keys in the order of the fields, attributes that are None left out.
+        """Return the event as it is published: keys in the order of the fields, without attributes that are None.
 
         `payload` and `raw` are not copied.
         """
@@ -98,7 +104,10 @@ class Event(NamedTuple):
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Return the event of such a dict, ignoring unknown keys; raise ValueError if it is not an event."""
+        """Return the event that `as_dict` has turned into `data`, ignoring unknown keys.
+
+        Raise ValueError if `data` is not an event.
+        """
         return _reader(cls)(data)  # type: ignore[arg-type, no-any-return]  # classes are hashable
 
 
@@ -110,18 +119,18 @@ def _plain(value: Any) -> Any:
 
 @cache
 def _reader(kind: Any) -> Callable[[Any], Any]:
-    """Return the function that reads a value as the annotation `kind` says, and raises ValueError if it is none.
+    """Return a function that reads a value of the annotated type `kind`; it raises ValueError for other values.
 
-    It is made once for each kind: inspecting annotations takes longer than reading an event.
+    The function is cached, because inspecting annotations takes longer than reading an event.
     """
     inner, plain = get_args(kind), get_origin(kind) or kind
     if type(None) in inner:
         read_value = _reader(inner[0])
         return lambda value: None if value is None else read_value(value)
-    readers = {name: _reader(hint) for name, hint in get_type_hints(plain).items()}  # of its fields, if it has any
+    readers = {name: _reader(hint) for name, hint in get_type_hints(plain).items()}  # by field, if it has fields
 
     def read(value: Any) -> Any:
-        if not isinstance(value, dict) if readers else type(value) is not plain:  # exactly: True is an int as well
+        if not isinstance(value, dict) if readers else type(value) is not plain:  # not isinstance: True is an int, too
             raise ValueError(f"{type(value).__name__} instead of {plain.__name__}")
         if plain is list:
             return [*map(_reader(inner[0]), value)]
@@ -137,5 +146,5 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
 
 
 def channel(bus: str, event_type: str) -> str:
-    """Return the channel of one type of event."""
+    """Return the channel on which events of this type are published."""
     return f"{bus}:{event_type}"

@@ -1,1 +1,1 @@
-"""What an operator runs besides the loop."""
+"""Commands that an operator runs besides the fetcher itself."""

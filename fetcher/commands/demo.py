@@ -1,7 +1,7 @@
-"""A demo without VK: invented people talk, and the real loop puts their events on a Redis server of the demo's own.
+"""A demo without VK: invented people talk, and the real loop publishes their events on the demo's own Redis server.
 
-Nothing leaves this machine: SimulatedVK answers every request to VK, and the bus is reached through a socket in the
-directory of its server, so that it cannot be another Redis by mistake.
+Nothing leaves this machine. SimulatedVK answers every request to VK, and the bus is reached through a socket in the
+server's own directory, so it cannot be another Redis by mistake.
 """
 
 import dataclasses
@@ -35,16 +35,16 @@ from ..vk.builders import BUILDERS
 from .output import print_line
 from .watch import describe
 
-HOST, PORT = "127.0.0.1", 6379  # another port if this one is taken
+HOST, PORT = "127.0.0.1", 6379  # the demo uses another port if this one is taken
 GROUP = 205551234
 SETTINGS = {"TOKEN": "invented", "GROUPID": str(GROUP), "STREAM_MAXLEN": "10000", "LOG_LEVEL": "WARNING"}
 START_TIMEOUT = 20.0  # seconds that the server may take to start
-OPENING = 4  # the first updates, one for each type of event
-OPENING_INTERVAL, INTERVAL = (0.2, 0.3), (0.2, 0.7)  # seconds between two of them, and between two others
-CROPPED_FROM = 4  # attachments: from this number on VK sends only the first
+OPENING = 4  # the number of opening updates: one for each type of event
+OPENING_INTERVAL, INTERVAL = (0.2, 0.3), (0.2, 0.7)  # least and most seconds between these, and between others
+CROPPED_FROM = 4  # with this many attachments or more, VK sends only the first
 NUMBERED = "conversation_message_id", "cmid", "id"  # fields that number messages
 
-# `read` returns when the demo has ended, even by kill -9: then the server is killed and its directory removed.
+# `read` returns when the demo has ended, even by kill -9. Then the shell kills the server and removes its directory.
 SERVER = '"$@" & read -r _; kill -9 $!; wait; rm -rf "$0"'
 
 HELLO = """\
@@ -56,7 +56,7 @@ or in Python:
   for event in subscribe(Redis("{host}", {port})): print(event.as_dict())
 This is what a subscriber receives. Ctrl-C ends the demo."""
 
-# The code that vk_api passes to execute
+# The forms of the code that vk_api passes to execute.
 VALUES = "var values = "
 LOOP = re.compile(
     r",i = 0,result = \[\];while\(i < values\.length\) \{"
@@ -68,10 +68,10 @@ Json = dict[str, Any]
 
 
 def demo(run: Callable[[config.Config, BaseAdapter], Never]) -> Never:
-    """Run the fetcher on a simulated VK and a server of the demo's own, and print the events that arrive.
+    """Run the fetcher on a simulated VK and the demo's own server, and print the events that arrive.
 
-    RAW is the only setting that it reads. Raise SettingsError if that is wrong, FatalError if the server cannot
-    be started here.
+    RAW is the only setting that is read. Raise SettingsError if it is wrong, FatalError if the server cannot be started
+    here.
     """
     settings = config.parse(SETTINGS | {"RAW": os.environ.get("RAW", "")})
     if sys.platform == "win32":
@@ -89,17 +89,17 @@ def demo(run: Callable[[config.Config, BaseAdapter], Never]) -> Never:
     arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     command = ["sh", "-c", SERVER, directory, str(get_binary_path()), *arguments]
-    with subprocess.Popen(command, start_new_session=True, **pipes):  # in a session of its own: no Ctrl-C reaches it
+    with subprocess.Popen(command, start_new_session=True, **pipes):  # in its own session: Ctrl-C does not reach it
         if not wait_until(lambda: os.path.exists(path)):
             raise FatalError(f"The demo's server did not start on port {port} with its socket at {path}")
         client = Redis(unix_socket_path=path)
         threading.Thread(target=show, args=(client, port), daemon=True).start()
-        wait_until(lambda: client.info("clients")["pubsub_clients"])  # publish nothing before somebody listens
+        wait_until(lambda: client.info("clients")["pubsub_clients"])  # publish nothing before `show` is subscribed
         run(dataclasses.replace(settings, redis_url=f"unix://{quote(path)}"), SimulatedVK())
 
 
 def free_port() -> int:
-    """Return Redis's usual port if it is free, else any other."""
+    """Return Redis's usual port if it is free, otherwise any free port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -110,7 +110,7 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], Any]) -> bool:
-    """Wait until the condition holds, for START_TIMEOUT at most; return whether it does."""
+    """Wait until the condition holds, at most START_TIMEOUT; return whether it does."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         with suppress(RedisError):
@@ -129,10 +129,10 @@ def show(client: Redis, port: int) -> None:
 
 
 class SimulatedVK(BaseAdapter):
-    """VK, as an adapter of a requests session: the methods that the fetcher calls, and the long poll."""
+    """VK as a requests adapter: the API methods that the fetcher calls, and the long poll."""
 
     def __init__(self) -> None:
-        """Start with an empty history; people, chats and updates are recorded in demo.json."""
+        """Start with an empty history; people, chats and updates come from demo.json."""
         super().__init__()
         recorded = json.loads(Path(__file__).with_name("demo.json").read_text(encoding="utf-8"))
         self.people, self.communities = recorded["people"], recorded["communities"]
@@ -155,7 +155,7 @@ class SimulatedVK(BaseAdapter):
         return response
 
     def call(self, method: str, params: Json) -> Any:
-        """https://dev.vk.com/ru/method"""
+        """Return the response of an API method. https://dev.vk.com/ru/method"""
         match method:
             case "execute":
                 return [self.call(*inner) for inner in inner_calls(params["code"])]
@@ -177,7 +177,7 @@ class SimulatedVK(BaseAdapter):
         raise LookupError(method)
 
     def poll(self, ts: int, wait: int) -> Json:
-        """https://dev.vk.com/ru/api/bots-long-poll/getting-started"""
+        """Return the answer to a poll. https://dev.vk.com/ru/api/bots-long-poll/getting-started"""
         if ts == self.ts:
             time.sleep(max(0.0, min(self.next_at - time.monotonic(), wait)))
         if time.monotonic() >= self.next_at:
@@ -196,7 +196,7 @@ class SimulatedVK(BaseAdapter):
 
 
 def replay(recorded: list[Json]) -> Iterator[Json]:
-    """Yield the updates in an endless loop, each round with new ids and the current time."""
+    """Yield the updates in an endless loop, with new ids in each round, and with the current time."""
     shift = random.randrange(1000)
 
     def renew(fields: Json) -> Json:
@@ -214,7 +214,7 @@ def replay(recorded: list[Json]) -> Iterator[Json]:
 
 
 def cropped(update: Json) -> Json:
-    """Return the update with only the first of many attachments, as VK sends it."""
+    """Return the update as VK sends it: with only the first attachment if there are many."""
     message = update["object"].get("message", {})
     if len(message.get("attachments", [])) < CROPPED_FROM:
         return update
@@ -230,7 +230,7 @@ def ids(text: str) -> list[int]:
 def inner_calls(code: str) -> list[tuple[str, Json]]:
     """Return the calls in the code that vk_api's VkRequestsPool passes to execute; raise ValueError for other code.
 
-    The code is a list of calls, or a loop over the parameters of one method.
+    The code is either a list of calls, or a loop that calls one method with different parameters.
     """
     decode = json.JSONDecoder().raw_decode
     if code.startswith(VALUES):

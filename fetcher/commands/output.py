@@ -1,4 +1,4 @@
-"""What commands print for people, on standard output."""
+"""Print for people, on standard output."""
 
 import os
 import sys
@@ -7,13 +7,14 @@ from ..logs import log
 
 
 def print_line(text: str, end: str = "\n") -> None:
-    """Print a text at once, on any terminal; to nowhere if standard output is closed.
+    """Print a text immediately, on any terminal; do nothing if standard output is closed.
 
-    End the process if it cannot be written, with code 0 if nobody reads it any more, as in `--watch | head`.
+    If the text cannot be written, end the process: with code 0 if the reader is gone, as in `--watch | head`, otherwise
+    with code 1.
     """
     try:
         if sys.stdout:
-            sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal has Cyrillic
+            sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal knows Cyrillic
         print(text, end=end, flush=True)
     except BrokenPipeError:
         os._exit(0)

@@ -1,4 +1,4 @@
-"""`--redrive`: give dead letters another chance, those of the fetcher or those of a consumer group."""
+"""`--redrive`: give dead letters another chance, either the fetcher's or those of a consumer group."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,18 +18,19 @@ from ..vk.entries import EntryBuilder
 from ..vk.lookups import Lookups
 from .output import print_line
 
-PAGE = 100  # dead letters that are read and built at once
-MAX_FAILURES = 3  # requests in a row that VK does not answer, before the command gives up
-SOMEWHERE = Position(0, 0)  # the updates of dead letters have lost their place in VK's history
-WENT, GAP, GONE = "", "a gap in VK's history", None  # GONE: another command, or Redis, was faster
+PAGE = 100  # dead letters that are read and built together
+MAX_FAILURES = 3  # consecutive requests without an answer from VK after which the command gives up
+SOMEWHERE = Position(0, 0)  # a dead letter does not say where in VK's history its update was
+WENT, GAP, GONE = "", "a gap in VK's history", None  # GONE: another command has taken it, or Redis trimmed it
 NO_EVENT = "it makes no event; with RAW=1 all types are published"
 
 
 def redrive(settings: Config, group: str | None) -> int:
-    """Publish the fetcher's dead letters that are events now, or give those of a consumer group back to it.
+    """Publish the fetcher's dead letters that make an event now, or give those of a consumer group back to it.
 
-    Print a line for each that stays, and how many went and stayed; return the exit code 0. Raise TransientError or
-    FatalError if VK or Redis fails. It may be killed and repeated at any time: a dead letter goes in one atomic step.
+    Print a line for each dead letter that stays, then how many went and how many stay. Return the exit code 0. Raise
+    TransientError or FatalError if VK or Redis fails. The command may be killed and repeated at any time, because each
+    dead letter goes in one atomic step.
     """
     bus = Bus(settings)
     counts: Counter[str | None] = Counter()
@@ -46,8 +47,11 @@ def redrive(settings: Config, group: str | None) -> int:
 
 
 def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
-    """Publish the fetcher's dead letters that are events now; yield each one's id, and why it stays, WENT or GONE."""
-    # Only the loop connects the bus, so the cache is unused: an old title must not get there.
+    """Publish the fetcher's dead letters that make an event now.
+
+    Yield the id of each dead letter, together with WENT, GAP, GONE or the reason why it stays.
+    """
+    # The cache of names is unused, because only the loop sets `bus.is_connected`: an old title must not get into it.
     builder = EntryBuilder(Lookups(Api(settings.token)), bus, settings.group, settings.prefixes, settings.raw)
     keys = bus.keys[1:]
     for page in pages(bus, keys[-1]):
@@ -55,11 +59,11 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
         yield from ((letter, GAP) for letter, _ in page if letter not in updates)
         batches = [Pending("batch", SOMEWHERE, SOMEWHERE, [update]) for update in updates.values()]
         with suppress(TransientError):
-            builder.build(batches, give_up=False)  # one request serves all of them
-        failures = 0  # requests in a row
+            builder.build(batches, give_up=False)  # one request to VK serves all of them
+        failures = 0  # consecutive requests that failed
         for (letter, update), batch in zip(updates.items(), batches, strict=True):
             try:
-                if batch.updates:  # VK has failed for one of them, which must not hold back the others
+                if batch.updates:  # VK failed for one of the page: build each alone, so that the others are published
                     builder.build([batch], give_up=False)
                 failures = 0
             except TransientError as error:
@@ -78,14 +82,14 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
 
 
 def read_update(text: str) -> Any:
-    """Return the update in a dead letter, None if it cannot be read."""
+    """Return the update in a dead letter; None if it cannot be read."""
     with suppress(ValueError):
         return loads(text.encode())
     return None
 
 
 def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str | None]]:
-    """Give events back to their group, as if a consumer had left them; yield the same as `publish`.
+    """Give dead letters back to their group, as entries that a consumer has abandoned; yield the same as `publish`.
 
     https://redis.io/docs/latest/commands/xclaim/
     """
@@ -96,7 +100,10 @@ def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str | None]]:
 
 
 def pages(bus: Bus, key: str) -> Iterator[list[tuple[str, dict[str, str]]]]:
-    """Yield in pages the dead letters that are there now: an event that fails again must not go round."""
+    """Yield, in pages, the dead letters that exist at the start.
+
+    Later ones are left out, because an event that fails again must not be retried without end.
+    """
     with redis_errors():
         client: Any = bus.client
         newest = client.xrevrange(key, count=1)

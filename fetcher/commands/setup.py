@@ -13,11 +13,13 @@ from ..vk.builders import BUILDERS
 from ..vk.longpoll import long_poll_settings, numbers
 from .output import print_line
 
-Line = tuple[str, str, str]  # a thing, its state ("ok", "changed", "to do", or "advice": the fetcher runs), and more
+# A thing, its state ("ok", "changed", "to do", or "advice" if the fetcher runs all the same), and the details.
+Line = tuple[str, str, str]
 
 RIGHTS = ("manage", "messages")
 LONG_POLL = {"Long Poll": "on", "Long Poll version": API_VERSION, "event types": ", ".join(BUILDERS)}
-SERVER = (  # what INFO says: a thing, its field there, what it should be, the state if it is not, why and the remedy
+# Settings of the server: a thing, its field in INFO, the wanted value, the state if it differs, the reason and remedy.
+SERVER = (
     ("role", "role", "master", "to do", "a replica takes no writes, put the address of its master into REDIS_URL"),
     ("maxmemory-policy", "maxmemory_policy", "noeviction", "advice", "it may discard the bus, set noeviction"),
     ("appendonly", "aof_enabled", 1, "advice", "a crash loses what no snapshot has yet, set appendonly yes"),
@@ -28,9 +30,10 @@ BY_HAND = "change this in the community's settings (API usage, Long Poll API)"
 
 
 def setup(settings: Config) -> int:
-    """Print a line for each thing that the fetcher needs, and change VK's Long Poll settings where they are wrong.
+    """Print a line for each thing that the fetcher needs, and correct VK's Long Poll settings if they are wrong.
 
-    Return 0 if the fetcher would run, else 1. Of the settings only TOKEN is needed; a missing GROUPID is printed.
+    Return 0 if the fetcher would run, otherwise 1. TOKEN is the only setting that must be given; if GROUPID is missing,
+    the line says what to set it to.
     """
     checks = {"VK": check_vk(Api(settings.token), settings.group), "Redis": check_redis(Bus(settings))}
     states = set()
@@ -42,7 +45,7 @@ def setup(settings: Config) -> int:
 
 
 def until_failure(whole: str, check: Iterator[Line]) -> Iterator[Line]:
-    """Yield the lines of a check, and how to fix what ends it early."""
+    """Yield the lines of a check; if an error ends the check early, yield how to fix that."""
     try:
         yield from check
     except FatalError as error:
@@ -53,15 +56,15 @@ def until_failure(whole: str, check: Iterator[Line]) -> Iterator[Line]:
 
 
 def ok_or(problem: str, thing: str, wanted: str) -> Line:
-    """Return the line of a thing: what the problem is, or that it is as wanted if there is none."""
+    """Return the line for a thing: "to do" and the problem, or "ok" and what was wanted if there is no problem."""
     return (thing, "to do", problem) if problem else (thing, "ok", wanted)
 
 
 def check_vk(api: Api, group: int) -> Iterator[Line]:
-    """Yield whose token it is, its rights and the Long Poll settings; what is wrong there is changed.
+    """Yield whose token it is, its rights and the Long Poll settings, which are corrected if they are wrong.
 
-    https://dev.vk.com/ru/method/groups.getById, https://dev.vk.com/ru/method/groups.getTokenPermissions and
-    https://dev.vk.com/ru/method/groups.setLongPollSettings: what is on stays on.
+    Event types that are on stay on. https://dev.vk.com/ru/method/groups.getById,
+    https://dev.vk.com/ru/method/groups.getTokenPermissions, https://dev.vk.com/ru/method/groups.setLongPollSettings
     """
     with translate_errors("groups.getById"):
         (community,) = api.method("groups.getById")["groups"]
@@ -76,7 +79,7 @@ def check_vk(api: Api, group: int) -> Iterator[Line]:
     before = after = long_poll_settings(api, own)
     if any(problems(*before)):
         _, version, flags, _ = before
-        on = dict.fromkeys([*filter(flags.get, flags), *BUILDERS], 1)  # VK may switch off those that are left out
+        on = dict.fromkeys([*filter(flags.get, flags), *BUILDERS], 1)  # VK may switch off types that are left out
         newer = max(version, API_VERSION, key=numbers)
         api.method("groups.setLongPollSettings", {"group_id": own, "enabled": 1, "api_version": newer, **on})
         after = long_poll_settings(api, own)
@@ -86,13 +89,13 @@ def check_vk(api: Api, group: int) -> Iterator[Line]:
 
 
 def problems(is_off: bool, version: str, _: object, missing: str) -> tuple[str, str, str]:
-    """Return what is wrong with each thing of LONG_POLL, "" if nothing is."""
+    """Return what is wrong with each thing in LONG_POLL, "" if nothing is."""
     old = numbers(version) < numbers(API_VERSION)
     return "off" if is_off else "", version if old else "", missing and f"without {missing}"
 
 
 def check_redis(bus: Bus) -> Iterator[Line]:
-    """Yield whether Redis answers, what it refuses, and what may cost the bus its data. Nothing is written."""
+    """Yield whether Redis answers, what it refuses, and which settings may lose the bus's data. Nothing is written."""
     bus.read([])
     yield "Redis", "ok", "it answers"
     keys = [*bus.keys, bus.alive_key, f"{bus.prefix}:name:1"]
@@ -101,6 +104,6 @@ def check_redis(bus: Bus) -> Iterator[Line]:
     with suppress(FatalError, TransientError), redis_errors():  # INFO may be forbidden
         info = bus.client.info()
         for thing, field, wanted, state, remedy in SERVER:
-            if field in info:  # managed servers hide some
+            if field in info:  # managed servers hide some fields
                 found = ("ok", str(wanted)) if info[field] == wanted else (state, f"{info[field]}: {remedy}")
                 yield f"Redis {thing}", *found

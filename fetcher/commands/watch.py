@@ -1,4 +1,4 @@
-"""Print what arrives on the bus, for people: a line for each event, dead letter and gap. Read-only."""
+"""Print what arrives on the bus in readable form: a line for each event, dead letter and gap. Read-only."""
 
 import json
 import shutil
@@ -15,16 +15,16 @@ from ..events import Event, Message
 from ..logs import log
 from .output import print_line
 
-READ_INTERVAL = 0.25  # seconds between two looks at the streams
-SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which go through all keys
-RATE_WINDOW = 10.0  # seconds over which the rate is taken
+READ_INTERVAL = 0.25  # seconds between two reads of the streams
+SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which scan all keys
+RATE_WINDOW = 10.0  # seconds over which the rate is averaged
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same failure
-MAX_ENTRIES = 1000  # of one stream, read at once
-MAX_UPDATE = 300  # characters that are shown of an update
+MAX_ENTRIES = 1000  # entries of one stream that are read at once
+MAX_UPDATE = 300  # characters of an update that are shown
 NO_MESSAGE = Message(0, "", None, [], [])
 ERASE_LAST_LINE = "\x1b[A\r\x1b[K"
 
-# What moves a terminal's cursor, colours it or turns text around: C0, C1, line separators, controls of direction.
+# Characters that move a terminal's cursor, change its colours or reverse text: C0, C1, line separators, bidi controls.
 CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
 PRINTABLE = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}") | dict.fromkeys(b"\t\n\r", " ")
 
@@ -32,12 +32,12 @@ PRINTABLE = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}") | dict.fromkeys
 def watch(settings: Config) -> Never:
     """Print what is new on the bus, forever.
 
-    A terminal also gets a last line: events per second, and the fetchers that are alive, of the community or, without
-    GROUPID, of all. Raise RedisFatalError for a wrong password or a missing permission.
+    On a terminal, the last line shows the events per second and the fetchers that are alive: those of the community, or
+    of all communities without GROUPID. Raise RedisFatalError for a wrong password or a missing permission.
     """
     bus = Bus(settings)
-    last_ids = dict.fromkeys(bus.keys[2:], "")  # by stream: the latest entry that was read, "" before the first read
-    counts: deque[int] = deque(maxlen=round(RATE_WINDOW / READ_INTERVAL))  # events of the latest reads
+    last_ids = dict.fromkeys(bus.keys[2:], "")  # by stream: the id of the latest entry that was read, "" at first
+    counts: deque[int] = deque(maxlen=round(RATE_WINDOW / READ_INTERVAL))  # events in each of the latest reads
     alive, scan_at, problem, remind_at, erase = "", 0.0, None, 0.0, ""
     while True:
         entries, error = list[dict[str, str]](), ""
@@ -67,7 +67,7 @@ def watch(settings: Config) -> Never:
 
 
 def read_new(client: Any, stream: str, last_ids: dict[str, str]) -> list[dict[str, str]]:
-    """Return the new entries of a stream, up to MAX_ENTRIES; those that are there at the first call are not new."""
+    """Return the new entries of a stream, at most MAX_ENTRIES; entries from before the first call are not new."""
     last = last_ids[stream]
     entries = client.xrange(stream, f"({last}", count=MAX_ENTRIES) if last else client.xrevrange(stream, count=1)
     last_ids[stream] = entries[-1][0] if entries else last or "0-0"
@@ -75,14 +75,14 @@ def read_new(client: Any, stream: str, last_ids: dict[str, str]) -> list[dict[st
 
 
 def fetchers(bus: Bus, group: int) -> str:
-    """Return the fetchers whose heartbeat is there: their hosts, or community and host if the community is 0."""
+    """Return the hosts of the fetchers that have a heartbeat, each with its community if `group` is 0."""
     prefix = f"{bus.prefix}:alive:" + (f"{group}:" if group else "")
     hosts = [key.removeprefix(prefix) for key in bus.client.scan_iter(f"{prefix}*", count=1000)]
     return (", ".join(sorted(hosts)) or "none").translate(PRINTABLE)
 
 
 def describe_entry(fields: dict[str, str]) -> str:
-    """Return the line of a stream's entry: an event, a gap or a dead letter."""
+    """Return the line for a stream entry: an event, a gap or a dead letter."""
     if "event" in fields:
         try:
             return describe(Event.from_dict(json.loads(fields["event"])))
@@ -96,7 +96,7 @@ def describe_entry(fields: dict[str, str]) -> str:
 
 
 def describe(event: Event) -> str:
-    """Return the line of an event, without control characters."""
+    """Return the line for an event, without control characters."""
     where = f"in «{event.peer.name}»" if event.peer.cid else "in private"
     message, button, reaction, action = event.message or NO_MESSAGE, event.button, event.reaction, event.action
     user = action and action.user and (action.user.name or str(action.user.uuid))

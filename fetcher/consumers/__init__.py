@@ -1,6 +1,6 @@
-"""The other end of the bus, written once in coroutines, for programs that block and for those that do not.
+"""The consumers of the bus, written once as coroutines, for both blocking and asynchronous programs.
 
-`consumer` is what live and durable consumers share, `live` and `durable` say what to request and what the answers mean,
-`connection` writes and reads. With a client that blocks, its coroutines never suspend, so `blocking` runs them without
-an event loop; `fetcher.asyncio` leaves them to asyncio.
+`consumer` holds what live and durable consumers share. `live` and `durable` decide which commands to send and what the
+replies mean; `connection` writes the commands and reads the replies. With a blocking client the coroutines never
+suspend, so `blocking` runs them without an event loop; `fetcher.asyncio` leaves them to asyncio.
 """

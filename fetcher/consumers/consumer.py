@@ -1,4 +1,4 @@
-"""What live and durable consumers share: a session on one connection, and the next one after an error."""
+"""What live and durable consumers share: sessions, each on one connection, and a new session after an error."""
 
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -13,28 +13,28 @@ from ..events import Event
 from ..logs import log
 from .connection import Connection
 
-BACKOFF_BASE, BACKOFF_CAP = 0.1, 2.0  # seconds between two tries while Redis is unavailable
-REMIND_INTERVAL = 60.0  # seconds between two log lines about that
-SETTLE_TIME = 10.0  # seconds without a failure after which the next one is a new one
+BACKOFF_BASE, BACKOFF_CAP = 0.1, 2.0  # seconds between two attempts while Redis is unavailable
+REMIND_INTERVAL = 60.0  # seconds between two log lines about the same error
+SETTLE_TIME = 10.0  # seconds without a failure after which the next failure is logged at once
 
 TRANSIENT = (
     exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ClusterError, exceptions.RedisClusterException,
     exceptions.AskError, exceptions.OutOfMemoryError, exceptions.ReadOnlyError, exceptions.InvalidResponse, OSError,
 )  # fmt: skip
-TRANSIENT_CODES = ("BUSY", "MISCONF", "NOREPLICAS", "UNBLOCKED")  # these come as plain ResponseErrors
+TRANSIENT_CODES = ("BUSY", "MISCONF", "NOREPLICAS", "UNBLOCKED")  # redis-py raises plain ResponseErrors for these
 
 
 class Consumer:
-    """Yields events for as long as somebody requests them, whatever happens to Redis meanwhile."""
+    """Yields events for as long as they are requested, and reconnects whenever Redis fails."""
 
-    key: str | None = None  # in a cluster the connection is to the node that has this key; None: to any node
+    key: str | None = None  # in a cluster, connect to the node that has this key, or to any node if it is None
     session: Callable[[], AsyncGenerator[Event, None]]  # yields events until an error is raised
-    failures = 0  # in a row; a session sets it to 0
-    failed_at = 0.0  # when it failed last
-    remind_at: dict[str, float]  # when the log repeats that Redis is unavailable, by the reason
+    failures = 0  # consecutive failures; a session resets them to 0
+    failed_at = 0.0  # when the latest failure was
+    remind_at: dict[str, float]  # by reason: when to log again that Redis is unavailable
 
     async def events(self, client: Any, blocks: bool) -> AsyncGenerator[Event, None]:
-        """Connect and yield events, forever. Raise what the caller has to fix."""
+        """Connect and yield events, forever. Raise errors that the caller has to fix."""
         self.remind_at, delay = {}, 0.0
         async with aclosing(Connection(client, blocks)) as self.redis:
             while True:
@@ -47,7 +47,7 @@ class Consumer:
                     delay = self.delay_after(error, code=str(error).partition(" ")[0])
 
     def delay_after(self, error: Exception, code: str) -> float:
-        """Return the seconds to wait before the next session; raise what the caller has to fix."""
+        """Return the seconds to wait before the next session; raise the error if the caller has to fix it."""
         if code not in TRANSIENT_CODES:
             code = type(error).__name__
             if not isinstance(error, TRANSIENT) or isinstance(error, exceptions.AuthenticationError):

@@ -11,46 +11,48 @@ from ..logs import log
 from .consumer import Consumer, read_event
 
 BLOCK_TIMEOUT = 1.0  # seconds to wait for new entries before looking for abandoned ones
-READ_AHEAD_INTERVAL = 0.1  # seconds: as many entries are read at once as were handled in this time lately…
-MAX_READ_AHEAD = 100  # …but no more than these
-MAX_DEAD_LETTERS = 10_000  # kept for each group, approximately
+READ_AHEAD_INTERVAL = 0.1  # seconds; as many entries are read at once as were recently handled in this time…
+MAX_READ_AHEAD = 100  # …but no more than this
+MAX_DEAD_LETTERS = 10_000  # approximately, per group
 
-Entries = Any  # a list of ids and fields; None for the fields of one that is no longer in the stream
+Entries = Any  # a list of [id, fields]; fields are None if the entry is no longer in the stream
 
 
 class Durable(Consumer):
     """Reads entries, hands over their events and acknowledges them.
 
-    XACK and HDEL end an event, HINCRBY counts the attempt at the next one: they are written together, right before the
-    next one is handed over, and their replies are read with those of the next read. So an event costs no round trip,
-    and a crash repeats only the current event. https://redis.io/docs/latest/commands/xreadgroup/
+    XACK and HDEL complete an event, and HINCRBY counts the attempt at the next one. They are written together, right
+    before the next event is handed over, and their replies are read together with the next entries. So an event costs
+    no round trip, and if the consumer crashes, only the current event is delivered again.
+    https://redis.io/docs/latest/commands/xreadgroup/
     """
 
     def __init__(self, bus: str, group: str, consumer: str, start: str, idle: float, attempts: int | None) -> None:
         self.key, self.group, self.consumer, self.start = bus, group, consumer, start
-        self.idle, self.attempts = idle, max(0, attempts or 0)  # 0: without limit
-        self.attempts_key = f"{{{bus}}}:attempts:{group}"  # a hash: by entry id, how often its event was handed over
-        self.is_known = False  # the group has existed
+        self.idle, self.attempts = idle, max(0, attempts or 0)  # 0: no limit
+        self.attempts_key = f"{{{bus}}}:attempts:{group}"  # a hash of entry id: how often its event was handed over
+        self.is_known = False  # the group is known to have existed
         self.is_missing = False  # the group does not exist
-        self.cursor = b"0-0"  # where the look for abandoned entries goes on
-        self.read_ahead = READ_AHEAD_INTERVAL  # or the time of a round trip, if that is longer
-        self.durations: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # of handling the latest entries, in seconds
-        self.count, self.max_entries = 1, MAX_READ_AHEAD  # entries to read, and the most that the link brings in time
-        self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost; it is written again after an error
+        self.cursor = b"0-0"  # where the next look for abandoned entries continues
+        self.read_ahead = READ_AHEAD_INTERVAL  # seconds; the time of a round trip if that is longer
+        self.durations: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # seconds that the latest entries took to handle
+        self.count, self.max_entries = 1, MAX_READ_AHEAD  # entries per read, and the most that the link allows
+        self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost, and is sent again after an error
 
     async def session(self) -> AsyncGenerator[Event, None]:
-        """Yield one event after the other, and acknowledge it when the next one is requested.
+        """Yield one event after the other, and acknowledge each when the next one is requested.
 
-        Others may claim an entry when `idle` has passed since Redis sent it, which was after it was requested. So what
-        has waited for half of that, or for longer than reading ahead should take, is released and read again. Then the
-        first one is handed over even if that takes long: Redis may be far away.
+        Another consumer may claim an entry when `idle` has passed since Redis sent it. We know only when we requested
+        it, which was earlier. So entries that have waited for half of `idle` since then, or for longer than reading
+        ahead should take, are released and read again. After that, the first of them is handed over even if reading it
+        has taken as long again, because Redis may be far away.
         """
-        self.next_look = 0.0  # it may have entries that it did not acknowledge: look at once
+        self.next_look = 0.0  # look at once: this consumer may have unacknowledged entries
         if self.unconfirmed:
             self.acknowledge(*self.unconfirmed)
         if self.is_missing:
             self.redis.send("XGROUP", "CREATE", self.key, self.group, "0" if self.is_known else self.start, "MKSTREAM")
-        self.redis.send("XCLAIM", self.key, self.group, self.consumer, 0, "0-0", "JUSTID")  # raises if forbidden
+        self.redis.send("XCLAIM", self.key, self.group, self.consumer, 0, "0-0", "JUSTID")  # raises now if forbidden
         while True:
             ready = deque(await self.next_entries())
             stale_at = self.read_at + self.idle / 2
@@ -59,7 +61,7 @@ class Durable(Consumer):
                 self.max_entries = max(1, len(ready) // 2)
             elif len(ready) == self.max_entries < MAX_READ_AHEAD:
                 self.max_entries += 1
-            is_due = self.is_pending  # the first one, read again
+            is_due = self.is_pending  # hand over the first entry even if it is late, because it was read again
             try:
                 while ready and ((begun := time.monotonic()) <= deadline or is_due):
                     is_due = False
@@ -70,27 +72,28 @@ class Durable(Consumer):
                         await self.redis.flush()
                         yield event
                     self.acknowledge(id)
-                    await self.redis.sleep(0)  # other tasks get their turn, even if the handler waits for nothing
+                    await self.redis.sleep(0)  # let other tasks run, even if the handler never awaits
                     self.durations.appendleft(time.monotonic() - begun)
-            finally:  # also if the loop is left
+            finally:  # even if the caller leaves its loop
                 self.release([id for id, _ in ready])
 
     def delay_after(self, error: Exception, code: str) -> float:
-        """Create the group at once if it is missing."""
-        # Until an entry is read: the connection that was to create it may fail, too.
+        """Return the seconds to wait before the next session; a missing group is created at once."""
+        # This stays True until a read succeeds, because the session that should create the group may fail, too.
         self.is_missing = code == "NOGROUP" or (self.is_missing and code != "BUSYGROUP")
         if code == "NOGROUP" and self.is_known:
             log.warning("The group %s was lost: created again, from the beginning of the stream", self.group)
-        if self.failures or isinstance(error, TimeoutError):  # what was to be read may have been too much for the link
+        if self.failures or isinstance(error, TimeoutError):  # the read may have been too large for the link
             self.max_entries = max(1, self.count // 2)
-        # BUSYGROUP: another consumer was faster.
+        # BUSYGROUP: another consumer has just created the group.
         return 0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error, code)
 
     async def next_entries(self) -> Entries:
-        """Return what this consumer has not acknowledged, which includes what was abandoned, else what is new.
+        """Return the entries that this consumer has not acknowledged, or new ones if there are none.
 
-        Abandoned entries are claimed and read in one round trip, for a connection may be short-lived; Redis looks at
-        ten times as many as it might claim. What is new is not waited for before that look has come to its end.
+        Abandoned entries are claimed first, and so are among the unacknowledged. Claiming and reading them takes one
+        round trip, because a connection may be short-lived. One XAUTOCLAIM examines at most ten times as many entries
+        as it may claim. Until this search has reached the end of the pending entries, reads do not wait for new ones.
         """
         fitting = sum(total <= self.read_ahead for total in accumulate(self.durations)) or 1
         self.count = min(fitting, self.max_entries)
@@ -99,7 +102,8 @@ class Durable(Consumer):
                 self.redis.send("HRANDFIELD", self.attempts_key)
             options = int(1000 * self.idle), self.cursor, "COUNT", self.count, "JUSTID"
             self.redis.send("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
-            # What is pending, each time: a request of the last connection may have reached Redis late.
+            # Pending entries are read each time, because a read of the previous connection may reach Redis late, and
+            # assign entries to this consumer that it never receives.
             *replies, (self.cursor, _, *trimmed), entries = await self.read("0")
             if any(trimmed):
                 log.warning("Trimmed from the stream before it was handled: %s", *trimmed)
@@ -109,8 +113,10 @@ class Durable(Consumer):
                 return entries
             self.read_ahead = max(READ_AHEAD_INTERVAL, time.monotonic() - self.read_at)
             if self.cursor == b"0-0":
-                self.next_look = time.monotonic() + BLOCK_TIMEOUT  # now, or a distant Redis would never be read from
-                # An entry at random, which may be pending no more: acknowledged by others, or trimmed.
+                # Counted from now: with a distant Redis, each read would otherwise be preceded by another look.
+                self.next_look = time.monotonic() + BLOCK_TIMEOUT
+                # Forget the attempts of a random entry if it is no longer pending: others may have acknowledged it, or
+                # it was trimmed.
                 id = self.attempts and replies[-1]
                 if id and not await self.redis.ask("XPENDING", self.key, self.group, id, id, 1):
                     self.redis.send("HDEL", self.attempts_key, id)
@@ -119,17 +125,17 @@ class Durable(Consumer):
         return entries
 
     async def read(self, after: str, *options: str | int) -> list[Any]:
-        """Return the replies to what was sent before, and the next entries."""
+        """Read the next entries; return them after the replies to the commands queued before."""
         self.read_at, self.is_pending = time.monotonic(), after == "0"
         command = "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", self.count, *options
         self.redis.send(*command, "STREAMS", self.key, after)
         *replies, streams = await self.redis.replies()
         self.is_known, self.is_missing, self.failures = True, False, 0
-        self.unconfirmed.clear()  # their replies came before this one
+        self.unconfirmed.clear()  # the replies to their XACKs have arrived before this one
         return [*replies, streams[0][1] if streams else []]
 
     async def set_poison_aside(self, entries: Entries) -> None:
-        """Remove those entries whose handling has failed too often: they become dead letters.
+        """Remove the entries whose handling has failed too often, and record them as dead letters.
 
         A dead letter may be recorded twice if Redis's reply is lost.
         """
@@ -144,9 +150,11 @@ class Durable(Consumer):
                 entries.remove([id, fields])
 
     def release(self, ids: list[bytes]) -> None:
-        """Let any consumer claim what was read ahead, as if it had been idle for long; leave what another has claimed.
+        """Let any consumer claim entries that were read ahead, except those that another consumer has already claimed.
 
-        A claimed entry has been idle for less time than ours, by at least half of `idle`.
+        They are marked as idle for `idle` seconds. XCLAIM's minimum idle time, the time since our request less half of
+        `idle`, leaves out the claimed ones: an entry can be claimed only when it has been idle for `idle`, and claiming
+        resets its idle time, which is then below the minimum by at least half of `idle`.
         """
         if ids:
             idle = max(0, int(1000 * (time.monotonic() - self.read_at - self.idle / 2)))
@@ -163,5 +171,5 @@ class Durable(Consumer):
 
 
 def event_field(fields: list[bytes] | None) -> bytes:
-    """Return the JSON in the fields of an entry; b"" if it has none, or was trimmed from the stream."""
+    """Return the JSON in the fields of an entry; b"" if it has none or was trimmed from the stream."""
     return dict(zip(fields[::2], fields[1::2], strict=True)).get(b"event", b"") if fields else b""

@@ -1,4 +1,4 @@
-"""VK's API through vk_api: one client, and what VK's errors mean. https://dev.vk.com/ru/api/api-requests"""
+"""VK's API through vk_api: one client, and the meaning of VK's errors. https://dev.vk.com/ru/api/api-requests"""
 
 import io
 import signal
@@ -25,15 +25,16 @@ from .fields import Json, object_or_empty, require_number
 
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
-MIN_RATE = 1000  # bytes a second: an answer may take the timeout, and so may each piece of it at this rate
-API_INTERVAL = 0.0525  # seconds from start to start: VK allows a community 20 requests a second
-MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds without a request of this method after an error that limits the rate
+# Bytes per second. A body is read in pieces of MIN_RATE * timeout bytes, each of which must arrive within the timeout.
+MIN_RATE = 1000
+API_INTERVAL = 0.0525  # seconds between the starts of two requests: VK allows a community 20 requests a second
+MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds for which a method is not called after a rate-limit error
 
-# VK's errors by what they mean: https://dev.vk.com/ru/reference/errors. All others reject the request.
-RATE_LIMITED = {9, 14, 29}  # they pass after a pause in requests; 14 wants a captcha
-TOO_LARGE = 13  # an `execute` takes too long or answers too much
+# VK's error codes by their meaning: https://dev.vk.com/ru/reference/errors. Any other code rejects the request.
+RATE_LIMITED = {9, 14, 29}  # they go away after a pause in requests; 14 demands a captcha
+TOO_LARGE = 13  # an `execute` takes too long, or its response is too large
 TRANSIENT = RATE_LIMITED | {1, 6, 10, TOO_LARGE, 36, 43, 995}
-FATAL = {  # and what the operator can do
+FATAL = {  # errors that only the operator can fix, and how
     5: "VK refuses the token: put a valid community token into TOKEN",
     27: "VK refuses the community token: make a new one in the community's settings and put it into TOKEN",
     28: "VK refuses the token: put a community token, not an application's, into TOKEN",
@@ -41,7 +42,7 @@ FATAL = {  # and what the operator can do
     1117: "The token has expired: put a new one into TOKEN",
 }
 LONG_POLL_OFF = "VK does not know the community, or Long Poll is off: check GROUPID and switch Long Poll on"
-FATAL_AT_START = FATAL | {  # where the Long Poll server is requested
+FATAL_AT_START = FATAL | {  # these are fatal only when the Long Poll server is requested
     15: "The token lacks the right to manage the community: make one with the rights 'manage' and 'messages'",
     100: LONG_POLL_OFF,
     125: "VK does not know the community: check GROUPID",
@@ -50,14 +51,14 @@ FATAL_AT_START = FATAL | {  # where the Long Poll server is requested
 
 @cache
 def environment_settings(session: requests.Session, host: str) -> Any:
-    """Return the settings for requests to a host; searching the environment takes long."""
+    """Return the proxies and certificates for requests to a host; cached, because scanning the environment is slow."""
     return requests.Session.merge_environment_settings(session, f"https://{host}", {}, True, None, None)
 
 
 def within(seconds: float, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return what the action returns; raise TimeoutError in it after these seconds, whatever it waits for.
+    """Run the action and return its result; raise TimeoutError inside it after `seconds`, whatever it waits for.
 
-    It is interrupted on Unix, and in the main thread.
+    Only on Unix and in the main thread: elsewhere the action is not interrupted.
     """
 
     def on_alarm(*of_signal: object) -> None:
@@ -74,50 +75,52 @@ def within(seconds: float, action: Callable[..., Any], *args: Any, **kwargs: Any
 
 
 class Session(requests.Session):
-    """A session that gives every request a timeout, which vk_api does not, and reads JSON fast."""
+    """A session that sets a timeout on every request, which vk_api does not, and parses JSON fast."""
 
     def merge_environment_settings(self, url: Any, *of_request: Any) -> Any:
-        """Return proxies and certificates; a request of ours has none of its own."""
+        """Return the host's proxies and certificates; our requests never set their own."""
         return environment_settings(self, urlsplit(url).netloc)
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
-        """Send the request with our timeout, unless the caller has one, and read the whole answer.
+        """Send the request with our timeout, unless the caller sets one, and read the whole answer.
 
-        The timeout is also for all headers, and for each piece of the body: libraries restart theirs at each byte.
+        The timeout also limits the headers as a whole and each piece of the body, because the libraries restart their
+        own timeout with every byte that arrives.
         """
         timeout = kwargs.setdefault("timeout", API_TIMEOUT)
         limit = max(timeout) if isinstance(timeout, tuple) else timeout
-        # Only get() allows redirects: a POST would go on without its parameters, and VK would refuse the token.
-        # Without an `auth` requests searches for a .netrc each time, and sends VK what that says.
+        # Only get() follows redirects, because it asks for them itself. A redirected POST would lose its parameters,
+        # the token among them, and VK would report that the token is invalid.
+        # Without an `auth`, requests looks for a .netrc file each time, and sends VK the credentials it finds there.
         options: Any = {"allow_redirects": False, "auth": lambda request: request} | kwargs
         response: requests.Response = within(limit, super().request, *args, **options | {"stream": True})
         read = partial(within, limit, response.raw.read, int(limit * MIN_RATE), decode_content=True)
         data = b"".join(iter(read, b""))
         response.raw = io.BytesIO(data)
-        # Not of the response itself: that would keep it until the garbage collector runs.
+        # The lambda must not refer to the response: the cycle would keep it alive until the garbage collector runs.
         response.json = lambda **_: loads(data)  # type: ignore[method-assign]
         return response
 
 
 class Api(VkApiGroup):  # type: ignore[misc]
-    """vk_api's client with errors in our classes, 20 requests a second and Russian names."""
+    """vk_api's client, but it raises our exceptions, sends up to 20 requests a second and requests Russian names."""
 
-    RPS_DELAY = float("-inf")  # ours is counted from the start of a request, on a monotonic clock
+    RPS_DELAY = float("-inf")  # vk_api adds no delay; ours counts from the start of a request, on a monotonic clock
 
     def __init__(self, token: str, metrics: Any = OFF) -> None:
-        """Send no request yet; `metrics` are those of fetcher.metrics."""
+        """Create the client without sending a request; `metrics` are those of fetcher.metrics."""
         super().__init__(token=token, api_version=API_VERSION, session=Session(), config=MemoryConfig)
-        self.error_handlers.clear()  # they wait for a person, or call themselves without end
+        self.error_handlers.clear()  # vk_api's handlers need a human, or retry by endless recursion
         self.metrics = metrics
         self.next_request = 0.0
-        self.rate_limits = Counter[str]()  # by method, in a row
+        self.rate_limits = Counter[str]()  # consecutive rate-limit errors, by method
         self.paused_until = defaultdict[str, float](float)  # by method
 
     def method(self, method: str, values: Json | None = None, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the API and return its response.
 
-        Raise TransientError for what passes, RequestRejected for what VK refuses, VkFatalError for what the operator
-        must fix.
+        Raise TransientError if the failure is temporary, RequestRejected if VK refuses the request, and VkFatalError if
+        the operator must fix something.
         """
         if time.monotonic() < self.paused_until[method]:
             raise TransientError("VK has asked for a pause in API requests")
@@ -134,20 +137,20 @@ class Api(VkApiGroup):  # type: ignore[misc]
         return answer
 
     def failure(self, method: str, error: Any, inside: bool = False) -> TransientError | VkFatalError:
-        """Return what VK's error means, for a request of ours or for a call `inside` an execute."""
-        error, code = object_or_empty(error), 1  # VK's "unknown error"
+        """Return the exception for VK's error in a request of ours, or in a call `inside` an execute."""
+        error, code = object_or_empty(error), 1  # 1 is VK's "unknown error"
         with suppress(ValueError):
             code = require_number(error, "error_code")
         text = " ".join(str(error.get("error_msg")).split()).replace(self.token["access_token"], "***")
         sentence = f"VK error {code} in {method}: {text}"
         self.metrics.vk_errors.labels(code=code).inc()
         hint = None if inside else FATAL.get(code)
-        if method == "groups.getLongPollServer":  # VK says in words that Long Poll is off; the code is not documented
+        if method == "groups.getLongPollServer":  # only the text says that Long Poll is off: the code is not documented
             hint = LONG_POLL_OFF if "not enabled" in text else FATAL_AT_START.get(code)
         if hint:
             return VkFatalError(f"{hint} ({sentence})")
         if code in RATE_LIMITED:
-            paused = "execute" if inside else method  # no other: polls need new keys while VK limits names
+            paused = "execute" if inside else method  # only this: polls need new keys even while VK limits lookups
             self.rate_limits[paused] += 1
             self.paused_until[paused] = time.monotonic() + backoff(self.rate_limits[paused], MIN_PAUSE, MAX_PAUSE)
         if code not in TRANSIENT:
@@ -157,16 +160,17 @@ class Api(VkApiGroup):  # type: ignore[misc]
 
 @contextmanager
 def translate_errors(what: str, kind: type[TransientError] = TransientError) -> Iterator[None]:
-    """Raise what the libraries raise as TransientError, without address, key or token.
+    """Translate the libraries' exceptions into TransientError, without address, key or token.
 
-    Raise `kind` if the answer cannot be read. Put only a request and the reading of its answer inside: vk_api, too,
-    reads answers without checking their form.
+    Raise `kind` if the answer cannot be read. Put only a request and the code that reads its answer inside the block:
+    vk_api and our own code read answers without checking their structure, so a LookupError, a TypeError and the like
+    count as an unreadable answer.
     """
     try:
         yield
     except ApiHttpError as error:
         raise TransientError(f"VK's {what} answers HTTP {error.response.status_code}") from None
-    except DecodeError:  # though an HTTPError: the answer is not compressed as it says
+    except DecodeError:  # an HTTPError, too, but it means that the body does not match its Content-Encoding
         raise kind(f"VK's {what} returns an unreadable answer (DecodeError)") from None
     except (OSError, HTTPError) as error:
         raise TransientError(f"VK's {what} is unavailable ({type(error).__name__})") from None

@@ -1,7 +1,8 @@
-"""From VK's update to our event: one pure function per type of update, found through BUILDERS at the end.
+"""Build our event from VK's update: one pure function per type of update, listed in BUILDERS at the end.
 
-Each takes the update as VK sent it and the pattern of a command, returns the event, with the names of people and chats
-still empty, and raises ValueError with the reason if VK left out what an event cannot do without.
+Each function takes the update as VK sent it and the pattern of a command. It returns the event, in which the names of
+people and chats are still empty, or raises ValueError with the reason if a field that the event needs is missing or
+malformed.
 """
 
 import re
@@ -12,17 +13,17 @@ from ..events import CHATS, Action, Button, Event, Message, Peer, Reaction, Repl
 from ..fastjson import dumps, loads, utf8
 from .fields import Json, object_or_empty, require_list, require_number, require_object, require_text
 
-# Who caused an update is the first of these that is there.
+# The first of these fields that an update has says who caused it.
 ACTORS = ("user_id", "from_id", "liker_id", "admin_id", "deleter_id", "owner_id")
 
 
 def command_pattern(group: int, prefixes: str) -> re.Pattern[str]:
-    """Return the pattern of a command; its group 1 is the command without the mention of the community before it.
+    """Return the pattern of a command; its group 1 is the command without a leading mention of the community.
 
     A text button in a chat sends such a mention: https://dev.vk.com/ru/api/bots/development/keyboard
     """
     mention = rf"(?:\[(?:club|public){group}\|[^\]]*\]|@(?:club|public){group})[\s,:]*"
-    # Many emoji are typed with U+FE0F behind them, which only says how they look.
+    # Keyboards put U+FE0F after many emoji; it only selects how they are displayed.
     return re.compile(rf"(?:{mention})?([{re.escape(prefixes)}]\ufe0f?[^\W_].*)", re.DOTALL)
 
 
@@ -66,7 +67,10 @@ def message_reaction_event(update: Json, command: re.Pattern[str]) -> Event:
 
 
 def other(update: Json, command: re.Pattern[str]) -> Event:
-    """https://dev.vk.com/ru/api/community-events/json-schema: VK may write [] for an object, and "" for a number."""
+    """Build the event of a type that has no builder. VK may send [] for an object, and "" for a number.
+
+    https://dev.vk.com/ru/api/community-events/json-schema
+    """
     fields = object_or_empty(update.get("object"))
     actor = next((key for key in ACTORS if fields.get(key)), None)
     uuid = require_number(fields, actor) if actor else -require_number(update, "group_id")
@@ -76,33 +80,33 @@ def other(update: Json, command: re.Pattern[str]) -> Event:
 
 
 def user_of(uuid: int) -> User:
-    """Return the person or community; the names are looked up later."""
+    """Return the person or community; its names are looked up later."""
     return User(uuid, "", "", "", "")
 
 
 def peer_of(bpid: int) -> Peer:
-    """Return the place; its name is looked up later unless the update has it."""
+    """Return the peer; its name is looked up later, unless the update contains it."""
     return Peer(bpid, max(bpid - CHATS, 0), "")
 
 
 def reply_of(value: Any) -> Reply:
-    """Return a message inside a message."""
+    """Return a message that another one replies to or forwards."""
     fields = require_object(value)
     cmid, uuid = require_number(fields, "conversation_message_id", 0), require_number(fields, "from_id", 0)
     return Reply(cmid, require_text(fields, "text", ""), uuid)
 
 
 def action_of(value: Any) -> Action:
-    """Return what a message reports about its chat. New types are treated like any other."""
+    """Return what a message reports about its chat. Types that VK adds later are accepted, too."""
     fields = require_object(value)
-    member = require_number(fields, "member_id", 0)  # of a person, a community or an e-mail address
+    member = require_number(fields, "member_id", 0)  # a person, a community or an e-mail address
     text = require_text(fields, "text", "") or require_text(fields, "email", "")
     cmid = require_number(fields, "conversation_message_id", 0)
     return Action(require_text(fields, "type"), user_of(member) if member else None, text, cmid)
 
 
 def payload_of(value: Any) -> Json:
-    """Return an object as it is, nothing as {}, JSON text of an object parsed, any other value v as {"value": v}."""
+    """Return an object as it is, JSON text of an object parsed, an empty value as {}, any other v as {"value": v}."""
     with suppress(ValueError):
         payload = require_object(loads(utf8(value)) if isinstance(value, str) else value)
         dumps(payload)  # NaN is not JSON
@@ -111,7 +115,7 @@ def payload_of(value: Any) -> Json:
 
 
 def require_message(update: Json) -> Json:
-    """Return the message of a message_new. Before 5.103 the object is the message itself."""
+    """Return the message of a message_new. Before API version 5.103 the object was the message itself."""
     contents = require_object(update.get("object"))
     return require_object(contents.get("message", contents))
 

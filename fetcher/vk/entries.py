@@ -1,7 +1,7 @@
-"""From VK's updates to what goes out for them: full messages, events, names, JSON.
+"""Build bus entries from VK's updates: full messages, events, names, JSON.
 
-A name is looked for in memory first, which is emptied once a minute, then on the bus, where all fetchers share names,
-then at VK. Titles of chats also come with events, and hold from that event on: a fetcher that sees all events knows as
+A name is looked up first in memory, which is cleared once a minute, then on the bus, where all fetchers share a cache,
+then at VK. Chat titles also arrive in events, and apply from that event on, so a fetcher that sees all events knows as
 much as the bus.
 """
 
@@ -26,43 +26,44 @@ from .fields import Json, object_or_empty, require_number, require_object
 from .lookups import Lookups
 from .names import ids_to_resolve, with_names
 
-NAMES_MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and VK may have a missing name soon
+NAMES_MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and missing names may appear
 MAX_NAMES = 20_000  # in memory
 WARNING_INTERVAL = 60.0  # seconds between two warnings
-MAX_DATE = 2**32  # Unix time; a later date counts as none
+MAX_DATE = 2**32  # Unix time; a date from here on counts as missing
 
 
 class EntryBuilder:
-    """Builds the entries of batches, several at a time, so that one request to VK serves all of them."""
+    """Builds the entries of several batches at a time, so that one request to VK serves all of them."""
 
     def __init__(self, lookups: Lookups, bus: Bus, group: int, prefixes: str, raw: bool) -> None:
-        """Each of `prefixes` begins a command; with `raw` every update is published as VK sent it."""
+        """Each character of `prefixes` begins a command; with `raw` all types are published, with VK's own update."""
         self.lookups, self.bus = lookups, bus
         self.command, self.raw = command_pattern(group, prefixes), raw
         self.names: dict[int, Name] = {}
-        self.forget_at = 0.0  # when `names` are emptied
+        self.forget_at = 0.0  # when `names` is cleared
         self.built_until = Position(0, 0)
-        self.nameless = Counter[str]()  # dead letters without event_id, by their text
+        self.nameless = Counter[str]()  # how many updates without an event_id had this text
         self.warn_at = 0.0
 
     def build(self, batches: Sequence[Pending], give_up: bool) -> Failure:
         """Build the entries of these batches.
 
-        Raise TransientError or FatalError if VK or Redis does not return what they need now. With `give_up` they are
-        built without what VK does not return; return the failure then.
+        Raise TransientError or FatalError if VK or Redis does not return what the batches need now. With `give_up`, a
+        failure of VK is returned instead, and the entries are built without the missing names and full messages.
         """
         places = {place for batch in batches for update in batch.updates if (place := cropped_message(update))}
-        messages, failure = self.lookups.full_messages(places)  # no request without places
-        for batch in batches:  # even if VK has not returned all: those that are there are not requested again
+        messages, failure = self.lookups.full_messages(places)  # sends no request if there are no places
+        for batch in batches:  # even after a failure, so that messages that VK has returned are not requested again
             batch.updates = [with_full_message(update, messages) for update in batch.updates]
         if failure and not give_up:
             raise failure
-        drafts = []  # of each batch: its updates, and what is made of each before names are known
+        drafts = []  # for each batch, its updates, each with its event (names still empty), dead letter or None
         for batch in batches:
-            if batch.since > self.built_until:  # another fetcher may have had what is between, and a new title there
+            if batch.since > self.built_until:  # another fetcher may have seen a new title in the updates between
                 self.forget_at = 0.0
             self.built_until = max(self.built_until, batch.until)
-            self.nameless.clear()  # batches may overlap: the same text is another update only within one batch
+            # Batches may overlap, so equal texts in two batches may be one update; within a batch they are two.
+            self.nameless.clear()
             drafts.append([(update, self.or_dead_letter(self.event_of, update)) for update in batch.updates])
         events = [event for of_batch in drafts for _, event in of_batch if isinstance(event, Event)]
         names_failure = self.resolve_names(events, give_up)
@@ -71,10 +72,10 @@ class EntryBuilder:
         return failure or names_failure
 
     def resolve_names(self, events: list[Event], give_up: bool) -> Failure:
-        """Get all names of the events into memory.
+        """Load all names that the events need into memory.
 
-        Raise TransientError or FatalError if VK or Redis does not answer now; what they do answer is kept. With
-        `give_up` events go out with "" in place of what VK does not return; return the failure then.
+        Raise TransientError or FatalError if VK or Redis does not answer now; names that have arrived are kept. With
+        `give_up`, a failure of VK is returned instead, and the events are published with "" for the missing names.
         """
         if time.monotonic() >= self.forget_at or len(self.names) > MAX_NAMES:
             self.names.clear()
@@ -84,26 +85,27 @@ class EntryBuilder:
         if missing := missing - self.names.keys():
             names, failure = self.lookups.names(missing)
             self.names |= names
-            if self.bus.is_connected:  # else thousands could pile up in an outage; VK answers them again
+            if self.bus.is_connected:  # in an outage, thousands of names could pile up; VK returns them again later
                 self.bus.cache_names(names)
             if failure and not give_up:
                 raise failure
         titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
-        self.bus.cache_names(titles)  # before the rest: if it fails, the events are built again, with the old titles
+        # Before `with_names` stores the new titles: if this fails, the events are built again, from the old titles.
+        self.bus.cache_names(titles)
         return failure
 
     def or_dead_letter(self, make: Callable[..., Any], update: Any, *more: Any) -> Any:
-        """Return what is made of an update, or its dead letter if that fails."""
+        """Return what `make` returns for an update, or the update's dead letter if `make` raises an exception."""
         try:
             return make(update, *more)
-        except Exception as error:  # whatever is wrong with one update, its neighbours are published
+        except Exception as error:  # a bad update must not keep its neighbours from being published
             return self.dead_letter(update, error)
 
     def event_of(self, update: Any) -> Event | None:
         """Return the update's event, without names; raise ValueError if the update is malformed.
 
-        A type that is not in BUILDERS gives None, but with `raw` an event: then every event holds the update itself,
-        not a copy. VK's notice in place of an object gives None and a warning:
+        Return None for a type that is not in BUILDERS, unless `raw` is set; with `raw` every event holds the update
+        itself, not a copy. If VK sends a notice in place of an object, log a warning and return None:
         https://dev.vk.com/ru/api/deprecated-version-message
         """
         if not isinstance(update, dict) or not isinstance(update.get("type"), str):
@@ -121,19 +123,25 @@ class EntryBuilder:
         return event._replace(raw=update) if self.raw else event
 
     def entry_of(self, update: Any, event: Event | DeadLetter | None) -> Entry | DeadLetter | None:
-        """Return what is published, an event as JSON; raise ValueError if it cannot be written."""
+        """Return the entry of an event; return a dead letter or None unchanged.
+
+        Raise ValueError if the event cannot be written as JSON.
+        """
         if not isinstance(event, Event):
             return event
         text = event_to_json(with_names(event, self.names))
         return Entry(event.event_id, event.event_type, text, sent_at(update))
 
     def dead_letter(self, update: Any, error: Exception) -> DeadLetter:
-        """Return the dead letter of an update; without an event_id, its text and how often that occurs make its id."""
+        """Return the dead letter of an update.
+
+        If the update has no event_id, a hash of its text is the id, numbered if the batch has the same text twice.
+        """
         try:
             raw = json.dumps(update)
         except RecursionError:
             fields = object_or_empty(update).items()
-            raw = json.dumps({key: value for key, value in fields if isinstance(value, str | int)})  # its top
+            raw = json.dumps({key: value for key, value in fields if isinstance(value, str | int)})  # top level only
         reason = str(error) if type(error) is ValueError else repr(error)
         id = object_or_empty(update).get("event_id")
         if not isinstance(id, str) or not id:
@@ -143,13 +151,13 @@ class EntryBuilder:
 
 
 def sent_at(update: Any) -> int:
-    """Return when a message_new that makes an event was sent, in Unix time, 0 if VK does not say."""
+    """Return the Unix time at which a message_new was sent; 0 for other types, or if VK does not say."""
     date = require_message(update).get("date") if update["type"] == "message_new" else 0
     return date if type(date) is int and 0 < date < MAX_DATE else 0
 
 
 def cropped_message(update: Any) -> tuple[int, int] | None:
-    """Return (peer_id, conversation_message_id) of a message_new that VK has cropped, else None."""
+    """Return (peer_id, conversation_message_id) of a message_new that VK has cropped, None for other updates."""
     with suppress(ValueError):  # `event_of` reports what is malformed
         is_message = require_object(update).get("type") == "message_new"
         if is_message and (message := require_message(update)).get("is_cropped"):
@@ -158,7 +166,10 @@ def cropped_message(update: Any) -> tuple[int, int] | None:
 
 
 def with_full_message(update: Any, messages: dict[Any, Json]) -> Any:
-    """Return the update with the full message in place of a cropped one, if VK has it; fields that it lacks stay."""
+    """Return the update with the full message in place of a cropped one, if VK has returned it.
+
+    Fields that only the cropped message has are kept.
+    """
     place = cropped_message(update) if messages else None
     if place not in messages:
         return update

@@ -1,4 +1,4 @@
-"""VK's Bots Long Poll: the key, the poll, and where to continue when VK has forgotten a part of its history.
+"""VK's Bots Long Poll: the key, the poll, and where to continue when VK has forgotten part of its history.
 
 https://dev.vk.com/ru/api/bots-long-poll/getting-started
 """
@@ -18,31 +18,35 @@ from ..logs import log
 from .api import API_TIMEOUT, API_VERSION, Api, translate_errors
 from .builders import BUILDERS
 
-KEY_INTERVAL = 1.0  # seconds between two requests for a key: VK limits their rate
+KEY_INTERVAL = 1.0  # minimum seconds between two requests for a key, because VK limits their rate
 UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it is skipped
-RETRY_INTERVAL = 60.0  # seconds between two tries of what is not urgent
-FAILURE_INTERVAL = 10.0  # seconds from a poll that fails to a new key: VK's server may have moved
-SILENT_INTERVAL = 0.2  # seconds between two polls that bring nothing, if VK does not hold back its answers
-PROMPT = 0.1  # seconds, beyond twice the latest answer time, after which a poll with wait 0 is given up
-MAX_FAILED = 4  # answers in a row with `failed`, before the loop waits
+RETRY_INTERVAL = 60.0  # seconds between two attempts at something that is not urgent
+FAILURE_INTERVAL = 10.0  # seconds after a failed poll before a new key is taken: VK's server may have moved
+SILENT_INTERVAL = 0.2  # seconds to pause after an empty answer that VK sent at once instead of holding it back
+PROMPT = 0.1  # a poll with wait 0 is abandoned after this many seconds plus twice the latest answer time
+MAX_FAILED = 4  # consecutive answers with `failed` after which the poll fails, so that the loop backs off
 
 
 class LongPoll:
-    """One community's long poll. Methods raise TransientError for what passes, VkFatalError for what must be fixed.
+    """One community's long poll.
 
-    `server` is vk_api's, a key and its server; `latest_ts` is how far VK is, as far as is known.
+    Methods raise TransientError if a failure is temporary, and VkFatalError if the operator must fix something.
+    `server` is vk_api's object that holds a key and the address of its server; `latest_ts` is the latest ts that VK is
+    known to have reached.
     """
 
     def __init__(self, api: Api, group: int, renew_after: float) -> None:
-        """Send no request yet, `renew` is the first; `renew_after` is in seconds."""
+        """Send no request yet: call `renew` before the first poll. `renew_after` is in seconds."""
         self.api, self.group, self.renew_after = api, group, renew_after
-        self.key_at = 0.0  # when the latest key was requested
-        self.answer_time = 0.0  # seconds until the headers of the latest answer; the first is waited for briefly
-        self.is_checked = False  # that VK sends what the fetcher needs: this can wait until the first answer
-        self.skip_at: dict[int, float] = {}  # ts whose answer cannot be read, and when it is skipped
+        self.key_at = 0.0  # when a key was last requested
+        # How long VK took to send the latest answer's headers, in seconds; 0 before the first answer, for which `wait`
+        # is one second.
+        self.answer_time = 0.0
+        self.is_checked = False  # whether the Long Poll settings were checked, which can wait for the first answer
+        self.skip_at: dict[int, float] = {}  # by ts whose answer cannot be read: when to skip that ts
 
     def renew(self) -> int:
-        """Take a new key and server, after waiting for KEY_INTERVAL if need be, and return VK's latest ts.
+        """Take a new key and server, after a pause if KEY_INTERVAL has not passed yet, and return VK's latest ts.
 
         https://dev.vk.com/ru/method/groups.getLongPollServer
         """
@@ -54,18 +58,19 @@ class LongPoll:
             if not str(server.server).startswith("http"):
                 raise ValueError("no address")
         self.server, self.latest_ts = server, latest_ts
-        self.renew_at = time.monotonic() + self.renew_after  # when a new key is taken, even if this one serves
+        self.renew_at = time.monotonic() + self.renew_after  # when to take a new key even if this one still works
         return latest_ts
 
     def poll(self, ts: int, wait: int) -> Answer:
-        """Return the updates after `ts`, waiting for them up to `wait` seconds, or hardly at all if it is 0.
+        """Return the updates after `ts`; VK waits for them up to `wait` seconds, or hardly at all if `wait` is 0.
 
-        If VK has forgotten them, return those after the gap; adjacent gaps become one.
+        If VK has forgotten them, return the updates after the gap; adjacent gaps become one.
         """
         if self.answer_time and not self.is_checked:
             self.check_settings()
             self.is_checked = True
-        begun, place = time.monotonic(), self.renew_in_time(ts) if wait else ts  # what is given up proves nothing
+        # `renew_in_time` draws conclusions from silence, but a poll with wait 0 may be silent because we abandon it.
+        begun, place = time.monotonic(), self.renew_in_time(ts) if wait else ts
         gap = RESTARTED if place < ts else ""
         try:
             for _ in range(MAX_FAILED):
@@ -75,12 +80,16 @@ class LongPoll:
                         self.renew_at = time.monotonic() + self.renew_after
                     if answer.until > answer.since:
                         self.latest_ts = max(self.latest_ts, answer.until)
-                    if place < ts <= answer.until:  # only the servers that give keys are behind: `seen` knows the rest
+                    # If VK has reached `ts` after all, its numbering has not restarted: only the servers that issue
+                    # keys lag behind. Updates up to `ts` are repetitions, which `seen` filters out.
+                    if place < ts <= answer.until:
                         return answer._replace(since=ts, updates=answer.updates if answer.until > ts else [])
                     if wait and not answer.updates and time.monotonic() < begun + SILENT_INTERVAL:
                         time.sleep(SILENT_INTERVAL)
                     return answer._replace(gap=gap)
-                # By the next poll VK may have forgotten the place where it says to go on: only a new key's ts is sure.
+                # `failed` 1 brings the ts to continue at, 2 requires only a new key, 3 a new key and its ts. But VK may
+                # also forget the ts that it has just given, before we poll there. So if there is a gap already,
+                # continue at the ts of a new key, which is the latest.
                 until = answer.until if failed == 1 and not gap else self.renew()
                 if failed != 2:
                     self.latest_ts = max(self.latest_ts, until)
@@ -92,10 +101,11 @@ class LongPoll:
             raise
 
     def renew_in_time(self, ts: int) -> int:
-        """Take a new key if it is time: VK's polls are known to fall silent after hours. Return where to poll.
+        """Take a new key if it is time, because VK's polls are known to fall silent after hours; return where to poll.
 
-        A key whose ts is lower than `ts` is replaced after a minute. If the next one's is lower, too, with silence in
-        between, poll there: VK may have restarted its numbering, and would be silent until it is at `ts` again.
+        A key that came with a ts lower than `ts` is replaced after a minute. If the next key's ts is lower, too, and VK
+        has been silent in between, poll at the lower ts: VK may have restarted its numbering, and a poll at `ts` would
+        bring nothing until the new numbers reach `ts`.
         """
         now, key_at, known_ts = time.monotonic(), self.key_at, self.latest_ts
         if now >= self.renew_at or (known_ts < ts and now >= key_at + RETRY_INTERVAL):
@@ -104,21 +114,24 @@ class LongPoll:
                 if max(known_ts, self.renew()) < ts:
                     return min(known_ts, self.latest_ts)
             except TransientError as error:
-                if now >= key_at + RETRY_INTERVAL:  # else polls fail, too, and the loop reports that
+                if now >= key_at + RETRY_INTERVAL:  # a newer key is replaced if polls fail, which the loop reports
                     log.warning("%s: the old key stays in use", error)
         return ts
 
     def answer_at(self, ts: int, wait: int) -> tuple[int, Answer]:
         """Return VK's `failed` and its answer at this ts.
 
-        A ts whose answer is unreadable for too long is skipped, if the latest ts can be read and this one still cannot:
-        the answer then says that VK has forgotten it. A lower ts is believed if VK repeats it and a new key's ts is
-        lower, too: VK's servers may be a few updates apart.
+        If the answer at a ts has been unreadable for UNREADABLE_TIMEOUT, the ts is skipped, provided that the answer at
+        the latest ts can be read and the one at this ts still cannot. The result then is as if VK had forgotten the
+        updates: `failed` 1, and a gap. A lower ts in an answer may only mean that VK's servers are a few updates apart,
+        so it is believed only if VK repeats it and the ts of a new key is lower, too.
         """
         is_due = ts in self.skip_at and time.monotonic() >= self.skip_at[ts]
         if is_due:
             self.skip_at[ts] = time.monotonic() + RETRY_INTERVAL
-            self.request(self.renew(), 1)  # whether it can be read; `poll` goes there, and sees whether it is refused
+            # Raises if the answer at the latest ts cannot be read either. A `failed` in it does not matter here:
+            # `poll` continues at that ts, and handles it.
+            self.request(self.renew(), 1)
         try:
             failed, answer = self.request(ts, wait)
             if answer.until < ts:
@@ -134,22 +147,22 @@ class LongPoll:
         return failed, answer
 
     def request(self, ts: int, wait: int) -> tuple[int, Answer]:
-        """Return VK's `failed`, 0 if nothing has, and its answer at this ts; without a ts of its own it ends there.
+        """Poll once; return VK's `failed`, which is 0 for a normal answer, and the answer.
 
-        VK waits for updates up to `wait` seconds. With 0 the poll is given up, as if it had brought nothing, when it
-        fails, or takes much longer than VK's latest answer. Raise MalformedResponse if the answer cannot be read,
-        TransientError if there is none.
+        The answer's `until` is `ts` if VK sends no new ts. VK waits for updates up to `wait` seconds. If `wait` is 0, a
+        poll that gets no answer, or takes much longer than VK's latest answer did, is abandoned and counts as empty.
+        Raise MalformedResponse if the answer cannot be read, TransientError if there is no answer.
 
-        vk_api's check() moves the ts before it has read the updates, loses a batch to one odd update, hides `failed`
-        from its caller, and ignores the HTTP status.
+        vk_api's check() is not used: it moves the ts before it has read the updates, loses a whole batch to one odd
+        update, hides `failed` from its caller, and ignores the HTTP status.
         """
         params = {"act": "a_check", "key": self.server.key, "ts": ts, "wait": wait or 1}
-        # An answer that VK holds back may take longer than one of the API.
+        # An answer that VK holds back may take longer than one of the API, so it gets twice API_TIMEOUT besides `wait`.
         patience = wait + 2 * API_TIMEOUT if wait else PROMPT + 2 * self.answer_time
         with translate_errors("long poll", MalformedResponse):
             try:
                 response = self.api.http.get(self.server.url, params=params, timeout=(API_TIMEOUT, patience))
-            except (OSError, HTTPError):  # a timeout, or what the next poll that waits will report
+            except (OSError, HTTPError):  # a timeout, or an error that the next poll with a wait will report
                 if wait:
                     raise
                 return 0, Answer(ts, ts, [])
@@ -165,29 +178,30 @@ class LongPoll:
             return failed, Answer(ts, until, updates, len(response.content))
 
     def check_settings(self) -> None:
-        """Log the Long Poll settings that keep events from coming. Raise VkFatalError if Long Poll is switched off."""
-        with suppress(TransientError):  # then nothing is known to be wrong
+        """Warn of Long Poll settings that keep events from arriving; raise VkFatalError if Long Poll is off."""
+        with suppress(TransientError):  # if VK does not say, the settings are taken to be right
             is_off, version, _, missing = long_poll_settings(self.api, self.group)
             if is_off:
                 raise VkFatalError("Long Poll is switched off: switch it on in the community's settings or run --setup")
-            if [] < numbers(version) < [5, 103]:  # before 5.103 updates had another form
+            if [] < numbers(version) < [5, 103]:  # updates had another form before 5.103
                 log.warning("Long Poll's API version is %s: set %s in the community's settings", version, API_VERSION)
             if missing:
                 log.warning("Long Poll does not send %s: tick these event types in the community's settings", missing)
 
 
 def require_ts(value: Any) -> int:
-    """Return a ts as a number: VK sends text, and a number next to `failed`. Raise ValueError for anything else."""
+    """Return a ts as a number. VK sends it as text, but as a number next to `failed`; raise ValueError for the rest."""
     if not re.fullmatch("[0-9]{1,30}", str(value)):
         raise ValueError("no ts")
     return int(value)
 
 
 def long_poll_settings(api: Api, group: int) -> tuple[bool, str, dict[str, Any], str]:
-    """Return whether Long Poll is off, its version, the flags of the types of update, and which of ours are missing.
+    """Return whether Long Poll is off, its version, the flag of each update type, and which types are missing.
 
-    https://dev.vk.com/ru/method/groups.getLongPollSettings: an empty list means that no type is
-    ticked; if there is no `events` at all, all of them count as ticked
+    The missing types are those in BUILDERS that are not ticked. If VK returns an empty list of `events`, no type is
+    ticked; if it returns no `events` at all, all types count as ticked.
+    https://dev.vk.com/ru/method/groups.getLongPollSettings
     """
     with translate_errors("groups.getLongPollSettings"):
         answer = api.method("groups.getLongPollSettings", {"group_id": group})
@@ -197,5 +211,5 @@ def long_poll_settings(api: Api, group: int) -> tuple[bool, str, dict[str, Any],
 
 
 def numbers(version: str) -> list[int]:
-    """Return the numbers of a version."""
+    """Return the numbers in a version: [5, 199] for "5.199"."""
     return [int(number) for number in re.findall("[0-9]+", version)]

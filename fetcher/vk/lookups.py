@@ -1,4 +1,4 @@
-"""Lookups at VK: names and full messages, many at once. https://dev.vk.com/ru/method/execute"""
+"""Look up names and full messages at VK, many in one request. https://dev.vk.com/ru/method/execute"""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,14 +17,14 @@ from .api import Api, translate_errors
 from .fields import Json, object_or_empty, require_number, require_object, require_text
 
 MAX_CALLS = 25  # in one `execute`
-MAX_TIME = 2.0  # seconds after which the rest is left for later: VK must be polled meanwhile
-MAX_IDS, MAX_IDS_OF = 100, {"users.get": 1000, "groups.getById": 500}  # in one call, and in one of these
+MAX_TIME = 2.0  # seconds after which the remaining lookups are left for later, because VK must be polled, too
+MAX_IDS, MAX_IDS_OF = 100, {"users.get": 1000, "groups.getById": 500}  # ids in one call, and in one of these methods
 
 
 class Lookup(NamedTuple):
-    """One call for many ids, and how to read an item of its answer into an id and a value.
+    """One call for many ids; `read` turns an item of its answer into an id and a value.
 
-    An id is what the caller knows it by: negative for communities, (peer_id, conversation_message_id) for messages.
+    `ids` are in the caller's form: negative for communities, (peer_id, conversation_message_id) for messages.
     """
 
     method: str
@@ -43,7 +43,10 @@ class Lookup(NamedTuple):
         return {self.param: ",".join(map(str, numbers)), "lang": "ru", **self.more}
 
     def values(self, answer: Any) -> Iterator[tuple[Any, Any]]:
-        """Yield id and value of each well-formed item of VK's answer: a list, or an object with `items` or `groups`."""
+        """Yield the id and the value of each well-formed item.
+
+        VK's answer is a list, or an object with `items` or `groups`.
+        """
         if isinstance(answer, dict):
             answer = answer.get("items", answer.get("groups"))
         for item in answer if isinstance(answer, list) else ():
@@ -52,10 +55,10 @@ class Lookup(NamedTuple):
 
 
 class Lookups:
-    """Names and full messages from VK.
+    """Gets names and full messages from VK.
 
-    Methods return what VK answered, and the failure that kept it from answering the rest, or None. What VK refuses for
-    good counts as answered: one person, chat or message that it refuses never delays the others.
+    Methods return VK's answers, and the failure that kept VK from answering the rest, or None. A permanent refusal
+    counts as an answer, so that one person, chat or message that VK refuses never delays the others.
     """
 
     def __init__(self, api: Api) -> None:
@@ -63,7 +66,7 @@ class Lookups:
         self.api = api
 
     def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
-        """Return the names by id, empty ones where VK has none; 1000 people and 100 chats cost one request."""
+        """Return the names by id, empty ones if VK has none; 1000 people and 100 chats together cost one request."""
         ids = sorted(ids)
         fields = {"fields": "domain,screen_name"}
         people = Lookup("users.get", "user_ids", [id for id in ids if 0 < id < CHATS], fields, read_person)
@@ -73,7 +76,7 @@ class Lookups:
         return {id: name or Name() for id, name in resolved.items()}, failure
 
     def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], Json], Failure]:
-        """Return the full messages by (peer_id, conversation_message_id), those that VK still has."""
+        """Return the full messages that VK still has, by (peer_id, conversation_message_id)."""
         lookups, method, param = [], "messages.getByConversationMessageId", "conversation_message_ids"
         for peer, group in groupby(sorted(places), key=lambda place: place[0]):
             lookups.append(Lookup(method, param, list(group), {"peer_id": peer}, partial(read_message, peer)))
@@ -81,10 +84,10 @@ class Lookups:
         return {place: message for place, message in resolved.items() if message}, failure
 
     def resolve(self, lookups: list[Lookup]) -> tuple[dict[Any, Any], Failure]:
-        """Return what VK answers, None where it has nothing, and the first failure if something is left out.
+        """Return VK's answers by id, None if VK has nothing for an id, and the first failure if any id is left out.
 
-        A call that fails or is refused for several ids is split, as is a request that is too large for VK. If all calls
-        of a request fail, the ids are not the cause, and VK is left alone.
+        A call for several ids that fails or is refused is split, and so is a request that is too large for VK. If a
+        request has several calls and all of them fail, the ids are not the cause, so no further request is sent.
         """
         resolved: dict[Any, Any] = {}
         failure: Failure = None
@@ -117,9 +120,10 @@ class Lookups:
         return resolved, (failure or TransientError("VK's API is slow")) if ids - resolved.keys() else None
 
     def execute(self, lookups: list[Lookup]) -> list[Any]:
-        """Return the answers of one request; raise CallFailed if it is too large for VK, RequestRejected if refused.
+        """Send the lookups as one request, and return an answer for each.
 
-        In place of an answer there is RequestRejected if VK refuses that call, and CallFailed if it failed.
+        The answer is a RequestRejected if VK refuses that call, and a CallFailed if the call failed. Raise CallFailed
+        if the request is too large for VK, and RequestRejected if VK refuses it as a whole.
         """
         pool = VkRequestsPool(self.api)
         results = [pool.method(lookup.method, lookup.parameters()) for lookup in lookups]
@@ -127,17 +131,17 @@ class Lookups:
             pool.execute()
             answers = [result.result if result.error is False else None for result in results]
         for number, (lookup, result) in enumerate(zip(lookups, results, strict=True)):
-            if result.error is not False:  # VK's error may be null or empty
+            if result.error is not False:  # compare with False: VK's error may be null or empty
                 answers[number] = self.api.failure(lookup.method, result.error, inside=True)
                 log.debug("%s, of %s", answers[number], lookup.ids)
         return answers
 
 
-# Each reads one item, and raises ValueError if it is malformed: then it has no name.
+# Each of these functions reads one item, and raises ValueError if it is malformed; the item is then ignored.
 
 
 def read_person(person: Json) -> tuple[int, Name]:
-    """https://dev.vk.com/ru/method/users.get: people that VK does not know are left out."""
+    """Read a person; VK leaves out people it does not know. https://dev.vk.com/ru/method/users.get"""
     id = require_number(person, "id")
     first, last = require_text(person, "first_name", ""), require_text(person, "last_name", "")
     nick = require_text(person, "domain", "") or require_text(person, "screen_name", "") or f"id{id}"
@@ -145,17 +149,23 @@ def read_person(person: Json) -> tuple[int, Name]:
 
 
 def read_community(group: Json) -> tuple[int, Name]:
-    """https://dev.vk.com/ru/method/groups.getById: ids are positive; before 5.139 the answer was the list itself."""
+    """Read a community; VK's ids are positive here. Before 5.139 the answer was the list itself.
+
+    https://dev.vk.com/ru/method/groups.getById
+    """
     name = require_text(group, "name", "")
     return -require_number(group, "id"), Name(name, name, "", require_text(group, "screen_name", ""))
 
 
 def read_chat(item: Json) -> tuple[int, Name]:
-    """https://dev.vk.com/ru/method/messages.getConversationsById: a chat may be left out, or come without settings."""
+    """Read a chat; VK may leave a chat out, or return it without settings.
+
+    https://dev.vk.com/ru/method/messages.getConversationsById
+    """
     settings = object_or_empty(item.get("chat_settings"))
     return require_number(object_or_empty(item.get("peer")), "id"), Name(require_text(settings, "title", ""))
 
 
 def read_message(peer: int, message: Json) -> tuple[tuple[int, int], Json]:
-    """https://dev.vk.com/ru/method/messages.getByConversationMessageId"""
+    """Read a message of this peer. https://dev.vk.com/ru/method/messages.getByConversationMessageId"""
     return (peer, require_number(message, "conversation_message_id")), message

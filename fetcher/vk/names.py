@@ -1,4 +1,4 @@
-"""Names in events: whose names a batch needs, and putting them in."""
+"""Names in events: find the ids that need a name, and fill the names in."""
 
 from ..core.history import Name
 from ..events import CHATS, Event, Peer, User
@@ -11,11 +11,14 @@ def ids_to_resolve(events: list[Event]) -> set[int]:
     users = [event.user for event in events]
     users += [event.action.user for event in events if event.action and event.action.user]
     ids = {user.uuid for user in users if abs(user.uuid) < CHATS} | {event.peer.bpid for event in events}
-    return {id for id in ids if id > -CHATS and id not in (0, CHATS)}  # below are e-mail addresses, which have no name
+    return {id for id in ids if id > -CHATS and id not in (0, CHATS)}  # below -CHATS: e-mail addresses, without a name
 
 
 def with_names(event: Event, names: dict[int, Name]) -> Event:
-    """Return the event with the names of users and peer; a title in it goes to `names` and holds from then on."""
+    """Return the event with the names of its users and its peer.
+
+    A title that the event brings is put into `names`, so that it also applies to the events after it.
+    """
     peer, action = event.peer, event.action
     if peer.name:
         names[peer.bpid] = Name(peer.name)
@@ -26,5 +29,5 @@ def with_names(event: Event, names: dict[int, Name]) -> Event:
 
 
 def with_name(user: User, names: dict[int, Name]) -> User:
-    """Return the user with a name, if there is one; a chat's title under the same number is not one."""
+    """Return the user with its name. A number of CHATS or more has none: `names` may hold a chat's title for it."""
     return User(user.uuid, *(names.get(user.uuid, UNKNOWN) if abs(user.uuid) < CHATS else UNKNOWN))
