@@ -1,5 +1,5 @@
-# The tag moves with Python's security releases. To pin the exact image, put its digest behind the tag
-# (`docker image inspect -f '{{index .RepoDigests 0}}' python:3.13-slim`) and renew it yourself.
+# The tag moves with Python's security releases. To pin the exact image, add its digest after the tag
+# (`docker image inspect -f '{{index .RepoDigests 0}}' python:3.13-slim` prints it) and update it yourself.
 FROM python:3.13-slim
 
 LABEL org.opencontainers.image.title="event-fetcher" \
@@ -9,19 +9,20 @@ LABEL org.opencontainers.image.title="event-fetcher" \
 
 WORKDIR /app
 
-# Wheels only: there is no compiler here. pip checks the hashes in the file. The demo's server is one of these packages.
+# Only wheels, because the image has no compiler. pip checks the hashes in the file. The packages include the Redis
+# server that the demo runs.
 COPY requirements-run.txt ./
 RUN pip install --no-cache-dir --root-user-action=ignore --only-binary=:all: -r requirements-run.txt
 
 COPY main.py LICENSE ./
 COPY fetcher ./fetcher
 
-# A build argument stays in the image's history; `docker run -e TOKEN` does not, and wins. The arguments come before a
-# RUN because podman notices only there that one has changed.
+# A build argument stays in the image's history. `docker run -e TOKEN` does not, and it takes precedence. The arguments
+# stand before a RUN because podman notices a changed argument only at a RUN.
 ARG TOKEN=""
 ARG GROUPID=""
-# The base image has no compiled modules and the user below may write none: importing everything here compiles it
-# once, not at each start and health check. It also ends the build of an image that would not start.
+# The base image has no compiled modules, and the user below cannot write any. Importing everything here compiles the
+# modules once, rather than at each start and health check. It also fails the build of an image that would not start.
 RUN python main.py --version && python -c "import prometheus_client, hiredis, fetcher.commands.demo"
 
 ENV TOKEN=$TOKEN GROUPID=$GROUPID REDIS_URL=redis://redis:6379/0

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Builds the image and replaces two fetchers one after the other: `up` alone would replace both at once. Each new one must
-# be healthy before the next old one is stopped, so one is always polling. A failure leaves what is running as it is.
+# Builds the image and replaces two fetchers one after the other, because a single `up` would replace both at once. The
+# first new fetcher must be healthy before the second old one is stopped, so one is always polling. If a step fails, the
+# script stops and leaves the containers as they are.
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Builds the image and replaces two fetchers one after the other, for a Jenkins job whose credentials are in TOKEN and
-# GROUPID. Each new one must be healthy before the next old one is stopped, so one is always polling. A failure
-# leaves what is running as it is. Other settings of the job, such as METRICS_PORT, go into the containers, too.
+# GROUPID. The first new fetcher must be healthy before the second old one is stopped, so one is always polling. If a
+# step fails, the script stops and leaves the containers as they are. Other settings in the job's environment, such as
+# METRICS_PORT, are passed to the containers, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,14 +28,14 @@ for name in "${settings[@]}"; do
   fi
 done
 
-replace() { # container, options of its own
+replace() { # CONTAINER OPTION...: the options are for `docker run`
   local container=$1
   shift
   if docker container inspect "$container" >/dev/null 2>&1; then
     docker stop "$container"
     docker rm -f "$container"
   fi
-  # The token goes in when the container starts: it is in no layer and no history of the image.
+  # The token is passed when the container starts, so neither a layer nor the history of the image has it.
   docker run -d --name "$container" --restart always --network "$networkName" "$@" "${options[@]}" "$imageName"
   for _ in {1..60}; do
     docker exec "$container" python main.py --health && return
@@ -55,5 +56,5 @@ fi
 replace "$containerName-2"
 replace "$containerName" --ip "$localIP"
 
-# Only what this job left behind: `system prune` would also take other services' stopped containers and networks.
+# Remove only this job's old images: `system prune` would also remove other services' stopped containers and networks.
 docker image prune -f --filter "label=org.opencontainers.image.title=event-fetcher"

@@ -1,7 +1,7 @@
-"""Answer commands in the chat they come from. Live: what is sent while it is not running stays unanswered.
+"""Answer commands in the chat they come from. Live: commands sent while this is not running stay unanswered.
 
-TOKEN is the community's, with the *messages* right; REDIS_URL is the bus. Both come from the environment or `.env`.
-Run it in the repository's directory: python -m examples.answer_commands
+TOKEN is the community's token, with the *messages* right; REDIS_URL is the address of the bus. Both are read from the
+environment or from `.env`. Run this in the repository's directory: python -m examples.answer_commands
 """
 
 import os
@@ -29,7 +29,7 @@ def answer(event: Event) -> str | None:
 
 
 def main() -> None:
-    """Answer forever."""
+    """Answer commands forever."""
     load_dotenv(".env", interpolate=False)
     if not (token := os.environ.get("TOKEN")):
         sys.exit("TOKEN is missing: put the community's token into .env or into the environment.")
@@ -37,7 +37,7 @@ def main() -> None:
     vk = VkApi(token=token, api_version="5.199").get_api()
     for event in subscribe(redis, "command", bus=os.environ.get("BUS") or "events"):
         if text := answer(event):
-            # VK sends a message with the same random_id once: an event that is published again is not answered again.
+            # VK sends only one message per random_id, so an event that is published again is not answered again.
             random_id = zlib.crc32(event.event_id.encode()) >> 1
             try:
                 # https://dev.vk.com/ru/method/messages.send

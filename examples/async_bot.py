@@ -1,8 +1,8 @@
-"""Answer commands with vkbottle. Asynchronous and durable: what is sent while it is not running is answered later.
+"""Answer commands with vkbottle. Asynchronous and durable: commands sent while this is not running are answered later.
 
-Several may share the work, each under a name of its own. TOKEN is the community's, with the *messages* right;
-REDIS_URL is the bus. Both come from the environment or `.env`. Needs vkbottle (pip install vkbottle).
-Run it in the repository's directory: python -m examples.async_bot bot-1
+Several bots can share the work if each has its own name. TOKEN is the community's token, with the *messages* right;
+REDIS_URL is the address of the bus. Both are read from the environment or from `.env`. This needs vkbottle (pip install
+vkbottle). Run it in the repository's directory: python -m examples.async_bot bot-1
 """
 
 import asyncio
@@ -26,7 +26,7 @@ async def ping(event: Event) -> str:
 
 
 async def where(event: Event) -> str:
-    """Say what this chat is called."""
+    """Say which chat this is."""
     return f"This is «{event.peer.name}», {event.peer.bpid}."
 
 
@@ -34,7 +34,7 @@ COMMANDS = {"ping": ping, "where": where}
 
 
 async def main() -> None:
-    """Answer forever."""
+    """Answer commands forever."""
     load_dotenv(".env", interpolate=False)
     if not (token := os.environ.get("TOKEN")):
         sys.exit("TOKEN is missing: put the community's token into .env or into the environment.")
@@ -46,7 +46,7 @@ async def main() -> None:
         if event.event_type != "command" or not event.message:
             continue
         if command := COMMANDS.get(event.message.text[1:].split()[0].lower()):
-            # VK sends a message with the same random_id once: an event that is delivered again is not answered again.
+            # VK sends only one message per random_id, so an event that is delivered again is not answered again.
             random_id = zlib.crc32(event.event_id.encode()) >> 1
             try:
                 # https://dev.vk.com/ru/method/messages.send

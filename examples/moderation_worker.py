@@ -1,9 +1,11 @@
-"""Report anyone who posts a third link in a chat. Durable: nothing is missed while it is not running.
+"""Report anyone who posts a third link in a chat. Durable: messages sent while this is not running are checked later.
 
-Several may share the work, each under a name of its own. REDIS_URL, the bus, comes from the environment or from `.env`.
-Run it in the repository's directory: python -m examples.moderation_worker moderation-1
-An event may be delivered again after a crash, so a person's links are a set of event_ids, not a counter. An event that
-crashes it three times becomes a dead letter in the stream {events}:dead-letter:moderation, and the next one follows.
+Several workers can share the work if each has its own name. REDIS_URL, the address of the bus, is read from the
+environment or from `.env`. Run this in the repository's directory: python -m examples.moderation_worker moderation-1
+
+An event may be delivered again after a crash, so each person's links are kept as a set of event_ids, not as a counter.
+An event that crashes the worker three times becomes a dead letter in the stream {events}:dead-letter:moderation, and
+the worker continues with the next event.
 """
 
 import os
@@ -19,13 +21,13 @@ MAX_LINKS = 2
 
 
 def has_link(event: Event) -> bool:
-    """Return whether it is a message with a link, in a chat."""
+    """Return whether the event is a message with a link, sent in a chat."""
     message = event.message
     return bool(event.peer.cid and message and ("link" in message.attachments or "://" in message.text))
 
 
 def main() -> None:
-    """Moderate forever."""
+    """Check messages forever."""
     load_dotenv(".env", interpolate=False)
     if len(sys.argv) < 2:
         sys.exit("The consumer's name is missing: python -m examples.moderation_worker moderation-1")

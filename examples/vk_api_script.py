@@ -1,8 +1,8 @@
-"""A vk_api script that takes its updates from the stream: its handler is unchanged, and nothing is missed.
+"""A vk_api script that reads its updates from the stream: its handler is unchanged, and no update is missed.
 
-The fetcher runs with RAW=1. TOKEN is the community's, REDIS_URL the bus; both come from the environment or from `.env`.
-Several may share the work, each under a name of its own, and after a crash an event may be delivered again.
-Run it in the repository's directory: python -m examples.vk_api_script script-1
+The fetcher must run with RAW=1. TOKEN is the community's token, REDIS_URL is the address of the bus; both are read from
+the environment or from `.env`. Several scripts can share the work if each has its own name. After a crash, an event may
+be delivered again. Run this in the repository's directory: python -m examples.vk_api_script script-1
 """
 
 import os
@@ -19,7 +19,7 @@ from fetcher import consume
 
 
 def handle(vk: Any, event: VkBotEvent) -> None:
-    """Do what the loop over longpoll.listen() did."""
+    """Handle an update, as the body of the loop over longpoll.listen() did."""
     if event.type == VkBotEventType.MESSAGE_NEW:
         print(f"{event.message.from_id}: {event.message.text}", flush=True)
         if event.from_chat and event.message.text == "/ping":
@@ -29,7 +29,7 @@ def handle(vk: Any, event: VkBotEvent) -> None:
 
 
 def main() -> None:
-    """Handle forever. If the handler raises, the event is not acknowledged: it is delivered again after a restart."""
+    """Handle updates forever. If the handler raises, the event is not acknowledged, so a restart delivers it again."""
     load_dotenv(".env", interpolate=False)
     if not (token := os.environ.get("TOKEN")):
         sys.exit("TOKEN is missing: put the community's token into .env or into the environment.")

@@ -1,8 +1,9 @@
-"""A vkbottle bot that takes its updates from the stream: its handlers are unchanged, and nothing is missed.
+"""A vkbottle bot that reads its updates from the stream: its handlers are unchanged, and no update is missed.
 
-The fetcher runs with RAW=1. TOKEN is the community's, REDIS_URL the bus; both come from the environment or from `.env`.
-Several may share the work, each under a name of its own, and after a crash an event may be delivered again.
-Needs vkbottle (pip install vkbottle). Run it in the repository's directory: python -m examples.vkbottle_bot bot-1
+The fetcher must run with RAW=1. TOKEN is the community's token, REDIS_URL is the address of the bus; both are read from
+the environment or from `.env`. Several bots can share the work if each has its own name. After a crash, an event may be
+delivered again. This needs vkbottle (pip install vkbottle). Run it in the repository's directory:
+python -m examples.vkbottle_bot bot-1
 """
 
 import asyncio
@@ -29,18 +30,21 @@ async def ping(message: Message, word: str) -> str:
 
 @bot.on.message()
 async def other_message(message: Message) -> None:
-    """Show messages that are not answered."""
+    """Print messages that are not answered."""
     print(f"{message.from_id}: {message.text}", flush=True)
 
 
 @bot.on.raw_event(GroupEventType.GROUP_JOIN, dataclass=GroupTypes.GroupJoin)
 async def group_join(event: GroupTypes.GroupJoin) -> None:
-    """Greet a new member: the fetcher publishes this type as VK sends it."""
+    """Greet a new member. The fetcher publishes this type of event as VK sends it."""
     await bot.api.messages.send(peer_id=event.object.user_id, message="Welcome!", random_id=0)
 
 
 async def main() -> None:
-    """Handle forever, instead of bot.run_polling(). vkbottle logs what a handler raises; then the next event comes."""
+    """Handle updates forever, in place of bot.run_polling().
+
+    If a handler raises, vkbottle logs the error, and the next event is handled.
+    """
     if not os.environ.get("TOKEN"):
         sys.exit("TOKEN is missing: put the community's token into .env or into the environment.")
     if len(sys.argv) < 2:
