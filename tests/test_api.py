@@ -1,4 +1,4 @@
-"""The client of VK's API: what is sent, how often, and what becomes of every error."""
+"""VK's API client: what it sends, how often, and what it makes of every error."""
 
 import contextlib
 import gc
@@ -56,7 +56,7 @@ def test_nothing_is_asked_at_first(api: Api, net: Net) -> None:
 
 
 def test_how_it_is_asked(api: Api, net: Net) -> None:
-    """By POST, with version 5.199, in Russian unless the caller sets another language."""
+    """Requests are sent by POST with API version 5.199, in Russian unless the caller sets another language."""
     assert call(api) == [{"id": 1}]
     api.method("users.get", {"lang": "en"})
     usual = {"v": "5.199", "access_token": TOKEN}
@@ -65,7 +65,7 @@ def test_how_it_is_asked(api: Api, net: Net) -> None:
 
 
 def test_every_request_has_a_time_out(api: Api, net: Net) -> None:
-    """5 seconds; a caller's own timeout is kept."""
+    """Every request times out after 5 seconds, unless the caller sets another timeout."""
     call(api)
     api.http.post("https://api.vk.ru/method/users.get", {"v": "5"}, timeout=77)
     assert [timeout for _, timeout in net.timeouts()] == [5.0, 77]
@@ -75,7 +75,7 @@ HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
 def drip(head: bytes, body: Iterable[bytes]) -> tuple[Any, str]:
-    """Serve an answer that comes slowly, its head byte by byte; return the server and its address."""
+    """Serve an answer slowly, its headers byte by byte; return the server and its URL."""
 
     def answer(connection: socket.socket, *_: object) -> None:
         connection.recv(10_000)
@@ -89,7 +89,7 @@ def drip(head: bytes, body: Iterable[bytes]) -> tuple[Any, str]:
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", HEAD])
 @pytest.mark.parametrize("timeout", [0.5, (0.2, 0.5)])
 def test_an_answer_that_comes_byte_by_byte(head: bytes, timeout: Any) -> None:
-    """A timeout is also for its headers, its body, and the body of a redirect, so that polls go on: none may end."""
+    """The timeout also cuts off headers, a body or a redirect's body that never end, so that polling can continue."""
     server, url = drip(head, itertools.repeat(b"x"))
     with server:
         session = Session()
@@ -101,7 +101,7 @@ def test_an_answer_that_comes_byte_by_byte(head: bytes, timeout: Any) -> None:
 
 
 def test_a_body_that_comes_slowly() -> None:
-    """A link of 1 kB/s is slow, not broken."""
+    """A body may take longer than the timeout if at least 1 kB/s arrives: such a link is slow, not broken."""
     server, url = drip(HEAD, [b'"', *[b"x" * 50] * 100, b'"'])
     with server:
         begun = time.monotonic()
@@ -110,13 +110,13 @@ def test_a_body_that_comes_slowly() -> None:
 
 
 def test_a_request_of_another_thread(vk: VK) -> None:
-    """Only the main thread can be interrupted; the others do without."""
+    """Requests work in any thread, although an endless answer can be interrupted only in the main thread."""
     with ThreadPoolExecutor() as pool:
         assert pool.submit(Session().get, f"{vk.url}/stats").result().json()
 
 
 def test_an_answer_is_soon_forgotten(vk: VK) -> None:
-    """Nothing in it holds itself: large answers must not stay until the garbage collector runs."""
+    """A response is in no reference cycle: a large one must not stay in memory until the garbage collector runs."""
     session = Session()
     gc.disable()
     try:
@@ -136,7 +136,7 @@ def test_a_compressed_answer(api: Api, net: Net) -> None:
 
 
 def test_proxies_come_from_the_environment(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are found as by requests, for each host; the environment is searched once."""
+    """Proxies are found for each host as requests finds them, but the environment is scanned only once per host."""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
     monkeypatch.setenv("NO_PROXY", "lp.vk.ru")
 
@@ -150,7 +150,7 @@ def test_proxies_come_from_the_environment(api: Api, monkeypatch: pytest.MonkeyP
 
 
 def test_twenty_requests_a_second(api: Api, net: Net) -> None:
-    """Requests begin at least a twentieth of a second apart; what a request has taken counts."""
+    """Requests start at least a twentieth of a second apart; the time that a request takes counts towards that."""
     for net.delay in (0.0, 0.02, 0.2):
         for _ in range(45):
             call(api)
@@ -164,7 +164,7 @@ def test_twenty_requests_a_second(api: Api, net: Net) -> None:
 def test_passwords_of_the_environment_stay_there(
     api: Api, net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A .netrc may have one for every server."""
+    """A password in .netrc, which may have one for every server, is not sent to VK."""
     netrc = tmp_path / "netrc"
     netrc.write_text("default login me password secret")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -181,7 +181,10 @@ def test_a_redirect_of_a_poll_is_followed(api: Api, net: Net) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(api: Api, net: Net, status: int) -> None:
-    """It would go on without its parameters, and VK would refuse the token; or it would take the token elsewhere."""
+    """An API redirect is not followed.
+
+    The request would lose its parameters, so that VK would refuse the token, or it would take the token elsewhere.
+    """
     moved = (status, "", ("Location", "https://api.vk.ru/method/elsewhere"))
     net.answers |= {"users.get": [moved], "elsewhere": [error(5)]}
     with pytest.raises(TransientError, match="VK's API returns an unreadable answer"):
@@ -195,7 +198,7 @@ def test_a_redirect_is_not_followed(api: Api, net: Net, status: int) -> None:
 @pytest.mark.parametrize("method", [SERVER, "users.get", "execute"])
 @pytest.mark.parametrize("code", PASSING + FATAL + FATAL_AT_START + OTHER)
 def test_each_error(api: Api, net: Net, code: int, method: str) -> None:
-    """A sentence with VK's code and words; a fatal one begins with what to do, and is fatal at once."""
+    """Each error is a sentence with VK's code and text; a fatal one first says what to do, and is fatal at once."""
     net.answers[method] = [error(code, "Why")]
     sentence = f"VK error {code} in {method}: Why"
     with pytest.raises((TransientError, VkFatalError)) as raised:
@@ -220,14 +223,14 @@ def test_every_fatal_error_has_a_hint() -> None:
 
 @pytest.mark.parametrize("code", PASSING + FATAL + FATAL_AT_START + OTHER)
 def test_each_error_of_a_call_inside(api: Api, code: int) -> None:
-    """Nothing is fatal about one person or chat, not even an error about the token."""
+    """An error of one call inside an execute is never fatal, not even if it is about the token."""
     failure = api.failure("users.get", error(code)["error"], inside=True)
     assert type(failure) is (CallFailed if code in PASSING else RequestRejected)
 
 
 @pytest.mark.parametrize("odd", [None, 5, "text", [], {}, {"error_msg": "no code"}, {"error_code": [917]}])
 def test_an_odd_error_of_a_call_inside(api: Api, odd: Any) -> None:
-    """It passes like VK's "unknown error", and does not limit the rate."""
+    """A malformed error counts as VK's "unknown error" (code 1), which is transient and does not pause requests."""
     failure = api.failure("users.get", odd, inside=True)
     assert type(failure) is CallFailed
     assert "VK error 1 in users.get" in str(failure)
@@ -235,13 +238,13 @@ def test_an_odd_error_of_a_call_inside(api: Api, odd: Any) -> None:
 
 
 def test_an_error_of_several_lines(api: Api) -> None:
-    """What VK writes stays on one line of the log."""
+    """VK's text is put on one line, so that it cannot imitate other lines of the log."""
     failure = api.failure("users.get", error(917, "one\n2026-11-29 CRITICAL\t two ")["error"])
     assert str(failure) == "VK error 917 in users.get: one 2026-11-29 CRITICAL two"
 
 
 def test_what_is_counted(api: Api, net: Net) -> None:
-    """Every request by its method, those that fail too, and every error by its code, also inside an execute."""
+    """Every request is counted by method, even if it fails, and every error by code, even inside an execute."""
     net.answers["users.get"] = [OK, error(10), requests.ConnectionError()]
     call(api)
     for _ in range(2):
@@ -254,7 +257,7 @@ def test_what_is_counted(api: Api, net: Net) -> None:
 
 @pytest.mark.parametrize("code", OTHER)
 def test_all_other_errors_reject_the_request(api: Api, net: Net, code: int) -> None:
-    """The loop treats them as transient, but repeating the same request is of no use."""
+    """The loop treats a rejected request as transient, but repeating the same request is of no use."""
     net.answers["users.get"] = [error(code), OK]
     with pytest.raises(RequestRejected, match=f"VK error {code} in users.get"):
         call(api)
@@ -263,7 +266,7 @@ def test_all_other_errors_reject_the_request(api: Api, net: Net, code: int) -> N
 
 @pytest.mark.parametrize("code", PASSING + OTHER)
 def test_the_start_fails_and_passes(api: Api, net: Net, code: int) -> None:
-    """These errors pass: the loop tries again."""
+    """These errors are transient: the loop sends the request again."""
     net.answers[SERVER] = [error(code, "Why"), START]
     with pytest.raises(TransientError, match=f"{code} in {SERVER}: Why"):
         api.method(SERVER, {"group_id": GROUP})
@@ -272,7 +275,7 @@ def test_the_start_fails_and_passes(api: Api, net: Net, code: int) -> None:
 
 
 def test_long_poll_is_off(api: Api, net: Net) -> None:
-    """Long Poll switched off is fatal, whatever code VK reports it with; the same words elsewhere are not."""
+    """Long Poll switched off is fatal, whatever code VK uses; the same words from another method are not."""
     net.answers |= {name: [error(4242, "longpoll for this group is not enabled")] for name in (SERVER, "users.get")}
     with pytest.raises(VkFatalError, match="switch Long Poll on"):
         call(api, SERVER)
@@ -281,7 +284,7 @@ def test_long_poll_is_off(api: Api, net: Net) -> None:
 
 
 def test_an_error_that_quotes_the_token(api: Api, net: Net) -> None:
-    """VK's own words are logged without it."""
+    """VK's text is logged with the token masked."""
     net.answers["users.get"] = [error(5, f"User authorization failed: {TOKEN} is no token")]
     with pytest.raises(VkFatalError, match=r"User authorization failed: \*\*\* is no token\)"):
         call(api)
@@ -289,7 +292,7 @@ def test_an_error_that_quotes_the_token(api: Api, net: Net) -> None:
 
 @pytest.mark.parametrize("code", [9, 14, 29])
 def test_a_pause_that_vk_wants(api: Api, net: Net, code: int) -> None:
-    """After 9, 14 and 29 no request is sent for a while: seconds at first, up to a minute in the end, then as usual."""
+    """Errors 9, 14 and 29 pause requests, from about a second up to a minute if they repeat; a success resets that."""
     captcha = {"captcha_sid": "1", "captcha_img": "https://api.vk.ru/captcha.php?sid=1"}
     net.answers["users.get"] = [{"error": error(code)["error"] | captcha}]
     pauses: list[float] = []
@@ -315,7 +318,7 @@ def test_a_pause_that_vk_wants(api: Api, net: Net, code: int) -> None:
 
 
 def test_a_pause_also_grows_inside_an_execute(api: Api, net: Net) -> None:
-    """An execute that was answered, except for a call that VK limits, does not shorten the pauses."""
+    """An execute in which VK rate-limits a call does not reset the pauses, although VK answers it."""
     net.answers["execute"] = [{"response": [False], "execute_errors": [error(29)["error"]]}]
     for _ in range(8):
         api.failure("users.get", error(29)["error"], inside=True)
@@ -328,7 +331,7 @@ def test_a_pause_also_grows_inside_an_execute(api: Api, net: Net) -> None:
 
 
 def test_nobody_is_asked_for_a_captcha(api: Api, net: Net) -> None:
-    """And vk_api's own handler of error 6 does not recurse forever."""
+    """vk_api's own error handlers are off: none prompts for a captcha, and that of error 6 does not recurse forever."""
     for code in (6, 14, 17):
         net.answers["users.get"] = [error(code)]
         with pytest.raises(TransientError):
@@ -337,12 +340,12 @@ def test_nobody_is_asked_for_a_captcha(api: Api, net: Net) -> None:
     assert len(net.requests) == 3
 
 
-# What is no answer
+# Missing and unreadable answers
 
 
 @pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS))
 def test_what_is_no_answer(api: Api, net: Net, answer: Any) -> None:
-    """It passes, and the error holds no secret."""
+    """A missing or unreadable answer is a transient error that contains no secret."""
     net.answers["users.get"] = [answer, OK]
     with pytest.raises(TransientError) as told:
         call(api)
@@ -371,7 +374,7 @@ def raising(failure: Exception) -> Callable[[], None]:
     ],
 )
 def test_what_libraries_raise(failure: Exception, said: str) -> None:
-    """It becomes one of our errors; our own stay as they are."""
+    """Exceptions of libraries become ours, without their text; our own are passed on unchanged."""
     with (
         pytest.raises(TransientError, match=f"VK's long poll .*{said}") as told,
         translate_errors("long poll"),
@@ -395,7 +398,7 @@ def test_a_bug_of_ours_is_no_answer_of_vks(api: Api, monkeypatch: pytest.MonkeyP
 
 
 def test_answers_are_read_by_fastjson(api: Api, net: Net) -> None:
-    """NaN in VK's answer becomes a value that JSON cannot hold; numbers beyond 64 bits stay what they are."""
+    """Answers are read by fastjson: NaN becomes NotFinite, and numbers beyond 64 bits stay exact."""
     net.answers["users.get"] = [(200, '{"response": [NaN, 123456789012345678901234567890]}')]
     nan, number = call(api)
     assert isinstance(nan, NotFinite)
@@ -403,6 +406,6 @@ def test_answers_are_read_by_fastjson(api: Api, net: Net) -> None:
 
 
 def test_it_is_vk_apis_client(api: Api) -> None:
-    """The long poll, the pool and the short spelling accept it."""
+    """vk_api's long poll, its request pool and its short spelling (`get_api().users.get()`) accept this client."""
     assert isinstance(api, VkApi)
     assert api.get_api().users.get(user_ids=1) == [{"id": 1}]

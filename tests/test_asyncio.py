@@ -1,6 +1,6 @@
-"""What matters to asynchronous consumers only: cancelled tasks, a shared event loop, generators that are left.
+"""What matters only to asynchronous consumers: cancelled tasks, a shared event loop, generators that are left early.
 
-What both kinds promise is tested in test_subscriber.py.
+The promises of both kinds of consumer are tested in test_subscriber.py.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ def client(server: Server) -> Iterator[redis.Redis]:
 
 
 async def until(true: Callable[[], Any]) -> None:
-    """Wait until something holds, and let the loop run."""
+    """Wait until the condition holds, while the event loop keeps running."""
     await asyncio.to_thread(wait_until, true)
 
 
@@ -45,7 +45,7 @@ def connections(client: redis.Redis) -> int:
 
 @pytest.mark.parametrize("read", [lambda own: consume(own, GROUP, "a"), lambda own: subscribe(own, "message")])
 def test_a_client_that_blocks_is_refused(server: Server, client: redis.Redis, read: Any) -> None:
-    """It would stop all other tasks until an event comes."""
+    """A blocking client is refused, because it would stop all other tasks until an event arrives."""
     with pytest.raises(TypeError, match="await"):
         asyncio.run(anext(read(client)))
 
@@ -57,7 +57,7 @@ def test_a_cancelled_task_closes_its_connection(
     monkeypatch: pytest.MonkeyPatch,
     read: Callable[[Redis], AsyncGenerator[Event, None]],
 ) -> None:
-    """It does so at once while it waits for an event, without waiting for Redis."""
+    """A task that is cancelled while it waits for an event closes its connection at once, even if Redis hangs."""
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 10 * PATIENCE)
     before = connections(client)
 
@@ -79,7 +79,7 @@ def test_a_cancelled_task_closes_its_connection(
 
 
 def test_a_task_cancelled_in_its_handler_leaves_the_event_unacknowledged(server: Server, client: redis.Redis) -> None:
-    """What it has read ahead is released when the generator is closed, which the loop does by itself."""
+    """The events read ahead are released when the generator is closed, which the event loop does by itself."""
     fill(client, 400)
     before = connections(client)
     got: list[str] = []
@@ -111,7 +111,7 @@ def test_a_task_cancelled_in_its_handler_leaves_the_event_unacknowledged(server:
 def test_what_was_read_ahead_is_released_when_a_task_is_cancelled_between_two_events(
     server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Handled events are acknowledged, the others are there for the next consumer; nothing counts as an attempt."""
+    """Handled events are acknowledged; the next consumer gets the others, for which no attempt is counted."""
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", PATIENCE)
     fill(client, 300)
     got: list[str] = []
@@ -137,7 +137,7 @@ def test_what_was_read_ahead_is_released_when_a_task_is_cancelled_between_two_ev
 
 
 def test_a_task_may_be_cancelled_twice(server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second time is while it waits for Redis to confirm the release."""
+    """A second cancellation ends the wait for Redis to confirm the release of the events read ahead."""
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", PATIENCE)
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 10 * PATIENCE)
     fill(client, 300)
@@ -170,7 +170,10 @@ def test_a_task_may_be_cancelled_twice(server: Server, client: redis.Redis, monk
 
 @pytest.mark.long
 def test_no_event_is_set_aside_that_no_handler_had(server: Server, client: redis.Redis) -> None:
-    """Redis is 40 ms away, and a task with one attempt is cancelled dozens of times, at any moment."""
+    """An event that no handler has had never becomes a dead letter, whenever a task is cancelled.
+
+    Redis is 40 ms away, and a task with a single attempt is cancelled dozens of times.
+    """
     fill(client, 100)
     got: list[str] = []
 
@@ -200,7 +203,7 @@ def test_no_event_is_set_aside_that_no_handler_had(server: Server, client: redis
 
 
 def test_a_handled_event_does_not_come_again_after_a_cancellation(server: Server, client: redis.Redis) -> None:
-    """Its acknowledgement is on its way when the task is cancelled, and the next connection is faster."""
+    """An acknowledgement that is on its way when the task is cancelled is not overtaken by a faster connection."""
     add(client, "events", 1, 2)
 
     async def run(proxy: Proxy) -> None:
@@ -224,7 +227,7 @@ def test_a_handled_event_does_not_come_again_after_a_cancellation(server: Server
 def test_a_cancelled_task_waits_for_a_hanging_redis_only_briefly(
     server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An acknowledgement is on its way, and Redis answers nothing any more."""
+    """A cancelled task ends soon even if Redis hangs while an acknowledgement is on its way."""
     monkeypatch.setattr(connection, "CLOSE_TIMEOUT", 0.2)
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 10 * PATIENCE)
     add(client, "events", 1, 2)
@@ -263,7 +266,7 @@ def test_break_leaves_the_event_unacknowledged_and_no_connection_behind(server: 
 
 @pytest.mark.parametrize("live", [False, True])
 def test_other_tasks_have_their_turn_during_a_storm(server: Server, client: redis.Redis, live: bool) -> None:
-    """They run at each event, even if the handler waits for nothing."""
+    """Other tasks run at each event, even if the handler never waits for anything."""
     fill(client, 1000)
     turns = 0
 
@@ -285,7 +288,7 @@ def test_other_tasks_have_their_turn_during_a_storm(server: Server, client: redi
             events = subscribe(own) if live else consume(own, GROUP, "a", start="0")
             publishing = asyncio.create_task(asyncio.to_thread(publish if live else client.ping))
             assert (await anext(events)).event_id == "0"
-            await publishing  # all of them are there before they are requested
+            await publishing  # all events are published before they are requested
             other = asyncio.create_task(count_turns())
             for id in range(1, 1000):
                 assert (await anext(events)).event_id == str(id)
@@ -297,7 +300,7 @@ def test_other_tasks_have_their_turn_during_a_storm(server: Server, client: redi
 
 
 def test_one_client_serves_several_tasks(server: Server, client: redis.Redis) -> None:
-    """Listeners and workers beside each other, and commands of the handlers."""
+    """One client serves listeners, workers and the handlers' own commands side by side."""
     fill(client, 100)
     heard: list[str] = []
 
@@ -311,7 +314,7 @@ def test_one_client_serves_several_tasks(server: Server, client: redis.Redis) ->
             await own.sadd("handled", event.event_id)
 
     async def run() -> None:
-        # With a timeout the handlers' own commands may swallow a cancellation, by wait_for() of Python 3.11.
+        # With a timeout, the handlers' own commands may swallow a cancellation, because wait_for() does in Python 3.11.
         async with Redis(host=HOST, port=server.port, socket_timeout=None) as own:
             listening = asyncio.create_task(listen(own))
             await until(lambda: listeners(client))

@@ -1,4 +1,4 @@
-"""The state of exactly-once: what is pending after each answer of VK and of the bus. No I/O, no fakes."""
+"""The state of exactly-once: what is pending after each answer from VK and from the bus. No I/O, no fakes."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from fetcher.core import backlog as limits
 from fetcher.core.backlog import LOST_CHECKPOINT, NOT_ANSWERED, RESTARTED, Backlog, Pending
 from fetcher.core.history import Answer, DeadLetter, Entry, Position
 
-SIZE = 101  # bytes of an entry, if a test does not say more
+SIZE = 101  # bytes of an entry, unless a test says otherwise
 
 
 def place(text: Any) -> Position:
@@ -21,17 +21,17 @@ def batch(since: int, until: int, ids: str = "", size: int = 0) -> Answer:
 
 
 def gap(since: int, until: int, ids: str = "", end: int | None = None) -> Answer:
-    """Make an answer at `since`: a gap up to `until`, and updates between there and `end`."""
+    """Make VK's answer at `since`: a gap up to `until`, then updates up to `end`."""
     return Answer(until, until if end is None else end, list(ids), gap="forgotten")
 
 
 def entries(ids: Iterable[Any], size: int = SIZE) -> list[Entry | DeadLetter | None]:
-    """Make an entry of each id; "-" is an update that is not published."""
+    """Make an entry for each id; "-" stands for an update that is not published."""
     return [None if id == "-" else Entry(id, "message", b"x" * (size - 100)) for id in ids]
 
 
 def built(backlog: Backlog, size: int = SIZE) -> Backlog:
-    """Build all that is pending: an update is the id of its entry."""
+    """Build everything that is pending; in these tests an update is just the id of its entry."""
     for one in backlog.pending:
         if one.updates:
             one.built(entries(one.updates, size))
@@ -49,7 +49,7 @@ def started(*answers: Answer, checkpoint: Any = 10, size: int = SIZE) -> Backlog
 
 
 def committed(*answers: Answer) -> Backlog:
-    """Make a backlog whose bus has taken these answers."""
+    """Make a backlog whose bus has accepted these answers."""
     backlog = started(*answers)
     while commit := backlog.next_commit():
         backlog.answered(commit, commit.until)
@@ -62,7 +62,7 @@ def ids(items: Iterable[Entry | DeadLetter | None]) -> str:
 
 
 def shown(pending: Iterable[Pending]) -> list[str]:
-    """Return a line for each: kind, since, until, and what is in it."""
+    """Return a line for each item: its kind, since, until, and ids."""
     return [f"{one.kind} {one.since}-{one.until} {ids(one.entries)}".rstrip() for one in pending]
 
 
@@ -77,7 +77,7 @@ def next_commit(backlog: Backlog) -> Pending:
 
 
 def answer(backlog: Backlog, checkpoint: Any) -> bool:
-    """Take the bus's answer to what goes to it next, and return whether something is missing before what is pending."""
+    """Answer the next commit with this checkpoint, and return whether updates before the pending ones are missing."""
     backlog.answered(next_commit(backlog), place(checkpoint))
     return bool(backlog.pending) and backlog.is_missing_updates
 
@@ -86,7 +86,7 @@ def answer(backlog: Backlog, checkpoint: Any) -> bool:
 
 
 class Added(NamedTuple):
-    """VK's answers, the first of them at this checkpoint."""
+    """VK's answers, of which the first is polled at this checkpoint, and what they leave pending."""
 
     answers: list[Answer]
     pending: list[str]
@@ -125,7 +125,7 @@ ADDED = {
 
 @pytest.mark.parametrize("case", ADDED.values(), ids=ADDED)
 def test_what_vk_answers_is_pending(case: Added) -> None:
-    """Whatever moves ts, or holds updates, is held; a lower ts is of the next epoch; VK is polled where it ends."""
+    """An answer that moves ts or has updates is pending; a lower ts is in the next epoch; VK is polled at the end."""
     backlog = started(checkpoint=case.checkpoint)
     for answer in case.answers:
         backlog.add(answer, now=7)
@@ -136,13 +136,13 @@ def test_what_vk_answers_is_pending(case: Added) -> None:
 
 
 def test_why_a_gap_is_recorded() -> None:
-    """In VK's words, or ours."""
+    """A gap is recorded with the reason in VK's answer; a restart of VK's numbering has a reason of its own."""
     backlog = started(gap(10, 20, end=3))
     assert errors(backlog.pending) == ["forgotten", RESTARTED]
 
 
 def test_where_vk_is_polled() -> None:
-    """At the end of what is pending or the checkpoint, whichever is later; at VK's first ts while none is known."""
+    """VK is polled at the end of what is pending or at the checkpoint, whichever is later; first at VK's latest ts."""
     backlog = Backlog()
     backlog.start(7)
     assert backlog.next == place(7)
@@ -155,7 +155,7 @@ def test_where_vk_is_polled() -> None:
 
 
 def test_what_is_built_at_once() -> None:
-    """The first batches, as many as fit, whole; a large one alone; gaps and what is built are passed over."""
+    """As many whole batches as fit are built together, a large one alone; gaps and built batches are skipped."""
     most = limits.MAX_UNBUILT
     backlog = started(gap(10, 11))
     for answer in (batch(11, 12, "a" * (most + 5)), batch(12, 13, "b")):
@@ -169,7 +169,7 @@ def test_what_is_built_at_once() -> None:
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By updates, and by bytes: of VK's answers before they are built, of the events after."""
+    """Memory is limited by updates and by bytes: those of VK's answer until it is built, then those of its entries."""
     monkeypatch.setattr(limits, "MAX_PENDING", 3)
     monkeypatch.setattr(limits, "MAX_PENDING_BYTES", 1000)
     backlog = started(batch(10, 12, "ab"), gap(12, 20), gap(20, 30))
@@ -207,7 +207,7 @@ NEXT = {
 
 @pytest.mark.parametrize("case", NEXT.values(), ids=NEXT)
 def test_what_goes_out_next(case: Next) -> None:
-    """Whole batches, one following the other; a gap goes out alone."""
+    """A commit consists of whole batches that follow each other, or of a single gap."""
     commit = next_commit(started(*case.answers))
     assert (commit.kind, str(commit.since), str(commit.until), ids(commit.entries), commit.count) == case.commit
     assert commit.items == case.items
@@ -215,7 +215,7 @@ def test_what_goes_out_next(case: Next) -> None:
 
 
 def test_nothing_goes_out_before_it_is_built() -> None:
-    """Nor does what comes after it; what comes before it does."""
+    """A batch that is not built yet also holds back everything after it, but nothing before it."""
     backlog = started()
     assert backlog.next_commit() is None
     backlog.add(batch(10, 11, "a"), 0)
@@ -229,14 +229,14 @@ def test_nothing_goes_out_before_it_is_built() -> None:
 
 @pytest.mark.parametrize("second", [batch(12, 13, "b"), batch(10, 12, "b")], ids=["a hole", "an overlap"])
 def test_only_what_begins_where_the_other_ends_is_one_commit(second: Answer) -> None:
-    """Between the two something is missing, or they overlap: the bus must answer for each."""
+    """If two batches overlap, or updates between them are missing, the bus must answer for each of them."""
     backlog = started(batch(10, 11, "a"))
     backlog.pending.extend(started(second, checkpoint=second.since).pending)
     assert next_commit(backlog).until == place(11)
 
 
 def pieces(backlog: Backlog) -> list[str]:
-    """Commit all that is pending to a bus that takes it; return a line for each commit."""
+    """Commit everything that is pending to a bus that accepts it; return a line for each commit."""
     lines = []
     while commit := backlog.next_commit():
         lines.append(f"{commit.since}-{commit.until} {ids(commit.entries)}")
@@ -245,13 +245,13 @@ def pieces(backlog: Backlog) -> list[str]:
 
 
 def smaller(backlog: Backlog, count: int) -> Backlog:
-    """Let about this many updates be one commit."""
+    """Limit a commit to about this many updates."""
     backlog.piece.failed(2 * count, 0, timed_out=True)
     return backlog
 
 
 def test_a_large_batch_goes_out_in_pieces() -> None:
-    """Each is a batch like any other, and the checkpoint may stand between two of them; then whole batches follow."""
+    """A piece is a batch like any other: the checkpoint may lie between two, and the last can be joined with others."""
     backlog = smaller(started(batch(10, 17, "abc-def"), batch(17, 18, "h")), 3)
     assert pieces(backlog) == ["10-10+3 abc", "10+3-10+6 de", "10+6-18 fh"]
     assert [one.held_since for one in backlog.replay] == [0] * 4
@@ -260,7 +260,7 @@ def test_a_large_batch_goes_out_in_pieces() -> None:
 
 
 def test_a_piece_knows_the_end_of_its_answer() -> None:
-    """Until a whole answer follows in the same commit."""
+    """A commit of a piece has the end of VK's answer, unless a whole answer follows in the same commit."""
     backlog, ends = smaller(started(batch(10, 17, "abcdefg"), batch(17, 18, "h")), 3), list[Position | None]()
     while commit := backlog.next_commit():
         ends.append(commit.end)
@@ -269,7 +269,7 @@ def test_a_piece_knows_the_end_of_its_answer() -> None:
 
 
 def test_bytes_bound_a_piece() -> None:
-    """A batch that does not fit goes out with the next piece, whole; one entry goes out at least."""
+    """A batch that does not fit into a commit is left whole for the next one; a piece has at least one entry."""
     assert pieces(started(batch(10, 12, "ab"), batch(12, 14, "cd"), size=300_000)) == ["10-12 ab", "12-14 cd"]
     assert pieces(started(batch(10, 12, "ab"), size=2**21)) == ["10-10+1 a", "10+1-12 b"]
 
@@ -305,7 +305,7 @@ ANSWERED = {
 
 @pytest.mark.parametrize("case", ANSWERED.values(), ids=ANSWERED)
 def test_what_the_bus_answers(case: Answered) -> None:
-    """An update leaves memory only when the bus has answered that it has it; what it has is remembered."""
+    """An update is pending until the bus answers that it has it; then it moves to the replay buffer."""
     backlog = started(*case.answers, checkpoint=10 if case.answers[0].gap else case.answers[0].since)
     assert answer(backlog, case.checkpoint) is case.is_missing
     assert shown(backlog.pending) == case.pending
@@ -327,7 +327,7 @@ def test_what_the_bus_answers(case: Answered) -> None:
     ],
 )
 def test_what_was_committed_lately_fills_a_hole(checkpoint: str, lacking: list[str]) -> None:
-    """What ends after the checkpoint is committed again, in its order, before what is pending."""
+    """Batches in the replay buffer that end after the checkpoint are committed again, in order, before pending ones."""
     backlog = committed(batch(10, 11, "a"), batch(11, 13, "bc"), gap(13, 14), batch(14, 15, "e"))
     remembered = shown(backlog.replay)
     backlog.add(batch(15, 16, "f"), 0)
@@ -340,7 +340,10 @@ def test_what_was_committed_lately_fills_a_hole(checkpoint: str, lacking: list[s
 
 
 def test_what_was_committed_of_a_later_place_fills_no_hole() -> None:
-    """It lies behind what is pending: VK has restarted its numbering, or the batch is late."""
+    """A batch in the replay buffer that ends after the missing part does not fill it.
+
+    VK has restarted its numbering, or the pending batch is late.
+    """
     backlog = committed(batch(10, 90, "a"))
     backlog.pending.extend(started(batch(20, 30, "b"), checkpoint=20).pending)
     backlog.add(batch(90, 95, "c"), 0)
@@ -350,7 +353,7 @@ def test_what_was_committed_of_a_later_place_fills_no_hole() -> None:
 
 
 class Filled(NamedTuple):
-    answer: Answer  # VK's, at ts 5; "a", from 10 to 11, is pending
+    answer: Answer  # VK's, at ts 5, while "a", from 10 to 11, is pending
     filling: list[str]
     error: str = ""
 
@@ -373,7 +376,7 @@ FILLED = {
 
 @pytest.mark.parametrize("case", FILLED.values(), ids=FILLED)
 def test_a_hole_is_filled(case: Filled) -> None:
-    """With what VK has there, or with a gap that ends where what is pending begins."""
+    """What is missing is filled from VK's answer, or else becomes a gap that ends where the pending batches begin."""
     backlog = started(A)
     assert answer(backlog, 5)
     backlog.fill(case.answer, now=77)
@@ -384,7 +387,7 @@ def test_a_hole_is_filled(case: Filled) -> None:
 
 
 def test_a_hole_of_an_earlier_epoch_is_a_gap() -> None:
-    """VK has nothing of that time."""
+    """Missing updates of an earlier epoch become a gap at once, because VK no longer has them."""
     backlog = started(batch(10, 3), batch(3, 4, "a"))
     for at in (10, "1:3"):
         answer(backlog, at)
@@ -429,7 +432,7 @@ REPLAY = [
     ],
 )
 def test_only_what_the_bus_lacks_is_committed_again(checkpoint: str, missing: str, again: list[str]) -> None:
-    """Batches with ids that are not in `seen`, and gaps that the checkpoint has not passed; the rest is kept."""
+    """Only batches with ids that `seen` lacks, and gaps that end after the checkpoint, are committed again."""
     backlog = committed(*COMMITTED)
     assert shown(backlog.replay) == REPLAY
     assert backlog.replay_ids() == ["a", "b", "c"]
@@ -442,7 +445,10 @@ def test_only_what_the_bus_lacks_is_committed_again(checkpoint: str, missing: st
 
 
 def test_what_is_committed_again_for_a_second_time_keeps_vks_order() -> None:
-    """What one failover has lost stands behind newer batches in the replay buffer; the next one may lose all of it."""
+    """Batches are committed again in VK's order, whatever their order in the replay buffer.
+
+    Batches that one failover lost come after newer ones there; the next failover may lose all of them.
+    """
     backlog = committed(A, B)
     backlog.connected(place(12), {"a"})
     answer(backlog, 12)
@@ -453,7 +459,7 @@ def test_what_is_committed_again_for_a_second_time_keeps_vks_order() -> None:
 
 
 def test_the_bus_came_back_empty() -> None:
-    """The checkpoint that it had is stored first, once however often the connection breaks, then all that is held."""
+    """The lost checkpoint is restored first, once however often the connection breaks; all batches follow it."""
     backlog = committed(A, gap(11, 12))
     backlog.add(batch(12, 13, "b"), 0)
     built(backlog)
@@ -467,7 +473,7 @@ def test_the_bus_came_back_empty() -> None:
 
 
 def test_another_fetcher_restored_an_older_checkpoint() -> None:
-    """What this one committed lately fills the rest."""
+    """If another fetcher has restored an older checkpoint, this fetcher's replay buffer fills the difference."""
     backlog = committed(A, B)
     backlog.add(batch(12, 13, "c"), 0)
     built(backlog)
@@ -480,7 +486,7 @@ def test_another_fetcher_restored_an_older_checkpoint() -> None:
 
 
 def test_the_first_bus_is_empty() -> None:
-    """What came before it was there begins at VK's first ts."""
+    """A bus without a checkpoint begins at the ts at which the fetcher began to poll VK."""
     backlog = Backlog()
     backlog.start(7)
     backlog.connected(None, set())
@@ -491,12 +497,12 @@ def test_the_first_bus_is_empty() -> None:
     ("checkpoint", "held", "latest", "epochs"),
     [
         ("50", [batch(50, 60, "a")], 60, ["50-60"]),
-        ("40", [batch(50, 60, "a")], 60, ["50-60"]),  # another fetcher stores an older one
-        ("90", [batch(50, 60, "a")], 90, ["50-60"]),  # another fetcher is further
+        ("40", [batch(50, 60, "a")], 60, ["50-60"]),  # another fetcher stores an older checkpoint
+        ("90", [batch(50, 60, "a")], 90, ["50-60"]),  # another fetcher is ahead
         ("3:40", [batch(50, 60, "a")], 60, ["3:50-3:60"]),
         ("500", [batch(50, 60, "a")], 60, ["1:50-1:60"]),  # VK has restarted its numbering since the checkpoint
         ("3:500", [batch(50, 60, "a"), batch(60, 70, "b")], 70, ["4:50-4:60", "4:60-4:70"]),
-        ("40", [batch(50, 60, "a")], 30, ["50-60"]),  # …since what is held: the next poll will show it
+        ("40", [batch(50, 60, "a")], 30, ["50-60"]),  # …since the held batch: the next poll will show it
         ("3:40", [batch(50, 60, "a")], 30, ["3:50-3:60"]),
         ("3:60", [batch(50, 60, "a")], 30, ["3:50-3:60"]),
         ("3:20", [batch(50, 60, "a")], 30, ["2:50-2:60"]),  # …and another fetcher has noticed that
@@ -509,7 +515,7 @@ def test_the_first_bus_is_empty() -> None:
 def test_epochs_are_counted_as_the_bus_does(
     checkpoint: str, held: list[Answer], latest: int, epochs: list[str]
 ) -> None:
-    """A fetcher that began without Redis counts from 0; VK's latest ts says what has happened meanwhile."""
+    """A fetcher that started without Redis counts epochs from 0, until the checkpoint and VK's latest ts correct it."""
     backlog = Backlog()
     backlog.start(50)
     for one in held:
@@ -518,7 +524,7 @@ def test_epochs_are_counted_as_the_bus_does(
     assert [f"{one.since}-{one.until}" for one in backlog.pending] == epochs
 
 
-# What is remembered
+# The replay buffer
 
 
 @pytest.mark.parametrize(
@@ -532,7 +538,7 @@ def test_epochs_are_counted_as_the_bus_does(
     ],
 )
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch, limit: str, value: int, kept: str) -> None:
-    """By updates and by bytes: the oldest are forgotten, and those that are left are not fewer."""
+    """The replay buffer keeps just as many of the latest batches as reach its limit of updates or of bytes."""
     monkeypatch.setattr(limits, limit, value)
     backlog = committed(*(batch(10 + i, 11 + i, id) for i, id in enumerate("abcd")))
     assert "".join(backlog.replay_ids()) == kept
@@ -550,7 +556,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch, limit: s
 def test_the_oldest_is_forgotten_once_the_others_are_enough(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: int, latest: str, kept: str
 ) -> None:
-    """Not a batch earlier, and not a batch later."""
+    """The oldest batch is dropped exactly when the others reach a limit without it."""
     monkeypatch.setattr(limits, limit, value)
     backlog = committed(batch(10, 12, "ab"))
     backlog.add(batch(12, 20, latest), 0)
@@ -560,21 +566,21 @@ def test_the_oldest_is_forgotten_once_the_others_are_enough(
 
 
 def test_a_large_batch_is_remembered_with_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if small ones follow."""
+    """A batch that is larger than the limit is kept whole, even after small ones follow."""
     monkeypatch.setattr(limits, "MAX_REPLAY", 3)
     backlog = committed(batch(10, 11, "a"), batch(11, 12, "bcdef"), batch(12, 13, "g"))
     assert "".join(backlog.replay_ids()) == "bcdefg"
 
 
 def test_batches_without_events_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They weigh nothing, and there may be any number of them."""
+    """Batches without events have no size, so their number is limited, too."""
     monkeypatch.setattr(limits, "MAX_REPLAY", 5)
     backlog = committed(*(batch(10 + i, 11 + i) for i in range(20)))
     assert len(backlog.replay) == 5
 
 
 def test_bounds_hold_when_something_was_committed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has left the replay buffer does not count any more."""
+    """Batches that leave the replay buffer to be committed again no longer count towards its limits."""
     monkeypatch.setattr(limits, "MAX_REPLAY", 3)
     backlog = committed(*(batch(10 + i, 11 + i, id) for i, id in enumerate("abc")))
     for _ in range(5):

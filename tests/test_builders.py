@@ -1,4 +1,4 @@
-"""VK's updates through the dispatch table: real-looking ones and their exact outputs, and any JSON like them."""
+"""VK's updates through the dispatch table: realistic ones with their exact results, and random JSON like them."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ for _ in range(100_000):
 
 
 def builder(command: re.Pattern[str] = COMMAND, raw: bool = False) -> EntryBuilder:
-    nobody: Any = None  # to build an event needs no lookups
+    nobody: Any = None  # building an event needs no lookups
     builder = EntryBuilder(nobody, nobody, GROUP, "/!", raw)
     builder.command = command
     return builder
@@ -39,7 +39,7 @@ def completed(update: Any, message: Any) -> Any:
 
 
 def received(update: Any) -> Any:
-    """Return the update as it comes from VK, by JSON."""
+    """Return the update as it arrives from VK, parsed from JSON."""
     try:
         return loads(json.dumps(update).encode())
     except RecursionError:
@@ -47,7 +47,7 @@ def received(update: Any) -> Any:
 
 
 def outcome(update: Any, command: re.Pattern[str] = COMMAND, raw: bool = False) -> dict[str, Any]:
-    """Return what becomes of an update, in the words of the samples."""
+    """Return what becomes of an update, in the format of the samples."""
     try:
         event = builder(command, raw).event_of(received(update))
         if event:
@@ -58,13 +58,13 @@ def outcome(update: Any, command: re.Pattern[str] = COMMAND, raw: bool = False) 
 
 
 def pattern_for(update: Any) -> re.Pattern[str]:
-    """Make the pattern of a command for the community of the update."""
+    """Return the pattern of a command for the update's community."""
     return command_pattern(update["group_id"], "/!") if isinstance(update, dict) and "group_id" in update else COMMAND
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLES))
 def test_samples(name: str) -> None:
-    """Each sample gives exactly its event, its dead letter's reason, or nothing; and it is not modified."""
+    """Each sample gives exactly its event, its dead letter's reason, or nothing, and is not modified."""
     given, expected = copy.deepcopy(SAMPLES[name]), copy.deepcopy(SAMPLES[name])
     del expected["update"]
     told = outcome(given["update"], pattern_for(given["update"]))
@@ -81,7 +81,7 @@ def test_each_type_has_a_sample(type: str) -> None:
 
 @pytest.mark.parametrize("prefix", "/!.-]^[\\$*+?(){}|&~#ё")
 def test_any_prefix(prefix: str) -> None:
-    """Each character of COMMAND_PREFIXES is a prefix, also those that mean something in a pattern."""
+    """Each character of COMMAND_PREFIXES is a prefix, even if it is special in a regular expression."""
     command = command_pattern(GROUP, "%" + prefix + ">")
     for text, kind in (
         (f"{prefix}help", "command"),
@@ -94,7 +94,7 @@ def test_any_prefix(prefix: str) -> None:
 
 
 def test_a_prefix_that_is_an_emoji() -> None:
-    """Keyboards put a variation selector behind many of them, and into COMMAND_PREFIXES, too."""
+    """An emoji works as a prefix with and without a variation selector, which keyboards append to many of them."""
     selector = "\N{VARIATION SELECTOR-16}"
     for prefixes in ("❗", f"❗{selector}"):
         for text, kind in (
@@ -107,14 +107,14 @@ def test_a_prefix_that_is_an_emoji() -> None:
 
 
 def test_mention_is_of_the_fetchers_community() -> None:
-    """The community of the mention is the one that the fetcher is run for."""
+    """A mention before a command is removed only if it names the fetcher's own community."""
     text = "[club5|бот] /help"
     assert outcome(message(text), command_pattern(5, "/"))["event"]["message"]["text"] == "/help"
     assert outcome(message(text), command_pattern(55, "/"))["event"]["message"]["text"] == text
 
 
 def test_payload_too_deep() -> None:
-    """A payload nested deeper than JSON can be written is a dead letter, as text it stays text."""
+    """A payload nested too deep to be written as JSON makes a dead letter; one that VK sends as text stays text."""
     assert outcome(button(DEEP)).keys() == {"dead_letter"}
     text = '{"a":' * 100_000 + "1" + "}" * 100_000
     assert outcome(button(text))["event"]["button"]["payload"] == {"value": text}
@@ -122,7 +122,7 @@ def test_payload_too_deep() -> None:
 
 @pytest.mark.parametrize("number", [10**400, 2**63, -(2**63), "9" * 20, 1e300, NotFinite("nan"), float("inf")])
 def test_numbers_that_make_no_sense(number: Any) -> None:
-    """An event cannot do without ids of 64 bits: others make a dead letter, wherever they stand; a date is missing."""
+    """An id that is no 64-bit integer makes a dead letter, wherever it is; such a date counts as missing."""
     for odd in (
         message(from_id=number),
         message(peer_id=number),
@@ -140,12 +140,12 @@ def test_numbers_that_make_no_sense(number: Any) -> None:
     ("odd", "noun"), [(button(conversation_message_id=None), "button"), (reaction(cmid=None), "reaction")]
 )
 def test_a_message_without_a_number(odd: Any, noun: str) -> None:
-    """VK does not always say which message it is: then it is 0."""
+    """The message's number is 0 if VK does not send it."""
     assert outcome(odd)["event"][noun]["cmid"] == 0
 
 
 def test_ids_of_64_bits() -> None:
-    """They are ids like any other."""
+    """Ids at the limits of 64 bits are valid."""
     assert outcome(message(user=2**63 - 1, peer=1 - 2**63))["event"]["peer"]["bpid"] == 1 - 2**63
 
 
@@ -155,7 +155,7 @@ def test_ids_of_64_bits() -> None:
 @pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("type", ["message_new", "message_event", "brand_new"])
 def test_vks_notice(type: str, raw: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A notice in place of an object is neither an event nor malformed: a warning says what to do, once a minute."""
+    """VK's notice in place of an object makes no event and no dead letter; a warning says what to do, once a minute."""
     clock = Clock()
     monkeypatch.setattr("fetcher.vk.entries.time", clock)
     entries = builder(raw=raw)
@@ -170,7 +170,7 @@ def test_vks_notice(type: str, raw: bool, caplog: pytest.LogCaptureFixture, monk
 
 
 def test_what_is_no_notice() -> None:
-    """An object that has a warning among other things is an object."""
+    """An object with a warning among other fields is not a notice."""
     assert outcome(message(warning="да")).keys() == {"event"}
     assert outcome(button(warning="да")).keys() == {"event"}
 
@@ -180,7 +180,7 @@ def test_what_is_no_notice() -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in SAMPLES if "passed_over" not in SAMPLES[name]))
 def test_raw_of_samples(name: str) -> None:
-    """With raw an event is the same, and the update as VK sent it comes last; what is malformed is so with raw, too."""
+    """RAW=1 only adds VK's update at the end of an event; a malformed update still makes the same dead letter."""
     update = copy.deepcopy(SAMPLES[name]["update"])
     told = outcome(update, pattern_for(update), raw=True)
     if name == "nan-unpublished":
@@ -193,7 +193,7 @@ def test_raw_of_samples(name: str) -> None:
 
 @pytest.mark.parametrize("type", sorted(OTHER_TYPES.keys() - BUILDERS.keys()))
 def test_other_types(type: str) -> None:
-    """A type without a builder goes out only with raw: under VK's name, with who caused it and where."""
+    """A type without a builder is published only with RAW=1: under VK's name, with who caused it and where."""
     fields, user, peer = OTHER_TYPES[type]
     given = update(type, fields)
     assert outcome(given) == {"passed_over": True}
@@ -219,13 +219,13 @@ def test_other_types(type: str) -> None:
     ],
 )
 def test_who_and_where_of_a_new_type(fields: Any, user: int, peer: int) -> None:
-    """This also holds for types that VK adds: without an actor it is the community, without a peer the actor."""
+    """In types that VK adds, too, the community stands in for a missing actor, and the actor for a missing peer."""
     event = outcome(update("brand_new", fields), raw=True)["event"]
     assert (event["user"]["uuid"], event["peer"]["bpid"]) == (user, peer)
 
 
 def test_half_a_surrogate_pair_in_a_new_type() -> None:
-    """It would be part of a metric, which must be UTF-8: none could be read any more."""
+    """Half a surrogate pair in a type is replaced: a metric has the type as a label, and metrics must be UTF-8."""
     event = builder(raw=True).event_of(update("new\ud83d", {"from_id": 5}))
     assert event
     assert event.event_type == "new\ufffd"
@@ -248,13 +248,13 @@ def test_half_a_surrogate_pair_in_a_new_type() -> None:
     ],
 )  # fmt: skip
 def test_malformed_with_raw(given: Any, reason: str) -> None:
-    """An update without an id or an actor, or one that is not JSON, is a dead letter with the reason."""
+    """An update without an id or an actor, or one that cannot be written as JSON, is a dead letter with the reason."""
     assert outcome(given, raw=True) == {"dead_letter": reason}
 
 
 @pytest.mark.parametrize("contents", [{}, [], None, "", {"peer_id": ""}])
 def test_raw_of_nobody(contents: Any) -> None:
-    """VK may write an empty list for an empty object, and an empty text for a number: the community itself is named."""
+    """VK may send an empty list for an object and an empty string for a number: then the community is user and peer."""
     given = update("brand_new", contents, group_id=7)
     event = builder(raw=True).event_of(given)
     assert event
@@ -262,7 +262,7 @@ def test_raw_of_nobody(contents: Any) -> None:
 
 
 def test_raw_is_verbatim() -> None:
-    """Keys stay in VK's order, and numbers what they are."""
+    """`raw` is VK's update itself, not a copy, with its order of keys and its exact numbers."""
     text = (
         '{"v": "5.199", "type": "message_new", "object": {"message": {"peer_id": 2000000007, "text": "", "from_id": 5, '
         '"geo": {"latitude": 55.755826, "longitude": -0.0, "b": 0.1, "c": 1.0, "d": 1e-07, "e": 123456789012345678}}}, '
@@ -279,7 +279,7 @@ def test_raw_is_verbatim() -> None:
 
 
 def test_cropped_message_tells_the_place() -> None:
-    """Only a message that VK has cropped has a place to look up."""
+    """Only a new message that VK has cropped has a place at which the full message is looked up."""
     assert cropped_message(message(is_cropped=True, conversation_message_id=5)) == (PEER, 5)
     assert cropped_message(message(is_cropped=True, conversation_message_id="5", peer_id=str(PERSON))) == (PERSON, 5)
     assert cropped_message(message(is_cropped=1, conversation_message_id=5)) == (PEER, 5)
@@ -307,7 +307,7 @@ ODD += [update("message_new", None), update("message_new", []), update("message_
     ],
 )
 def test_cropped_message_passes_over_what_is_malformed(odd: Any) -> None:
-    """Nothing is looked up for a malformed update: building it gives the reason."""
+    """Nothing is looked up for a malformed update: building it reports what is wrong."""
     assert cropped_message(odd) is None
 
 
@@ -337,7 +337,7 @@ def test_full_message_takes_the_place() -> None:
 
 
 def test_full_message_before_5_103() -> None:
-    """It is the same where the object is the message itself."""
+    """The full message also replaces a cropped one before API version 5.103, where the object is the message itself."""
     short = update("message_new", message("кор", is_cropped=True)["object"]["message"])
     assert cropped_message(short)
     event = outcome(completed(short, {"text": "короткий"}), raw=True)["event"]
@@ -358,7 +358,7 @@ NO_DATES: list[Any] = [None, 0, -1, True, "noon", [], float("nan"), 10**400, 2**
     ],
 )
 def test_sent_at(given: Any, date: int) -> None:
-    """The date of a new message; 0 of any other event, and where VK's is no date."""
+    """`sent_at` returns the date of a new message, and 0 for any other event or if VK's value is no date."""
     assert sent_at(given) == date
 
 
@@ -416,14 +416,14 @@ OBJECTS = {
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
-    """List every place inside a value: what holds it, and the key or index there."""
+    """List every place inside a value: its container, and its key or index there."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [place for key, inner in pairs for place in ((value, key), *places(inner))]
 
 
 @st.composite
 def updates(draw: st.DrawFn) -> Any:
-    """An update as VK sends it, or spoilt in one or two places, or any JSON."""
+    """Draw an update as VK sends it, or one that is spoilt in one or two places, or any JSON."""
     type = draw(st.sampled_from([*OBJECTS, *OBJECTS, None]))
     if type is None:
         return draw(anything)
@@ -434,7 +434,7 @@ def updates(draw: st.DrawFn) -> Any:
         holder[key] = draw(anything)
         if draw(st.booleans()):
             del holder[key]
-    return loads(json.dumps(update).encode())  # as it comes: two halves of a pair that meet are one character
+    return loads(json.dumps(update).encode())  # as it arrives: adjacent halves of a surrogate pair become one character
 
 
 ATTRIBUTES = {"message_new": "message", "message_event": "button", "message_reaction_event": "reaction"}
@@ -446,14 +446,14 @@ ATTRIBUTES = {"message_new": "message", "message_event": "button", "message_reac
 @given(updates(), st.booleans())
 @example({"type": "message_new", "event_id": "1", "object": {"message": {"from_id": 1e300, "peer_id": 1e300}}}, False)
 def test_any_update(update: Any, raw: bool) -> None:
-    """An event that survives its way over the bus, its fields as annotated, or None, or a reason; nothing else."""
+    """Any update makes an event that survives its way over the bus, or nothing, or a dead letter with a reason."""
     told = outcome(update, raw=raw)
     if "event" not in told:
         assert told.get("dead_letter") or not (raw or update["type"] in BUILDERS)
         return
     data = told["event"]
     text = json.dumps(data, allow_nan=False)
-    event = Event.from_dict(json.loads(text))  # refuses what is not as annotated
+    event = Event.from_dict(json.loads(text))  # raises if a value is not of its annotated type
     assert json.dumps(event.as_dict()) == text
     assert data["peer"]["cid"] == (data["peer"]["bpid"] - 2_000_000_000 if data["peer"]["bpid"] > 2_000_000_000 else 0)
     assert data["user"] == {"uuid": event.user.uuid, "name": "", "firstname": "", "lastname": "", "nick": ""}
@@ -479,7 +479,7 @@ def test_any_update(update: Any, raw: bool) -> None:
 @STEADY
 @given(messages, messages | st.dictionaries(texts, anything), st.booleans(), st.booleans())
 def test_any_full_message(short: Any, full: Any, nested: bool, raw: bool) -> None:
-    """Whatever VK returns as the full message, the update is built or has a reason, as if VK had sent it so."""
+    """Any full message is treated as if VK had sent it in the update: it makes an event, or a dead letter's reason."""
     short = {**short, "is_cropped": True}
     given = update("message_new", {"message": short} if nested else short)
     before = repr(given)

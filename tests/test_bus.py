@@ -1,4 +1,4 @@
-"""The bus on a real server: the commit as one step, what is refused, what is read on a new connection."""
+"""The bus on a real server: the atomic commit, what Redis refuses, and what is read on a new connection."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from tests.servers import Proxy, Server, address, bus_at, cluster, entries, wait
 
 TS, SEEN, DEAD, STREAM = "{events}:ts:7", "{events}:seen:7", "{events}:dead-letter", "events"
 KEYS = [TS, SEEN, STREAM, DEAD]
-WINDOW = 8  # event_ids that seen remembers, where a test makes it small
+WINDOW = 8  # event_ids that `seen` remembers in the tests that make it small
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def text_of(id: str) -> bytes:
 
 
 def commit(since: Any, until: Any, *ids: str, kind: Any = "batch") -> Pending:
-    """Make a commit of these ids; "!" makes a dead letter of one, and a "!" alone one without id."""
+    """Make a commit of these ids; "!x" is a dead letter with the id "x", and "!" alone is one without an id."""
     fields = {"update": "{}", "error": "why"}
     found = [DeadLetter(id[1:], fields) if id[0] == "!" else Entry(id, "message", text_of(id)) for id in ids]
     return Pending(kind, Position.parse(str(since)), Position.parse(str(until)), entries=[*found])
@@ -85,7 +85,7 @@ class Row(NamedTuple):
     checkpoint: str | None
     recorded: str = ""  # ids, "!" for a dead letter
     left_out: int = 0
-    full: int = 0  # ids that seen has beside "s"; the window is 8
+    full: int = 0  # ids that seen has besides "s"; the window is 8
 
 
 ROWS = {
@@ -120,12 +120,12 @@ ROWS = {
     "is a piece after a lost one": Row("10", commit("10+2", "10+4", "a"), "10"),
     "is a piece after a lost one, and less as text": Row("10+9", commit("10+10", 12, "a"), "10+9"),
     "is VK's answer again": Row("10+2", commit(10, 12, "s", "c"), "12", "c"),
-    # A batch of another epoch
+    # A batch from another epoch
     "is of the same later epoch": Row("1:3", commit("1:3", "1:5", "a"), "1:5", "a"),
     "is of a later epoch": Row("10", commit("1:3", "1:5", "a"), "10"),
     "is of an earlier epoch": Row("1:3", commit(10, 12, "a"), "1:3", "a"),
     "is of an earlier epoch, and more as text": Row("10:3", commit("9:3", "9:5", "a"), "10:3", "a"),
-    # A batch that comes late
+    # A batch that is late
     "begins nearly too far before it": Row("100", commit(97, 98, "a"), "100", "a", full=8),
     "begins too far before it, and ends near it": Row("100", commit(96, 99, "a"), "100", left_out=1, full=8),
     "begins too far before it, and ends at it": Row("100", commit(96, 100, "a"), "100", left_out=1, full=8),
@@ -149,7 +149,7 @@ ROWS = {
 
 @pytest.fixture
 def bus_of_row(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[Row], Bus]:
-    """Return what makes the bus as a row finds it."""
+    """Return a function that prepares the bus for a row."""
 
     def make(row: Row) -> Bus:
         monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
@@ -167,7 +167,7 @@ def recorded(outcome: Outcome) -> str:
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_what_a_commit_does(row: Row, bus_of_row: Callable[[Row], Bus], client: Any) -> None:
-    """`seen` decides what goes out, the checkpoint whether anything does; the answer says what was recorded."""
+    """`seen` decides what is published, the checkpoint whether anything is; the answer says what was recorded."""
     bus = bus_of_row(row)
     before = list(client.zrange(SEEN, 0, -1))
     outcome = bus.commit(row.commit)
@@ -186,7 +186,7 @@ def test_what_a_commit_does(row: Row, bus_of_row: Callable[[Row], Bus], client: 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_the_store_of_the_other_tests(row: Row, bus_of_row: Callable[[Row], Bus], client: Any) -> None:
-    """It does what the script does, and once more when the same is committed again."""
+    """The fake store of the other tests does what the script does, even if the same commit is repeated."""
     bus, store = bus_of_row(row), Store()
     store.remember(*client.zrange(SEEN, 0, -1))
     store.checkpoint = Position.parse(row.stored) if row.stored else None
@@ -200,7 +200,10 @@ def test_the_store_of_the_other_tests(row: Row, bus_of_row: Callable[[Row], Bus]
 
 
 def test_a_commit_moves_everything_in_one_step(bus: Bus, client: Any) -> None:
-    """Stream, dead letters, seen, checkpoint and channels; a subscriber that gets an event finds it in the stream."""
+    """One step writes the stream, the dead letters, `seen` and the checkpoint, and publishes on the channels.
+
+    So a subscriber that gets an event finds it in the stream.
+    """
     live = client.pubsub()
     live.psubscribe("*")
     live.get_message(timeout=10)
@@ -220,7 +223,7 @@ def test_a_commit_moves_everything_in_one_step(bus: Bus, client: Any) -> None:
 
 
 def test_two_fetchers_count_each_event_once(server: Server, bus: Bus, client: Any) -> None:
-    """The count is what the script recorded, also where batches overlap."""
+    """Each event is counted only for the commit in which the script recorded it, even if batches overlap."""
     other = bus_at(server.url)
     batches = [
         commit(10, 12, "a", "!x", "b"),
@@ -234,7 +237,7 @@ def test_two_fetchers_count_each_event_once(server: Server, bus: Bus, client: An
     assert len(entries(client, DEAD)) == 2
 
 
-BIG = 2**53  # from here on neighbours are one double
+BIG = 2**53  # from here on, adjacent integers may be the same double
 
 
 @pytest.mark.parametrize("big", [BIG, 10**25])
@@ -245,7 +248,7 @@ BIG = 2**53  # from here on neighbours are one double
 def test_a_ts_longer_than_a_double(
     bus: Bus, client: Any, big: int, since: int, until: int, stored: int, published: str
 ) -> None:
-    """It is compared digit by digit."""
+    """A ts that no double can hold exactly is compared digit by digit."""
     client.set(TS, big)
     assert bus.commit(commit(big + since, big + until, "a")).checkpoint == Position(0, big + stored)
     assert client.get(TS) == str(big + stored)
@@ -253,7 +256,7 @@ def test_a_ts_longer_than_a_double(
 
 
 def test_half_a_surrogate_pair_is_replaced(bus: Bus, client: Any) -> None:
-    """UTF-8 cannot carry it, in an id, a type or a dead letter."""
+    """Half a surrogate pair, which UTF-8 cannot encode, is replaced in an id, a type and a dead letter."""
     letter = DeadLetter("\ud83d", {"error": "\udfff"})
     nameless = DeadLetter("", {"error": "\udfff"})
     published: list[Entry | DeadLetter] = [Entry("\udc00", "t\ud83d", b"x"), letter, nameless]
@@ -265,7 +268,7 @@ def test_half_a_surrogate_pair_is_replaced(bus: Bus, client: Any) -> None:
 
 
 def test_the_streams_are_trimmed(server: Server, client: Any) -> None:
-    """About stream_maxlen events and 10,000 dead letters are kept, the latest."""
+    """About the latest `stream_maxlen` events and the latest 10,000 dead letters are kept."""
     bus = bus_at(server.url, stream_maxlen=1)
     bus.read([], Position(0, 10))
     bus.commit(commit(10, 11, *map(str, range(1000)), *["!"] * 11_000))
@@ -275,7 +278,7 @@ def test_the_streams_are_trimmed(server: Server, client: Any) -> None:
 
 
 def test_seen_remembers_the_latest_ids(bus: Bus, client: Any) -> None:
-    """Enough that nothing a fetcher may hold goes out twice, and no more."""
+    """`seen` keeps just enough ids that nothing a fetcher may hold is published twice."""
     assert DEDUP_WINDOW == 30_000
     ids = [str(number) for number in range(DEDUP_WINDOW + 500)]
     for first in range(0, len(ids), 5000):
@@ -288,7 +291,10 @@ def test_seen_remembers_the_latest_ids(bus: Bus, client: Any) -> None:
 def test_what_is_far_behind_takes_the_place_of_nothing_newer(
     bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis came back empty, and fetchers bring more than `seen` remembers: first the newest, then the oldest."""
+    """Ids from far behind the checkpoint do not make `seen` forget newer ones.
+
+    Redis came back empty, and fetchers commit more than `seen` remembers: first the newest, then the oldest.
+    """
     monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
     client.set(TS, "100")
     newest, oldest = commit(97, 100, "a", "b", "c"), commit(10, 20, *(f"old {number}" for number in range(WINDOW)))
@@ -300,7 +306,10 @@ def test_what_is_far_behind_takes_the_place_of_nothing_newer(
 
 
 def test_what_others_have_cut_differently_goes_out_once(bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One batch ends where `seen` may forget, and another begins before that place and ends behind it."""
+    """Updates that two fetchers have cut into different batches are published once.
+
+    One batch ends where `seen` may begin to forget; the other begins before that place and ends after it.
+    """
     monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
     client.set(TS, "100")
     place = {ts: chr(ts) for ts in range(91, 99)}
@@ -310,7 +319,10 @@ def test_what_others_have_cut_differently_goes_out_once(bus: Bus, client: Any, m
 
 
 def test_a_piece_is_as_old_as_its_answer(bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its ts is that of the beginning, but its updates may be at the end, where another batch has them, too."""
+    """`seen` treats a piece as being as recent as the end of VK's answer.
+
+    The ts of a piece is where the answer begins, but its updates may be at the end, where another batch has them, too.
+    """
     monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
     client.set(TS, "100")
     piece = replace(commit(90, "90+6", *"abcdef"), end=Position(0, 98))
@@ -319,18 +331,18 @@ def test_a_piece_is_as_old_as_its_answer(bus: Bus, client: Any, monkeypatch: pyt
     assert bus.commit(commit(97, 99, "f")).recorded == []
 
 
-# What is refused leaves nothing behind
+# A refused commit leaves nothing behind
 
 
 @pytest.fixture
 def full_commit() -> Pending:
-    """A commit that writes to each key and channel, first where no id is remembered."""
+    """A commit that writes to each key and channel; its first entry has no id."""
     return commit(10, 12, "!", "a", "b", "!x")
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_of_another_type(server: Server, bus: Bus, client: Any, full_commit: Pending, key: str) -> None:
-    """Nothing is written, and the operator gets one sentence."""
+    """If a key is of another type, nothing is written, and the operator gets one sentence."""
     client.delete(key)
     client.rpush(key, "x")
     before = contents(server)
@@ -341,7 +353,7 @@ def test_a_key_of_another_type(server: Server, bus: Bus, client: Any, full_commi
 
 @pytest.mark.parametrize(("key", "id"), [(STREAM, "a"), (DEAD, "!x")])
 def test_only_the_keys_of_its_entries_matter(server: Server, bus: Bus, client: Any, key: str, id: str) -> None:
-    """An event needs the stream, a dead letter the other one."""
+    """An event needs only the stream, and a dead letter only the dead letters' stream."""
     client.rpush(key, "x")
     before = contents(server)
     with pytest.raises(RedisFatalError, match="another type"):
@@ -361,7 +373,7 @@ def test_only_the_keys_of_its_entries_matter(server: Server, bus: Bus, client: A
     ],
 )
 def test_a_permission_is_missing(full_commit: Pending, rule: str) -> None:
-    """For a command, a key or a channel: nothing is written without it."""
+    """If a permission for a command, a key or a channel is missing, nothing is written."""
     with Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as server, server.client() as client:
         client.set(TS, "10")
         client.zadd(SEEN, {"old": 1})
@@ -372,7 +384,7 @@ def test_a_permission_is_missing(full_commit: Pending, rule: str) -> None:
 
 
 def test_only_the_channels_of_its_events_matter() -> None:
-    """A user needs the permission for these alone, with or without a dead letter."""
+    """A user needs permission for no other channels, and for none if there are only dead letters."""
     users = ["user one on >x ~* +@all resetchannels &events:message", "user none on >x ~* +@all &* -publish"]
     users += ["user neither on >x ~* +@all &* -xadd"]
     with Server(acl=users) as server, server.client() as client:
@@ -390,7 +402,7 @@ def test_only_the_channels_of_its_events_matter() -> None:
     "rule", ["resetkeys ~events ~{events}:ts:7 ~{events}:seen:7 %R~{events}:dead-letter", "of another type"]
 )
 def test_what_is_left_out_cannot_be_recorded(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A late batch leaves a dead letter: that permission is checked first, too."""
+    """A late batch records a dead letter, so it is also checked first whether that can be written."""
     monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
     acl = "" if rule == "of another type" else rule
     with Server(acl=[f"user limited on >x ~* &* +@all {acl}"]) as server, server.client() as client:
@@ -407,7 +419,7 @@ def test_what_is_left_out_cannot_be_recorded(rule: str, monkeypatch: pytest.Monk
 def test_a_server_that_knows_no_questions_about_permissions(
     monkeypatch: pytest.MonkeyPatch, full_commit: Pending
 ) -> None:
-    """Redis before 7: then nothing is checked."""
+    """Redis before version 7 cannot say what it permits, so nothing is checked."""
     with FakeStrictRedis(decode_responses=True) as fake:
         monkeypatch.setattr("fetcher.bus.bus.connect", lambda *_, **__: fake)
         bus = bus_at("redis://nowhere")
@@ -420,7 +432,7 @@ def test_a_server_that_knows_no_questions_about_permissions(
     [({"maxmemory": 1}, "OutOfMemoryError|OOM"), ({"min_replicas_to_write": 1}, "NOREPLICAS|NoReplicas")],
 )
 def test_redis_takes_no_writes(setting: dict[str, Any], said: str, full_commit: Pending) -> None:
-    """Out of memory, too few replicas: nothing is written, and it passes."""
+    """If Redis is out of memory or has too few replicas, nothing is written, and the error is transient."""
     with Server() as server:
         bus = bus_at(server.url)
         bus.read([], Position(0, 10))
@@ -434,7 +446,7 @@ def test_redis_takes_no_writes(setting: dict[str, Any], said: str, full_commit: 
 
 
 def test_a_replica_takes_no_writes(full_commit: Pending) -> None:
-    """After a failover the address may be that of a replica: it passes."""
+    """After a failover the address may lead to a replica, which takes no writes: the error is transient."""
     with Server() as primary, Server() as replica:
         bus = bus_at(replica.url)
         with primary.client() as client:
@@ -452,7 +464,7 @@ def test_a_replica_takes_no_writes(full_commit: Pending) -> None:
 
 
 def test_the_checkpoint_is_made_once(bus: Bus, client: Any) -> None:
-    """Only the first start creates it; later ones read it, and a fetcher that knows one does not create another."""
+    """Only the first start creates the checkpoint; later ones read it, and a read without `start` creates none."""
     assert bus.read([], Position(0, 99))[0] == Position(0, 10)
     client.delete(TS)
     assert bus.read([])[0] is None
@@ -464,7 +476,7 @@ def test_the_checkpoint_is_made_once(bus: Bus, client: Any) -> None:
     [("12345", (0, 12345, 0)), ("12345+500", (0, 12345, 500)), ("1:30", (1, 30, 0)), ("1:30+500", (1, 30, 500))],
 )
 def test_a_checkpoint_is_text(bus: Bus, client: Any, stored: str, position: tuple[int, int, int]) -> None:
-    """The one of version 1.0 and 1.1 is a position of epoch 0."""
+    """A checkpoint is stored as text; those of versions 1.0 and 1.1 are positions in epoch 0."""
     client.set(TS, stored)
     assert bus.read([])[0] == position
     assert bus.commit(commit(stored, stored)).checkpoint == position
@@ -473,7 +485,7 @@ def test_a_checkpoint_is_text(bus: Bus, client: Any, stored: str, position: tupl
 
 @pytest.mark.parametrize("value", ["yesterday", "-5", "1.5", "٣", b"\xff1", "1:", "+5", " 5"])
 def test_a_checkpoint_that_is_none(bus: Bus, client: Any, value: Any) -> None:
-    """Something else has written there: the operator must decide, and a commit changes nothing."""
+    """If the key holds anything but a checkpoint, the operator must decide, and a commit changes nothing."""
     client.set(TS, value)
     for kind in ("batch", "gap", "restore"):
         with pytest.raises(RedisFatalError, match=r"\{events\}:ts:7 holds no ts of VK's; delete this key"):
@@ -484,14 +496,14 @@ def test_a_checkpoint_that_is_none(bus: Bus, client: Any, value: Any) -> None:
 
 
 def test_which_ids_seen_lacks(bus: Bus) -> None:
-    """Those of events and dead letters that are on the bus are there."""
+    """`seen` has the ids of the events and dead letters that are on the bus, and lacks all others."""
     bus.commit(commit(10, 12, "a", "!x"))
     assert bus.read(["a", "b", "x", "c"]) == (Position(0, 12), {"b", "c"})
     assert bus.read([]) == (Position(0, 12), set())
 
 
 def test_the_first_commit_takes_one_round_trip(bus: Bus, client: Any) -> None:
-    """Though Redis has just started, and has no script: a connection may not live for three."""
+    """The first commit takes one round trip even if Redis lacks the script: a connection may not live for three."""
     client.script_flush()
     client.config_resetstat()
     bus.read([], Position(0, 10), beats=True)
@@ -508,7 +520,7 @@ def test_a_host_name_that_is_not_utf_8(server: Server, client: Any, monkeypatch:
 
 
 def test_a_look_up_costs_few_bytes(bus: Bus, client: Any) -> None:
-    """About 50 for each id, whatever the size of its event: 1,000 of them take one round trip."""
+    """A lookup costs about 50 bytes per id, whatever the size of its event, and 1,000 ids take one round trip."""
     ids = [f"{number:040x}" for number in range(1000)]
 
     def traffic() -> tuple[int, int]:
@@ -524,14 +536,14 @@ def test_a_look_up_costs_few_bytes(bus: Bus, client: Any) -> None:
 
 
 def test_an_update_that_is_too_large_for_the_link(server: Server, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its commit gets more time after its second timeout, and the next commit as much as usual."""
+    """The commit of a single large update gets more time after its second timeout; the next one gets the usual time."""
     monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 0.5)
     bus.commit(commit(10, 11, "before"))  # now Redis has the script
     large = replace(commit(11, 12), entries=[Entry("a", "message", b"x" * 120_000)])
     with Proxy(server.port, bandwidth=100_000) as proxy:
         behind = bus_at(proxy.url)
         two = replace(large, entries=[*large.entries, None])
-        assert commit_times(behind, two, tries=3) == [0.5, 0.5, 0.5]  # it can be split
+        assert commit_times(behind, two, tries=3) == [0.5, 0.5, 0.5]  # not more: it can be split
         assert commit_times(behind, large)[:4] == [0.5, 0.5, 1, 2]
         proxy.bandwidth = 0
         assert commit_times(behind, commit(12, 13, "b")) == [0.5]
@@ -548,7 +560,7 @@ def test_an_update_that_is_too_large_for_the_link(server: Server, bus: Bus, monk
 
 
 def commit_times(bus: Bus, commit: Pending, tries: int = 10) -> list[float]:
-    """Commit until it is done; return Redis's timeout at each try, in seconds."""
+    """Commit until it succeeds; return Redis's timeout at each try, in seconds."""
     times = list[float]()
     for _ in range(tries):
         client: Any = bus.client
@@ -560,7 +572,7 @@ def commit_times(bus: Bus, commit: Pending, tries: int = 10) -> list[float]:
 
 
 def test_a_look_up_on_a_slow_link(server: Server, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may take longer than Redis's timeout if the link is slow: it does not begin again forever."""
+    """A lookup on a slow link may take longer than Redis's timeout; otherwise it would start again forever."""
     bus.commit(commit(10, 12, "a"))
     monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 2)
     with Proxy(server.port) as proxy:
@@ -580,7 +592,7 @@ def test_a_look_up_on_a_slow_link(server: Server, bus: Bus, monkeypatch: pytest.
     ids=["the ACL rules of version 1.1", "Redis before 6.2"],
 )
 def test_ids_that_cannot_be_looked_up(options: dict[str, Any]) -> None:
-    """Then all of them may be missing."""
+    """If Redis cannot look up ids, all of them count as missing."""
     with Server(**options) as limited:
         bus = bus_at(address(limited.port, "x", "limited"))
         bus.read([], Position(0, 10))
@@ -590,7 +602,7 @@ def test_ids_that_cannot_be_looked_up(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("rule", ["-set", "-get", "resetkeys ~{events}:seen:7"])
 def test_what_may_not_be_read(rule: str) -> None:
-    """A missing permission is reported, whichever it is."""
+    """Any permission that is missing for the read is reported."""
     with (
         Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as limited,
         pytest.raises(RedisFatalError, match="permission"),
@@ -599,7 +611,7 @@ def test_what_may_not_be_read(rule: str) -> None:
 
 
 def test_a_checkpoint_of_another_type(bus: Bus, client: Any) -> None:
-    """It is reported at once, not at the first commit."""
+    """A checkpoint of another type is reported when it is read, not only at the first commit."""
     client.delete(TS)
     client.rpush(TS, "x")
     with pytest.raises(RedisFatalError, match="another type"):
@@ -610,7 +622,7 @@ def test_a_checkpoint_of_another_type(bus: Bus, client: Any) -> None:
 
 
 def test_redis_is_too_slow(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A timeout differs from an outage: it makes the next commit smaller."""
+    """A timeout has an exception of its own, because it makes the next commit smaller, unlike an outage."""
     monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 1)
     bus = bus_at(server.url)
     bus.read([], Position(0, 10))
@@ -625,7 +637,7 @@ def test_redis_is_too_slow(server: Server, client: Any, monkeypatch: pytest.Monk
 
 
 def test_an_outage_is_no_time_out(server: Server, client: Any) -> None:
-    """Refused or cut connections say nothing about the size of a commit."""
+    """A refused or cut connection is not a timeout: it says nothing about the size of a commit."""
     with Proxy(server.port) as proxy:
         bus = bus_at(proxy.url)
         bus.read([], Position(0, 10))
@@ -637,7 +649,7 @@ def test_an_outage_is_no_time_out(server: Server, client: Any) -> None:
 
 
 def test_a_new_connection_is_noted(server: Server, client: Any) -> None:
-    """The server behind it may be another one, though nothing failed: the loop must read what it has."""
+    """A new connection may lead to another server, although nothing failed: the loop must read what that one has."""
     with Proxy(server.port) as proxy:
         bus = bus_at(proxy.url)
         assert not bus.is_connected
@@ -647,14 +659,14 @@ def test_a_new_connection_is_noted(server: Server, client: Any) -> None:
         bus.read([], beats=True)
         assert bus.is_connected
         proxy.cut()
-        with contextlib.suppress(RedisUnavailable, ConnectionReplaced):  # redis-py may find out first
+        with contextlib.suppress(RedisUnavailable, ConnectionReplaced):  # redis-py may notice the cut first
             bus.commit(commit(11, 12, "b"))
         bus.commit(commit(11, 12, "b"))
         assert not bus.is_connected
 
 
 def test_the_address_leads_to_another_server() -> None:
-    """The old one has become a replica, and keeps its connections: only a new one leads to the master."""
+    """An old master that has become a replica keeps its connections: only a new one leads to the new master."""
     with Server() as old, Server() as master, Proxy(old.port) as proxy, old.client() as client:
         bus = bus_at(proxy.url)
         bus.read([], Position(0, 10))
@@ -670,12 +682,12 @@ def test_the_address_leads_to_another_server() -> None:
 
 
 def test_nothing_is_disconnected_before_it_is_connected() -> None:
-    """Nothing is connected for that, either."""
+    """Disconnecting a client that never connected opens no connection."""
     bus_at("redis://127.0.0.1:1").disconnect()
 
 
 def test_a_script_that_redis_has_forgotten(bus: Bus, client: Any) -> None:
-    """A restart, or SCRIPT FLUSH: it is loaded again."""
+    """If Redis has lost the script through a restart or SCRIPT FLUSH, it is loaded again."""
     bus.commit(commit(10, 11, "a"))
     client.script_flush()
     assert bus.commit(commit(11, 12, "b")).checkpoint == Position(0, 12)
@@ -685,7 +697,7 @@ def test_a_script_that_redis_has_forgotten(bus: Bus, client: Any) -> None:
 
 
 def test_a_heartbeat(bus: Bus, client: Any) -> None:
-    """It lasts for 30 seconds longer than a poll."""
+    """A heartbeat lasts 30 seconds longer than a poll."""
     assert not bus.alive()
     bus.read([], beats=True)
     assert bus.alive()
@@ -694,7 +706,10 @@ def test_a_heartbeat(bus: Bus, client: Any) -> None:
 
 @pytest.mark.parametrize("clustered", [False, True])
 def test_nothing_goes_over_a_connection_that_was_replaced(clustered: bool, full_commit: Pending) -> None:
-    """The client replaces a closed connection silently; the server may have lost writes, which go out first."""
+    """No request uses a connection that the client has silently replaced.
+
+    The server behind the new one may have lost writes, which must be committed again first.
+    """
     with contextlib.ExitStack() as opened:
         nodes = opened.enter_context(cluster(1)) if clustered else [opened.enter_context(Server())]
         client = opened.enter_context(nodes[0].client())
@@ -719,7 +734,7 @@ def test_nothing_goes_over_a_connection_that_was_replaced(clustered: bool, full_
 
 
 def test_a_cluster(full_commit: Pending) -> None:
-    """All keys of a bus are in one slot, so the same commit runs there."""
+    """All keys of a bus are in one slot, so the same commit runs on a cluster."""
     with cluster(3) as nodes:
         bus = bus_at(nodes[1].url)
         bus.read([], Position(0, 10))

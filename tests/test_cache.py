@@ -21,7 +21,7 @@ def bus(server: Server) -> Bus:
 
 
 def test_what_is_cached(bus: Bus, server: Server) -> None:
-    """A name as a list of its parts, for NAMES_TTL; one that VK does not know for a minute at most."""
+    """A name is cached as a list of its parts for NAMES_TTL; one that VK does not know, for at most a minute."""
     client = server.client()
     assert bus.names([5, 2_000_000_007]) == {}
     bus.cache_names({5: ANNA, 2_000_000_007: CHAT, 6: Name()})
@@ -35,7 +35,7 @@ def test_what_is_cached(bus: Bus, server: Server) -> None:
 
 
 def test_what_waits_for_redis(bus: Bus, server: Server) -> None:
-    """Names that come while the bus is not connected go out with the next call after it is: the latest of each."""
+    """Names that arrive while the bus is not connected are cached, the latest of each, by the first call after that."""
     client = server.client()
     bus.is_connected = False
     bus.cache_names({5: ANNA, 2_000_000_007: Name("Старая")})
@@ -68,7 +68,7 @@ def test_no_cache(bus: Bus, server: Server) -> None:
 
 @pytest.mark.parametrize("text", ["no JSON", "5", "[1, 2, 3, 4, 5]", '{"a": 1}'])
 def test_what_somebody_else_has_put_there(bus: Bus, server: Server, text: str) -> None:
-    """It is not a name, and VK's answer replaces it."""
+    """A value that something else has written is not an error, and VK's answer replaces it."""
     server.client().set(KEY + "5", text)
     assert bus.names([5]).keys() <= {5}
     bus.cache_names({5: ANNA})

@@ -1,4 +1,4 @@
-"""The settings: defaults, what wins over what, and what is wrong."""
+"""The settings: their defaults, their sources, which of them win, and what is reported as wrong."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +17,7 @@ def no_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_defaults() -> None:
-    """These are the documented ones."""
+    """The defaults are the documented ones."""
     assert config.read(NEEDED) == config.Config(
         token="vk1.a.secret",
         group=218730916,
@@ -35,13 +35,13 @@ def test_defaults() -> None:
 
 
 def test_empty_is_not_set() -> None:
-    """An empty variable, as compose passes it, leaves the default, for each of them."""
+    """An empty variable, as Compose passes it, means the default, for every setting."""
     names = "REDIS_URL BUS COMMAND_PREFIXES STREAM_MAXLEN NAMES_TTL POLL_WAIT RENEW_AFTER LOG_LEVEL RAW METRICS_PORT"
     assert config.read(NEEDED | dict.fromkeys([*names.split(), "TOKEN_FILE"], "")) == config.read(NEEDED)
 
 
 def test_all_can_be_set() -> None:
-    """Each to another value."""
+    """Every setting can be changed from its default."""
     given = {
         "TOKEN": "t",
         "GROUPID": "5",
@@ -79,13 +79,13 @@ def test_what_is_off() -> None:
 
 
 def test_it_is_built_by_name_only() -> None:
-    """Twelve positional values would get mixed up."""
+    """Config takes no positional arguments: twelve of them would get mixed up."""
     with pytest.raises(TypeError):
         config.Config("token", 5)  # type: ignore[call-arg]
 
 
 def test_dotenv_stands_in_for_the_environment() -> None:
-    """The environment wins, an empty variable does not, and nothing is interpolated."""
+    """The environment wins over .env, but an empty variable does not, and nothing in .env is interpolated."""
     Path(".env").write_text('TOKEN=from$file${HOME}\nGROUPID=5\nBUS="from-file"\nLOG_LEVEL=debug\nRAW=\n')
     settings = config.read({"GROUPID": "7", "BUS": ""})
     assert (settings.token, settings.group) == ("from$file${HOME}", 7)
@@ -93,7 +93,7 @@ def test_dotenv_stands_in_for_the_environment() -> None:
 
 
 def test_an_unreadable_dotenv_is_named() -> None:
-    """It gives a sentence, not a traceback; other settings are checked once it can be read."""
+    """An unreadable .env gives one sentence, not a traceback, and hides other errors until it can be read."""
     Path(".env").write_bytes(b"TOKEN=\xff\xfe\n")
     with pytest.raises(config.SettingsError, match=r"^\.env cannot be read \(UnicodeDecodeError\): fix or remove it$"):
         config.read(NEEDED | {"BUS": "{"})
@@ -132,7 +132,7 @@ def test_token_file_wins() -> None:
     ids=str,
 )  # fmt: skip
 def test_each_wrong_setting_is_named(wrong: dict[str, str]) -> None:
-    """One sentence, which begins with its name, and holds no value that might be secret."""
+    """A wrong setting gives one sentence that begins with its name and quotes no value, which might be secret."""
     (name, value), *_ = wrong.items()
     with pytest.raises(ValueError, match=rf"^{name} must [^;]+: fix this in the environment or in \.env$") as error:
         config.read(NEEDED | wrong)
@@ -141,7 +141,7 @@ def test_each_wrong_setting_is_named(wrong: dict[str, str]) -> None:
 
 
 def test_what_is_required_is_said() -> None:
-    """The sentence says what the number is, not the range of numbers that it may have."""
+    """The sentence says what a valid value is; for an id it says whose id, not the range of numbers."""
     with pytest.raises(ValueError, match="GROUPID must be the community's id, a positive number"):
         config.read({"TOKEN": "t"})
     with pytest.raises(ValueError, match="TOKEN must hold the community's access token"):
@@ -153,7 +153,7 @@ def test_what_is_required_is_said() -> None:
 
 
 def test_all_wrong_settings_are_named_at_once() -> None:
-    """One sentence for all of them."""
+    """One sentence names all wrong settings."""
     wrong = {"REDIS_URL": "x", "BUS": "{", "POLL_WAIT": "x", "RAW": "x", "LOG_LEVEL": "x", "METRICS_PORT": "x"}
     with pytest.raises(ValueError, match="must") as error:
         config.read(wrong)
@@ -166,19 +166,19 @@ def test_all_wrong_settings_are_named_at_once() -> None:
     "url", ["rediss://user:p%40ss@host:6380/1", "unix:///run/redis.sock?db=2", "redis://:secret@[::1]:6379/0"]
 )
 def test_addresses_of_redis_py_are_taken(url: str) -> None:
-    """TLS, user and password, a socket: whatever redis-py takes."""
+    """TLS, a user and password, a socket: any address that redis-py accepts is valid."""
     assert config.read(NEEDED | {"REDIS_URL": url}).redis_url == url
 
 
 def test_health_needs_no_token() -> None:
-    """The token is for VK only; but a token file that cannot be read is an error all the same."""
+    """--health needs no token, which is only for VK, but a token file that cannot be read is still an error."""
     assert config.read({"GROUPID": "1"}, needed=("GROUPID",)).token == ""
     with pytest.raises(ValueError, match="TOKEN_FILE cannot be read"):
         config.read({"GROUPID": "1", "TOKEN_FILE": "missing"}, needed=("GROUPID",))
 
 
 def test_who_watches_needs_neither_token_nor_community() -> None:
-    """Settings that are given must still be valid."""
+    """--watch needs neither token nor community, but settings that are given must be valid."""
     settings = config.read({}, needed=())
     assert (settings.token, settings.group) == ("", 0)
     assert config.read(NEEDED, needed=()) == config.read(NEEDED)
@@ -187,7 +187,7 @@ def test_who_watches_needs_neither_token_nor_community() -> None:
 
 
 def test_names_are_all_that_can_be_set() -> None:
-    """A list of the settings, such as the documentation's, finds each here."""
+    """NAMES has every setting: other tests compare it with lists of settings, such as the documentation's."""
     needed = {"TOKEN_FILE", "TOKEN", "GROUPID"}
     assert needed <= NAMES
     for name in NAMES - needed - {"COMMAND_PREFIXES"}:
@@ -196,6 +196,6 @@ def test_names_are_all_that_can_be_set() -> None:
 
 
 def test_settings_without_an_environment() -> None:
-    """The demo gives its own; what it does not give is the default, and no .env is read."""
+    """parse() reads neither the environment nor .env: the demo passes its own settings, and the rest are defaults."""
     Path(".env").write_text("BUS=from-file\n")
     assert config.parse(NEEDED | {"POLL_WAIT": "1", "RAW": ""}).bus == "events"

@@ -54,7 +54,7 @@ USABLE = [
 
 @pytest.mark.parametrize("url", USABLE)
 def test_addresses_that_can_be_used(url: str) -> None:
-    """Every kind that the documentation names passes, unchanged."""
+    """Every kind of address that the documentation names is accepted, unchanged."""
     assert check(url) == url
 
 
@@ -78,7 +78,7 @@ WRONG = [
 
 @pytest.mark.parametrize("url", WRONG)
 def test_addresses_that_can_never_be_used(url: str) -> None:
-    """The sentence shows what an address looks like, and quotes nothing of this one."""
+    """The sentence shows what an address looks like, and quotes nothing from the wrong one."""
     with pytest.raises(ValueError, match="must be") as raised:
         check(url)
     assert str(raised.value) == (
@@ -93,7 +93,7 @@ def test_addresses_that_can_never_be_used(url: str) -> None:
 
 @pytest.mark.parametrize("password", ["", "p@ss/w#rd%"])
 def test_every_new_connection_is_reported(password: str) -> None:
-    """The first one, and each that replaces a broken one; user, password and database are set on all of them."""
+    """The first connection is reported, and each that replaces a broken one; all have user, password and database."""
     with Server(password=password or None) as server:
         client, new = connected(server.url.removesuffix("0") + "2")
         assert client.set("name", "value")
@@ -109,7 +109,7 @@ def test_every_new_connection_is_reported(password: str) -> None:
 
 
 def test_a_socket_is_an_address() -> None:
-    """unix:// does all that redis:// does."""
+    """A unix:// address works like a redis:// address."""
     with Server() as server:
         path = server.directory / "socket"
         with Server(unixsocket=path) as reached:
@@ -121,7 +121,7 @@ def test_a_socket_is_an_address() -> None:
 
 
 def test_a_connection_costs_no_round_trip_more_than_it_must(server: Server) -> None:
-    """The library's name is not sent; and every wait for an answer has a limit, unless the address says otherwise."""
+    """The library's name is not sent, and every wait for an answer has our limit, unless the address sets another."""
     for url, timeout in ((server.url, 1.0), (f"{server.url}?socket_timeout=2", 2)):
         client, _ = connected(url)
         assert client.ping()
@@ -131,7 +131,7 @@ def test_a_connection_costs_no_round_trip_more_than_it_must(server: Server) -> N
 
 
 def test_whoever_may_not_ask_for_a_cluster_has_none() -> None:
-    """ACL rules may forbid INFO: then the server is used as a single one."""
+    """If the ACL rules forbid INFO, the server is treated as a single server."""
     rules = "user limited on >secret ~* resetchannels -@all +get"
     with Server(acl=[rules]) as server:
         client, _ = connected(f"redis://limited:secret@{HOST}:{server.port}")
@@ -160,13 +160,13 @@ def test_a_node_of_a_cluster_leads_to_all_of_it() -> None:
 
 @contextlib.contextmanager
 def address_of_a_node() -> Iterator[tuple[Proxy, list[Server]]]:
-    """An address, and the nodes of a cluster: it leads to the first of them until a test changes that."""
+    """Yield an address, and the nodes of a cluster; it leads to the first node until a test changes that."""
     with cluster(2) as nodes, Proxy(nodes[0].port) as address:
         yield address, nodes
 
 
 def test_a_cluster_may_come_back_with_other_addresses() -> None:
-    """The address leads to the new nodes, as a name does in Kubernetes: the client uses it when the others are gone."""
+    """If all known nodes are gone, the client uses the address again: it may lead to new nodes, as in Kubernetes."""
     with address_of_a_node() as (address, nodes):
         client, _ = connected(address.url)
         wait_until(lambda: client.set("a", "old"), what="the cluster's answer")
@@ -182,7 +182,7 @@ def test_a_cluster_may_come_back_with_other_addresses() -> None:
 
 
 def test_the_node_in_the_address_may_be_gone_for_good() -> None:
-    """The nodes that it has led to are remembered, also after the next failure."""
+    """The client remembers the nodes to which the address has led, even after another failure."""
     with address_of_a_node() as (address, nodes):
         client, _ = connected(address.url)
         wait_until(lambda: client.set("a", "b"), what="the cluster's answer")
@@ -198,14 +198,14 @@ def test_the_node_in_the_address_may_be_gone_for_good() -> None:
 
 
 def test_silent_nodes_are_not_all_waited_for() -> None:
-    """Each takes a whole timeout, and VK is polled only between two requests to Redis."""
+    """Few silent nodes are tried: each takes a whole timeout, and VK is polled only between two requests to Redis."""
     with cluster(5) as nodes, contextlib.ExitStack() as stack:
         client, _ = connected(nodes[0].url)
         wait_until(lambda: client.set("a", "b"), what="the cluster's answer")
         owners = [stack.enter_context(node.client()) for node in nodes]
 
         def received() -> int:
-            """Return how many connections the nodes have received; they accept them before a second answer."""
+            """Return how many connections the nodes have received; they accept waiting ones before a second answer."""
             return sum(owner.ping() and owner.info("stats")["total_connections_received"] for owner in owners)
 
         for _ in range(3):
@@ -216,7 +216,7 @@ def test_silent_nodes_are_not_all_waited_for() -> None:
                 client.get("a")
             for node in nodes:
                 node.resume()
-            assert received() - before <= 3  # the key's own node, and two where the cluster is looked for
+            assert received() - before <= 3  # the key's own node, and two nodes that are asked for the cluster
         wait_until(lambda: client.get("a") == "b", what="the cluster's answer")
 
 
@@ -225,7 +225,7 @@ def test_silent_nodes_are_not_all_waited_for() -> None:
 
 @pytest.fixture(scope="module")
 def watched() -> Iterator[Watched]:
-    """Passwords for servers and sentinels, each their own; the tests leave three sentinels and two servers behind."""
+    """Servers and sentinels with different passwords; each test must leave three sentinels and two servers running."""
     with sentinels("p@ss", "w#tch") as watched:
         yield watched
 
@@ -244,17 +244,17 @@ def test_sentinels_lead_to_the_primary(watched: Watched) -> None:
 
 
 def follows(server: Server, primary: Server) -> bool:
-    """Return whether it is the primary's replica; if it still acts as a primary, make it one."""
+    """Return whether the server is the primary's replica; if it still acts as a primary, make it a replica."""
     with server.client() as owner:
         if owner.info("replication")["role"] == "master":
-            owner.replicaof(HOST, primary.port)  # sooner than the sentinels would see to it
+            owner.replicaof(HOST, primary.port)  # sooner than the sentinels would do it
         return bool(owner.info("replication").get("master_link_status") == "up")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("fault", ["kill", "pause", "demote"])
 def test_a_failover_is_followed(watched: Watched, fault: str) -> None:
-    """The primary dies, hangs, or must step down: the next connections are to the new one, and are reported."""
+    """If the primary dies, hangs or is demoted, the next connections lead to the new one, and are reported."""
     client, new = connected(watched.url("p%40ss", query=SENTINEL))
     client.set("before", fault)
     former = watched.primary
@@ -280,7 +280,7 @@ def test_a_failover_is_followed(watched: Watched, fault: str) -> None:
 
 
 def test_any_sentinel_will_do(watched: Watched) -> None:
-    """The address names all of them; those that are dead are passed over."""
+    """One living sentinel of those in the address is enough; dead ones are skipped."""
     for sentinel in watched.sentinels[:2]:
         sentinel.kill()
     try:
@@ -305,7 +305,7 @@ def test_tls_is_for_sentinels_and_master() -> None:
 
 
 def test_silent_sentinels_take_together_as_long_as_one_server() -> None:
-    """They are asked one after the other, and VK is polled only between two requests to Redis."""
+    """Sentinels share one timeout: they are queried in turn, and VK is polled only between two requests to Redis."""
     client = make_client("redis+sentinel://one,two,three,four/mymaster", OPTIONS)
     for sentinel in client.connection_pool.sentinel_manager.sentinels:
         asked = sentinel.connection_pool.make_connection()
@@ -355,14 +355,14 @@ def test_a_server_is_no_sentinel() -> None:
 
 
 def test_sentinels_without_this_master() -> None:
-    """The fetcher treats it like no answer at all."""
+    """Sentinels that do not know the master are treated like sentinels that do not answer."""
     with Server() as server, Sentinel(server) as sentinel:
         url = f"redis+sentinel://{HOST}:{sentinel.port}"
         assert sentence(f"{url}/nobody") == f"Redis is unavailable ({NO_MASTER})"
 
 
 def test_sentinels_with_a_password(watched: Watched) -> None:
-    """The master's password is the operator's to fix; a sentinel's may be wrong on one of them only."""
+    """A wrong password for the master is fatal; one for sentinels is transient, as only one of them may refuse it."""
     refused = "Redis refuses the user or the password: fix REDIS_URL"
     assert sentence(watched.url("wrong", query=SENTINEL), RedisFatalError) == refused
     assert sentence(watched.url("p%40ss")) == f"Redis is unavailable ({NO_MASTER})"
@@ -378,23 +378,24 @@ def test_sentinels_with_a_password(watched: Watched) -> None:
     ],
 )
 def test_what_passes_is_named(command: list[str], said: str) -> None:
-    """It is named by redis-py's class, or by the code of the answer if the class says nothing."""
+    """A transient error is named by the code in Redis's answer, or by redis-py's class if there is no code."""
     with Server() as server:
         assert sentence(server.url, RedisUnavailable, *command) == f"Redis is unavailable {said}"
 
 
 def test_a_word_in_capitals_is_no_code() -> None:
-    """redis-py's own sentence begins with it, not Redis's answer."""
+    """A word in capitals at the start of redis-py's own message is not taken for a code from Redis."""
     with pytest.raises(RedisUnavailable, match=r"^Redis is unavailable \(ClusterError\)$"), redis_errors():
         raise redis.exceptions.ClusterError("TTL exhausted.")
 
 
 def test_a_redis_with_too_many_clients_says_so() -> None:
-    """The network is fine then: an operator must not look for the cause there."""
+    """The error names the limit of clients: an operator must not look for the cause in the network, which is fine."""
     with Server() as server, server.client() as owner:
         owner.config_set("maxclients", 1)
         said = "Redis is unavailable (max number of clients reached)"
-        wait_until(lambda: sentence(server.url, RedisUnavailable, "PING") == said)  # or else the connection is reset
+        # Redis may reset the connection instead.
+        wait_until(lambda: sentence(server.url, RedisUnavailable, "PING") == said)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +410,7 @@ def test_a_redis_with_too_many_clients_says_so() -> None:
     ],
 )
 def test_what_the_operator_must_fix_is_fatal(command: list[str], said: str) -> None:
-    """Alone and inside a script."""
+    """What only the operator can fix is fatal, whether a command or a script reports it."""
     rules = "user limited on >secret ~* &* +@all -lpop"
     with Server(acl=[rules]) as server, server.client() as owner:
         owner.xadd("stream", {"a": "b"})
@@ -417,7 +418,7 @@ def test_what_the_operator_must_fix_is_fatal(command: list[str], said: str) -> N
 
 
 def test_a_refused_cluster_slots_is_fatal() -> None:
-    """redis-py hides the refusal behind an error that usually passes."""
+    """A refused CLUSTER SLOTS is fatal, although redis-py hides it behind an error that is usually transient."""
     with cluster(1) as (node,), node.client() as owner:
         owner.execute_command("ACL", "SETUSER", "limited", "on", ">secret", "~*", "+@all", "-cluster|slots")
         said = sentence(f"redis://limited:secret@{HOST}:{node.port}", RedisFatalError, "PING")
@@ -426,7 +427,7 @@ def test_a_refused_cluster_slots_is_fatal() -> None:
 
 @pytest.mark.parametrize(("key", "kind"), [("text", RedisFatalError), ("other", RedisUnavailable)])
 def test_a_pipeline_quotes_its_commands(key: str, kind: type[Exception]) -> None:
-    """What a command holds, a name for example, is not taken for Redis's answer; the answer behind it is."""
+    """A pipeline's error quotes the command, whose words (for example in a name) are not taken for Redis's answer."""
 
     def ask(owner: Any) -> None:
         with redis_errors(), owner.pipeline(transaction=False) as pipeline:

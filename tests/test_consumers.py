@@ -1,6 +1,6 @@
-"""What consumers write to Redis, command by command, and when: on a scripted Redis, without waiting.
+"""Which commands consumers write to Redis, and when: on a scripted Redis, without waiting.
 
-What real servers make of it is tested in test_subscriber.py.
+What real servers make of these commands is tested in test_subscriber.py.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ NOTHING = object()  # no answer at all
 
 
 class End(Exception):
-    """The end of a script: the consumer raises it, as it does with everything that the caller has to fix."""
+    """The end of a script: the consumer raises it, like every error that the caller has to fix."""
 
 
 END = End()
 
 
 class Wire:
-    """A connection to the Redis of a test, with the methods of redis-py's, which reconnects by itself to write."""
+    """A connection to a test's Redis with redis-py's methods; like redis-py's, it reconnects by itself to write."""
 
     def __init__(self, redis: "Redis", **options: Any) -> None:
         self.redis, self.is_open, self.is_cut = redis, False, False
@@ -76,7 +76,7 @@ class Wire:
 
 
 class AsyncWire(Wire):
-    """The same with the methods of redis.asyncio's."""
+    """The same with the methods of a connection of redis.asyncio."""
 
     async def connect(self) -> None:  # type: ignore[override]
         await self.settle(super().connect)
@@ -88,7 +88,7 @@ class AsyncWire(Wire):
         return await self.settle(partial(super().read_response, disconnect_on_error))
 
     async def settle(self, step: Callable[[], Any]) -> Any:
-        """Do this, and wait where the other kind's socket has a timeout."""
+        """Take the step; if a blocking socket would time out, wait instead, because this connection has no timeout."""
         try:
             return step()
         except exceptions.TimeoutError as error:
@@ -98,15 +98,15 @@ class AsyncWire(Wire):
 
     async def disconnect(self, nowait: bool = False) -> None:  # type: ignore[override]
         if not nowait:
-            await asyncio.sleep(10 * PATIENCE)  # until Redis has taken what was written, and it takes nothing
+            await asyncio.sleep(10 * PATIENCE)  # until Redis has taken what was written, which it never does
         super().disconnect()
 
 
 class Redis(net.Clock):
     """A Redis, its client, and its clock: time passes only when a test says so.
 
-    `answers` has a list for each command, of which the last one stays. A function is called and its result is the
-    answer, an exception is raised. `pushed` is what is published, in RESP2.
+    `answers` has a list of answers for each command; the last one is given again and again. A function is called, and
+    its result is the answer; an exception is raised. `pushed` is what is published, in RESP2.
     """
 
     def __init__(self, is_async: bool) -> None:
@@ -119,7 +119,7 @@ class Redis(net.Clock):
         self.answers["XAUTOCLAIM"] = [claimed()]
         self.turns = 0  # of other tasks
         self.wires: list[Wire] = []
-        self.options: list[dict[str, Any]] = []  # of each
+        self.options: list[dict[str, Any]] = []  # of each connection
         self.client: Any = self
         wire = partial(AsyncWire if is_async else Wire, self)
         self.connection_pool = SimpleNamespace(connection_kwargs={}, connection_class=wire)
@@ -143,7 +143,7 @@ class Redis(net.Clock):
         self.written.append(f"SLEEP {seconds:g}")
 
     async def give_way(self, seconds: float) -> None:
-        """What asyncio.sleep() is here."""
+        """Stand in for asyncio.sleep()."""
         self.turns += 1
         if seconds:
             self.sleep(seconds)
@@ -164,7 +164,7 @@ class Redis(net.Clock):
         return self.consumers[-1]
 
     def play(self, events: Iterator[Event], takes: float = 1, handle: Callable[[], Any] = lambda: None) -> list[str]:
-        """Handle events, each for this many seconds, until the end of the script; return what was written."""
+        """Handle events until the end of the script, taking `takes` seconds for each; return what was written."""
         try:
             for given in events:
                 self.written.append(f"handle {given.event_id}")
@@ -193,17 +193,17 @@ def redis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def entry(id: str, data: str | None = None) -> list[Any]:
-    """An entry as Redis sends it: here an event's id is its entry's."""
+    """Return an entry as Redis sends it; in these tests an event has the id of its entry."""
     return [id.encode(), [b"event", (text(event(id)) if data is None else data).encode()]]
 
 
 def entries(*ids: str) -> list[Any]:
-    """The answer to XREADGROUP."""
+    """Return the answer to XREADGROUP."""
     return [[b"events", [entry(id) for id in ids]]]
 
 
 def claimed(*ids: str, cursor: str = "0-0", trimmed: tuple[bytes, ...] = ()) -> list[Any]:
-    """The answer to XAUTOCLAIM."""
+    """Return the answer to XAUTOCLAIM."""
     return [cursor.encode(), [id.encode() for id in ids], list(trimmed)]
 
 
@@ -215,7 +215,7 @@ def ack(*ids: str) -> str:
 
 
 def test_pending_and_abandoned_events_come_before_new_ones(redis: Redis) -> None:
-    """Each is acknowledged when the next one is requested. What was abandoned is claimed, and then pending, too."""
+    """An event is acknowledged when the next one is requested; abandoned entries are claimed, then read as pending."""
     redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), entries("3-0"), entries()]
     redis.answers["XAUTOCLAIM"] = [claimed("2-0"), claimed(), claimed("3-0"), claimed()]
     redis.answers["XREADGROUP >"] = [entries("4-0"), None, entries("5-0"), END]
@@ -229,7 +229,7 @@ def test_pending_and_abandoned_events_come_before_new_ones(redis: Redis) -> None
         READ_NEW, "handle 5-0",
         ack("5-0"), READ_NEW, "DISCONNECT",
     ]  # fmt: skip
-    assert redis.turns == (5 + 1 if redis.is_async else 0)  # one for each event, and one before it connected
+    assert redis.turns == (5 + 1 if redis.is_async else 0)  # one for each event, and one before the connection
 
 
 def test_names_are_those_of_the_caller(redis: Redis) -> None:
@@ -250,7 +250,7 @@ def test_names_are_those_of_the_caller(redis: Redis) -> None:
 
 
 def test_what_is_no_event_is_acknowledged_and_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """So is a trimmed entry; other fields of an entry are ignored."""
+    """An entry without an event, or trimmed, is acknowledged and logged; other fields of an entry are ignored."""
     rich = entry("5-0")
     rich[1] = [b"trace", b"x", *rich[1], b"more", b"y"]
     odd = [entry("1-0", "garbage"), [b"2-0", None], [b"3-0", [b"other", b"x"]], [b"4-0", []], rich]
@@ -269,7 +269,7 @@ def test_what_is_no_event_is_acknowledged_and_logged(redis: Redis, caplog: pytes
 
 @pytest.mark.parametrize(("idle", "milliseconds"), [(60, 1000), (4, 1000), (2, 500), (0.5, 125), (0.001, 1)])
 def test_reading_waits_for_a_second_or_a_quarter_of_idle(redis: Redis, idle: float, milliseconds: int) -> None:
-    """Never for 0, which means forever."""
+    """A read never waits for 0 milliseconds, which would mean forever."""
     assert f"{READ} 1 BLOCK {milliseconds} STREAMS events >" in redis.play(redis.consume(idle=idle))
 
 
@@ -277,9 +277,9 @@ def test_reading_waits_for_a_second_or_a_quarter_of_idle(redis: Redis, idle: flo
 
 
 def test_a_look_goes_on_where_the_last_one_ended(redis: Redis) -> None:
-    """Until it is at the end and has found nothing; the next one begins when the wait for an event is over.
+    """A look for abandoned entries goes on until it has come to the end and found nothing.
 
-    Meanwhile what is new is read, too, and not waited for.
+    Meanwhile new entries are read, but not waited for. The next look begins when the wait for a new entry is over.
     """
     redis.answers["XAUTOCLAIM"] = [
         claimed(cursor="5-0"), claimed("6-0", cursor="7-0"), claimed("8-0"), claimed(), claimed("9-0"), claimed(),
@@ -307,7 +307,10 @@ def test_a_look_goes_on_where_the_last_one_ended(redis: Redis) -> None:
 
 
 def test_what_an_old_connection_still_brings_is_read(redis: Redis) -> None:
-    """After a pause of the link Redis may get an old request when the new connection is there: its reply is lost."""
+    """Entries are read again as pending if their reply is lost.
+
+    After a pause of the link, Redis may receive a request of the old connection when there is already a new one.
+    """
     redis.answers["XREADGROUP 0"] = [entries(), entries("1-0"), entries()]
 
     def wait(seconds: float) -> None:
@@ -333,7 +336,7 @@ def test_what_was_trimmed_in_anothers_hands_is_logged(redis: Redis, caplog: pyte
 
 
 def test_a_redis_before_version_7_also_claims_what_was_trimmed(redis: Redis) -> None:
-    """It is read, passed over and acknowledged."""
+    """A trimmed entry that was claimed is read, skipped and acknowledged."""
     cursor, found, _ = claimed("1-0", "3-0")
     redis.answers["XAUTOCLAIM"] = [[cursor, found], [cursor, []]]
     redis.answers["XREADGROUP 0"] = [[[b"events", [[b"1-0", None], entry("3-0")]]], entries()]
@@ -361,7 +364,7 @@ def test_as_many_are_read_as_were_handled_lately(
 
 
 def test_more_are_read_from_a_distant_redis(redis: Redis) -> None:
-    """As many as are handled in the time of a round trip: else most of the time would go into waiting for the next."""
+    """A read asks for as many as are handled during a round trip; otherwise a consumer would mostly wait for Redis."""
 
     def travel() -> Any:
         redis.now += 1
@@ -396,7 +399,10 @@ def test_no_more_than_a_hundred_are_read_at_once(redis: Redis) -> None:
 def test_what_waits_for_too_long_is_released(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, idle: float, wait: float, takes: float, handled: int, left_for: int
 ) -> None:
-    """After twice the time of reading ahead, or half of `idle`: anyone may claim it, but what one has claimed stays."""
+    """Entries that wait for twice the read-ahead interval, or half of `idle`, are released.
+
+    Anyone may then claim them; an entry that another consumer has already claimed stays with it.
+    """
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", 0.125)
     ids = ["1-0", "2-0", "3-0", "4-0"]
 
@@ -411,12 +417,12 @@ def test_what_waits_for_too_long_is_released(
     if rest := ids[handled:]:
         expected.append(f"XCLAIM events {GROUP} a {left_for} {' '.join(rest)} IDLE {int(1000 * idle)} JUSTID")
     assert written[begin : begin + len(expected)] == expected
-    reads_pending = written[begin + len(expected) + 1].endswith("STREAMS events 0")  # what is still its own
+    reads_pending = written[begin + len(expected) + 1].endswith("STREAMS events 0")  # what it still owns
     assert reads_pending is bool(rest)
 
 
 def test_what_was_read_ahead_is_released_when_the_loop_is_left(redis: Redis) -> None:
-    """The event in hand stays unacknowledged."""
+    """Entries that were only read ahead are released; the event being handled stays unacknowledged."""
     redis.answers["XREADGROUP >"] = [entries("1-0", "2-0", "3-0")]
     events = redis.consume()
     next(events)
@@ -435,7 +441,7 @@ def attempt(id: str) -> list[str]:
 
 
 def test_what_has_failed_too_often_becomes_a_dead_letter(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """Both pending and abandoned entries do. A trimmed one does not, and neighbours are handed over."""
+    """Pending and abandoned entries become dead letters; trimmed ones do not, and their neighbours are handed over."""
     redis.answers["XREADGROUP 0"] = [
         [[b"events", [entry("1-0"), entry("2-0"), [b"3-0", None], entry("4-0")]]],
         entries("5-0"), entries(),
@@ -463,7 +469,7 @@ def test_what_has_failed_too_often_becomes_a_dead_letter(redis: Redis, caplog: p
 
 
 def test_an_event_that_was_never_handed_over_is_handed_over_once(redis: Redis) -> None:
-    """Even if only one attempt is allowed."""
+    """An event without an attempt so far is handed over even if only one attempt is allowed."""
     redis.answers["XREADGROUP 0"] = [entries("1-0"), entries()]
     redis.answers["HMGET"] = [[None]]
     assert "handle 1-0" in redis.play(redis.consume(attempts=1))
@@ -476,7 +482,7 @@ def test_an_event_that_was_never_handed_over_is_handed_over_once(redis: Redis) -
 def test_attempts_of_what_is_no_longer_pending_are_forgotten(
     redis: Redis, found: bytes | None, pending: list[Any], forgotten: bool
 ) -> None:
-    """One entry at each look, at random."""
+    """Each look checks one entry at random, and forgets its attempts if it is no longer pending."""
     redis.answers |= {"HRANDFIELD": [found], "XPENDING": [pending]}
     look = [f"HRANDFIELD {ATTEMPTS}", LOOK, READ_PENDING] + [f"XPENDING events {GROUP} 1-0 1-0 1"] * bool(found)
     assert redis.play(redis.consume(attempts=1))[2:] == [
@@ -513,7 +519,7 @@ BUSY_GROUP = exceptions.ResponseError("BUSYGROUP Consumer Group name already exi
 
 
 def test_a_missing_group_is_created_though_the_next_connection_fails(redis: Redis) -> None:
-    """A link may refuse every other connection."""
+    """The group is created on the connection after that: a link may refuse every other one."""
     redis.answers |= {"XCLAIM": [NO_GROUP, None], "CONNECT": [None, LOST, None]}
     written = redis.play(redis.consume(start="0"))
     assert written.count(f"XGROUP CREATE events {GROUP} 0 MKSTREAM") == 1
@@ -525,7 +531,7 @@ def test_a_missing_group_is_created_though_the_next_connection_fails(redis: Redi
 def test_a_missing_group_is_created_at_once(
     redis: Redis, caplog: pytest.LogCaptureFixture, start: str, created: Any
 ) -> None:
-    """It begins at `start`; another consumer may have been faster, which is as good."""
+    """The group begins at `start`; if another consumer creates it first, that is just as good."""
     redis.answers |= {"XCLAIM": [NO_GROUP, None], "XGROUP": [created]}
     create = f"XGROUP CREATE events {GROUP} {start} MKSTREAM"
     written = redis.play(redis.consume(start=start))
@@ -537,7 +543,7 @@ def test_a_missing_group_is_created_at_once(
 
 
 def test_a_lost_group_is_created_again_from_the_beginning(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """It happens once, with a line in the log each time."""
+    """A group is created once for each loss, and each loss is logged."""
     redis.answers["XREADGROUP >"] = [NO_GROUP, LOST, NO_GROUP, END]
     create = f"XGROUP CREATE events {GROUP} 0 MKSTREAM"
     session = [BEGIN[1], READ_PENDING]
@@ -586,7 +592,7 @@ both = pytest.mark.parametrize("read", [Redis.consume, Redis.subscribe], ids=["c
 def test_what_passes_is_waited_for(
     redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, error: Exception, name: str
 ) -> None:
-    """The log names the class or code, and quotes no text of Redis or of the library, which may hold an address."""
+    """The log names the error's class or code, and quotes no text of Redis or redis-py, which may hold an address."""
     redis.answers["CONNECT"] = [error, None]
     assert redis.play(read(redis))[:4] == ["CONNECT", "DISCONNECT", "SLEEP 0.1", "CONNECT"]
     assert caplog.messages == [f"Redis is unavailable ({name}), trying again"]
@@ -613,9 +619,9 @@ def test_what_the_caller_has_to_fix_is_raised(
 def test_a_long_outage_is_logged_about_once_a_minute(
     redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, failures: int, pause: float, lines: int
 ) -> None:
-    """The pauses grow up to two seconds. When it is over, the next outage begins with a short one.
+    """The pauses grow up to two seconds; the next outage begins with a short pause again.
 
-    It has a line of its own if it comes after more than ten seconds: a link may break every few seconds.
+    That outage is logged only if more than ten seconds have passed, because a link may break every few seconds.
     """
 
     def later() -> Any:
@@ -634,7 +640,7 @@ def test_a_long_outage_is_logged_about_once_a_minute(
 
 
 def published(channel: str, id: str, *pattern: str, data: str | None = None) -> list[Any]:
-    """What Redis sends to a subscriber of a channel, or of a pattern."""
+    """Return what Redis sends to a subscriber of a channel, or of a pattern."""
     kind = "pmessage" if pattern else "message"
     words = [kind, *pattern, channel, text(event(id)) if data is None else data]
     return [word.encode() for word in words]
@@ -646,7 +652,7 @@ def published(channel: str, id: str, *pattern: str, data: str | None = None) -> 
      (["command", "button"], "SUBSCRIBE events:command events:button")],
 )  # fmt: skip
 def test_a_subscriber_gets_what_is_published_on_its_channels(redis: Redis, types: list[str], command: str) -> None:
-    """Replies to its subscription, and what other buses publish, are not events."""
+    """A subscriber ignores the replies to its subscription, and what other buses publish."""
     pattern = [] if types else ["events:*"]
     redis.pushed = [
         *([b"subscribe", f"events:{name}".encode(), 1] for name in types[1:]),
@@ -672,7 +678,7 @@ def test_a_message_that_is_no_event_is_logged(redis: Redis, caplog: pytest.LogCa
 
 @pytest.mark.parametrize("timeout", [TimeoutError(), exceptions.TimeoutError("Timeout reading from socket")])
 def test_a_silent_redis_has_to_answer(redis: Redis, caplog: pytest.LogCaptureFixture, timeout: Exception) -> None:
-    """It must answer on the same connection; otherwise a new one is opened."""
+    """If Redis is silent, it must answer a command on the same connection; otherwise a new one is opened."""
     redis.answers["SUBSCRIBE"] = [[b"subscribe", b"events:message", 1]] * 2 + [timeout, None]
     redis.pushed = [published("events:message", "1"), timeout, published("events:message", "2"), timeout]
     redis.pushed += [published("events:message", "3")]
@@ -688,7 +694,10 @@ def test_a_silent_redis_has_to_answer(redis: Redis, caplog: pytest.LogCaptureFix
 
 
 def test_a_connection_has_the_clients_options_but_the_consumer_alone_retries(redis: Redis) -> None:
-    """Replies have one form, whatever the client decodes, and hiredis, which a signal may crash, gets no number."""
+    """Replies have the same form, whatever the client decodes.
+
+    `db` is text, because hiredis may crash if a signal arrives while it turns a number into text.
+    """
     redis.connection_pool.connection_kwargs = {
         "db": 3, "host": "redis.internal", "password": "secret", "protocol": 3, "decode_responses": True,
         "socket_timeout": 1, "health_check_interval": 5, "retry": 3, "retry_on_timeout": True,
@@ -703,7 +712,7 @@ def test_a_connection_has_the_clients_options_but_the_consumer_alone_retries(red
 
 
 class Cluster:
-    """A client of a cluster whose nodes are all one Redis."""
+    """A client of a cluster whose nodes are all the same Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self.nodes_manager, self.redis = self, redis
@@ -721,7 +730,7 @@ class Cluster:
         return self.node("take any node")
 
     def node(self, line: str) -> Any:
-        """A redis-py node is a name; one of redis.asyncio has no pool, but is like one."""
+        """Return a node: in redis-py it is a name; in redis.asyncio it has no pool, but is like one."""
         self.redis.written.append(line)
         return self.redis.connection_pool if self.redis.is_async else None
 
@@ -734,7 +743,7 @@ class Cluster:
     ],
 )
 def test_a_cluster_is_asked_for_its_nodes_at_each_connection(redis: Redis, read: Any, line: str) -> None:
-    """A stream is on one node, which may change; channels are on all."""
+    """A stream is on one node, which may be another one by the next connection; channels are on all nodes."""
     redis.client = Cluster(redis)
     redis.answers["CONNECT"] = [LOST, None]
     connect = ["ask for the nodes", line, "CONNECT"]
@@ -745,7 +754,7 @@ def test_a_cluster_is_asked_for_its_nodes_at_each_connection(redis: Redis, read:
 def test_a_redis_that_does_not_answer_is_left_at_once(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, command: str
 ) -> None:
-    """After the timeout no other reply is waited for."""
+    """After a timeout the connection is closed at once: no other reply is waited for."""
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.01)
     redis.answers[command] = [NOTHING, redis.answers.get(command, [None])[0]]
     written = redis.play(redis.consume())
@@ -756,7 +765,7 @@ def test_a_redis_that_does_not_answer_is_left_at_once(
 
 
 def test_nothing_of_a_broken_connection_is_written_to_the_next(redis: Redis) -> None:
-    """Except the acknowledgement of handled events; the rest is read again."""
+    """Only the acknowledgement of handled events is written again; the other entries are read again."""
     redis.answers["XREADGROUP 0"] = [entries(), entries("2-0", "3-0"), entries()]
     redis.answers["XREADGROUP >"] = [entries("1-0", "2-0", "3-0"), END]
     first, *others = BEGIN
@@ -770,11 +779,11 @@ def test_nothing_of_a_broken_connection_is_written_to_the_next(redis: Redis) -> 
 
 
 class Interrupted(BaseException):
-    """What ends a consumer in the middle, like Ctrl-C or the end of a task."""
+    """Interrupts a consumer in the middle, like Ctrl-C or the cancellation of a task."""
 
 
 def test_who_leaves_waits_for_what_was_begun(redis: Redis) -> None:
-    """It waits for the reply to the release, which Redis could otherwise drop."""
+    """A consumer that is closed waits for the reply to its release, which Redis might otherwise drop."""
     redis.answers["XREADGROUP >"] = [entries("1-0", "2-0")]
     events = redis.consume()
     next(events)
@@ -804,7 +813,7 @@ def test_who_is_interrupted_while_leaving_closes_the_connection(redis: Redis) ->
 
 
 def test_who_is_interrupted_while_writing_waits_for_no_reply(redis: Redis) -> None:
-    """Nobody knows what Redis has got of it, so Ctrl-C would last until the timeout."""
+    """After an interrupted write no reply is waited for: it may never come, and Ctrl-C would last until the timeout."""
 
     def interrupt(_: Any) -> None:
         wire.send_packed_command = write
@@ -823,7 +832,7 @@ def test_who_is_interrupted_while_writing_waits_for_no_reply(redis: Redis) -> No
 
 
 def test_who_never_had_a_connection_has_none_to_close(redis: Redis) -> None:
-    """Only the error that the caller has to fix is raised."""
+    """If no connection can be made, only the error that the caller has to fix is raised."""
     redis.connection_pool.connection_class = None
     with pytest.raises(TypeError, match="NoneType"):
         next(redis.consume())

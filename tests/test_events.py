@@ -1,4 +1,4 @@
-"""The contract: what an event is as JSON, and reading it back."""
+"""The contract: an event as JSON, and how it is read back."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ PLACES = [(), ("user",), ("peer",), ("message",), ("message", "reply"), ("messag
 
 
 def inside(data: Any, place: tuple[Any, ...]) -> Any:
-    """Find what stands at a place in nested dicts and lists."""
+    """Return what is at a place in nested dicts and lists."""
     for key in place:
         data = data[key]
     return data
@@ -64,7 +64,7 @@ def test_all_of_a_message() -> None:
 
 
 def test_action_payload_and_raw() -> None:
-    """They come after the message, in the order of the contract; payload and raw are not copied."""
+    """Action, payload and raw follow the message in the order of the contract; payload and raw are not copied."""
     data = EVENTS[5].as_dict()
     assert json.dumps({"action": data["action"], "payload": data["payload"]}, ensure_ascii=False) == (
         '{"action": {"type": "chat_invite_user", "user": {"uuid": 5, "name": "Руслан Башинский",'
@@ -93,7 +93,7 @@ def test_there_and_back(event: Event) -> None:
 
 
 def test_keys_that_nobody_knows() -> None:
-    """What a later version adds is passed over, at every level; payload and raw keep all their keys."""
+    """Keys that a later version adds are ignored at every level, but payload and raw keep all their keys."""
     for event, extra in (
         (EVENTS[1], PLACES),
         (EVENTS[2], [(), ("user",), ("peer",), ("button",)]),
@@ -110,7 +110,7 @@ def test_keys_that_nobody_knows() -> None:
 
 
 def test_what_version_1_0_wrote() -> None:
-    """An entry in the stream from before a reply had its author is read, too."""
+    """An entry from version 1.0, in which a reply has no author, can still be read."""
     data = copy.deepcopy(EVENTS[1].as_dict())
     for reply in (data["message"]["reply"], *data["message"]["forward"]):
         del reply["uuid"]

@@ -27,7 +27,7 @@ from tests.servers import Server
 from tests.servers import wait_until as wait_for_it
 from tests.vk import CHAT, METHODS, PEER, PERSON, VK, Refused, message, reaction, update
 
-LONG = 80  # seconds, a ceiling: on a busy machine it takes long until an example has imported what it needs
+LONG = 80  # seconds, a ceiling: on a busy machine an example may be slow to import what it needs
 wait_until = functools.partial(wait_for_it, timeout=LONG)
 
 EXAMPLES = ROOT / "examples"
@@ -51,7 +51,7 @@ TEAM, YAN = Peer(2000000007, 7, "Футбол"), User(111222333, "Ян Ли", "�
 
 
 def marked(name: str, *more: Any) -> Any:
-    """Return the parameters of a test; those with vkbottle, which takes seconds to import, have the same worker."""
+    """Return the parameters of a test; those with vkbottle share a worker, because importing it takes seconds."""
     marks = [pytest.mark.long, pytest.mark.xdist_group("vkbottle")] if name in WITH_VKBOTTLE else []
     return pytest.param(name, *more, marks=marks)
 
@@ -62,7 +62,7 @@ def event(id: str, event_type: str, text: str, attachments: tuple[str, ...] = ()
 
 
 class Example:
-    """Run an example in a directory with these settings in `.env`; its requests to VK go to another one."""
+    """Runs an example in a directory with these settings in `.env`; its requests to VK go to a simulated one."""
 
     def __init__(self, name: str, *arguments: str, vk: VK | None = None, **settings: str) -> None:
         self.out = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
@@ -118,7 +118,7 @@ def demo() -> Iterator[str]:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What the example sent through VK; one peer is refused."""
+    """The messages that the example sent through VK, which refuses one peer."""
     sent: list[dict[str, Any]] = []
 
     def send(vk: VK, params: dict[str, Any]) -> Any:
@@ -133,7 +133,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def answers(sent: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    """List where messages were sent to, and their texts."""
+    """List the peer and the text of each message that was sent."""
     return [(params["peer"], params["message"]) for params in sent]
 
 
@@ -164,7 +164,7 @@ def test_commands_are_answered(server: Server, client: Any, sent: list[dict[str,
 @pytest.mark.long
 @pytest.mark.xdist_group("vkbottle")
 def test_vkbottle_takes_every_message_of_the_demo() -> None:
-    """A message without what vkbottle requires would reach no handler of the bot that is tried on the demo."""
+    """The demo's messages have all that vkbottle requires; others would reach no handler of a bot tried on the demo."""
     from vkbottle_types.events import GroupTypes
 
     for sent in json.loads((ROOT / "fetcher/commands/demo.json").read_text(encoding="utf-8"))["updates"]:
@@ -197,7 +197,7 @@ def test_the_asynchronous_bot_answers_commands(server: Server, client: Any, sent
 
 @pytest.mark.parametrize("name", [marked(name) for name in COMMANDS])
 def test_an_example_runs_as_its_docstring_says_and_ends_on_ctrl_c(server: Server, client: Any, name: str) -> None:
-    """In the directory of the repository, installed or not; and without a traceback."""
+    """The documented command works in the repository, installed or not, and ends without a traceback."""
     (command,) = COMMANDS[name]
     environment = {"REDIS_URL": server.url, "TOKEN": "token", "PATH": os.environ["PATH"]}
     run = subprocess.Popen(
@@ -222,7 +222,7 @@ def test_an_example_runs_as_its_docstring_says_and_ends_on_ctrl_c(server: Server
     + [marked(name, "The consumer's name") for name in COMMANDS if name != "answer_commands"],
 )
 def test_an_example_says_in_one_sentence_what_is_missing(name: str, missing: str) -> None:
-    """No traceback: a user who tries an example has not read its source."""
+    """A missing setting or argument gives no traceback: a user who tries an example has not read its source."""
     settings: dict[str, Any] = {} if missing == "TOKEN" else {"TOKEN": "token"}
     with Example(name, *["bot-1"] * (missing == "TOKEN"), **settings) as example:
         assert example.process.wait(LONG) == 1
@@ -286,7 +286,7 @@ def test_each_line_of_the_shell_examples_is_understood(server: Server, client: A
 def test_bot_of_another_library(
     vk: VK, server: Server, client: Any, fetch: Callable[..., Fetcher], sent: list[dict[str, Any]], name: str
 ) -> None:
-    """Its handlers get what VK sent, once each; also what was sent while it did not run. It ends on Ctrl-C."""
+    """The bot's handlers get each update once, even if it was sent while the bot did not run. It ends on Ctrl-C."""
     settings: dict[str, Any] = {"vk": vk, "REDIS_URL": server.url, "BUS": "other"}
     fetch(RAW=1, BUS="other")
     ping, pong = ("/ping a", "pong a") if name == "vkbottle_bot" else ("/ping", "pong")
@@ -322,7 +322,8 @@ def test_the_demo_is_answered(demo: str, sent: list[dict[str, Any]]) -> None:
     with VK() as vk, Example("answer_commands", REDIS_URL=demo, vk=vk) as example:
         commands = redis.Redis.from_url(demo)
         wait_until(lambda: commands.pubsub_numsub("events:command")[0][1])
-        commands.publish("events:command", event("a", "command", "/help"))  # not all of the demo's are known
+        # The example does not know all of the demo's commands.
+        commands.publish("events:command", event("a", "command", "/help"))
         wait_until(lambda: sent)
         assert example.process.poll() is None
 

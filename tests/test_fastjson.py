@@ -1,4 +1,4 @@
-"""JSON by orjson: what is read and written is what the standard library would read and write, or refused."""
+"""JSON by orjson: what it reads and writes is what the standard library would read and write, or is refused."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def has_only_finite(value: Any) -> bool:
 @STEADY
 @given(values)
 def test_loads_reads_what_the_standard_library_reads(value: Any) -> None:
-    """Numbers of any size, text of any kind: an update is what VK has sent, to the last digit."""
+    """Numbers of any size and text of any kind are read exactly: an update is what VK sent, to the last digit."""
     text = json.dumps(value)
     assert repr(loads(text.encode())) == repr(json.loads(text))
 
@@ -39,7 +39,7 @@ def test_loads_reads_what_the_standard_library_reads(value: Any) -> None:
 @STEADY
 @given(values)
 def test_dumps_writes_what_loads_reads(value: Any) -> None:
-    """But for halves of surrogate pairs, which no UTF-8 can carry."""
+    """Values are written unchanged, except halves of surrogate pairs, which no UTF-8 has; infinities are refused."""
     read = loads(json.dumps(value).encode())
     if not has_only_finite(value):
         with pytest.raises(ValueError, match="it cannot be written as JSON"):
@@ -52,7 +52,7 @@ def test_dumps_writes_what_loads_reads(value: Any) -> None:
 @pytest.mark.parametrize("form", ["[%s]", "[1,%s]", "[ %s]", "[\t%s]", "[\r%s]", "[\n%s]", "[-%s]", '{"a":%s}', "%s"])
 @pytest.mark.parametrize("digits", [19, 20, 38, 39])
 def test_a_long_number_is_found_wherever_it_stands(form: str, digits: int) -> None:
-    """One of more than 64 bits is read to the last digit, too."""
+    """A number of more than 64 bits is read to the last digit, wherever it is."""
     text = form % ("9" * digits)
     assert repr(loads(text.encode())) == repr(json.loads(text))
 
@@ -61,7 +61,7 @@ def test_a_long_number_is_found_wherever_it_stands(form: str, digits: int) -> No
     "text", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"7" * 5000, b"-" + b"7" * 5000]
 )
 def test_what_no_json_can_hold(text: bytes) -> None:
-    """NaN, or a number too long for Python, is read as NotFinite, wherever it stands, and never written."""
+    """NaN, or a number that is too long for Python, is read as NotFinite, wherever it is, and is never written."""
     assert isinstance(loads(text), NotFinite)
     (inner,) = loads(b'[{"a": ' + text + b"}]")
     assert isinstance(inner["a"], NotFinite)
@@ -71,7 +71,7 @@ def test_what_no_json_can_hold(text: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"<html>", b"{", b'{"a": 1,}', b"[1,", b"nan", b"1 2", b"[" * 100_000])
 def test_what_is_no_json(text: bytes) -> None:
-    """ValueError, also for what is nested too deep, and no other error."""
+    """Text that is no JSON, or is nested too deep, raises ValueError and no other error."""
     with pytest.raises(ValueError, match=r"."):
         loads(text)
 
@@ -88,13 +88,13 @@ def test_what_is_no_json(text: bytes) -> None:
     ],
 )
 def test_what_orjson_alone_would_not_read(data: bytes, value: Any) -> None:
-    """A byte order mark, broken UTF-8, half a surrogate pair, numbers beyond 64 bits."""
+    """A byte order mark, broken UTF-8, half a surrogate pair, and numbers beyond 64 bits can be read."""
     assert loads(data) == value
     assert type(loads(data)) is type(value)
 
 
 def test_utf8() -> None:
-    """Text becomes UTF-8, halves of surrogate pairs U+FFFD; two halves that meet are one character."""
+    """Text becomes UTF-8, and half a surrogate pair becomes U+FFFD, but two adjacent halves are one character."""
     assert utf8("я😀") == "я😀".encode()
     assert utf8("a\ud83db\udc4d") == "a\ufffdb\ufffd".encode()
     assert utf8("\ud83d\ude00") == "😀".encode()
@@ -112,20 +112,20 @@ EVENTS = [
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_event_to_json(event: Event) -> None:
-    """It is the JSON of as_dict(), keys in their order, what is None left out."""
+    """The JSON is that of as_dict(): the same keys in the same order, without those that are None."""
     text = event_to_json(event)
     assert json.dumps(json.loads(text)) == json.dumps(json.loads(utf8(json.dumps(event.as_dict(), ensure_ascii=False))))
 
 
 @pytest.mark.parametrize("value", [NotFinite("nan"), [NotFinite("inf")], {"a": {"b": NotFinite("-inf")}}])
 def test_an_event_that_cannot_be_written(value: Any) -> None:
-    """ValueError, wherever it stands, and never null in its place."""
+    """A value that is not finite, wherever it is, raises ValueError, and is never written as null."""
     with pytest.raises(ValueError, match="it cannot be written as JSON"):
         event_to_json(Event("button", "1", ANNA, PEER, button=Button(1, "2", {"a": value})))
 
 
 def test_an_event_that_is_nested_too_deep() -> None:
-    """Deeper than orjson goes is written all the same; deeper than the standard library goes is refused."""
+    """An event nested too deep for orjson is still written; one too deep for the standard library is refused."""
     deep: Any = 1
     for depth in range(1, 100_001):
         deep = [deep]

@@ -20,7 +20,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_text_of_a_position(text: str) -> None:
-    """What is 0 is left out, so that version 1.1 can read it nearly always."""
+    """An epoch or a part of 0 is left out, so that version 1.1 can read nearly all positions."""
     assert str(TEXTS[text]) == text
     assert Position.parse(text) == TEXTS[text]
 
@@ -31,7 +31,7 @@ def test_the_text_of_a_position(text: str) -> None:
      "5+٣", "1" * 31, "1" * 10 + ":5", "5+" + "1" * 10],
 )  # fmt: skip
 def test_text_that_is_no_position(text: str) -> None:
-    """Anything else that was written there is noticed."""
+    """Text of any other form is refused."""
     with pytest.raises(ValueError, match="not a position"):
         Position.parse(text)
 

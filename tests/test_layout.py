@@ -1,4 +1,4 @@
-"""Folders hold to their imports, and no two modules need each other."""
+"""Each folder imports only what it may, and no two modules need each other."""
 
 import ast
 import sys
@@ -16,7 +16,7 @@ FILES = {
 
 
 def imports(module: str) -> set[str]:
-    """Return the modules that this one imports, anywhere in it, by their whole names."""
+    """Return the full names of the modules that this one imports, anywhere in it."""
     path = FILES[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found: set[str] = set()
@@ -31,7 +31,7 @@ def imports(module: str) -> set[str]:
 
 
 def libraries(module: str) -> set[str]:
-    """Return the packages outside of ours and of the standard library that a module imports."""
+    """Return the third-party packages that a module imports."""
     return {name.partition(".")[0] for name in imports(module)} - sys.stdlib_module_names - {"fetcher"}
 
 
@@ -40,14 +40,14 @@ def inside(*folders: str) -> list[str]:
 
 
 def test_all_files_are_there() -> None:
-    """Each folder of the design has modules, so that the rules below are about something."""
+    """Each folder of the design has modules; otherwise the tests below would test nothing."""
     for folder in ("core", "vk", "bus", "commands"):
         assert inside(folder)
 
 
 @pytest.mark.parametrize("module", inside("core"))
 def test_the_core_knows_no_outside_library(module: str) -> None:
-    """It imports only the standard library, events, errors and itself: JSON and metrics are given to it."""
+    """The core imports only the standard library, events, errors and itself; JSON and metrics are passed to it."""
     assert libraries(module) == set()
     ours = {name for name in imports(module) if name.startswith("fetcher")}
     assert ours <= {"fetcher.events", "fetcher.errors", *inside("core")}
@@ -57,7 +57,7 @@ def test_the_core_knows_no_outside_library(module: str) -> None:
     ("module", "library"), [(one, "redis") for one in inside("vk")] + [(one, "vk_api") for one in inside("bus")]
 )
 def test_neither_side_knows_the_others_library(module: str, library: str) -> None:
-    """VK's side never imports redis, nor anything of the bus; and the other way round."""
+    """VK's side imports neither redis nor anything of the bus, and the bus neither vk_api nor anything of VK's side."""
     assert library not in libraries(module)
     other = "fetcher.bus" if library == "redis" else "fetcher.vk"
     assert not [name for name in imports(module) if name == other or name.startswith(f"{other}.")]
@@ -65,10 +65,10 @@ def test_neither_side_knows_the_others_library(module: str, library: str) -> Non
 
 @pytest.mark.parametrize("module", ["fetcher.events", "fetcher.errors", "fetcher.core.history"])
 def test_nouns_import_nothing_of_ours(module: str) -> None:
-    """Every back-arrow between modules would come from a noun that also does something."""
+    """Modules that only define nouns import nothing of ours, so that every other module can import them."""
     assert not [name for name in imports(module) if name.startswith("fetcher")]
 
 
 def test_no_two_modules_need_each_other() -> None:
-    """The imports make no circle: one is found by its name in CycleError."""
+    """The imports form no cycle; CycleError would name the modules in one."""
     TopologicalSorter({module: imports(module) & FILES.keys() for module in FILES}).prepare()

@@ -1,4 +1,4 @@
-"""The log: our own lines, to standard error, and no secret in any of them."""
+"""The log: only our own lines, on standard error, and no secret in any of them."""
 
 import logging
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ SECRET = "vk1.a.token"
 
 @pytest.fixture
 def ours() -> Iterator[logging.Logger]:
-    """Our logger, as it was before afterwards."""
+    """Our logger, which is restored after the test."""
     log, root = logging.getLogger("fetcher"), logging.getLogger()
     before = log.handlers[:], log.level, log.propagate, root.handlers[:]
     yield log
@@ -21,7 +21,7 @@ def ours() -> Iterator[logging.Logger]:
 
 
 def test_a_traceback_quotes_no_exception(ours: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
-    """It says where it was raised, and of which class; the text of an exception does not reach the log."""
+    """A traceback has the place and the class of an exception, but not its text, which may hold a secret."""
     logs.to_stderr()
     try:
         try:
@@ -35,7 +35,7 @@ def test_a_traceback_quotes_no_exception(ours: logging.Logger, capsys: pytest.Ca
 
 
 def test_only_our_own_lines(ours: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
-    """Time, level and sentence of ours; those of libraries hold addresses with keys, and are discarded."""
+    """Our lines have time, level and sentence; those of libraries hold addresses with keys, and are discarded."""
     logs.to_stderr(logs.WITH_TIME, "INFO")
     ours.info("A %s", "sentence")
     ours.debug("too much")
@@ -46,7 +46,7 @@ def test_only_our_own_lines(ours: logging.Logger, capsys: pytest.CaptureFixture[
 
 
 def test_a_later_call_replaces_an_earlier_one(ours: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
-    """A command prints plain sentences, at the level of the settings once these are read."""
+    """A later call replaces the form and the level that an earlier one has set."""
     logs.to_stderr(logs.WITH_TIME, "DEBUG")
     logs.to_stderr()
     ours.info("A sentence")

@@ -53,7 +53,7 @@ def longpoll(net: Net) -> LongPoll:
 
 @pytest.fixture
 def polling(longpoll: LongPoll, net: Net) -> LongPoll:
-    """A long poll whose first poll and check of the settings are over."""
+    """A long poll after its first poll and the check of the settings."""
     longpoll.poll(longpoll.renew(), 25)
     longpoll.poll(1000, 25)
     net.clock.now += 1
@@ -84,7 +84,7 @@ def keys(net: Net) -> list[tuple[str, str]]:
 
 
 def test_nothing_is_asked_at_first(longpoll: LongPoll, net: Net) -> None:
-    """The server is requested when it is needed."""
+    """The server is not requested before it is needed."""
     assert not net.requests
     assert longpoll.renew() == 1000
     assert net.asked("groups.getLongPollServer") == [
@@ -93,16 +93,16 @@ def test_nothing_is_asked_at_first(longpoll: LongPoll, net: Net) -> None:
 
 
 def test_how_a_poll_is_asked(polling: LongPoll, net: Net) -> None:
-    """With act, key, ts and wait, at VK's server."""
+    """A poll sends act, key, ts and wait to VK's server."""
     net.answers["poll"] = [{"ts": "1002", "updates": [1, 2]}]
     assert polling.poll(1000, 25) == Answer(1000, 1002, [1, 2], len('{"ts": "1002", "updates": [1, 2]}'))
     assert net.asked("poll") == [{"act": "a_check", "key": KEY, "ts": "1000", "wait": "25"}]
 
 
 def test_a_poll_that_waits_for_nothing(polling: LongPoll, net: Net) -> None:
-    """It is given up if it takes much longer than the one before: VK has nothing, and would hold it for a second."""
+    """A poll with wait 0 is abandoned if it takes much longer than the last: VK has nothing, and would hold it back."""
     pool: Any = None
-    for late in (requests.ReadTimeout(), urllib3.exceptions.ReadTimeoutError(pool, "", "")):  # before or in the answer
+    for late in (requests.ReadTimeout(), urllib3.exceptions.ReadTimeoutError(pool, "", "")):  # before or during it
         net.answers["poll"] = [{"ts": "1002", "updates": [1, 2]}, late]
         assert polling.poll(1000, 25).until == 1002
         assert polling.poll(1002, 0) == Answer(1002, 1002, [])
@@ -118,7 +118,10 @@ def test_a_poll_that_waits_for_nothing(polling: LongPoll, net: Net) -> None:
 
 
 def test_a_poll_that_waits_for_nothing_takes_no_new_key(polling: LongPoll, net: Net) -> None:
-    """It may be given up, which would confirm the lower ts of a new key: a restart of VK's numbering that never was."""
+    """A poll with wait 0 takes no new key.
+
+    It may be abandoned, which would seem to confirm the lower ts of a new key: a restart that never happened.
+    """
     net.clock.now = polling.renew_at + 1
     net.answers["poll"] = [requests.ReadTimeout()]
     assert polling.poll(1000, 0) == Answer(1000, 1000, [])
@@ -126,7 +129,7 @@ def test_a_poll_that_waits_for_nothing_takes_no_new_key(polling: LongPoll, net: 
 
 
 def test_polls_need_no_pause(polling: LongPoll, net: Net) -> None:
-    """Polls do not count as requests of the API."""
+    """Polls do not count towards the rate limit of the API."""
     before = net.clock.now
     net.answers["poll"] = [{"ts": "1001", "updates": [5]}]
     for _ in range(5):
@@ -135,7 +138,7 @@ def test_polls_need_no_pause(polling: LongPoll, net: Net) -> None:
 
 
 def test_answers_that_are_not_held_back(polling: LongPoll, net: Net) -> None:
-    """If VK, or a proxy, answers at once that nothing is new, there are five polls a second, not thousands."""
+    """If VK or a proxy answers at once that nothing is new, there are five polls a second, not thousands."""
     before = net.clock.now
     for _ in range(50):
         assert empty(polling.poll(1000, 25))
@@ -152,7 +155,7 @@ def test_answers_that_are_not_held_back(polling: LongPoll, net: Net) -> None:
 
 
 def test_every_request_has_a_time_out(longpoll: LongPoll, net: Net) -> None:
-    """5 seconds for the API; a poll may take 10 seconds more than its wait, but not to connect."""
+    """API requests time out after 5 seconds; polls after 10 seconds more than their wait, or 5 seconds to connect."""
     longpoll.poll(longpoll.renew(), 25)
     longpoll.poll(1000, 25)
     assert net.timeouts() == [
@@ -164,7 +167,7 @@ def test_every_request_has_a_time_out(longpoll: LongPoll, net: Net) -> None:
 
 
 def test_polls_go_on_in_a_pause(polling: LongPoll, net: Net) -> None:
-    """Only API requests pause: VK's long poll is polled all the same."""
+    """Polls go on while API requests pause."""
     net.answers["users.get"] = [error(29)]
     with pytest.raises(TransientError):
         polling.api.method("users.get")
@@ -172,7 +175,7 @@ def test_polls_go_on_in_a_pause(polling: LongPoll, net: Net) -> None:
 
 
 def test_a_new_key_in_a_pause(polling: LongPoll, net: Net) -> None:
-    """That VK limits other requests does not stop the polls when the key expires."""
+    """If the key expires while VK limits other requests, a new key is requested, and polls go on."""
     net.answers["execute"] = [error(29)]
     for _ in range(9):
         net.clock.now += 62
@@ -187,7 +190,7 @@ def test_a_new_key_in_a_pause(polling: LongPoll, net: Net) -> None:
 
 
 def test_a_redirect_of_a_poll(polling: LongPoll, net: Net) -> None:
-    """It is followed: a poll has all its parameters in its address."""
+    """A redirect of a poll is followed, because a poll has all its parameters in its address."""
     net.answers["poll"] = [(301, "", ("Location", f"{SERVER}?new=1")), QUIET_POLL]
     assert empty(polling.poll(1000, 25))
     assert [params.get("new") for params in net.asked("poll")] == [None, "1"]
@@ -206,7 +209,7 @@ def test_fatal_at_start(longpoll: LongPoll, net: Net, code: int) -> None:
 
 @pytest.mark.parametrize("code", PASSING + OTHER)
 def test_the_start_fails_and_passes(longpoll: LongPoll, net: Net, code: int) -> None:
-    """These errors pass: the loop tries again."""
+    """These errors are transient: the loop requests the server again."""
     net.answers["groups.getLongPollServer"] = [error(code, "Why"), START]
     with pytest.raises(TransientError, match=f"{code} in groups.getLongPollServer: Why"):
         longpoll.renew()
@@ -216,7 +219,7 @@ def test_the_start_fails_and_passes(longpoll: LongPoll, net: Net, code: int) -> 
 
 @pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS))
 def test_no_answer_at_the_start(longpoll: LongPoll, net: Net, answer: Any) -> None:
-    """It passes, and the error holds no secret."""
+    """A missing or unreadable answer is a transient error that contains no secret."""
     net.answers["groups.getLongPollServer"] = [answer, START]
     with pytest.raises(TransientError) as told:
         longpoll.renew()
@@ -241,7 +244,7 @@ SERVERS += [{"key": KEY, "server": server, "ts": "1"} for server in odd(None, ""
 
 @pytest.mark.parametrize("server", named(SERVERS))
 def test_server_is_odd(longpoll: LongPoll, net: Net, server: Any) -> None:
-    """A missing or wrong key, server or ts is transient, and the next answer is taken."""
+    """A missing or wrong key, server or ts is a transient error, and the next answer is used."""
     net.answers["groups.getLongPollServer"] = [{"response": server}, START]
     with pytest.raises(TransientError):
         longpoll.renew()
@@ -256,7 +259,7 @@ def test_server_is_good(longpoll: LongPoll, net: Net, ts: Any, latest: int) -> N
 
 
 def test_an_odd_new_server_leaves_the_old_one(polling: LongPoll, net: Net) -> None:
-    """Key, server and ts are taken together, or not at all."""
+    """Key, server and ts are replaced together, or not at all."""
     net.answers["groups.getLongPollServer"] = [{"response": {"key": "new", "server": "", "ts": "7"}}]
     with pytest.raises(TransientError):
         polling.renew()
@@ -265,7 +268,7 @@ def test_an_odd_new_server_leaves_the_old_one(polling: LongPoll, net: Net) -> No
 
 
 def test_it_is_vk_apis_server(longpoll: LongPoll, net: Net) -> None:
-    """vk_api's own check() and listen() work on it as its users know them."""
+    """vk_api's own check() and listen() work with our server as usual."""
     new_message = {"type": "message_new", "event_id": "1", "group_id": GROUP, "v": "5.199"}
     new_message |= {"object": {"message": {"peer_id": 5, "from_id": 5, "text": "hi"}, "client_info": {}}}
     net.answers["poll"] = [{"ts": "1001", "updates": [new_message]}, {"failed": 1, "ts": 1002}, {"failed": 2}]
@@ -302,13 +305,13 @@ def test_it_is_vk_apis_server(longpoll: LongPoll, net: Net) -> None:
     ],
 )
 def test_poll(polling: LongPoll, net: Net, answer: Any, expected: Answer) -> None:
-    """The updates are handed out as they are, with the place where they begin and end."""
+    """A poll returns the updates as they are, with the ts where they begin and end."""
     net.answers["poll"] = [answer]
     assert found(polling.poll(1000, 25)) == [expected[:3]]
 
 
 def test_the_size_of_an_answer(polling: LongPoll, net: Net) -> None:
-    """It is counted in bytes, because memory is."""
+    """The size of an answer is in bytes, because memory is limited in bytes."""
     body = '{"ts": "1001", "updates": ["я"]}'
     net.answers["poll"] = [(200, body)]
     assert polling.poll(1000, 25) == Answer(1000, 1001, ["я"], len(body.encode()))
@@ -328,7 +331,7 @@ UNREADABLE: list[Any] = [
 
 @pytest.mark.parametrize("answer", named(UNREADABLE))
 def test_poll_is_unreadable(polling: LongPoll, net: Net, answer: Any) -> None:
-    """After an answer of another form the same place is polled again."""
+    """An answer of another form is an error that quotes no key; the same ts is polled again."""
     net.answers["poll"] = [answer, {"ts": "1001", "updates": [5]}]
     with pytest.raises(MalformedResponse) as told:
         polling.poll(1000, 25)
@@ -338,7 +341,7 @@ def test_poll_is_unreadable(polling: LongPoll, net: Net, answer: Any) -> None:
 
 @pytest.mark.parametrize("failure", named([failure for failure in BROKEN if isinstance(failure, Exception)]))
 def test_poll_is_broken(polling: LongPoll, net: Net, failure: Exception) -> None:
-    """Network failures pass, and the error does not hold the key."""
+    """Network failures are transient, and the error does not contain the key."""
     net.answers["poll"] = [type(failure)(f"{SERVER}?key={KEY}"), {"ts": "1001", "updates": [5]}]
     with pytest.raises(TransientError) as told:
         polling.poll(1000, 25)
@@ -351,7 +354,7 @@ FORGOTTEN = "VK has forgotten the updates between"
 
 
 def test_failed_1(polling: LongPoll, net: Net) -> None:
-    """VK has forgotten: a gap up to VK's new ts, and what follows it, at once and with the same key."""
+    """If VK has forgotten updates, one poll returns a gap up to VK's new ts and what follows it, with the same key."""
     odd = {"failed": 1, "ts": 2593, "error": {"code": 1}}
     net.answers["poll"] = [odd, {"ts": "2594", "updates": [5]}]
     assert found(polling.poll(1000, 25)) == [(1000, 2593, f"{FORGOTTEN} (failed 1)"), (2593, 2594, [5])]
@@ -360,7 +363,7 @@ def test_failed_1(polling: LongPoll, net: Net) -> None:
 
 
 def test_after_a_gap_the_key_is_not_behind(polling: LongPoll, net: Net) -> None:
-    """VK itself has said that it is at the new ts: silence there is no reason for a new key."""
+    """After a gap VK itself has named the new ts, so silence there is no reason for a new key."""
     net.clock.now += 100
     net.answers["poll"] = [{"failed": 1, "ts": 2593}, {"ts": "2593", "updates": []}]
     for ts in (1000, 2593, 2593):
@@ -369,14 +372,14 @@ def test_after_a_gap_the_key_is_not_behind(polling: LongPoll, net: Net) -> None:
 
 
 def test_gaps_that_follow_each_other_are_one(polling: LongPoll, net: Net) -> None:
-    """VK forgets before it is polled at the place that it names: one gap, up to the ts of a new key."""
+    """If VK has also forgotten the ts that it names, there is a single gap, up to the ts of a new key."""
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "1027"}}]
     net.answers["poll"] = [{"failed": 1, "ts": ts} for ts in (1001, 1003)] + [{"ts": "1027", "updates": []}]
     assert found(polling.poll(1000, 25)) == [(1000, 1027, f"{FORGOTTEN} (failed 1)"), (1027, 1027, [])]
 
 
 def test_vk_has_forgotten_everything_that_it_names(polling: LongPoll, net: Net) -> None:
-    """If VK answers at none of the places that it names, there is no gap yet: the loop waits."""
+    """If VK has forgotten every ts that it names, there is no gap yet, and the loop waits."""
     net.answers["poll"] = [{"failed": 1, "ts": ts} for ts in range(1001, 2000)]
     with pytest.raises(TransientError, match="refuses every key and ts"):
         polling.poll(1000, 25)
@@ -384,7 +387,7 @@ def test_vk_has_forgotten_everything_that_it_names(polling: LongPoll, net: Net) 
 
 
 def test_failed_2(polling: LongPoll, net: Net) -> None:
-    """The key has expired: one poll takes a new key and server and polls at the same ts; there is no gap."""
+    """If the key has expired, the poll takes a new key and server and goes on at the same ts, without a gap."""
     net.answers["groups.getLongPollServer"] = [{"response": {"key": "new", "server": SERVER + "0", "ts": "2000"}}]
     net.answers["poll"] = [{"failed": 2}, {"ts": "1001", "updates": [5]}, QUIET_POLL]
     assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
@@ -415,7 +418,7 @@ def test_failed_2_and_no_new_key(polling: LongPoll, net: Net) -> None:
 
 @pytest.mark.parametrize("first", [[], [{"failed": 2, "ts": "odd"}]], ids=["at once", "after failed 2"])
 def test_failed_3(polling: LongPoll, net: Net, first: list[Any]) -> None:
-    """The history is lost: a new key, and a gap up to VK's latest ts."""
+    """If VK has lost its history, the poll takes a new key, and there is a gap up to VK's latest ts."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     net.answers["poll"] = [*first, {"failed": 3, "ts": "odd"}, {"ts": "2000", "updates": []}]
     assert found(polling.poll(1000, 25)) == [(1000, 2000, f"{FORGOTTEN} (failed 3)"), (2000, 2000, [])]
@@ -424,14 +427,14 @@ def test_failed_3(polling: LongPoll, net: Net, first: list[Any]) -> None:
 
 @pytest.mark.parametrize(("until", "updates"), [(1000, []), (1002, [4, 5, 6, 7])])
 def test_failed_3_and_a_key_that_is_behind(polling: LongPoll, net: Net, until: int, updates: list[int]) -> None:
-    """What VK answers at its ts leads to the present one, or beyond: nothing is missing, and some is repeated."""
+    """If VK's answer at a lower ts of the new key reaches the polled ts, nothing is missing, and some is repeated."""
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "998"}}]
     net.answers["poll"] = [{"failed": 3}, {"ts": str(until), "updates": [4, 5, 6, 7][: until - 998]}]
     assert found(polling.poll(1000, 25)) == [(1000, until, updates)]
 
 
 def test_failed_3_and_no_new_key(polling: LongPoll, net: Net) -> None:
-    """Then there is no gap yet."""
+    """If VK gives no new key after it has lost its history, there is no gap yet."""
     net.answers["groups.getLongPollServer"] = [error(10), NEW_KEY]
     net.answers["poll"] = [{"failed": 3}, {"failed": 3}, {"ts": "2000", "updates": []}]
     with pytest.raises(TransientError, match="10"):
@@ -451,7 +454,7 @@ KEY_TROUBLES: dict[str, list[Any]] = {
 @pytest.mark.parametrize("answers", KEY_TROUBLES.values(), ids=KEY_TROUBLES)
 @pytest.mark.parametrize("key", [START, error(10), (200, "<html>")], ids=["a key", "no key", "an odd key"])
 def test_keys_are_requested_once_a_second_at_most(longpoll: LongPoll, net: Net, answers: list[Any], key: Any) -> None:
-    """Whatever goes wrong, from the very start: VK answers error 29 to faster requests."""
+    """Whatever goes wrong, keys are requested at most once a second, because VK answers error 29 to faster requests."""
     net.answers |= {"poll": list(answers), "groups.getLongPollServer": [START, key]}
     longpoll.renew()
     begun = net.clock.now
@@ -470,7 +473,7 @@ def test_keys_are_requested_once_a_second_at_most(longpoll: LongPoll, net: Net, 
 @pytest.mark.parametrize("apart", range(1, 6))
 @pytest.mark.parametrize("failed", [False, True])
 def test_servers_that_are_a_few_updates_apart(polling: LongPoll, net: Net, apart: int, failed: bool) -> None:
-    """A lower ts alone is no restart of VK's numbering: if a new key's ts is not lower, the place is polled again."""
+    """A lower ts alone is no restart of VK's numbering: if a new key's ts is not lower, the same ts is polled again."""
     behind: Any = {"failed": 1, "ts": 1000 - apart} if failed else {"ts": str(1000 - apart), "updates": []}
     net.answers["groups.getLongPollServer"] = [START]
     net.answers["poll"] = [behind, behind, behind, {"ts": "1001", "updates": [5]}]
@@ -482,7 +485,7 @@ def test_servers_that_are_a_few_updates_apart(polling: LongPoll, net: Net, apart
 
 
 def test_vk_restarts_its_numbering(polling: LongPoll, net: Net) -> None:
-    """It is believed if VK repeats it and a new key's ts is lower, too: the answer leads there, with what it brings."""
+    """A restart is believed if VK repeats the lower ts and a new key's ts is lower, too; polls then go on there."""
     lower, forgotten = {"ts": "30", "updates": [5]}, {"failed": 1, "ts": 30}
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "31"}}]
     net.answers["poll"] = [lower, lower, forgotten, forgotten, {"ts": "31", "updates": [6]}]
@@ -495,8 +498,8 @@ def test_vk_restarts_its_numbering(polling: LongPoll, net: Net) -> None:
 def test_vk_waits_for_a_ts_that_is_far_ahead(polling: LongPoll, net: Net, latest: str) -> None:
     """VK may stay silent after it has restarted its numbering.
 
-    If a new key's ts is lower, another key is taken after a minute without updates; if that one's is lower, too, polls
-    go on at the first.
+    If a new key's ts is lower, another key is taken after a minute without updates. If the ts of that key is lower,
+    too, polls go on at the ts of the first key.
     """
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": ts}} for ts in ("30", latest)]
     net.answers["poll"] = [{"failed": 2}, QUIET_POLL]
@@ -516,7 +519,7 @@ def test_vk_waits_for_a_ts_that_is_far_ahead(polling: LongPoll, net: Net, latest
 
 
 def test_keys_whose_ts_is_behind_for_long(polling: LongPoll, net: Net) -> None:
-    """If what VK answers at their ts leads back to the present one, it has not restarted its numbering."""
+    """If VK's answer at the lower ts of new keys leads back to the polled ts, VK has not restarted its numbering."""
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "998"}}]
     net.answers["poll"] = [{"failed": 2}, QUIET_POLL, {"ts": "1000", "updates": [4, 5]}, QUIET_POLL]
     assert empty(polling.poll(1000, 25))
@@ -530,7 +533,7 @@ def test_keys_whose_ts_is_behind_for_long(polling: LongPoll, net: Net) -> None:
 
 
 def test_one_lower_ts_of_a_new_key_proves_nothing(polling: LongPoll, net: Net) -> None:
-    """The server that gives keys may be behind for a moment; the next key decides, and updates put that off."""
+    """The server that issues keys may lag for a moment: the next key decides, and updates postpone that key."""
     lower = {"response": START["response"] | {"ts": "999"}}
     net.answers["groups.getLongPollServer"] = [lower, START]
     net.clock.now += 3601
@@ -549,7 +552,7 @@ def test_one_lower_ts_of_a_new_key_proves_nothing(polling: LongPoll, net: Net) -
 
 
 def unreadable_for_ten_minutes(polling: LongPoll, net: Net) -> None:
-    """Poll at an unreadable place until it may be skipped; until then no other ts is polled."""
+    """Poll at an unreadable ts until it may be skipped; until then no other ts is polled."""
     net.answers["poll"] = [HTML]
     begun = net.clock.now
     while net.clock.now < begun + 599:
@@ -562,7 +565,7 @@ def unreadable_for_ten_minutes(polling: LongPoll, net: Net) -> None:
 
 
 def test_a_place_is_skipped(polling: LongPoll, net: Net) -> None:
-    """What is unreadable for ten minutes, and once more through a new key, is a gap, if the latest ts can be read."""
+    """A ts that is unreadable for ten minutes, and once more with a new key, is a gap if the latest ts can be read."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
     net.answers["poll"] = [{"ts": "2000", "updates": []}, HTML, {"ts": "2001", "updates": [5]}]
@@ -572,7 +575,7 @@ def test_a_place_is_skipped(polling: LongPoll, net: Net) -> None:
 
 
 def test_a_place_is_skipped_though_the_latest_is_refused(polling: LongPoll, net: Net) -> None:
-    """VK has gone on meanwhile: the gap ends where it answers, and still says why it began."""
+    """If VK refuses the latest ts, the gap ends at the ts of another new key, and keeps its reason."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
     refused = {"failed": 1, "ts": 2001}
@@ -582,7 +585,7 @@ def test_a_place_is_skipped_though_the_latest_is_refused(polling: LongPoll, net:
 
 
 def test_a_new_key_heals_the_place(polling: LongPoll, net: Net) -> None:
-    """Then its answer is taken, and there is no gap: not all of VK's servers were at fault."""
+    """If the ts can be read with a new key, there is no gap: not all of VK's servers were at fault."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
     net.answers["poll"] = [{"ts": "2000", "updates": []}, {"ts": "1002", "updates": [1, 2]}, HTML]
@@ -593,7 +596,7 @@ def test_a_new_key_heals_the_place(polling: LongPoll, net: Net) -> None:
 
 
 def test_the_place_is_forgotten_when_it_is_asked_once_more(polling: LongPoll, net: Net) -> None:
-    """What VK answers at the old ts by then counts like any other answer."""
+    """If VK has forgotten the ts when it is polled once more, that counts like any other answer."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
     net.answers["poll"] = [{"ts": "2000", "updates": []}, {"failed": 1, "ts": 1500}, {"ts": "1500", "updates": []}]
@@ -602,7 +605,7 @@ def test_the_place_is_forgotten_when_it_is_asked_once_more(polling: LongPoll, ne
 
 @pytest.mark.parametrize("failing", ["key", "latest ts", "latest ts refused", "old ts"])
 def test_a_failure_while_a_place_is_skipped(polling: LongPoll, net: Net, failing: str) -> None:
-    """The network fails at that moment: there is no gap, and the next try comes after a minute."""
+    """If a request fails while a ts is skipped, there is no gap, and the next try is a minute later."""
     away = requests.ConnectionError()
     unreadable_for_ten_minutes(polling, net)
     latest: dict[str, Any] = {"ts": "2000", "updates": []}
@@ -624,7 +627,7 @@ def test_a_failure_while_a_place_is_skipped(polling: LongPoll, net: Net, failing
 
 
 def test_nothing_is_skipped_where_all_is_unreadable(polling: LongPoll, net: Net) -> None:
-    """If the latest ts is unreadable, too, that answer is not the cause: one more try a minute."""
+    """If the latest ts is unreadable, too, no ts is skipped, because it is not the cause; it is tried once a minute."""
     net.answers["poll"] = [(502, "")]
     for _ in range(60):
         with pytest.raises(MalformedResponse):
@@ -656,7 +659,7 @@ def test_nothing_is_skipped_at_another_place(polling: LongPoll, net: Net) -> Non
 
 @pytest.mark.parametrize("answer", [(404, ""), (200, "<html>moved</html>")])
 def test_the_server_has_moved(polling: LongPoll, net: Net, answer: Any) -> None:
-    """An old server with unreadable answers is left after ten seconds; nothing is lost: the ts was not the cause."""
+    """A server with unreadable answers is replaced after ten seconds; nothing is lost, as the ts was not the cause."""
     net.answers["poll"] = [answer, answer, {"ts": "1002", "updates": [1, 2]}]
     moved = START["response"] | {"server": "https://lp.vk.ru/new", "ts": "1002"}
     net.answers["groups.getLongPollServer"] = [{"response": moved}]
@@ -670,7 +673,7 @@ def test_the_server_has_moved(polling: LongPoll, net: Net, answer: Any) -> None:
 
 
 def test_the_server_is_away(polling: LongPoll, net: Net) -> None:
-    """Another one is requested every ten seconds."""
+    """While the server cannot be reached, another one is requested every ten seconds."""
     net.answers["poll"] = [requests.ConnectionError()]
     for _ in range(9):
         with pytest.raises(TransientError):
@@ -680,7 +683,7 @@ def test_the_server_is_away(polling: LongPoll, net: Net) -> None:
 
 
 def test_the_key_is_renewed_in_silence(polling: LongPoll, net: Net) -> None:
-    """After an hour without an update, at the same ts; updates put it off."""
+    """After an hour without an update, a new key is taken at the same ts; updates postpone that."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     net.clock.now += 3500
     net.answers["poll"] = [{"ts": "1001", "updates": [5]}, {"ts": "1001", "updates": []}]
@@ -698,7 +701,10 @@ def test_the_key_is_renewed_in_silence(polling: LongPoll, net: Net) -> None:
 
 @pytest.mark.parametrize("failure", [error(10), error(5)], ids=["passing", "fatal"])
 def test_renewal_fails(polling: LongPoll, net: Net, failure: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Without a new key the old one serves, in the same poll if it passes; a new one is tried for once a minute."""
+    """If VK gives no new key, the old one stays in use, and a new one is requested once a minute.
+
+    If the error is transient, the same poll goes on with the old key.
+    """
     net.answers["groups.getLongPollServer"] = [failure]
     net.clock.now += 3601
     for tries in (1, 2):
@@ -744,7 +750,7 @@ def test_the_first_poll_is_short(longpoll: LongPoll, net: Net) -> None:
 
 
 def test_a_first_poll_that_fails_is_short_again(longpoll: LongPoll, net: Net) -> None:
-    """The settings are checked after the first answer."""
+    """Polls stay short until VK has answered one; the settings are checked after that."""
     net.answers["poll"] = [requests.ConnectionError(), QUIET_POLL]
     longpoll.renew()
     with pytest.raises(TransientError):
@@ -758,7 +764,7 @@ def test_a_first_poll_that_fails_is_short_again(longpoll: LongPoll, net: Net) ->
 
 
 def test_the_settings_are_requested_once(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture) -> None:
-    """Also if the polls after the first answer fail: a warning is not repeated at each of them."""
+    """The settings are checked once even if later polls fail, so that a warning is not repeated at each of them."""
     net.answers["poll"] = [QUIET_POLL, requests.ConnectionError()]
     net.answers["groups.getLongPollSettings"] = [{"response": SETTINGS["response"] | {"api_version": "5.80"}}]
     longpoll.poll(longpoll.renew(), 25)
@@ -799,14 +805,14 @@ def test_settings_off(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFix
 def test_settings_and_a_token_that_vk_refuses(
     longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
-    """It is fatal, whenever VK answers it."""
+    """A refused token is fatal, even if VK refuses it only in the check of the settings."""
     with pytest.raises(VkFatalError, match=str(code)):
         settings(longpoll, net, caplog, error(code))
 
 
 @pytest.mark.parametrize("version", ["5.103", "5.200", "6.0", "5.102", "5.80"])
 def test_settings_version(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, version: str) -> None:
-    """Before 5.103 answers had another form: a warning says what to set."""
+    """Before API version 5.103 updates had another form: a warning says which version to set."""
     warnings = settings(longpoll, net, caplog, {"response": SETTINGS["response"] | {"api_version": version}})
     assert len(warnings) == (version in ("5.102", "5.80"))
     assert all(version in warning and "5.199" in warning for warning in warnings)
@@ -822,7 +828,7 @@ def test_settings_types(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureF
 
 @pytest.mark.parametrize("events", [{}, [], None])
 def test_settings_without_types(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, events: Any) -> None:
-    """If no type is ticked, VK may write an empty list in place of the object: all are named."""
+    """If no type is ticked, VK may send an empty list in place of the object: the warning names all types."""
     (warning,) = settings(longpoll, net, caplog, {"response": SETTINGS["response"] | {"events": events}})
     assert ", ".join(BUILDERS) in warning
 
@@ -840,6 +846,6 @@ ODD_SETTINGS += [{"response": SETTINGS["response"] | {"api_version": version}} f
 
 @pytest.mark.parametrize("answer", named(ODD_SETTINGS + BROKEN + NO_ANSWERS))
 def test_settings_untold(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, answer: Any) -> None:
-    """If VK does not return the settings, the fetcher goes on."""
+    """If VK does not return the settings, the fetcher goes on without a warning."""
     assert settings(longpoll, net, caplog, answer) == []
     assert empty(longpoll.poll(1000, 25))

@@ -1,4 +1,4 @@
-"""Names and full messages: how they are requested from VK, and what becomes of every answer."""
+"""Names and full messages: how they are requested from VK, and what is made of every answer."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def vk(monkeypatch: pytest.MonkeyPatch) -> Iterator[VK]:
 
 
 def names_of(ids: Any) -> dict[int, Name]:
-    """Look up names that VK answers without a failure."""
+    """Look up names; VK must answer without a failure."""
     names, failure = Lookups(Api(TOKEN, Metrics())).names(ids)
     assert failure is None
     return names
@@ -75,7 +75,7 @@ def asked(vk: VK) -> list[tuple[str, str]]:
 
 
 def test_how_names_are_asked_for(lookups: Lookups, net: Net) -> None:
-    """In Russian, inside too; ids with commas; users with the fields of the nick."""
+    """Names are requested in Russian, even inside an execute, with ids joined by commas, and the nick's fields."""
     net.answers["execute"] = [inside([], {"groups": []}, {"items": []})]
     assert lookups.names([6, 5, -3, -4, CHAT + 7, CHAT + 8])[1] is None
     (params,) = net.asked("execute")
@@ -87,7 +87,7 @@ def test_how_names_are_asked_for(lookups: Lookups, net: Net) -> None:
 
 
 def test_nobody_to_ask_for(lookups: Lookups, net: Net) -> None:
-    """Without ids there is no request, nor for the number between people and chats."""
+    """Without ids there is no request, nor for 0 and 2,000,000,000, which are neither people nor chats."""
     assert lookups.names([]) == ({}, None)
     assert lookups.names([0, CHAT]) == ({}, None)
     assert lookups.full_messages([]) == ({}, None)
@@ -113,7 +113,7 @@ def test_one_request_for_all(vk: VK) -> None:
 
 
 def test_a_full_request(vk: VK) -> None:
-    """A thousand people and a hundred chats go into one request, which holds up to 25 calls."""
+    """One request holds up to 25 calls: here for 2,000 people, 600 communities and 200 chats."""
     ids = {*range(1, 2001), *range(-600, 0), *range(CHAT + 1, CHAT + 201)}
     names = names_of(ids)
     assert names.keys() == ids
@@ -125,7 +125,7 @@ def test_a_full_request(vk: VK) -> None:
 
 
 def test_more_than_a_request(vk: VK) -> None:
-    """Past 25 calls there is a second request; VK would refuse the first one otherwise."""
+    """More than 25 calls take a second request; otherwise VK would refuse the first one."""
     names = names_of(range(CHAT + 1, CHAT + 2602))
     assert len(names) == 2601
     assert all(name.name for name in names.values())
@@ -149,7 +149,7 @@ def test_more_than_a_request(vk: VK) -> None:
     ],
 )
 def test_people(vk: VK, person: dict[str, Any], name: Name) -> None:
-    """The nick is the domain, else the screen name, else id<N>; the name has no stray spaces."""
+    """The nick is the domain, or else the screen name, or else id<N>; the name has no stray spaces."""
     vk.people[5] = {"first_name": "Анна", "last_name": "Черных"} | person
     assert names_of([5])[5] == name
 
@@ -173,7 +173,7 @@ def test_hidden_chats(vk: VK) -> None:
 
 
 def test_never_another_kinds_name(vk: VK) -> None:
-    """A person, a community and a chat of the same number are three."""
+    """A person, a community and a chat with the same number each have their own name."""
     vk.people[7] = {"first_name": "Семёрка", "last_name": "", "domain": "seven"}
     vk.communities[7] = {"name": "Сообщество семь", "screen_name": "club7"}
     vk.chats[CHAT + 7] = "Беседа семь"
@@ -182,7 +182,7 @@ def test_never_another_kinds_name(vk: VK) -> None:
 
 
 def test_who_is_refused_is_told_to_who_looks_for_it(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
-    """At DEBUG, with VK's error."""
+    """An id that VK refuses is logged at level DEBUG, with VK's error."""
     caplog.set_level("DEBUG", "fetcher")
     vk.refused[CHAT + 7] = 917
     names_of([5, CHAT + 7])
@@ -198,7 +198,7 @@ REFUSALS = [7, 15, 18, 27, 30, 100, 113, 203, 917, 922, 925, 927, 932, 936, 945,
 
 @pytest.mark.parametrize("id", [5, -3, CHAT + 7])
 def test_refused_alone(vk: VK, id: int) -> None:
-    """A person that VK refuses has no name; that costs no further request."""
+    """A person, community or chat that VK refuses has no name; that costs no further request."""
     for code in REFUSALS:
         vk.refused[id] = code
         assert names_of([id]) == {id: Name()}
@@ -207,7 +207,7 @@ def test_refused_alone(vk: VK, id: int) -> None:
 
 @pytest.mark.parametrize("refused", [5, -3, CHAT + 7])
 def test_refused_among_others(vk: VK, refused: int) -> None:
-    """Of several, the one that is refused has no name, and the others have theirs, for one request more."""
+    """If one of several ids is refused, it has no name, and the others get theirs for one more request."""
     vk.refused[refused] = 917
     ids = {5, 6, 25, -3, -4, CHAT + 7, CHAT + 8}
     names = names_of(ids)
@@ -220,7 +220,7 @@ def test_refused_among_others(vk: VK, refused: int) -> None:
 
 
 def test_several_refused(vk: VK) -> None:
-    """Of a hundred chats several may be refused: after a few requests all others have their names."""
+    """If several of a hundred chats are refused, all others have their names after a few requests."""
     refused = {CHAT + 1, CHAT + 2, CHAT + 50, CHAT + 100}
     vk.refused |= dict.fromkeys(refused, 917)
     names = names_of(range(CHAT + 1, CHAT + 101))
@@ -252,7 +252,7 @@ def test_refused_ids_are_split(lookups: Lookups, net: Net) -> None:
 
 @pytest.mark.parametrize("code", FATAL_AT_START + OTHER)
 def test_a_request_that_is_refused(lookups: Lookups, net: Net, code: int) -> None:
-    """Any other error about names leaves them empty, whether it is a request's or a call's, and costs nothing more."""
+    """Any other error, of the request or of a call inside, leaves names empty, and costs no further request."""
     net.answers["execute"] = [error(code)]
     assert lookups.names([5, 6, -3]) == ({5: Name(), 6: Name(), -3: Name()}, None)
     assert len(net.requests) == 1
@@ -262,7 +262,7 @@ def test_a_request_that_is_refused(lookups: Lookups, net: Net, code: int) -> Non
 
 @pytest.mark.parametrize("code", FATAL)
 def test_refused_inside(lookups: Lookups, net: Net, code: int) -> None:
-    """Inside an execute even an error about the token concerns that person only."""
+    """Inside an execute, even an error about the token concerns only that person."""
     net.answers["execute"] = [inside(False, [], errors=[refusal(code)])]
     assert lookups.names([5, -3]) == ({5: Name(), -3: Name()}, None)
 
@@ -272,7 +272,7 @@ def test_refused_inside(lookups: Lookups, net: Net, code: int) -> None:
 
 @pytest.mark.parametrize("code", FATAL)
 def test_a_token_that_vk_refuses(lookups: Lookups, net: Net, code: int) -> None:
-    """It is fatal for the whole request, whenever VK answers it."""
+    """A refused token is fatal for the whole request."""
     net.answers["execute"] = [error(code)]
     names, failure = lookups.names([5])
     assert not names
@@ -282,9 +282,9 @@ def test_a_token_that_vk_refuses(lookups: Lookups, net: Net, code: int) -> None:
 
 @pytest.mark.parametrize(("code", "within"), [(code, within) for code in PASSING for within in (False, True)])
 def test_names_fail_and_pass(lookups: Lookups, net: Net, code: int, within: bool) -> None:
-    """A passing error is of the whole request, or of one call inside; then the others are answered."""
+    """A transient error may concern the whole request, or only one call inside: then the others are answered."""
     failing = [inside([person(5)], False, errors=[refusal(code)]) if within else error(code)]
-    failing *= 3 if code == 13 and not within else 1  # each of the two calls alone is too much, as well
+    failing *= 3 if code == 13 and not within else 1  # each of the two calls is too large even alone
     net.answers["execute"] = [*failing, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
     names, failure = lookups.names([5, -3])
     assert type(failure) is (CallFailed if within or code == 13 else TransientError)
@@ -297,7 +297,7 @@ def test_names_fail_and_pass(lookups: Lookups, net: Net, code: int, within: bool
 
 
 def test_what_is_answered_before_a_failure_counts(lookups: Lookups, net: Net) -> None:
-    """Of several requests those that were answered need not be repeated."""
+    """If one of several requests fails, the answers to those before it are kept."""
     title = {"items": [{"peer": {"id": CHAT + 1}, "chat_settings": {"title": "Беседа"}}]}
     net.answers["execute"] = [inside(*[title] * 25), error(10)]
     names, failure = lookups.names(range(CHAT + 1, CHAT + 2601))
@@ -308,7 +308,7 @@ def test_what_is_answered_before_a_failure_counts(lookups: Lookups, net: Net) ->
 
 @pytest.mark.parametrize("failing", [{5}, {5, 77, 150}, {-3}, {CHAT + 7}])
 def test_one_who_fails_among_many(vk: VK, failing: set[int]) -> None:
-    """All others have their names, for a few requests more."""
+    """If VK fails for a few of many ids, all others have their names after a few more requests."""
     ids = {*range(1, 201), -3, -4, CHAT + 7, CHAT + 8}
     vk.failing |= dict.fromkeys(failing, 10)
     names, failure = Lookups(Api(TOKEN, Metrics())).names(ids)
@@ -345,7 +345,7 @@ CALLS: dict[str, tuple[list[int], list[Any], dict[int, str], str]] = {
 def test_calls_that_fail(
     lookups: Lookups, net: Net, ids: list[int], answers: list[Any], nicks: dict[int, str], said: str
 ) -> None:
-    """An id that fails among others is requested again, alone, with few requests; then the loop tries again."""
+    """An id that fails among others is requested again alone, with few requests; then the loop tries again."""
     net.answers["execute"] = [*answers]
     names, failure = lookups.names(ids)
     assert {id: name.nick for id, name in names.items()} == nicks
@@ -355,7 +355,7 @@ def test_calls_that_fail(
 
 
 def test_a_slow_api_is_left_alone_after_a_moment(lookups: Lookups, net: Net) -> None:
-    """However many requests are due, VK is polled between them, and what it has answered counts."""
+    """However many requests are due, a lookup ends soon, so that VK is polled meanwhile; what was answered is kept."""
     net.delay = 0.9
     net.answers["execute"] = [TOO_LARGE, inside(*[[]] * 12)]
     chats = range(CHAT + 1, CHAT + 2501)
@@ -378,7 +378,7 @@ POOLS: list[Any] = [
 
 @pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS + POOLS))
 def test_what_is_no_answer(lookups: Lookups, net: Net, answer: Any) -> None:
-    """Also an answer of execute in another form: it passes, and the error holds no secret."""
+    """A missing or unreadable answer, or an execute of another form, is a transient error that contains no secret."""
     net.answers["execute"] = [answer, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
     names, failure = lookups.names([5, -3])
     assert not names, "nobody gets another's answer"
@@ -391,7 +391,7 @@ def test_what_is_no_answer(lookups: Lookups, net: Net, answer: Any) -> None:
     "errors", named([[5], [None], [{}], {"error_code": 917}, [{"error_code": [917], "error_msg": "odd"}]])
 )
 def test_error_of_a_call_is_odd(lookups: Lookups, net: Net, errors: Any) -> None:
-    """It passes like any failure; the other calls are answered."""
+    """A malformed error of a call is a transient failure like any other; the other calls are answered."""
     net.answers["execute"] = [inside(False, {"groups": [{"id": 3, "name": "Паб"}]}, errors=errors)]
     names, failure = lookups.names([5, -3])
     assert {id: name.name for id, name in names.items()} == {-3: "Паб"}
@@ -408,7 +408,7 @@ ODD += [{"items": [{"peer": {"id": []}}]}, {"items": [{"conversation_message_id"
 
 @pytest.mark.parametrize("answer", named(ODD))
 def test_call_is_odd(lookups: Lookups, net: Net, answer: Any) -> None:
-    """An inner answer in an undocumented form gives no names; it never counts as a bug of ours."""
+    """An inner answer of an undocumented form gives no names and no messages, but raises no error."""
     net.answers["execute"] = [inside(answer, answer, answer)]
     names, failure = lookups.names([5, -3, CHAT + 7])
     assert failure is None
@@ -436,7 +436,7 @@ def test_person_is_odd(lookups: Lookups, net: Net, field: str, value: Any, text:
 
 
 def test_groups_before_5_139(lookups: Lookups, net: Net) -> None:
-    """Communities may come as the list itself."""
+    """Before API version 5.139 the answer is the list of communities itself."""
     net.answers["execute"] = [inside([{"id": 3, "name": "Паб", "screen_name": "pub"}])]
     assert lookups.names([-3]) == ({-3: Name("Паб", "Паб", "", "pub")}, None)
 
@@ -462,7 +462,7 @@ def test_full_messages(lookups: Lookups, net: Net) -> None:
 
 
 def test_many_full_messages(lookups: Lookups, net: Net) -> None:
-    """VK takes a hundred numbers in a call."""
+    """A call requests at most a hundred messages, because VK takes no more."""
     net.answers["execute"] = [inside({"items": [full(1)]}, {"items": []}, {"items": [full(201)]})]
     assert lookups.full_messages((5, cmid) for cmid in range(1, 202))[0].keys() == {(5, 1), (5, 201)}
     calls = inner_calls(net.asked("execute")[0]["code"])
@@ -482,7 +482,7 @@ def test_full_messages_are_refused(lookups: Lookups, net: Net) -> None:
 
 
 def test_full_messages_fail(lookups: Lookups, net: Net) -> None:
-    """Those of other chats are there all the same."""
+    """If VK fails for one chat, the full messages of other chats are still returned."""
     net.answers["execute"] = [inside({"items": [full(1)]}, False, errors=[refusal(10)])]
     messages, failure = lookups.full_messages([(5, 1), (CHAT + 7, 1)])
     assert messages == {(5, 1): full(1)}
