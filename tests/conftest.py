@@ -13,32 +13,32 @@ from tests.processes import Fetcher
 from tests.servers import Server
 from tests.vk import VK
 
-WORKERS_PER_CORE, MAX_WORKERS = 5, 24  # most tests wait for a process or a clock
+WORKERS_PER_CORE, MAX_WORKERS = 5, 24  # most tests only wait, for a process or a clock
 
-sys.dont_write_bytecode = False  # each worker would compile all tests again
+sys.dont_write_bytecode = False  # otherwise each worker would compile all tests again
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """Return what `-n auto` means here, unless the environment says it."""
+    """Return the number of workers for `-n auto`, unless the environment sets it."""
     cores = yield
     return cores if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else min(MAX_WORKERS, WORKERS_PER_CORE * cores)
 
 
 def pytest_configure() -> None:
-    """Restore Ctrl-C, for the tests' programs as well: a shell lets what it starts with `&` ignore it."""
+    """Restore Ctrl-C, also for the programs that tests start: shells make commands started with `&` ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, so that nothing waits for it in the end."""
+    """Run the longest tests first, so that nothing waits for them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture
 def untraced() -> Iterator[None]:
-    """Do not measure coverage in this test: what plays thousands of cases takes three times as long under it."""
+    """Do not measure coverage in this test, which runs thousands of cases and would take three times as long."""
     trace = sys.gettrace()
     sys.settrace(None)
     yield
@@ -59,7 +59,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def fetch(vk: VK, server: Server) -> Iterator[Callable[..., Fetcher]]:
-    """Return what starts a fetcher from the VK to the server, with further settings and constants."""
+    """Return a function that starts a fetcher between the VK and the server, with further settings and constants."""
     with contextlib.ExitStack() as stack:
 
         def start(*arguments: str, **settings: Any) -> Fetcher:

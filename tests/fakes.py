@@ -1,4 +1,4 @@
-"""The core's two sides in memory, on a clock of the test's own: VK, a bus, and fetchers between them."""
+"""The core's two sides in memory, on a fake clock: VK, a bus, and fetchers between them."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -24,11 +24,11 @@ VK_DOWN = TransientError("VK error 10")
 
 
 class Stop(BaseException):
-    """The end of a run: the loop catches every Exception."""
+    """Ends a run; it is not an Exception, because the loop catches every Exception."""
 
 
 class Clock(net.Clock):
-    """A clock that calls `before_sleep` first."""
+    """A clock that calls `before_sleep` before each sleep."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,20 +40,21 @@ class Clock(net.Clock):
 
 
 def update(id: str, **more: Any) -> dict[str, Any]:
-    """Make an update as the fake VK understands it.
+    """Make an update for the fake VK.
 
-    `user` caused it, `date` is when, `size` is of its text; `malformed` makes it a dead letter, `ignored` no event.
+    `user` is who caused it, `date` its time, and `size` the length of its text. `malformed` makes it a dead letter, and
+    with `ignored` it gives no event.
     """
     return {"type": "message_new", "event_id": id, "user": PERSON, "object": {"date": more.pop("date", 0)}} | more
 
 
 def answer(since: int, until: int, *ids: str, gap: str = "", **more: Any) -> Answer:
-    """Make VK's answer to a poll at `since`, or behind a gap."""
+    """Make VK's answer to a poll at `since`, or after a gap that ends at `since`."""
     return Answer(since, until, [update(id, **more) for id in ids], gap=gap)
 
 
 def numbers(count: int, first: int = 0) -> list[str]:
-    """List ids that are numbers."""
+    """Return ids that are successive numbers."""
     return [str(number) for number in range(first, first + count)]
 
 
@@ -61,7 +62,7 @@ def numbers(count: int, first: int = 0) -> list[str]:
 
 
 class History(history.History):
-    """VK's history, into which updates may flow; a gap ends at the oldest place that can be polled."""
+    """VK's history, to which updates may be added at a steady rate; a gap ends at the oldest ts that can be polled."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(ts=10)
@@ -69,21 +70,21 @@ class History(history.History):
         self.rate, self.flows_since, self.flowed = 0.0, 0.0, 0
 
     def push(self, *updates: Any) -> None:
-        """Add updates; text is the id of one."""
+        """Add updates; a string is the id of one."""
         self.add(*(update(one) if isinstance(one, str) else one for one in updates))
 
     def flow(self, rate: float) -> None:
-        """Let this many updates come every second from now on; their ids are numbers from 0."""
+        """Let this many updates arrive every second from now on; their ids are numbers from 0."""
         self.rate, self.flows_since = rate, self.clock.now
 
     def arrive(self) -> None:
-        """Add what has come since the last time."""
+        """Add the updates that have arrived since the last call."""
         total = max(self.flowed, int((self.clock.now - self.flows_since) * self.rate))
         self.push(*numbers(total - self.flowed, self.flowed))
         self.flowed = total
 
     def poll(self, ts: int, wait: float) -> Answer:
-        """Answer a poll; behind a gap comes what is there where it ends."""
+        """Answer a poll; after a gap, return the updates at its end."""
         self.arrive()
         if ts == self.ts:
             self.clock.now += min(wait, 1 / self.rate if self.rate else wait)
@@ -97,9 +98,9 @@ class History(history.History):
 
 
 class VK:
-    """One fetcher's VK: its long poll, what its updates mean, and its names.
+    """One fetcher's VK: its long poll, full messages and names.
 
-    Polls are answered with what is scripted, then from the history; an exception in the script is raised.
+    Polls are answered from the script first, then from the history; an exception in the script is raised.
     """
 
     def __init__(self, history: History) -> None:
@@ -108,11 +109,11 @@ class VK:
         self.polls: list[tuple[float, int, int]] = []  # when, at which ts, and `wait`
         self.before_poll: list[Callable[[], None]] = []
         self.start_failure: Exception | None = None
-        self.renewals: list[int] = []  # the ts of the next new keys; then it is that of the history
+        self.renewals: list[int] = []  # the ts of the next new keys; later keys have that of the history
         self.renewed = 0
-        self.full_failure: Failure = None  # of full messages
-        self.names_failure: Failure = None  # of a whole lookup
-        self.unnamed: set[int] = set()  # ids whose names VK does not answer now
+        self.full_failure: Failure = None  # of requests for full messages
+        self.names_failure: Failure = None  # of whole lookups of names
+        self.unnamed: set[int] = set()  # ids whose names VK does not return now
         self.looked_up: list[set[int]] = []
 
     @property
@@ -153,7 +154,7 @@ class VK:
 
 
 class Store:
-    """What a Redis holds. commit.lua is the real one, over Redis in memory."""
+    """What a Redis holds: the real commit.lua runs on Redis data in memory."""
 
     def __init__(self) -> None:
         self.redis = InMemory()
@@ -174,11 +175,11 @@ class Store:
 
     @property
     def seen(self) -> list[str]:
-        """The ids that are remembered, the oldest first."""
+        """The ids in `seen`, the oldest first."""
         return list(self.redis.seen)
 
     def remember(self, *ids: str) -> None:
-        """Remember these ids alone."""
+        """Make these the only ids in `seen`."""
         self.redis.seen = {id: number for number, id in enumerate(ids, 1)}
 
     @property
@@ -197,13 +198,13 @@ class Store:
         return [record.fields for record in self.redis.dead]
 
     def copy(self) -> "Store":
-        """Return a copy as a replica has one."""
+        """Return a copy, as a replica has."""
         replica = Store()
         replica.become(self)
         return replica
 
     def become(self, other: "Store") -> None:
-        """Hold what another one holds, as after a failover."""
+        """Hold what another store holds, as after a failover."""
         mine, theirs = self.redis, other.redis
         mine.checkpoint, mine.seen, self.names = theirs.checkpoint, dict(theirs.seen), dict(other.names)
         mine.stream, mine.dead, mine.published = [*theirs.stream], [*theirs.dead], [*theirs.published]
@@ -218,18 +219,18 @@ class Store:
 
 
 class Bus:
-    """One fetcher's way to the store: it fails, loses replies and takes its time as a test says."""
+    """One fetcher's connection to the store; it fails, loses replies and takes time as a test demands."""
 
     names_ttl = 600
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self.store, self.clock = store, clock
         self.is_connected = False
-        self.failure: Exception | None = None  # of every request
-        self.commit_failure: Exception | None = None  # of commits only
-        self.read_failure: Exception | None = None  # of reading the checkpoint only
-        self.lost_replies = 0  # of the next commits
-        self.timeout = 5.0  # seconds; what takes longer is done all the same
+        self.failure: Exception | None = None  # raised by every request
+        self.commit_failure: Exception | None = None  # raised by commits only
+        self.read_failure: Exception | None = None  # raised by reads of the checkpoint only
+        self.lost_replies = 0  # how many of the next commits lose their reply
+        self.timeout = 5.0  # seconds; a commit that takes longer is executed all the same
         self.cost: Callable[[Pending], float] = lambda commit: 0.001  # seconds that a commit takes
         self.on_request: Callable[[], None] = lambda: None
         self.on_commit: Callable[[Pending], None] = lambda commit: None
@@ -250,7 +251,7 @@ class Bus:
 
     def read(self, ids: list[str], start: Position | None, beats: bool) -> tuple[Position | None, set[str]]:
         self.request(self.read_failure)
-        if self.is_connected:  # it is only a heartbeat
+        if self.is_connected:  # then this is only a heartbeat
             self.on_beat()
         else:
             self.reads.append(ids)
@@ -261,7 +262,7 @@ class Bus:
     def commit(self, commit: Pending) -> Outcome:
         self.request(self.commit_failure)
         self.on_commit(commit)
-        self.commits.append(replace(commit))  # it may be split later
+        self.commits.append(replace(commit))  # a copy, because the backlog may split it later
         outcome = self.store.commit(commit)
         took = self.cost(commit)
         self.clock.now += min(took, self.timeout)
@@ -289,7 +290,7 @@ class Bus:
 
 
 class Entries(EntryBuilder):
-    """The real builder, of the updates that are made here."""
+    """The real builder, for the updates that are made here."""
 
     def __init__(self, vk: Any, bus: Bus) -> None:
         super().__init__(vk, bus, 1, "/", raw=False)
@@ -305,7 +306,7 @@ class Entries(EntryBuilder):
 
 
 class Fetcher:
-    """A loop and what is around it; several share a history, a store and a clock."""
+    """A loop and everything around it; several fetchers may share a history, a store and a clock."""
 
     def __init__(self, history: History, store: Store, poll_wait: int = 25) -> None:
         self.history, self.store, self.clock = history, store, history.clock
@@ -313,18 +314,18 @@ class Fetcher:
         self.restart()
 
     def restart(self) -> None:
-        """Begin again as a process does: nothing is in memory."""
+        """Start again as a new process does, with nothing in memory."""
         self.vk, self.bus, self.metrics = VK(self.history), Bus(self.store, self.clock), net.Metrics()
         self.relay = Relay(self.vk, Entries(self.vk, self.bus), self.bus, self.poll_wait, self.metrics)
 
     @property
     def held(self) -> int:
-        """How many updates are in memory that are not on the bus."""
+        """How many updates in memory are not on the bus."""
         return self.relay.backlog.count
 
     @property
     def is_settled(self) -> bool:
-        """Whether all that VK has is on the bus."""
+        """Whether everything that VK has is on the bus."""
         return bool(
             not self.relay.backlog.pending
             and self.bus.is_connected
@@ -333,7 +334,7 @@ class Fetcher:
         )
 
     def run(self, until: Callable[[], bool], limit: float = 600) -> Self:
-        """Run until this holds before a poll or a pause, for this many seconds at most."""
+        """Run until the condition holds before a poll or a pause; fail if that takes longer than `limit` seconds."""
         end = self.clock.now + limit
 
         def check() -> None:
@@ -352,15 +353,15 @@ class Fetcher:
             self.clock.before_sleep = lambda: None
 
     def run_for(self, seconds: float) -> Self:
-        """Run for so long."""
+        """Run for this many seconds."""
         end = self.clock.now + seconds
         return self.run(lambda: self.clock.now >= end, seconds + 200)
 
     def poll(self, times: int = 1) -> Self:
-        """Run until this many polls are answered, and what follows each of them is done."""
+        """Run until this many polls are answered, and everything that follows each of them is done."""
         total = len(self.vk.polls) + times
         return self.run(lambda: len(self.vk.polls) >= total)
 
     def settle(self) -> Self:
-        """Run until all that VK has is on the bus."""
+        """Run until everything that VK has is on the bus."""
         return self.run(lambda: self.is_settled)

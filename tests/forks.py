@@ -1,7 +1,7 @@
-"""Python processes for the price of a fork: one process imports the libraries once, and each new one is its copy.
+"""Python processes for the price of a fork: one process imports the libraries once, and the others are copies of it.
 
 A copy is a process like any other, with an environment, a directory, files, a session, signals and an exit code of its
-own. What it runs it imports itself; only the libraries are there already.
+own. It imports whatever it runs; only the libraries are already there.
 """
 
 import array
@@ -27,27 +27,28 @@ from typing import TextIO
 ROOT = Path(__file__).resolve().parent.parent
 INHERITED = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
 LIBRARIES = ("argparse", "dotenv", "orjson", "prometheus_client", "redis.asyncio", "requests", "vk_api.bot_longpoll")
-BEFORE_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ")  # settings that a copy cannot take over: Python runs already
+# settings that a copy cannot adopt, because its Python already runs
+BEFORE_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ")
 MAX_FILES = 4  # stdin, stdout, stderr, and the socket for requests and replies
 NUMBER, SIZE = "q", 8  # how a pid and an exit code are sent, in bytes
 
 
 class Fork:
-    """A copy; it has of subprocess.Popen what the tests use."""
+    """A copy, with those methods of subprocess.Popen that the tests use."""
 
     def __init__(self, pid: int, answers: socket.socket) -> None:
         self.pid = pid
         self._answers = answers
 
     def poll(self) -> int | None:
-        """Return the exit code, that of a signal negative, or None while it runs."""
+        """Return the exit code, negative for a signal, or None while the process runs."""
         try:  # the reply stays in the socket for the next caller
             return number(self._answers.recv(SIZE, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except BlockingIOError:
             return None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code once it has ended, or raise subprocess.TimeoutExpired."""
+        """Return the exit code once the process has ended, or raise subprocess.TimeoutExpired."""
         wait([self._answers], timeout)
         code = self.poll()
         if code is None:
@@ -55,7 +56,7 @@ class Fork:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, if it still runs."""
+        """Send a signal to the process, if it still runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -70,13 +71,13 @@ Process = Fork | subprocess.Popen[bytes]
 
 
 def number(answer: bytes) -> int:
-    """Return the number in an answer; there is none if the template has ended, and killed its copies."""
+    """Return the number in an answer, or -SIGKILL if there is none: the template has ended and killed its copies."""
     numbers = array.array(NUMBER, answer)
     return numbers[0] if numbers else -signal.SIGKILL
 
 
 class Template:
-    """A Python that has imported these modules, for as long as this process lives."""
+    """A Python process that has imported these modules; it lives as long as this process."""
 
     def __init__(self, modules: Sequence[str]) -> None:
         if "COVERAGE_PROCESS_START" in os.environ:
@@ -107,9 +108,9 @@ class Template:
         return Fork(number(answers.recv(SIZE)), answers)
 
     def close(self) -> None:
-        """End it, and whatever copies are left."""
+        """End the template, and all copies that are left."""
         self._requests.close()
-        with contextlib.suppress(SystemExit):  # of a signal at the end of a soak
+        with contextlib.suppress(SystemExit):  # raised by a signal at the end of a soak
             self._process.wait()
 
 
@@ -125,8 +126,8 @@ def template(*modules: str) -> Template:
 
 
 def serve(requests: socket.socket) -> list[int]:
-    """Fork at each request, and return in the copy, with its files; end when no client is left."""
-    running: dict[int, socket.socket] = {}  # by pid: where its exit code is reported
+    """Fork at each request, and return the requested files in the copy; exit when no client is left."""
+    running: dict[int, socket.socket] = {}  # by pid: where the exit code is sent
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
@@ -160,13 +161,13 @@ def serve(requests: socket.socket) -> list[int]:
 
 
 def report(asked: socket.socket, number: int) -> None:
-    """Send a number to the process that requested the copy, if it is still there."""
+    """Send a number to the process that requested the copy, if it still exists."""
     with contextlib.suppress(OSError):
         asked.sendall(array.array(NUMBER, [number]))
 
 
 def reopened(file: int, like: TextIO) -> TextIO:
-    """Open stdout or stderr as Python does when it starts: by now it may be a pipe, a file or a terminal."""
+    """Open stdout or stderr as Python does when it starts, because it may now be a pipe, a file or a terminal."""
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
     raw = open(file, "wb", buffering=0 if unbuffered else -1, closefd=False)  # noqa: SIM115
     by_line = file == 2 or os.isatty(file)
@@ -174,13 +175,13 @@ def reopened(file: int, like: TextIO) -> TextIO:
 
 
 def become(files: list[int]) -> None:
-    """Be the requested process, from its first line to its end."""
+    """Run as the requested process, from its start to its end."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with socket.socket(fileno=files[-1]) as asked, asked.makefile() as lines:
         request = json.loads(lines.readline())
-        report(asked, os.getpid())  # now it has its session
+        report(asked, os.getpid())  # only now does it have a session of its own
         for number, file in enumerate(files[:-1]):
             os.dup2(file, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
@@ -205,6 +206,6 @@ if __name__ == "__main__":
         for module in sys.argv[2:]:
             importlib.import_module(module)
         gc.collect()
-        gc.freeze()  # or the end of each copy would cost as much as what it saves at its start
+        gc.freeze()  # otherwise the end of each copy would cost as much as the fork saves at its start
         files = serve(requests)
     become(files)

@@ -45,13 +45,13 @@ LUA_SWAPPED = {
     " + 1": " + 2", " - 1": " - 2", "not ": "", " 0": " 1",
 }  # fmt: skip
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-MAX_MEMORY = 2**32  # bytes of a mutant
-CPU_FACTOR, CPU_EXTRA = 3, 10  # seconds that a mutant may compute: this many times what the original does, and some
-WAIT_FACTOR, WAIT_EXTRA = 6, 60  # seconds that it may take
+MAX_MEMORY = 2**32  # bytes that a mutant may use
+CPU_FACTOR, CPU_EXTRA = 3, 10  # seconds of CPU that a mutant may use: this many times the original's, and some
+WAIT_FACTOR, WAIT_EXTRA = 6, 60  # the same for elapsed seconds
 
 
 class Mutant(NamedTuple):
-    """A change of the module; `apply` makes it, in the process where it is tried."""
+    """A change to the module; `apply` makes it, in the process that tries it."""
 
     line: int
     change: str
@@ -59,7 +59,7 @@ class Mutant(NamedTuple):
 
 
 class Durations:
-    """A plug-in of pytest: it runs the quickest tests first, and notes in a file how long each takes."""
+    """A pytest plug-in that runs the quickest tests first, and records in a file how long each takes."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
@@ -85,7 +85,7 @@ class Trial(NamedTuple):
     durations: pathlib.Path
 
     def run(self) -> None:
-        """End the process: with 0 if nothing was noticed."""
+        """Run the tests and histories, and end the process: with 0 if nothing was noticed."""
         import pytest
 
         if self.tests:
@@ -109,7 +109,7 @@ HOW = {1: "tests", 2: "histories", 3: "import"}
 
 
 def python_mutants(tree: ast.Module) -> Iterator[Mutant]:
-    """Yield the mutants of what stands in functions; `apply` changes the tree."""
+    """Yield the mutants of the code in functions; `apply` changes the tree."""
     functions = [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
     seen: set[int] = set()
     for function in functions:
@@ -121,7 +121,7 @@ def python_mutants(tree: ast.Module) -> Iterator[Mutant]:
 
 
 def mutants_of(node: ast.AST) -> Iterator[Mutant]:
-    """Yield the mutants of one node, without those inside of it."""
+    """Yield the mutants of one node, without those of the nodes inside it."""
     if not isinstance(node, FUNCTIONS):
         yield from dropped(node)
     match node:
@@ -150,7 +150,7 @@ def mutants_of(node: ast.AST) -> Iterator[Mutant]:
 
 
 def dropped(node: ast.AST) -> Iterator[Mutant]:
-    """Yield mutants without one of the statements of a block."""
+    """Yield mutants that each lack one of the node's statements."""
     for name in ("body", "orelse", "finalbody"):
         block = getattr(node, name, None)
         for place, statement in enumerate(block if isinstance(block, list) else []):
@@ -167,17 +167,17 @@ def replaced(node: Any, field: str, value: Any, change: str, line: int = 0) -> M
 
 
 def is_text(node: ast.BinOp) -> bool:
-    """Whether it joins texts or lists; `-` would only be an error."""
+    """Return whether it joins strings or lists, for which `-` would only raise an error."""
     return any(isinstance(one, ast.JoinedStr | ast.List | ast.ListComp) for one in (node.left, node.right))
 
 
 def text(node: ast.AST) -> str:
-    """Return the beginning of its source."""
+    """Return the beginning of the node's source."""
     return ast.unparse(node).partition("\n")[0][:80]
 
 
 class Importer(importlib.abc.MetaPathFinder):
-    """Imports the mutant in place of the module."""
+    """Imports the mutant instead of the module."""
 
     def __init__(self, name: str, path: pathlib.Path, tree: ast.Module) -> None:
         self.name, self.path, self.tree = name, path, tree
@@ -195,7 +195,7 @@ class Importer(importlib.abc.MetaPathFinder):
 
 
 def lua_mutants(path: pathlib.Path) -> Iterator[Mutant]:
-    """Yield the mutants of a script that are scripts, too; `apply` makes every reader of the file read the mutant."""
+    """Yield the mutants of a script that compile; `apply` makes every reader of the file read the mutant."""
     from lupa.lua51 import LuaError, LuaRuntime
 
     compiles, lines = LuaRuntime().compile, path.read_text(encoding="utf-8").splitlines()
@@ -206,7 +206,7 @@ def lua_mutants(path: pathlib.Path) -> Iterator[Mutant]:
         changes = [("dropped", "")]
         for old, new in LUA_SWAPPED.items():
             places = [found.start() for found in re.finditer(re.escape(old), code)]
-            places = [at for at in places if code[:at].count("'") % 2 == 0]  # not inside a text
+            places = [at for at in places if code[:at].count("'") % 2 == 0]  # not inside a string
             changes += [(f"{old!r} is {new!r}", code[:at] + new + code[at + len(old) :]) for at in places]
         for change, changed in changes:
             mutant = "\n".join([*lines[:number], changed, *lines[number + 1 :]])
@@ -231,7 +231,7 @@ def read_instead(path: pathlib.Path, text: str) -> None:
 
 
 class Attempt:
-    """A process in which a mutant is tried; None is the original."""
+    """A process that tries a mutant; None stands for the original."""
 
     def __init__(self, mutant: Mutant | None, trial: Trial, importer: Importer | None, cpu: float) -> None:
         self.mutant, self.begun, self.directory = mutant, time.monotonic(), tempfile.mkdtemp(prefix="mutant-")
@@ -259,13 +259,13 @@ class Attempt:
         trial.run()
 
     def poll(self, seconds: float) -> tuple[str, float] | None:
-        """Return by what it was noticed ("": by nothing) and how long it computed, or None while it runs."""
+        """Return what noticed it ("" if nothing did) and its CPU time in seconds, or None while it runs."""
         pid, status, used = os.wait4(self.pid, os.WNOHANG)
         late = time.monotonic() - self.begun > seconds
         if not pid and not late:
             return None
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # what it has started, too
+            os.killpg(self.pid, signal.SIGKILL)  # and everything that it has started
         if not pid:
             os.waitpid(self.pid, 0)
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -275,7 +275,7 @@ class Attempt:
 
 
 def try_one(mutant: Mutant | None, trial: Trial, importer: Importer | None) -> tuple[str, float, float]:
-    """Try one and wait for it; return by what it was noticed, and the seconds that it computed and took."""
+    """Try one and wait for it; return what noticed it, and its seconds of CPU and of elapsed time."""
     attempt = Attempt(mutant, trial, importer, cpu=3600)
     while (result := attempt.poll(seconds=3600)) is None:
         time.sleep(0.01)
@@ -283,7 +283,7 @@ def try_one(mutant: Mutant | None, trial: Trial, importer: Importer | None) -> t
 
 
 def try_all(mutants: list[Mutant], trial: Trial, importer: Importer | None, jobs: int) -> list[Mutant]:
-    """Return those that nothing has noticed, and print them."""
+    """Return the mutants that nothing noticed, and print them."""
     how, cpu, took = try_one(None, trial, importer)
     if how:
         raise SystemExit(f"the module as it is fails: {how}")

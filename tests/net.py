@@ -1,4 +1,4 @@
-"""VK's answers one by one, without a network, on a clock of the test's own: what a client makes of each."""
+"""Scripted answers of VK, without a network and on a fake clock, to test what a client makes of each."""
 
 import json
 import re
@@ -20,13 +20,13 @@ SETTINGS: dict[str, Any] = {"response": {"is_enabled": True, "api_version": "5.1
 START: dict[str, Any] = {"response": {"key": KEY, "server": SERVER, "ts": "1000"}}
 QUIET_POLL: dict[str, Any] = {"ts": "1000", "updates": []}
 
-# Errors of VK's API: those that pass, those that only the operator can fix, now or at the start, and some others.
+# Errors of VK's API: transient ones, those that only the operator can fix, always or at the start, and some others.
 PASSING = [1, 6, 9, 10, 13, 14, 29, 36, 43, 995]
 FATAL = [5, 27, 28, 42, 1117]
 FATAL_AT_START = [15, 100, 125]
 OTHER = [3, 7, 17, 18, 30, 203, 917, 4242]
 
-# What happens to requests, and what is no answer of the API.
+# Ways in which a request fails, and JSON that is not an answer of the API.
 BROKEN: list[Any] = [
     requests.ConnectionError(f"/method/execute?access_token={TOKEN}"),
     requests.ConnectTimeout(TOKEN),
@@ -52,7 +52,7 @@ NO_ANSWERS += [{"error": {"error_msg": "no code"}}, {"error": {"error_code": [5]
 
 
 class Metric:
-    """A counter, a gauge or a histogram: it keeps all values."""
+    """A counter, gauge or histogram that keeps all values."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -69,7 +69,7 @@ class Metric:
 
     @property
     def counts(self) -> dict[Any, float]:
-        """The count of each label."""
+        """The sum of each label's values."""
         return {label: sum(metric.values) for label, metric in self.of_label.items()}
 
 
@@ -82,7 +82,7 @@ class Metrics:
 
 
 class Clock:
-    """Time that passes only in sleeps, and when a test says so."""
+    """Time that passes only in sleeps, or when a test says so."""
 
     def __init__(self) -> None:
         self.now = 1e6
@@ -99,10 +99,10 @@ class Clock:
 
 
 class Net:
-    """What VK answers: for each method of the API and for polls a list, of which the last answer stays.
+    """What VK answers: a list for each method of the API, and for polls, whose last answer is repeated.
 
-    An answer is JSON, a status and a body (and pairs: its headers), or an exception. The modules of `vk/` go by the
-    clock of the test.
+    An answer is JSON, a status and a body (and pairs: its headers), or an exception. The modules of `vk/` use the clock
+    of this object.
     """
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class Net:
         return 200, {}, json.dumps(answer)
 
     def asked(self, name: str) -> list[dict[str, str]]:
-        """Return the parameters of each request of this name."""
+        """Return the parameters of each request with this name."""
         return [params for _, asked, params, _ in self.requests if asked == name]
 
     def timeouts(self) -> list[tuple[str, Any]]:
@@ -151,7 +151,7 @@ class Net:
 
 
 def inside(*results: Any, errors: Any = None) -> dict[str, Any]:
-    """Make an answer to execute."""
+    """Make an answer to an execute."""
     return {"response": list(results)} | ({} if errors is None else {"execute_errors": errors})
 
 
@@ -170,5 +170,5 @@ def odd(*values: Any) -> list[Any]:
 
 
 def named(values: list[Any]) -> list[Any]:
-    """Make parameters of these, each with a name that a person can read."""
+    """Make test parameters of these values, each with a readable name."""
     return [pytest.param(value, id=f"{number} {str(value)[:20]!r}") for number, value in enumerate(values)]

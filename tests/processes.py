@@ -1,4 +1,4 @@
-"""The fetcher as a process: start it, read what it prints, end it or kill it."""
+"""The fetcher as a process: start it, read its output, stop it or kill it."""
 
 import atexit
 import contextlib
@@ -23,20 +23,20 @@ def environment() -> dict[str, str]:
         name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("COVERAGE")
     }  # fmt: skip
     if "COVERAGE_PROCESS_START" in inherited:
-        inherited.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # the directory may be removed
+        inherited.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # the process's own directory may be removed
     return inherited | {"PYTHONPATH": str(ROOT)}
 
 
 def uncovered() -> dict[str, str]:
-    """Return the same without coverage, which an interrupt could leave waiting for a lock of its own forever."""
+    """Return the same without coverage, which an interrupt could leave waiting forever for a lock of its own."""
     return {name: value for name, value in environment().items() if not name.startswith("COVERAGE")}
 
 
 class Fetcher:
     """Run the program in a process of its own: Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=vk.group_id, ...).
 
-    The settings are its whole environment except PATH and the like; those that are None are left out.
-    It runs in a new directory, or in `cwd`: that is the place for a .env file.
+    The settings are its whole environment except PATH and the like; those that are None are left out. It runs in a new
+    directory, or in `cwd`, which may have a .env file.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Fetcher:
         self.arguments = arguments
         self.settings = settings
         self.constants = constants or {}
-        self.lines: list[str] = []  # all that it has printed, restarts included
+        self.lines: list[str] = []  # everything that it has printed, across restarts
         self._own_directory = None if cwd else tempfile.mkdtemp(prefix="fetcher-")
         self.cwd = Path(cwd or self._own_directory or "")
-        self._since = 0  # where the lines of the present process begin
+        self._since = 0  # where the lines of the current process begin
         self._printed = threading.Condition()
         self._process: Process | None = None
         self._reader: threading.Thread | None = None
@@ -100,14 +100,14 @@ class Fetcher:
 
     @property
     def output(self) -> str:
-        """All that it has printed, restarts included."""
+        """Everything that it has printed, across restarts."""
         with self._printed:
             return "\n".join(self.lines)
 
     def wait_for(self, text: str, timeout: float = 60, after: int | None = None) -> int:
-        """Wait until a line holds the text, and return its index in `lines`.
+        """Wait until a line contains the text, and return its index in `lines`.
 
-        Looks at the lines of the present process, or only behind the line `after`.
+        Only lines of the current process count, or those that follow the line `after`.
         """
         position = self._since if after is None else after + 1
         deadline = time.monotonic() + timeout
@@ -154,7 +154,7 @@ class Fetcher:
         self.start()
 
     def close(self) -> None:
-        """Leave nothing behind: not the process, not its children, not its directory."""
+        """Leave nothing behind: no process, no children and no directory."""
         atexit.unregister(self.close)
         if self._process:
             with contextlib.suppress(ProcessLookupError, PermissionError):

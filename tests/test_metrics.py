@@ -1,4 +1,4 @@
-"""Metrics: what Prometheus reads, and that all of it is documented, shown and watched."""
+"""Metrics: what Prometheus scrapes, and whether documents, dashboard and alerts cover it."""
 
 import functools
 import json
@@ -60,14 +60,14 @@ EXPECTED = {
 
 @functools.cache
 def served() -> tuple[int, Any]:
-    """Serve metrics once, because a process has them once; return the port and the metrics."""
+    """Serve the metrics, once per process; return the port and the metrics."""
     port = free_port()
     return port, metrics.serve(port, "1.2.3")
 
 
 @functools.cache
 def scraped(counting: bool = False) -> dict[str, float]:
-    """Return what Prometheus reads before anything is counted, or once each metric has counted something."""
+    """Return what Prometheus reads, before anything is counted or after each metric has counted something."""
     port, ours = served()
     if counting:
         scraped()
@@ -80,13 +80,13 @@ def scraped(counting: bool = False) -> dict[str, float]:
 
 @functools.cache
 def names() -> set[str]:
-    """Return the names of all series of ours, without labels."""
+    """Return the names of all our series, without labels."""
     found = {re.sub("[{].*", "", name) for name in scraped(counting=True)}
     return {name for name in found if name.startswith("event_fetcher_") and not name.endswith("_created")}
 
 
 def test_without_a_port_nothing_is_imported_or_counted() -> None:
-    """Without METRICS_PORT prometheus-client is not needed, and the counting code does not notice."""
+    """Without METRICS_PORT, prometheus-client is not imported, and code that counts works all the same."""
     count(metrics.serve(0, "1.2.3"))
     code = "import sys; from fetcher import metrics; metrics.serve(0, '1'); print('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -99,18 +99,18 @@ def test_what_is_counted_is_served() -> None:
 
 
 def test_what_has_not_happened_is_zero() -> None:
-    """An increase from nothing to one would not be seen, so counters without labels exist from the beginning."""
+    """Prometheus would not see an increase from nothing to one, so counters without labels start at 0."""
     found = scraped()
     assert [found[f"event_fetcher_{name}"] for name in ("gaps_total", "dead_letters_total", "held_updates")] == [0] * 3
 
 
 def test_the_process_is_measured_as_well() -> None:
-    """Held updates take memory, so the size of the process is shown, too."""
+    """Held updates take memory, so the size of the process is exported, too."""
     assert scraped()["process_resident_memory_bytes"] > 1e6
 
 
 def test_a_port_that_is_taken_is_a_sentence() -> None:
-    """The operator must choose another one."""
+    """The error names the port, so that the operator can choose another one."""
     with (
         socket.create_server((HOST, 0)) as taken,
         pytest.raises(FatalError, match=r"^METRICS_PORT: port \d+ cannot be opened \("),
@@ -119,7 +119,7 @@ def test_a_port_that_is_taken_is_a_sentence() -> None:
 
 
 def test_a_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """prometheus-client is an extra."""
+    """prometheus-client is an extra, and the error says how to install it."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(FatalError, match=r"pip install '\.\[metrics\]'"):
         metrics.serve(free_port(), "1.2.3")
@@ -134,7 +134,7 @@ EXPRESSIONS += [target["expr"] for panel in DASHBOARD["panels"] for target in pa
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_rules_and_panels_ask_for_what_exists(expression: str) -> None:
-    """Every metric in them is one that the fetcher serves."""
+    """The rules and panels use only metrics that the fetcher serves."""
     asked = set(re.findall(r"\b(?:event_fetcher|process)_\w+", expression))
     assert asked
     assert asked - names() <= OF_THE_PROCESS & scraped().keys()
@@ -142,9 +142,9 @@ def test_rules_and_panels_ask_for_what_exists(expression: str) -> None:
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_a_time_of_nothing_is_not_fifty_years_ago(expression: str) -> None:
-    """A time is 0 until it is set, also in a fetcher that has just been started again.
+    """A timestamp is 0 until it is set, for example right after a restart, so expressions ignore 0.
 
-    But one that is started again and again, and never polls, must not be silent.
+    The exception is the alert about polls: a fetcher that keeps restarting and never polls must trigger it.
     """
     if expression != "time() - max(event_fetcher_last_poll_timestamp_seconds) > 120":
         assert not re.search(r"_timestamp_seconds\b(?! > 0)", expression)
@@ -152,21 +152,21 @@ def test_a_time_of_nothing_is_not_fifty_years_ago(expression: str) -> None:
 
 @pytest.mark.parametrize("text", DOCUMENTS, ids=["en", "ru"])
 def test_the_document_explains_every_metric_and_alert(text: str) -> None:
-    """Both languages have a row for each."""
+    """In both languages, each metric and each alert has a row."""
     rows = set(re.findall(r"^\| `(event_fetcher_\w+)(?:\{\w+\})?` \|", text, re.MULTILINE))
     assert rows == {re.sub("_(bucket|sum|count)$", "", name) for name in names()}
     assert {rule["alert"] for rule in RULES_OF} == set(re.findall(r"^\| `(Fetcher\w+)` \|", text, re.MULTILINE))
 
 
 def test_each_alert_says_what_to_do() -> None:
-    """It has one sentence, and where to look."""
+    """Each alert has a severity, a summary and a description."""
     for rule in RULES_OF:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"].keys() == {"summary", "description"}
 
 
 def test_the_dashboard_shows_every_metric() -> None:
-    """Its panels do not overlap."""
+    """Each metric has a panel, and the panels do not overlap."""
     shown = "".join(EXPRESSIONS[len(RULES_OF) :])
     assert {name for name in names() if not name.endswith(("_sum", "_count"))} <= set(
         re.findall(r"event_fetcher_\w+", shown)

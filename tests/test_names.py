@@ -1,4 +1,4 @@
-"""Names: whose a batch needs, putting them in, and where they come from."""
+"""Names: which of them a batch needs, how events get them, and where they come from."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def event(uuid: int, bpid: int, title: str = "", invited: int | None = None) -> 
 
 
 def filled(names: dict[int, Name], *events: Event) -> list[tuple[str, str]]:
-    """Return the names of user and peer of each event."""
+    """Put the names in, and return those of the user and the peer of each event."""
     return [(event.user.name, event.peer.name) for event in (with_names(event, names) for event in events)]
 
 
@@ -52,12 +52,12 @@ def filled(names: dict[int, Name], *events: Event) -> list[tuple[str, str]]:
     ],
 )
 def test_ids_to_resolve(uuid: int, bpid: int, ids: set[int]) -> None:
-    """People, communities and chats are; e-mail addresses and impossible numbers are not."""
+    """Names are looked up for people, communities and chats, but not for e-mail addresses and impossible ids."""
     assert ids_to_resolve([event(uuid, bpid)]) == ids
 
 
 def test_ids_to_resolve_of_a_batch() -> None:
-    """Each is listed once, whoever needs it, those of actions included."""
+    """Each id is listed once, however many events need it, including the users of actions."""
     assert ids_to_resolve([event(5, 5), event(5, CHAT + 1), event(6, CHAT + 1)]) == {5, 6, CHAT + 1}
     assert ids_to_resolve([event(5, CHAT + 1, invited=9), event(5, CHAT + 1, invited=-4)]) == {5, 9, -4, CHAT + 1}
     assert ids_to_resolve([event(5, 5, invited=MAIL), event(5, 5, invited=CHAT + 9)]) == {5}
@@ -68,7 +68,7 @@ def test_ids_to_resolve_of_a_batch() -> None:
 
 
 def test_names_of_a_person() -> None:
-    """A person's names go to the user; all the rest of the event stays."""
+    """A person's names go to the user; the rest of the event is unchanged."""
     bare = event(5, CHAT + 7)
     given = with_names(bare, {5: Name("Анна Черных", "Анна", "Черных", "anna"), CHAT + 7: Name("Беседа")})
     assert given.user == User(5, "Анна Черных", "Анна", "Черных", "anna")
@@ -77,7 +77,7 @@ def test_names_of_a_person() -> None:
 
 
 def test_names_of_an_action() -> None:
-    """The affected user is named like any other; the rest of the action stays."""
+    """The user of an action is named like any other; the rest of the action is unchanged."""
     given = with_names(event(5, CHAT + 7, invited=9), {9: Name("Пётр", "Пётр", "", "id9")})
     assert given.action == Action("chat_invite_user", User(9, "Пётр", "Пётр", "", "id9"), "", 0)
     given = with_names(event(5, CHAT + 7, invited=MAIL), {})
@@ -85,7 +85,7 @@ def test_names_of_an_action() -> None:
 
 
 def test_names_of_a_private_dialog() -> None:
-    """A private dialog has the other side's name, whoever acts in it."""
+    """A private dialog is named after the other side, whoever acts in it."""
     names = {5: Name("Анна Черных", "Анна", "Черных", "anna"), -3: Name("Паб", "Паб", "", "pub")}
     assert filled(names, event(5, 5), event(-3, 5), event(5, -3)) == [
         ("Анна Черных", "Анна Черных"),
@@ -95,19 +95,19 @@ def test_names_of_a_private_dialog() -> None:
 
 
 def test_names_of_the_unknown() -> None:
-    """People that VK does not know, and chats without a title, have their number and nothing else."""
+    """People whom VK does not know, and chats without a title, have an id but no name."""
     assert with_names(event(5, CHAT + 7), {5: Name()}) == event(5, CHAT + 7)
 
 
 def test_a_chats_title_is_no_users_name() -> None:
-    """A user whose number is a chat's peer id never gets its title."""
+    """A user whose id equals a chat's peer id never gets the chat's title."""
     assert filled({CHAT + 7: Name("Беседа")}, event(CHAT + 7, CHAT + 7)) == [("", "Беседа")]
     assert filled({MAIL: Name("почта")}, event(MAIL, 5)) == [("", "")]
     assert filled({CHAT: Name("nobody's")}, event(CHAT, 5)) == [("", "")]
 
 
 def test_title_holds_from_the_update_on() -> None:
-    """A title in an event is the peer's from that event on, until the next one, and in no other chat."""
+    """A title in an event is the peer's title from that event until the next title, and in no other chat."""
     names = {CHAT + 7: Name("Старая"), CHAT + 8: Name("Другая")}
     chat, other = event(5, CHAT + 7), event(5, CHAT + 8)
     batch = [chat, event(5, CHAT + 7, "Новая"), chat, other, event(5, CHAT + 7, "Новейшая"), chat]
@@ -142,7 +142,7 @@ class Cache:
 
 
 class VK:
-    """Has names for all but the `unknown`, and answers for all but the `failing`."""
+    """Returns a name for each id, an empty one if it is `unknown`, and a failure for those that are `failing`."""
 
     def __init__(self) -> None:
         self.asked: list[set[int]] = []
@@ -188,7 +188,7 @@ FIVE, SIX = ("name of 5", "name of 5"), ("name of 6", "name of 6")
 
 
 def test_memory_then_cache_then_vk(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
-    """Each is queried for what the one before does not know; afterwards all know what VK answered."""
+    """Each is queried only for the names that the previous one lacks; afterwards all have VK's answers."""
     cache.known[6] = Name("Six")
     assert names(builder, event(5, CHAT + 7), event(6, 6)) == [
         ("name of 5", f"name of {CHAT + 7}"),
@@ -201,7 +201,7 @@ def test_memory_then_cache_then_vk(builder: EntryBuilder, cache: Cache, vk: VK) 
 
 
 def test_nobody_to_look_up(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
-    """A batch without events costs nothing."""
+    """A batch without events, or without ids to look up, sends no request."""
     assert names(builder) == []
     assert names(builder, event(MAIL, MAIL)) == [("", "")]
     assert not cache.asked
@@ -212,7 +212,10 @@ def test_nobody_to_look_up(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
 def test_memory_lasts_a_minute(
     builder: EntryBuilder, cache: Cache, vk: VK, clock: Clock, ttl: int, lasts: float
 ) -> None:
-    """Or as long as the cache if that is shorter: until then neither is queried, however many batches come."""
+    """Names stay in memory for a minute, or for the cache's TTL if that is shorter.
+
+    Until then neither the cache nor VK is queried, however many batches arrive.
+    """
     cache.names_ttl = ttl
     vk.unknown.add(6)
     for seconds in (0.0, lasts / 2, lasts / 2 - 0.1):
@@ -227,7 +230,7 @@ def test_memory_lasts_a_minute(
 
 
 def test_without_a_cache_there_is_no_memory(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
-    """NAMES_TTL=0: every batch queries VK."""
+    """With NAMES_TTL=0, every batch queries VK."""
     cache.names_ttl = 0
     for _ in range(3):
         assert names(builder, event(5, 5), event(5, CHAT + 7, "Title")) == [FIVE, ("name of 5", "Title")]
@@ -235,7 +238,7 @@ def test_without_a_cache_there_is_no_memory(builder: EntryBuilder, cache: Cache,
 
 
 def test_memory_is_bounded(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
-    """When it is full it is emptied; the cache still has all names."""
+    """When memory is full, it is emptied; the cache still has all names."""
     names(builder, *(event(id, id) for id in range(1, MAX_NAMES + 1)))
     assert names(builder, event(1, 1)) == [("name of 1", "name of 1")]
     assert len(cache.asked) == 1, "it is as full as it may be"
@@ -246,7 +249,7 @@ def test_memory_is_bounded(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
 
 
 def test_what_another_fetcher_has_cached(builder: EntryBuilder, cache: Cache) -> None:
-    """It counts once memory is emptied: that fetcher may have had a newer title."""
+    """A newer title that another fetcher has cached is used once this fetcher's memory is emptied."""
     names(builder, event(5, CHAT + 7))
     cache.known[CHAT + 7] = Name("Newer")
     assert names(builder, event(5, CHAT + 7)) == [("name of 5", f"name of {CHAT + 7}")]
@@ -255,7 +258,7 @@ def test_what_another_fetcher_has_cached(builder: EntryBuilder, cache: Cache) ->
 
 
 def test_a_title_is_known_to_all(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
-    """The latest title of a batch holds in the next batches, and goes to the cache."""
+    """The latest title in a batch applies to the next batches, and is cached."""
     names(builder, event(5, CHAT + 7, "New"), event(5, CHAT + 8), event(5, CHAT + 7, "Newest"))
     assert cache.known[CHAT + 7] == Name("Newest")
     assert names(builder, event(5, CHAT + 7)) == [("name of 5", "Newest")]
@@ -263,7 +266,7 @@ def test_a_title_is_known_to_all(builder: EntryBuilder, cache: Cache, vk: VK) ->
 
 
 def test_redis_goes_down_while_names_are_cached(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
-    """What VK has answered is not looked up again, and a title holds no earlier than it should."""
+    """VK's answers are not requested again, and a title still applies from its own event on."""
     names(builder, event(5, CHAT + 7))
     batch = [event(5, CHAT + 7), event(5, CHAT + 7, "Title")]
     cache.down = True
@@ -276,14 +279,17 @@ def test_redis_goes_down_while_names_are_cached(builder: EntryBuilder, cache: Ca
 
 
 def test_names_that_come_while_redis_is_down_are_not_cached(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
-    """In an outage thousands would gather, and be written all at once when Redis is back. But titles are new to it."""
+    """During an outage, thousands of names would gather and be written all at once when Redis is back.
+
+    Titles from updates are the exception, because the cache does not know them.
+    """
     cache.is_connected = False
     assert names(builder, event(5, CHAT + 7, "Title")) == [("name of 5", "Title")]
     assert cache.known == {CHAT + 7: Name("Title")}
 
 
 def test_the_cache_cannot_be_read(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
-    """Then the batch waits: names that may be cached are not requested from VK."""
+    """The batch waits, because names that may be in the cache are not requested from VK."""
     cache.down = True
     with pytest.raises(RedisUnavailable):
         names(builder, event(5, 5))
@@ -292,7 +298,7 @@ def test_the_cache_cannot_be_read(builder: EntryBuilder, cache: Cache, vk: VK) -
 
 @pytest.mark.parametrize("failure", [DOWN, VkFatalError("VK refuses the token")])
 def test_vk_fails(builder: EntryBuilder, cache: Cache, vk: VK, failure: Any) -> None:
-    """The failure is raised; what VK did answer is kept and cached, and only the rest is looked up again."""
+    """The failure is raised; the names that VK did return are kept and cached, and only the rest is looked up again."""
     vk.failing, vk.failure = {6}, failure
     with pytest.raises(type(failure), match=str(failure)):
         names(builder, event(5, 5), event(6, 6))
@@ -304,7 +310,7 @@ def test_vk_fails(builder: EntryBuilder, cache: Cache, vk: VK, failure: Any) -> 
 
 
 def test_names_are_given_up(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
-    """Events that have waited for long enough go out with "", which is not remembered; the failure is returned."""
+    """Events that have waited too long are published with "", which is not cached; the failure is returned."""
     vk.failing = {6}
     assert builder.resolve_names([event(5, 5), event(6, 6)], give_up=True) == DOWN
     assert filled(builder.names, event(5, 5), event(6, 6)) == [FIVE, ("", "")]

@@ -1,4 +1,4 @@
-"""docs/operations.md explains what the program logs: every sentence of the code, and no other one."""
+"""docs/operations.md explains every sentence that the program logs, and no others."""
 
 import ast
 import re
@@ -14,29 +14,29 @@ from tests.processes import ROOT
 
 PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("operations.md", "operations.ru.md")}
 FETCHER = ROOT / "fetcher"
-# These print for a person at the terminal, with the remedy in the line itself.
+# These commands print to a person at a terminal, and each line contains the remedy.
 LEFT_OUT = {FETCHER / "commands/demo.py", FETCHER / "commands/setup.py"}
 LEVELS = {"info", "warning", "critical"}
 ERRORS = {
     "FatalError", "MalformedResponse", "RedisFatalError", "RedisTimeout", "RedisUnavailable", "RequestRejected",
     "SettingsError", "TransientError", "VkFatalError", "kind",
 }  # fmt: skip
-# Where a ValueError is the reason of a dead letter, or says what is wrong with a setting; and what comes before it.
+# Modules in which a ValueError is the reason of a dead letter or of a wrong setting, and the text that precedes it.
 REASONS = {"vk/builders.py": "", "vk/fields.py": "", "vk/entries.py": "", "fastjson.py": ""}
 REASONS |= {"config.py": "… ", "bus/connection.py": "REDIS_URL "}
-READING = "nested too deep"  # of VK's answers, where only the class is logged
+READING = "nested too deep"  # raised while reading VK's answers, where only the exception's class is logged
 TABLES: list[dict[Any, str]] = [
     api.FATAL,
     api.FATAL_AT_START,
     connection.FATAL,
     reports.DEAD_LETTER,
-]  # sentences that the code picks from
+]  # tables from which the code picks its sentences
 
 page = pytest.mark.parametrize("name", PAGES)
 
 
 def sentences() -> set[str]:
-    """Return what the code logs and raises for operators; "…" stands for what differs."""
+    """Return the sentences that the code logs or raises for operators, with "…" for each value."""
     found = {text for table in TABLES for text in table.values()}
     for path in {*FETCHER.rglob("*.py")} - LEFT_OUT:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def sentences() -> set[str]:
 
 
 def spoken(call: ast.Call, reason: str | None) -> list[tuple[str, ast.expr]]:
-    """Return the argument of a call that is a sentence for the operator, and what comes before it; [] if none is."""
+    """Return the sentence for the operator among a call's arguments, with the text that precedes it, or []."""
     function: Any = call.func
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     owner = getattr(getattr(function, "value", None), "id", "")
@@ -68,7 +68,7 @@ def spoken(call: ast.Call, reason: str | None) -> list[tuple[str, ast.expr]]:
 
 
 def texts(node: ast.expr, assigned: dict[str, ast.expr]) -> Iterator[str]:
-    """Yield what an expression may be, with "…" for each value in it."""
+    """Yield the texts that an expression can be, with "…" for each value in them."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.JoinedStr):
@@ -81,40 +81,40 @@ def texts(node: ast.expr, assigned: dict[str, ast.expr]) -> Iterator[str]:
 
 
 def quotes(text: str) -> list[str]:
-    """Return the sentences in the tables of the log: what is quoted in the first cells."""
+    """Return the sentences in the log tables: the quotes in their first cells."""
     (part,) = re.findall(r"^## (?:Log|Лог|Журнал)\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
     cells = re.findall(r"^\| (`.+?`) \|", part, re.MULTILINE)
     return [quote for cell in cells for quote in re.findall("`([^`]+)`", cell)]
 
 
 def is_explained(sentence: str, quote: str) -> bool:
-    """Return whether this is the sentence that is quoted: whole, or up to the remedy."""
+    """Return whether the quote is this sentence, whole or up to the remedy."""
     pattern = re.escape(quote).replace("…", ".+")
     return bool(re.fullmatch(rf"{pattern}(?:[:;,] .+| \(.+)?", sentence))
 
 
 @page
 def test_every_sentence_is_explained(name: str) -> None:
-    """Every sentence stands in a table of the page."""
+    """Every sentence is in a table of the page."""
     explained = quotes(PAGES[name])
     assert not [one for one in sorted(sentences()) if not any(is_explained(one, quote) for quote in explained)]
 
 
 @page
 def test_every_explained_sentence_is_one(name: str) -> None:
-    """What the page quotes is what the code says."""
+    """The page quotes only what the code says."""
     said = sentences()
     assert not [quote for quote in quotes(PAGES[name]) if not any(is_explained(one, quote) for one in said)]
 
 
 @page
 def test_every_reason_is_explained(name: str) -> None:
-    """The page quotes why Redis is unavailable, as far as the code has words of its own for it."""
+    """The page quotes every reason for which the code calls Redis unavailable in its own words."""
     assert [text for text in connection.REASONS.values() if f"`{text}`" not in PAGES[name]] == []
 
 
 def test_another_word_is_noticed() -> None:
-    """A changed sentence is no longer explained: the two tests above rest on that."""
+    """A sentence that was changed no longer counts as explained, which the first two tests rely on."""
     assert is_explained("METRICS_PORT: port … cannot be opened (…): …", "METRICS_PORT: port … cannot be opened (…)")
     assert not is_explained("METRICS_PORT: port … cannot be used (…): …", "METRICS_PORT: port … cannot be opened (…)")
     assert not is_explained("Recovered from it", "Recovered")

@@ -1,4 +1,4 @@
-"""The size of commits: as much as the link takes, on links of every kind."""
+"""The size of commits: as large as the link can take, on every kind of link."""
 
 import pytest
 
@@ -9,14 +9,14 @@ UNLIMITED = 10**9
 
 
 def entries(count: int, size: int = 200) -> list[Entry | DeadLetter | None]:
-    """Make entries that take this many bytes on the wire, each."""
+    """Make entries that each take this many bytes on the wire."""
     return [Entry("id", "message", b"x" * (size - 100))] * count
 
 
 def send(piece: PieceSize, limit: float, size: int = 200, times: int = 1, pending: int = 1000) -> list[int]:
-    """Commit pieces of what is pending through a link that times out above this many bytes; return their numbers.
+    """Commit pieces of what is pending over a link that times out above this many bytes; return their entry counts.
 
-    A number below 0 is a commit that timed out.
+    A negative number is a commit that timed out.
     """
     sent = []
     for _ in range(times):
@@ -30,7 +30,7 @@ def send(piece: PieceSize, limit: float, size: int = 200, times: int = 1, pendin
 
 
 def grown(piece: PieceSize) -> bool:
-    """Return whether the next commit may be as large as any."""
+    """Return whether the next commit may have the largest size."""
     return piece.has_room(MAX_PIECE, MAX_PIECE_BYTES)
 
 
@@ -43,7 +43,7 @@ def grown(piece: PieceSize) -> bool:
     ],
 )
 def test_the_size_of_an_entry(entry: Entry | DeadLetter | None, size: int) -> None:
-    """The text counts, and a little for the rest; what is not published costs nothing."""
+    """The size is that of the text plus a small overhead; an entry that is not published has none."""
     assert size_of(entry) == size
 
 
@@ -61,7 +61,7 @@ def test_the_size_of_an_entry(entry: Entry | DeadLetter | None, size: int) -> No
     ],
 )
 def test_a_commit_is_at_most_500_events_and_1_mib(size: int, pending: int, fits: int) -> None:
-    """But one event goes out at least, however large."""
+    """At least one event is committed, however large it is."""
     assert PieceSize().how_many(entries(pending, size)) == fits
     assert (MAX_PIECE, MAX_PIECE_BYTES) == (500, 2**20)
 
@@ -71,29 +71,29 @@ def test_a_commit_is_at_most_500_events_and_1_mib(size: int, pending: int, fits:
     [(500, 2**20, True), (501, 1, False), (1, 2**20 + 1, False), (0, 0, True)],
 )
 def test_whether_there_is_room(count: int, size: int, has_room: bool) -> None:
-    """Both bounds count."""
+    """Both the number of entries and their bytes are limited."""
     assert PieceSize().has_room(count, size) is has_room
 
 
 def test_updates_that_are_not_published_count_by_number() -> None:
-    """They have no size."""
+    """They have no size, so only their number is limited."""
     assert PieceSize().how_many([None] * 1000) == 500
 
 
 def test_a_time_out_halves_down_to_a_single_event() -> None:
-    """It never goes below one."""
+    """The size of the next commit never falls below one event."""
     assert send(PieceSize(), limit=0, times=11) == [-500, -250, -125, -62, -31, -15, -7, -3, -1, -1, -1]
 
 
 def test_a_small_commit_that_times_out_makes_the_next_one_smaller() -> None:
-    """Half of what was sent, not of what might have been."""
+    """The next commit is half of what was sent, not of what could have been sent."""
     piece = PieceSize()
     send(piece, limit=0, pending=100)
     assert piece.how_many(entries(1000)) == 50
 
 
 def test_successes_grow_again() -> None:
-    """Back to the limits, on any link."""
+    """On any link, the size grows back to the limits."""
     piece = PieceSize()
     send(piece, limit=0, times=20)
     sent = send(piece, UNLIMITED, times=40)
@@ -103,7 +103,7 @@ def test_successes_grow_again() -> None:
 
 
 def test_it_is_not_grown_beyond_its_limits() -> None:
-    """However many successes there are, one timeout halves."""
+    """However many commits succeed, one timeout halves the size."""
     piece = PieceSize()
     send(piece, UNLIMITED, times=40)
     assert send(piece, limit=0, times=2) == [-500, -250]
@@ -111,7 +111,7 @@ def test_it_is_not_grown_beyond_its_limits() -> None:
 
 @pytest.mark.parametrize("pending", [1, 125])
 def test_a_small_commit_proves_nothing_about_a_larger_one(pending: int) -> None:
-    """Also many of them, up to half of what may be sent."""
+    """Even many small commits, up to half the allowed size, do not make it grow."""
     piece = PieceSize()
     send(piece, limit=0)
     send(piece, UNLIMITED, times=100, pending=pending)
@@ -144,14 +144,14 @@ def test_a_link_that_becomes_better() -> None:
 
 @pytest.mark.parametrize("pending", [1000, 1])
 def test_an_outage_is_forgotten_soon(pending: int) -> None:
-    """Everything timed out for a while: that proves nothing about sizes."""
+    """A series of timeouts during an outage proves nothing about sizes."""
     piece = PieceSize()
     send(piece, limit=0, times=30, pending=pending)
     assert send(piece, UNLIMITED, times=25)[-1] == 500
 
 
 def test_a_size_that_has_timed_out_passes() -> None:
-    """Then it counts as possible again, and larger ones, too."""
+    """When a size that has timed out succeeds, it and larger sizes count as possible again."""
     piece = PieceSize()
     assert send(piece, limit=60_000) == [-500]
     assert send(piece, UNLIMITED) == [250]
@@ -160,7 +160,7 @@ def test_a_size_that_has_timed_out_passes() -> None:
 
 
 def test_growth_is_tried_after_a_few_successes_only() -> None:
-    """A size that timed out is not tried at once."""
+    """A size that timed out is tried again only after ten successes."""
     piece = PieceSize()
     send(piece, UNLIMITED)
     assert send(piece, 99_999) == [-500]
@@ -186,9 +186,9 @@ def test_growth_is_tried_after_a_few_successes_only() -> None:
     ],
 )
 def test_connections_that_break(happens: str, fits: int) -> None:
-    """After three in a row the commit may be too large for their lifetime.
+    """After three broken connections in a row, the commit is halved: it may take longer than connections live.
 
-    "b" breaks, "s" succeeds, "-" is a success of a small commit. Growth waits as it does after a timeout.
+    "b" is a broken connection, "s" a success, "-" a success of a small commit. Growth waits as it does after a timeout.
     """
     piece = PieceSize()
     for event in happens:

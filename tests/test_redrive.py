@@ -1,4 +1,4 @@
-"""`--redrive`: dead letters get another chance. Nothing is lost or repeated, even if it is killed or run twice."""
+"""`--redrive` gives dead letters another chance. Nothing is lost or repeated, even if it is killed or run twice."""
 
 import contextlib
 import itertools
@@ -31,7 +31,7 @@ LETTERS = "{events}:dead-letter"
 
 
 class Bury:
-    """Record dead letters as a fetcher of an older version did, in one commit for each call."""
+    """Records dead letters as a fetcher of an older version did, in one commit per call."""
 
     def __init__(self, url: str) -> None:
         self.bus = bus_at(url, groupid=GROUP)
@@ -58,7 +58,7 @@ def shared() -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared: Server) -> Server:
-    """The same for all tests here, and empty."""
+    """Return the server that all tests here share, empty."""
     with shared.client() as client:
         client.flushall()
         client.script_flush()
@@ -78,8 +78,8 @@ def bury(server: Server) -> Bury:
 
 @pytest.fixture
 def run(vk: VK, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Return what runs the command here, without a process, and returns the lines that it prints."""
-    monkeypatch.setattr(HTTPAdapter, "send", HTTPAdapter.send)  # to be put back
+    """Return a function that runs the command in this process and returns the lines that it prints."""
+    monkeypatch.setattr(HTTPAdapter, "send", HTTPAdapter.send)  # so that monkeypatch restores it
     lead_vk_to(vk.url)
 
     def here(group: str | None = None, raises: type[Exception] | None = None, **settings: Any) -> list[str]:
@@ -101,7 +101,7 @@ def ids(client: Any) -> list[str]:
 
 
 def counts(*outputs: str) -> list[int]:
-    """Return how many each of these runs has published, or given back."""
+    """Return how many dead letters each of these runs has published or given back."""
     return [
         int(count)
         for output in outputs
@@ -113,7 +113,10 @@ def counts(*outputs: str) -> list[int]:
 
 
 def test_a_dead_letter_becomes_the_event(fetch: Fetch, vk: VK, client: Any, server: Server) -> None:
-    """The very event that a fetcher makes of the update, names included; at the stream's end, on its channel, once."""
+    """It is the event that a fetcher makes of the update, names included.
+
+    It is published once, at the end of the stream and on its channel.
+    """
     first, second = message("/ban Вася", peer=PEER), button({"a": 1})
     fetcher = fetch()
     wait_until(lambda: client.exists(f"{{events}}:ts:{GROUP}"), 60)
@@ -140,7 +143,7 @@ def test_a_dead_letter_becomes_the_event(fetch: Fetch, vk: VK, client: Any, serv
 
 
 def test_the_fetcher_does_not_publish_it_again(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
-    """Not even if `seen` had forgotten it: VK may repeat it at any time."""
+    """VK may repeat the update at any time, even after `seen` has forgotten it."""
     repeated, forgotten, new = message(), message(), message()
     bury(repeated, forgotten)
     client.zrem(f"{{events}}:seen:{GROUP}", forgotten["event_id"])
@@ -153,7 +156,7 @@ def test_the_fetcher_does_not_publish_it_again(fetch: Fetch, vk: VK, client: Any
 
 
 def test_what_stays(run: Any, client: Any, bury: Bury) -> None:
-    """Each stays with its present reason, unchanged; its neighbours go."""
+    """Each of these stays unchanged, and its current reason is printed; the dead letters around it are published."""
     without_user = message()
     del without_user["object"]["message"]["from_id"]
     foreign = message(group_id=5) | {"group_id": 5}
@@ -178,13 +181,13 @@ def test_what_stays(run: Any, client: Any, bury: Bury) -> None:
 
 
 def test_nothing_to_do(run: Any, client: Any) -> None:
-    """There is no stream of dead letters, and none is created."""
+    """If there is no stream of dead letters, none is created."""
     assert run() == ["published: 0, stay: 0"]
     assert client.dbsize() == 0
 
 
 def test_the_settings_count(run: Any, client: Any, bury: Bury) -> None:
-    """BUS, prefixes, RAW and STREAM_MAXLEN are those of the fetcher."""
+    """BUS, prefixes, RAW and STREAM_MAXLEN apply as in the fetcher."""
     bury(message("#go"), update("wall_post_new", {"id": 1, "from_id": PERSON}))
     assert run(BUS="other") == ["published: 0, stay: 0"]
     assert run(COMMAND_PREFIXES="#", RAW=1) == ["published: 2, stay: 0"]
@@ -197,7 +200,7 @@ def test_the_settings_count(run: Any, client: Any, bury: Bury) -> None:
 
 
 def test_a_cropped_message_is_published_whole(run: Any, vk: VK, client: Any, bury: Bury) -> None:
-    """As the fetcher does it."""
+    """The full message is requested, as the fetcher does."""
     cropped = message("the beginn", is_cropped=True)
     whole = cropped["object"]["message"] | {"text": "the beginning"}
     vk.messages[PEER, whole["conversation_message_id"]] = whole
@@ -207,7 +210,7 @@ def test_a_cropped_message_is_published_whole(run: Any, vk: VK, client: Any, bur
 
 
 def test_old_titles_do_not_come_back(run: Any, client: Any, bury: Bury) -> None:
-    """A dead letter with a title is older than what fetchers have cached since."""
+    """A title in a dead letter is older than what fetchers have cached since, so it is not cached."""
     client.set(f"{{events}}:name:{PEER}", json.dumps(["Новое имя", "", "", ""]))
     renamed = message("", action={"type": "chat_title_update", "member_id": PERSON, "text": "Старое имя"})
     bury(renamed)
@@ -217,7 +220,7 @@ def test_old_titles_do_not_come_back(run: Any, client: Any, bury: Bury) -> None:
 
 
 def test_names_cost_one_request_for_many(run: Any, vk: VK, client: Any, bury: Bury) -> None:
-    """A running fetcher needs the request limit for itself."""
+    """The command sends few requests, because a running fetcher needs the request limit for itself."""
     bury(*[message(user=1000 + number, peer=CHAT + number % 50 + 1) for number in range(250)])
     assert run() == ["published: 250, stay: 0"]
     assert len(vk.requests) <= 3
@@ -236,7 +239,7 @@ def test_vk_fails_once(run: Any, vk: VK, client: Any, bury: Bury) -> None:
 
 
 def test_one_chat_that_vk_cannot_tell(run: Any, vk: VK, client: Any, bury: Bury) -> None:
-    """Its dead letters stay, without delaying others: an event is published with its names."""
+    """Dead letters of that chat stay, because events are published only with their names; others are not delayed."""
     chats = [1, 1, 1, 1, 2, 3, 4, 5]
     bury(*[message(peer=CHAT + chat) for chat in chats])
     vk.failing[CHAT + 1] = 10
@@ -250,16 +253,19 @@ def test_one_chat_that_vk_cannot_tell(run: Any, vk: VK, client: Any, bury: Bury)
 
 
 def test_one_request_that_vk_does_not_answer(run: Any, vk: VK, client: Any, bury: Bury) -> None:
-    """Only its own dead letter stays, not all that come after it."""
+    """Only the dead letter of that request stays, not all those after it."""
     bury(*[message(peer=CHAT + chat) for chat in (1, 2, 3)])
-    vk.fail_api(error(10), times=2)  # the request for all of them, and that for the first
+    vk.fail_api(error(10), times=2)  # the request for all of them, and the one for the first
     *stay, count = run()
     assert [line.partition(" stays: ")[2][:11] for line in stay] == ["VK error 10"]
     assert count == "published: 2, stay: 1"
 
 
 def test_vk_is_away(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
-    """It ends after three requests, with code 1 and one sentence; all stays, and the next run has it."""
+    """The command ends after three requests, with code 1 and one sentence.
+
+    All dead letters stay, and the next run publishes them.
+    """
     bury(*[message() for _ in range(150)])
     vk.down()
     process = fetch("--redrive")
@@ -274,7 +280,7 @@ def test_vk_is_away(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
 
 
 def test_an_empty_shell_variable_names_no_group(fetch: Fetch, client: Any, bury: Bury) -> None:
-    """In `--redrive "$GROUP"` it must not mean the dead letters of the fetcher."""
+    """In `--redrive "$GROUP"`, an empty variable must not select the fetcher's own dead letters."""
     bury(message())
     process = fetch("--redrive", "")
     assert process.wait(60) == 0
@@ -283,7 +289,7 @@ def test_an_empty_shell_variable_names_no_group(fetch: Fetch, client: Any, bury:
 
 
 def test_a_refused_token(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
-    """One sentence with the remedy, and not the token."""
+    """The output is one sentence with the remedy, without the token."""
     bury(message())
     process = fetch("--redrive", TOKEN="vk1.a.wrong")
     assert process.wait(60) == 1
@@ -305,7 +311,7 @@ def test_a_refused_token(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
     ],
 )
 def test_redis_cannot_be_reached(fetch: Fetch, server: Server, group: list[str], url: str, end: str) -> None:
-    """One sentence and code 1: it is not reported as a bug."""
+    """The command prints one sentence and exits with code 1; it does not report a bug."""
     process = fetch("--redrive", *group, REDIS_URL=url.format(f"{HOST}:{server.port}"))
     assert process.wait(60) == 1
     assert process.output.splitlines()[-1] == f"event-fetcher: {end}"
@@ -313,7 +319,7 @@ def test_redis_cannot_be_reached(fetch: Fetch, server: Server, group: list[str],
 
 
 def test_a_lost_reply(run: Any, client: Any, bury: Bury, server: Server) -> None:
-    """The command cannot know whether it is published: it is, and the next run does not do it again."""
+    """The command cannot know that the event is published, but the next run does not publish it again."""
     bury(message(), message())
     with Proxy(server.port) as proxy:
         proxy.drop_replies()
@@ -325,7 +331,7 @@ def test_a_lost_reply(run: Any, client: Any, bury: Bury, server: Server) -> None
 
 @pytest.mark.parametrize("rule", ["-xdel", "-xadd", "-zadd", "-publish", "-xrange", "-xrevrange", "-zrevrange"])
 def test_a_missing_permission(run: Any, rule: str) -> None:
-    """Whichever it is, nothing is written without it: a script does not roll back."""
+    """Whichever permission is missing, the script writes nothing, because it could not roll back."""
     with Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as server, server.client() as client:
         Bury(server.url)(message())
         run(raises=FatalError, REDIS_URL=address(server.port, "x", "limited"))
@@ -334,7 +340,7 @@ def test_a_missing_permission(run: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("key", ["events", f"{{events}}:seen:{GROUP}"])
 def test_a_key_of_another_type(run: Any, client: Any, bury: Bury, key: str) -> None:
-    """Another program uses these names: the dead letter stays."""
+    """If another program uses these keys, the dead letter stays."""
     bury(message())
     client.delete(key)
     client.set(key, "mine")
@@ -343,7 +349,7 @@ def test_a_key_of_another_type(run: Any, client: Any, bury: Bury, key: str) -> N
 
 
 def test_a_full_redis(run: Any, client: Any, bury: Bury) -> None:
-    """The dead letter is removed first, and what takes its place is not refused for want of memory."""
+    """The dead letter is removed first, so Redis does not refuse the event that replaces it for lack of memory."""
     bury(*[message() for _ in range(3)])
     client.config_set("maxmemory", 1)
     try:
@@ -354,7 +360,7 @@ def test_a_full_redis(run: Any, client: Any, bury: Bury) -> None:
 
 
 def test_a_cluster(run: Any) -> None:
-    """All its keys are in one slot."""
+    """All keys of the command are in one slot."""
     with cluster(3) as nodes, contextlib.ExitStack() as stack:
         client = stack.enter_context(redis.RedisCluster("127.0.0.1", nodes[0].port, decode_responses=True))
         Bury(nodes[0].url)(message(), reaction())
@@ -368,7 +374,7 @@ def test_a_cluster(run: Any) -> None:
 
 
 def test_two_at_once(fetch: Fetch, client: Any, bury: Bury, server: Server) -> None:
-    """Each event is published by one of them."""
+    """Each event is published by one of them, and only once."""
     updates = [message() for _ in range(300)]
     bury(*updates)
     with Proxy(server.port, delay=0.001) as proxy:
@@ -385,7 +391,7 @@ def test_two_at_once(fetch: Fetch, client: Any, bury: Bury, server: Server) -> N
 def test_killed_again_and_again(
     fetch: Fetch, client: Any, bury: Bury, server: Server, group: tuple[str, ...], count: int, kills: int
 ) -> None:
-    """It is killed at random moments: each dead letter is done or left, and there is no third state."""
+    """The command is killed at random moments: each dead letter is either done or left, with nothing in between."""
     updates = [message() for _ in range(count)]
     letters = GROUPS_LETTERS if group else LETTERS
     if group:
@@ -394,7 +400,7 @@ def test_killed_again_and_again(
         bury(*updates)
 
     def counts() -> tuple[int, int]:
-        """Count what is left and what is done, at one moment: a command of a killed one may be on its way."""
+        """Count what is left and what is done in one transaction: a killed process may have a command on its way."""
         with client.pipeline() as pipeline:
             pipeline.xlen(letters)
             pipeline.xpending("events", *group) if group else pipeline.xlen("events")
@@ -415,7 +421,7 @@ def test_killed_again_and_again(
 
 
 def test_beside_a_fetcher(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
-    """The fetcher goes on with what VK sends, what VK repeats, and its own dead letters."""
+    """A running fetcher still publishes new updates, skips those that VK repeats, and records its own dead letters."""
     old = [message() for _ in range(100)]
     bury(*old)
     fetcher = fetch()
@@ -438,7 +444,7 @@ GROUPS_LETTERS, ATTEMPTS = "{events}:dead-letter:moderation", "{events}:attempts
 
 
 def set_aside(client: Any, count: int = 1) -> list[str]:
-    """Let two groups have had this many events, and `moderation` set them aside; return the ids of their entries."""
+    """Add events that two groups have read and `moderation` has set aside; return the ids of their entries."""
     entries = []
     for number in range(1, count + 1):
         text = json.dumps(Event("message", str(number), *EMPTY).as_dict())
@@ -459,13 +465,16 @@ EMPTY: Any = {"uuid": 1, "name": "", "firstname": "", "lastname": "", "nick": ""
 
 
 def taken(client: Any, group: str, count: int, **options: Any) -> list[str]:
-    """Consume this many events."""
+    """Consume this many events, and return their event_ids."""
     with contextlib.closing(consume(client, group, f"{group}-1", **options)) as found:
         return [event.event_id for event in itertools.islice(found, count)]
 
 
 def test_given_back_to_the_group_alone(fetch: Fetch, client: Any, failed: list[str]) -> None:
-    """Each comes once more, at once whatever the consumers' `idle`, with all its attempts; other groups get nothing."""
+    """The group gets each event again, with all its attempts, at once whatever the consumers' `idle` is.
+
+    Other groups get nothing.
+    """
     process = fetch("--redrive", "moderation", TOKEN=None, GROUPID=None)
     assert process.wait(60) == 0
     assert process.output == "given back to the group moderation: 3, stay: 0"
@@ -477,7 +486,7 @@ def test_given_back_to_the_group_alone(fetch: Fetch, client: Any, failed: list[s
 
 
 def test_what_stays_of_a_group(run: Any, client: Any, failed: list[str]) -> None:
-    """Events that are trimmed from the stream, and entries that are not dead letters."""
+    """These are events that were trimmed from the stream, and entries that are not dead letters."""
     client.xdel("events", failed[1])
     client.xadd(GROUPS_LETTERS, {"note": "by hand"})
     client.xadd(GROUPS_LETTERS, {"event": "{}", "id": "first"})
@@ -494,7 +503,7 @@ def test_what_stays_of_a_group(run: Any, client: Any, failed: list[str]) -> None
 
 
 def test_a_group_that_does_not_exist(run: Any, client: Any, failed: list[str]) -> None:
-    """A line reports it; nothing is created, nothing is lost."""
+    """A line for each dead letter reports it; nothing is created and nothing is lost."""
     client.xgroup_destroy("events", "moderation")
     lines = run("moderation")
     assert len(lines) == 4
@@ -505,7 +514,7 @@ def test_a_group_that_does_not_exist(run: Any, client: Any, failed: list[str]) -
 
 
 def test_what_a_consumer_has_in_hand_is_left_to_it(run: Any, client: Any, failed: list[str]) -> None:
-    """A consumer that crashed before its XACK has the event again: it must not be given to a second one."""
+    """A consumer that crashed before its XACK gets the event again, so a second one must not get it."""
     client.xclaim("events", "moderation", "moderation-1", 0, [failed[0]], force=True)
     assert run("moderation") == ["given back to the group moderation: 3, stay: 0"]
     pending = client.xpending_range("events", "moderation", "-", "+", 10)
@@ -516,7 +525,7 @@ def test_what_a_consumer_has_in_hand_is_left_to_it(run: Any, client: Any, failed
 
 
 def test_a_pending_event_that_is_trimmed(run: Any, client: Any, failed: list[str]) -> None:
-    """Consumers would pass over it, so its dead letter is all that is left of it."""
+    """Consumers would skip the event, so the dead letter, which is all that is left of it, stays."""
     client.xclaim("events", "moderation", "moderation-1", 0, [failed[0]], force=True)
     client.xdel("events", failed[0])
     assert run("moderation")[-1] == "given back to the group moderation: 2, stay: 1"
@@ -525,7 +534,7 @@ def test_a_pending_event_that_is_trimmed(run: Any, client: Any, failed: list[str
 
 @pytest.mark.long
 def test_what_fails_again_does_not_go_round(fetch: Fetch, client: Any, failed: list[str]) -> None:
-    """It ends, though a consumer sets aside again and again what it gives back."""
+    """The command ends, even if a consumer keeps setting aside the events that it gives back."""
     ended = threading.Event()
     fields = dict(client.xrange(GROUPS_LETTERS)[0][1])
 
@@ -547,20 +556,21 @@ def test_what_fails_again_does_not_go_round(fetch: Fetch, client: Any, failed: l
 
 
 def test_two_give_back_at_once(fetch: Fetch, client: Any, server: Server) -> None:
-    """An event that one of them has given back, and a consumer has handled, is not given back by the other."""
+    """An event that one command has given back and a consumer has handled is not given back by the other."""
     set_aside(client, 200)
     with Proxy(server.port, delay=0.001) as proxy, server.client() as own:
         both = [fetch("--redrive", "moderation", REDIS_URL=proxy.url) for _ in range(2)]
         handled = Counter(taken(own, "moderation", 200))
         assert [process.wait(60) for process in both] == [0, 0]
     assert handled == Counter(str(number) for number in range(1, 201))
-    assert client.xpending("events", "moderation")["pending"] <= 1  # the last one is acknowledged when the next comes
+    # the last event is acknowledged only when the next one is requested
+    assert client.xpending("events", "moderation")["pending"] <= 1
     assert sum(counts(*[process.output for process in both])) == 200
 
 
 @pytest.mark.parametrize("rule", ["-xdel", "-xclaim", "-hdel", "-xpending", "-xrange", "-xrevrange"])
 def test_a_missing_permission_for_a_group(run: Any, rule: str) -> None:
-    """Nothing is written without it."""
+    """Nothing is written without all of these permissions."""
     with Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as server, server.client() as client:
         set_aside(client)
         run("moderation", raises=FatalError, REDIS_URL=address(server.port, "x", "limited"))
@@ -570,7 +580,10 @@ def test_a_missing_permission_for_a_group(run: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("rule", ["", *rules("redrive")])
 def test_the_documented_permissions(run: Any, rule: str) -> None:
-    """They suffice for both kinds of dead letters, and each is needed by one of them; without it nothing is lost."""
+    """The documented rules suffice for both kinds of dead letters, and each rule is needed for one of them.
+
+    Without one of the rules, nothing is lost.
+    """
     with Server(acl=acl("redrive", rule)) as server, server.client() as client:
         set_aside(client)
         Bury(server.url)(message())
@@ -589,7 +602,7 @@ def test_the_documented_permissions(run: Any, rule: str) -> None:
 
 
 def test_a_group_on_a_cluster(run: Any) -> None:
-    """All its keys are in one slot."""
+    """All keys of the command are in one slot."""
     with cluster(3) as nodes, redis.RedisCluster("127.0.0.1", nodes[0].port, decode_responses=True) as client:
         set_aside(client)
         for node in nodes:

@@ -1,4 +1,4 @@
-"""The loop, with VK and a bus in memory and a clock of the test's own: each test runs it as a process does."""
+"""The fetcher's loop, with VK and the bus in memory and a fake clock: each test runs it as the program does."""
 
 import itertools
 import logging
@@ -54,7 +54,7 @@ def other(history: History, store: Store) -> Fetcher:
 
 @pytest.fixture
 def begun(fetcher: Fetcher, caplog: pytest.LogCaptureFixture) -> Fetcher:
-    """A fetcher that polls, with its log from there on."""
+    """A fetcher that has begun to poll, with an empty log."""
     fetcher.poll()
     caplog.clear()
     return fetcher
@@ -69,14 +69,14 @@ def gap(since: Any, until: Any, error: str = "forgotten") -> dict[str, str]:
 
 
 def settle(*fetchers: Fetcher) -> None:
-    """Let each fetcher go on until all that VK has is on the bus, and none holds anything."""
+    """Let each fetcher run until everything that VK has is on the bus and none of them holds anything."""
     for _ in range(3):
         for fetcher in fetchers:
             fetcher.settle()
 
 
 def hold(fetcher: Fetcher, *ids: str) -> None:
-    """Let the fetcher hold these updates, while Redis is down."""
+    """Make the fetcher hold these updates by taking Redis down while it polls them."""
     fetcher.bus.failure = REDIS_DOWN
     fetcher.history.push(*ids)
     fetcher.run(lambda: fetcher.vk.polled_at[-1] == fetcher.history.ts)
@@ -94,7 +94,7 @@ def fail_over(store: Store, replica: Store, *fetchers: Fetcher) -> None:
 
 
 def test_what_vk_answers_is_committed_before_the_next_poll(begun: Fetcher, store: Store) -> None:
-    """Poll from the checkpoint, commit, poll from where the answer ended."""
+    """The fetcher polls from the checkpoint, commits, and polls from where the answer ended."""
     begun.history.push("a", "b")
     begun.run(lambda: begun.vk.polled_at[-1] == 12 and begun.vk.waits[-1] == 25)
     assert store.ids == ["a", "b"]
@@ -104,7 +104,7 @@ def test_what_vk_answers_is_committed_before_the_next_poll(begun: Fetcher, store
 
 
 def test_the_first_start(fetcher: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """The checkpoint is made of VK's ts, before the first poll; the log says once that all is well."""
+    """The checkpoint is VK's ts, stored before the first poll; the log says once that polling has begun."""
     caplog.set_level(logging.INFO)
     checkpoints: list[Position | None] = []
     fetcher.vk.before_poll.append(lambda: checkpoints.append(store.checkpoint))
@@ -118,7 +118,7 @@ def test_the_first_start(fetcher: Fetcher, store: Store, caplog: pytest.LogCaptu
 
 
 def test_a_later_start(fetcher: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """It goes on at the checkpoint of the bus, whatever VK's latest ts is."""
+    """The fetcher continues from the bus's checkpoint, whatever VK's latest ts is."""
     caplog.set_level(logging.INFO)
     store.checkpoint = place(10)
     fetcher.history.push("a", "b")
@@ -129,7 +129,7 @@ def test_a_later_start(fetcher: Fetcher, store: Store, caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("failure", [VK_DOWN, VK_FATAL])
 def test_vk_fails_at_the_start(fetcher: Fetcher, store: Store, failure: Exception) -> None:
-    """Nothing happens before its ts is known; a fatal error ends it."""
+    """Nothing happens until VK's ts is known; a fatal error ends the fetcher."""
     fetcher.vk.start_failure = failure
     if failure is VK_FATAL:
         with pytest.raises(VkFatalError):
@@ -144,7 +144,7 @@ def test_vk_fails_at_the_start(fetcher: Fetcher, store: Store, failure: Exceptio
 
 
 def test_updates_are_looked_up_together(begun: Fetcher, store: Store) -> None:
-    """One request resolves the names of all that is held, up to 1,000 updates."""
+    """One request resolves the names for everything that is held, up to 1,000 updates."""
     begun.bus.failure = REDIS_DOWN
     begun.vk.names_failure = VK_DOWN
     begun.history.push(*(update(id, user=1000 + int(id)) for id in numbers(1200)))
@@ -153,11 +153,14 @@ def test_updates_are_looked_up_together(begun: Fetcher, store: Store) -> None:
     begun.vk.looked_up.clear()
     begun.settle()
     assert store.ids == numbers(1200)
-    assert [len(people) for people in begun.vk.looked_up] == [1001, 200]  # the first with the chat
+    assert [len(people) for people in begun.vk.looked_up] == [1001, 200]  # the first includes the chat
 
 
 def test_an_update_that_is_malformed(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """It is a dead letter in its place, logged once however often its batch is tried; an unwanted one costs nothing."""
+    """It becomes a dead letter in its place, logged once however often its batch is tried.
+
+    An update of an unwanted type leaves nothing on the bus.
+    """
     begun.vk.names_failure = VK_DOWN
     begun.history.push("a", update("x", malformed="no text"), update("y", ignored=True), "b")
     begun.poll(3)
@@ -171,7 +174,7 @@ def test_an_update_that_is_malformed(begun: Fetcher, store: Store, caplog: pytes
 
 
 def test_a_large_answer_goes_out_in_pieces(begun: Fetcher, store: Store) -> None:
-    """At most 500 updates are one commit; a kill between two of them repeats and loses nothing."""
+    """A commit has at most 500 updates; a kill between two commits loses and repeats nothing."""
     begun.history.batch = 2000
     begun.history.push(*numbers(300), update("x", malformed="why"), *numbers(900, 300))
 
@@ -199,10 +202,11 @@ COPY, FAILOVER, SILENT_FAILOVER, FORGET = Step
 
 
 class Story(NamedTuple):
-    """What happens, one after the other, and what the bus has in the end.
+    """The steps of a story, one after the other, and what the bus and the log have in the end.
 
-    Letters are updates, all on the bus before the next step; a number is the ts from which VK goes on, with nothing of
-    before. A failover is to the COPY, or to an empty server; if it is silent, no connection breaks.
+    Letters are updates, which are all on the bus before the next step; a number is the ts from which VK continues,
+    without any earlier updates. A failover is to the COPY, or to an empty server if there is none; a silent one breaks
+    no connection.
     """
 
     steps: list[str | int | Step]
@@ -244,7 +248,7 @@ STORIES = {
 def test_all_goes_out_in_vks_order(
     begun: Fetcher, store: Store, story: Story, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each update once, each gap recorded in its place, both also where a copy lacks them; the log says the same."""
+    """Each update is published once and each gap recorded in its place, even if a copy lacks them; the log matches."""
     replica = Store()
     for step in story.steps:
         if isinstance(step, int):
@@ -266,7 +270,7 @@ def test_all_goes_out_in_vks_order(
 
 
 def test_vk_restarts_its_numbering_without_a_word(begun: Fetcher, store: Store) -> None:
-    """A lower ts in an answer shows it: what came with it goes out, and the gap is recorded."""
+    """A lower ts in an answer reveals it: the answer's updates are published, and the gap is recorded."""
     begun.vk.script = [answer(10, 3, "a")]
     begun.history.begin_at(3)
     begun.history.push("b")
@@ -277,7 +281,7 @@ def test_vk_restarts_its_numbering_without_a_word(begun: Fetcher, store: Store) 
 
 @pytest.mark.parametrize("repeated", [answer(10, 10, "a"), answer(10, 10, "a", gap="forgotten")])
 def test_vk_does_not_move_on(begun: Fetcher, store: Store, repeated: Answer, caplog: pytest.LogCaptureFixture) -> None:
-    """Updates at an unchanged ts go out once, VK is not polled in a tight loop, and nothing is taken for a gap."""
+    """Updates at an unchanged ts are published once, VK is not polled in a tight loop, and no gap is recorded."""
     begun.vk.script = [repeated] * 5
     polls = len(begun.vk.polls)
     begun.run_for(3)
@@ -293,13 +297,13 @@ def test_vk_does_not_move_on(begun: Fetcher, store: Store, repeated: Answer, cap
 
 
 def forget(store: Store, ts: Position) -> None:
-    """Let the bus be as it was at this checkpoint, with nothing of what came later, and no connection broken."""
+    """Reset the bus to this checkpoint, without anything that came later and without breaking a connection."""
     store.become(Store())
     store.checkpoint = ts
 
 
 def test_what_is_missing_is_taken_from_what_was_committed_lately(begun: Fetcher, store: Store) -> None:
-    """VK no longer needs to have it."""
+    """The replay buffer supplies it, even if VK has forgotten it."""
     begun.history.push("a", "b")
     begun.settle()
     begun.history.push("c")
@@ -321,7 +325,7 @@ def test_what_is_missing_is_taken_from_what_was_committed_lately(begun: Fetcher,
 
 @pytest.fixture
 def behind(begun: Fetcher, store: Store) -> Fetcher:
-    """A fetcher that holds "c" (12, 13], and has no memory of "a" and "b" (10, 12]; the bus stands at 10."""
+    """A fetcher that holds "c" (12, 13] and does not remember "a" and "b" (10, 12]; the bus is at 10."""
     begun.history.push("a", "b")
     store.checkpoint = place(12)
     begun.restart()
@@ -334,15 +338,15 @@ def behind(begun: Fetcher, store: Store) -> Fetcher:
 
 
 class Missing(NamedTuple):
-    """What VK answers at the checkpoint, what goes out then, and what is recorded and logged."""
+    """What VK answers at the checkpoint, which events are published then, and what is recorded and logged."""
 
     script: list[Answer | Exception]
     ids: str
     gap_to: int = 0
     error: str = ""
     said: str = ""
-    new_key: int | None = None  # the ts of the next one, if it is not VK's latest
-    restarts: bool = False  # VK, before it is polled; then comes "d"
+    new_key: int | None = None  # the ts of the next key, if it is not VK's latest
+    restarts: bool = False  # whether VK restarts its numbering before the poll, and then sends "d"
 
 
 MISSING = {
@@ -374,7 +378,7 @@ MISSING = {
 def test_what_is_missing_is_asked_for(
     behind: Fetcher, store: Store, case: Missing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """VK is polled at the checkpoint, without waiting; what it does not have is a gap, and order is kept."""
+    """VK is polled at the checkpoint with a short wait; what it does not have becomes a gap, and order is kept."""
     behind.vk.script = case.script.copy()
     behind.vk.renewals = [case.new_key] if case.new_key else []
     if case.restarts:
@@ -390,7 +394,7 @@ def test_what_is_missing_is_asked_for(
 
 
 def test_what_is_missing_is_asked_for_whatever_is_held_of_the_next_epoch(behind: Fetcher) -> None:
-    """What is missing is of the epoch in which the oldest pending update is."""
+    """What is missing belongs to the epoch of the oldest pending update, so VK can still be polled for it."""
     behind.bus.failure = REDIS_DOWN
     behind.history.begin_at(3)
     behind.history.push("d")
@@ -402,7 +406,7 @@ def test_what_is_missing_is_asked_for_whatever_is_held_of_the_next_epoch(behind:
 
 
 def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -> None:
-    """VK no longer has any of it: it is a gap at once, without a poll."""
+    """VK no longer has any of it, so it becomes a gap at once, without a poll."""
     behind.history.begin_at(3)
     behind.history.push("d")
     behind.bus.failure = REDIS_DOWN
@@ -431,7 +435,7 @@ def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -
 def test_another_fetcher_has_filled_a_gap(
     begun: Fetcher, store: Store, at: Position, expected: list[dict[str, str]]
 ) -> None:
-    """In part, or past its end: only the rest is requested from VK."""
+    """It has recorded part of the gap, or more than the gap: only the rest is requested from VK."""
     begun.history.begin_at(15)
     begun.history.push(*numbers(10, 16))
     begun.vk.script = [answer(20, 21, "21", gap="forgotten")]
@@ -452,7 +456,7 @@ def test_another_fetcher_has_filled_a_gap(
 
 
 def test_another_fetcher_was_further_in_the_epoch_before(begun: Fetcher, store: Store) -> None:
-    """The rest of that epoch is a gap up to the restart, with the reason."""
+    """The rest of that epoch becomes a gap up to the restart, with the reason."""
     begun.history.begin_at(3)
 
     def go_on(commit: Any) -> None:
@@ -468,7 +472,7 @@ def test_another_fetcher_was_further_in_the_epoch_before(begun: Fetcher, store: 
 
 
 def test_batches_are_held_while_redis_is_away(begun: Fetcher, store: Store) -> None:
-    """VK is polled all the time, with short waits, and names are known before Redis is back."""
+    """VK is polled all the time, with short waits, and names are looked up before Redis is back."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnect()
     begun.poll()
@@ -483,7 +487,7 @@ def test_batches_are_held_while_redis_is_away(begun: Fetcher, store: Store) -> N
 
 
 def test_a_reply_is_lost(begun: Fetcher, store: Store) -> None:
-    """The bus has it all: it goes out once, and its text is sent once."""
+    """The bus already has everything, so nothing is published twice."""
     begun.history.push(*numbers(3))
     begun.bus.lost_replies = 2
     begun.settle()
@@ -492,7 +496,7 @@ def test_a_reply_is_lost(begun: Fetcher, store: Store) -> None:
 
 
 def test_only_what_the_bus_lacks_is_sent_again(begun: Fetcher, store: Store) -> None:
-    """A broken connection costs the ids of what was committed lately; a failover, besides, what the replica lacks."""
+    """A broken connection costs the ids of the latest commits; a failover also costs what the replica lacks."""
     begun.history.push(*(update(id, size=10_000) for id in numbers(400)))
     begun.settle()
     replica = store.copy()
@@ -512,12 +516,12 @@ def test_only_what_the_bus_lacks_is_sent_again(begun: Fetcher, store: Store) -> 
 
 
 def test_a_link_whose_connections_break_moves_on(begun: Fetcher, store: Store) -> None:
-    """Each lives for 2 s of 128 KB/s: what is out is not sent again, however often they break."""
+    """Each connection can carry 2 s of 128 KB/s; what is committed is not sent again, however often they break."""
     begun.bus.failure = REDIS_DOWN
     begun.history.push(*(update(id, size=1000) for id in numbers(3000)))
     begun.run(lambda: begun.held == 3000)
     begun.bus.failure = None
-    left = [0.0]  # bytes that the present connection takes
+    left = [0.0]  # bytes that the current connection can still carry
 
     def transfer(commit: Any) -> None:
         if begun.bus.reads and left[0] < commit.size:
@@ -539,7 +543,7 @@ def test_a_link_whose_connections_break_moves_on(begun: Fetcher, store: Store) -
 def test_what_was_committed_lately_is_bounded(
     begun: Fetcher, store: Store, count: int, size: int, least: int, most: int
 ) -> None:
-    """The latest 1,000 updates, or 16 MiB of them if these are fewer."""
+    """The replay buffer has the latest 1,000 updates, or 16 MiB of them if that is fewer."""
     begun.history.push(*(update(id, size=size) for id in numbers(count)))
     begun.settle()
     begun.bus.disconnect()
@@ -550,7 +554,7 @@ def test_what_was_committed_lately_is_bounded(
 
 
 def test_an_empty_redis_that_takes_no_writes(begun: Fetcher, store: Store) -> None:
-    """One checkpoint is stored again, however often that failed; memory does not grow meanwhile."""
+    """The checkpoint is stored again once, however often that failed before; memory does not grow meanwhile."""
     begun.history.push("a")
     begun.settle()
     store.become(Store())
@@ -565,7 +569,7 @@ def test_an_empty_redis_that_takes_no_writes(begun: Fetcher, store: Store) -> No
 
 
 def test_the_checkpoint_was_deleted(begun: Fetcher, other: Fetcher, store: Store) -> None:
-    """Two fetchers restore it: there is one record."""
+    """Two fetchers restore the checkpoint, and there is one record of that."""
     other.poll()
     begun.history.push("a")
     settle(begun, other)
@@ -581,7 +585,7 @@ def test_the_checkpoint_was_deleted(begun: Fetcher, other: Fetcher, store: Store
     [(14, "", "abcd"), (12, "ab", "cd"), (13, "abc", "d"), (14, "abcd", ""), (99, "abcd", ""), (99, "ab", "cd")],
 )
 def test_another_fetcher_is_further(begun: Fetcher, store: Store, stored: int, published: str, goes_out: str) -> None:
-    """Its checkpoint costs nothing: what is held and not on the bus goes out, and nothing twice."""
+    """Its checkpoint hides nothing: held updates that are not on the bus are published, and none is published twice."""
     hold(begun, *"abcd")
     store.remember(*published)
     store.checkpoint = place(stored)
@@ -609,7 +613,7 @@ def test_two_fetchers_commit_the_same(begun: Fetcher, other: Fetcher, store: Sto
 def test_batches_that_come_too_late(
     begun: Fetcher, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are left out, because they might be repetitions: it is recorded and logged, once, and not tried again."""
+    """They are left out, because they might be repetitions; that is recorded and logged once, and not tried again."""
     monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", 20)
     hold(begun, "a", "b")
     store.remember(*(f"old {number}" for number in range(20)))
@@ -629,7 +633,7 @@ def test_batches_that_come_too_late(
 
 
 def test_a_new_connection_inside_a_step(begun: Fetcher, store: Store) -> None:
-    """The client replaced a closed connection while the cache was read: what the server lacks goes out first."""
+    """If the client replaces a closed connection while it reads names, what the server lacks is published first."""
     begun.history.push("a", "b")
     begun.settle()
     replica = store.copy()
@@ -650,7 +654,7 @@ def test_a_new_connection_inside_a_step(begun: Fetcher, store: Store) -> None:
 
 
 def test_a_new_connection_at_a_heartbeat(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """It is no failure: what the server lacks goes out, and the heartbeat is set after the next poll."""
+    """It is not a failure: what the server lacks is published, and the heartbeat is set after the next poll."""
     begun.history.push("a", "b")
     begun.settle()
     replica = store.copy()
@@ -674,8 +678,8 @@ def test_a_new_connection_at_a_heartbeat(begun: Fetcher, store: Store, caplog: p
 
 
 def drop_during_polls(fetcher: Fetcher) -> None:
-    """Lead to a distant Redis over a link that drops what is idle: no connection survives a poll."""
-    survivors: list[bool] = []  # one while the connection is as it was
+    """Put Redis far away, behind a link that drops idle connections, so that no connection survives a poll."""
+    survivors: list[bool] = []  # has an item while the connection has not been dropped since the poll
 
     def answer_late() -> None:
         was_connected = fetcher.bus.is_connected
@@ -691,7 +695,7 @@ def drop_during_polls(fetcher: Fetcher) -> None:
 
 
 def test_connections_that_break_during_polls(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """Updates go out, although the lookup on each new connection takes longer than commits have in a step."""
+    """Updates are published, although the lookup on each new connection takes longer than a step has for commits."""
     begun.settle()
     drop_during_polls(begun)
     for number in range(20):
@@ -704,7 +708,7 @@ def test_connections_that_break_during_polls(begun: Fetcher, store: Store, caplo
 
 
 def test_connections_that_break_at_each_commit(begun: Fetcher, store: Store) -> None:
-    """A step connects twice at most: VK is polled all the same."""
+    """A step connects at most twice, so VK is still polled."""
     begun.settle()
 
     def replace() -> None:
@@ -725,7 +729,7 @@ def test_connections_that_break_at_each_commit(begun: Fetcher, store: Store) -> 
 
 
 def test_heartbeats_on_connections_that_break_during_polls(begun: Fetcher) -> None:
-    """One is set after each poll, although nothing else goes to Redis."""
+    """A heartbeat is set after each poll, even if nothing else is sent to Redis."""
     begun.settle()
     drop_during_polls(begun)
     beats, polls = len(begun.bus.beats), len(begun.vk.polls)
@@ -735,7 +739,7 @@ def test_heartbeats_on_connections_that_break_during_polls(begun: Fetcher) -> No
 
 @pytest.mark.parametrize("commit_time", [1.0, 2.0])
 def test_vk_and_redis_are_far_away(begun: Fetcher, store: Store, commit_time: float) -> None:
-    """VK is polled more than once between two commits, or it would forget what comes meanwhile."""
+    """VK is polled more than once between two commits; otherwise it would forget updates meanwhile."""
     begun.settle()
 
     def travel() -> None:
@@ -751,9 +755,9 @@ def test_vk_and_redis_are_far_away(begun: Fetcher, store: Store, commit_time: fl
 
 
 def test_connections_that_live_for_two_requests(begun: Fetcher, store: Store) -> None:
-    """They are enough for events and heartbeats: on a distant link none may live for three."""
+    """Two requests are enough for events and heartbeats: on a distant link, no connection may live for three."""
     begun.settle()
-    requests = 0  # on this connection
+    requests = 0  # on the current connection
 
     def break_at_the_third() -> None:
         nonlocal requests
@@ -771,9 +775,9 @@ def test_connections_that_live_for_two_requests(begun: Fetcher, store: Store) ->
 
 
 def test_a_slow_heartbeat_holds_up_no_commit(begun: Fetcher, store: Store) -> None:
-    """It may take longer than commits have in a step: what is pending goes out before the next poll all the same."""
+    """It may take longer than a step has for commits, but what is pending is still published before the next poll."""
     begun.settle()
-    held: list[str | int] = []  # at each slow heartbeat and each poll
+    held: list[str | int] = []  # how many updates are held, at each slow heartbeat and each poll
 
     def beat_slowly() -> None:
         held.extend(["beat", begun.held])
@@ -791,7 +795,7 @@ def test_a_slow_heartbeat_holds_up_no_commit(begun: Fetcher, store: Store) -> No
 def test_redis_fails_while_an_old_backlog_is_built(
     begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may have lost something meanwhile, even if the next request succeeds: the fetcher reads what Redis has."""
+    """Redis may have lost something meanwhile, even if the next request succeeds, so the fetcher reads what it has."""
     begun.vk.names_failure = VK_DOWN
     begun.history.push(update("a", user=77))
     begun.poll()
@@ -813,21 +817,24 @@ def test_redis_fails_while_an_old_backlog_is_built(
 @pytest.mark.parametrize(
     ("checkpoint", "restarts", "epoch"),
     [
-        (None, 0, 0),  # no fetcher was there before
+        (None, 0, 0),  # no fetcher has run before
         (place(50), 0, 0),
-        (place(90), 0, 0),  # another fetcher is further
+        (place(90), 0, 0),  # another fetcher is further ahead
         (place(50, epoch=3), 0, 3),
         (place(5000), 0, 1),  # VK has restarted its numbering since then
         (place(5000, epoch=2), 0, 3),
-        (place(50), 1, 1),  # …or while it was held
+        (place(50), 1, 1),  # …or while updates were held
         (place(50, epoch=2), 1, 3),
-        (place(5000), 1, 1),  # …or both: these cannot be distinguished, and one is enough for the order
+        (place(5000), 1, 1),  # …or both: these cases cannot be distinguished, and one new epoch is enough for the order
     ],
 )
 def test_a_start_without_redis(
     fetcher: Fetcher, store: Store, checkpoint: Position | None, restarts: int, epoch: int
 ) -> None:
-    """VK is polled from its latest ts, all is held, and epochs are counted as the bus does once it can be read."""
+    """VK is polled from its latest ts, and everything is held.
+
+    Once the bus can be read, epochs are counted on from its own.
+    """
     fetcher.history.begin_at(50)
     fetcher.bus.failure = REDIS_DOWN
     fetcher.poll(2)
@@ -848,7 +855,7 @@ def test_a_start_without_redis(
 
 
 def test_vk_fails_at_the_first_connection(fetcher: Fetcher, store: Store) -> None:
-    """Its ts shows whether it has restarted its numbering: nothing is committed before."""
+    """VK's ts shows whether it has restarted its numbering, so nothing is committed until VK returns its ts."""
     fetcher.bus.failure = REDIS_DOWN
     fetcher.poll(2)
     fetcher.history.push("a")
@@ -869,7 +876,7 @@ def test_vk_fails_at_the_first_connection(fetcher: Fetcher, store: Store) -> Non
 
 
 def test_vk_is_asked_for_its_ts_only_if_something_is_held(fetcher: Fetcher, store: Store) -> None:
-    """And only if the bus has another checkpoint: a start costs one request."""
+    """It is also requested only if the bus has another checkpoint, so that a start costs one request."""
     store.checkpoint = place(5)
     fetcher.history.oldest = 5
     fetcher.poll(2)
@@ -885,7 +892,7 @@ def test_vk_is_asked_for_its_ts_only_if_something_is_held(fetcher: Fetcher, stor
 
 
 def test_what_vk_has_is_read_without_a_pause_while_redis_is_away(begun: Fetcher) -> None:
-    """However small its answers are: VK forgets soon."""
+    """VK forgets soon, so there is no pause, however small its answers are."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnect()
     begun.poll(2)
@@ -909,11 +916,11 @@ def test_memory_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """By updates and by bytes: VK is not polled beyond, the log says so, and what is held goes out."""
+    """Updates and bytes are limited: at the limit VK is not polled, the log says so, and what is held is published."""
     assert (limits.MAX_PENDING, limits.MAX_PENDING_BYTES) == (10_000, 256 * 2**20)
     monkeypatch.setattr(limits, limit, value)
     begun.bus.failure = REDIS_DOWN
-    begun.vk.names_failure = VK_DOWN  # so that VK's answers themselves are held
+    begun.vk.names_failure = VK_DOWN  # so that VK's answers are held unbuilt
     begun.history.push(*numbers(500))
     begun.run_for(20)
     assert begun.held == held
@@ -931,7 +938,7 @@ def test_memory_is_bounded(
 
 
 def pauses(begun: Fetcher, first: int) -> list[float]:
-    """Return the seconds between polls."""
+    """Return the seconds between successive polls."""
     return [later[0] - earlier[0] for earlier, later in itertools.pairwise(begun.vk.polls[first:])]
 
 
@@ -941,11 +948,11 @@ def pauses(begun: Fetcher, first: int) -> list[float]:
         (True, 0.0, 500, 0, [1, 1, 0, 0], 3),  # until VK has no more
         (True, 0.0, 500, 0, [0, 0], 1),
         (False, 1.0, 500, 2, [4, 3, 1, 4], 3),  # until an answer is smaller than half of the one before
-        (False, 1.0, 500, 1, [4, 4], 1),  # not before ten updates in full answers in a row
+        (False, 1.0, 500, 1, [4, 4], 1),  # not before ten updates have come in full answers in a row
         (False, 1.0, 500, 2, [1, 4], 1),
         (False, 1.0, 500, 2, [4, 0, 4], 2),
-        (False, 1.0, 8, 2, [4, 4, 4], 2),  # until these are as many as are built at once
-        (False, 0.0, 500, 2, [4, 4], 1),  # no longer than commits take
+        (False, 1.0, 8, 2, [4, 4, 4], 2),  # until there are as many as are built at once
+        (False, 0.0, 500, 2, [4, 4], 1),  # for no longer than commits take
     ],
 )
 def test_polls_that_follow_each_other(
@@ -968,7 +975,7 @@ def test_polls_that_follow_each_other(
 
 
 def poll(begun: Fetcher, counts: list[int], commit_time: float, failing: bool = False) -> int:
-    """Return how many polls follow each other if VK's answers are so large; what comes is committed."""
+    """Return how many polls follow each other if VK's answers have these sizes; commit the updates."""
     ts, before = begun.relay.backlog.next.ts, len(begun.vk.polls)
     begun.vk.script.clear()
     for count in counts:
@@ -980,7 +987,7 @@ def poll(begun: Fetcher, counts: list[int], commit_time: float, failing: bool = 
 
 
 def test_a_failed_poll_makes_no_event_late(begun: Fetcher) -> None:
-    """The next one waits only briefly, but what it brings is committed before VK is polled on: Redis is well."""
+    """The next poll waits briefly, and its updates are committed before VK is polled again, because Redis works."""
     begun.relay.failures = 1
     assert poll(begun, [1, 1, 1], commit_time=0.0) == 1
     assert begun.vk.waits[-1] == 1
@@ -988,7 +995,7 @@ def test_a_failed_poll_makes_no_event_late(begun: Fetcher) -> None:
 
 
 def test_polls_that_bring_nothing_are_rare(begun: Fetcher) -> None:
-    """After each of them it takes another second of full answers, or another hundred updates in these."""
+    """After such a poll, the next one needs another second of full answers, or another hundred updates in them."""
 
     def distances(count: int, pause: float) -> list[int]:
         polls = []
@@ -1003,7 +1010,7 @@ def test_polls_that_bring_nothing_are_rare(begun: Fetcher) -> None:
 
 
 def test_polls_follow_for_longer_the_longer_vk_has_more(begun: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may put little into an answer: with a near Redis, too, it is read faster than new updates come."""
+    """VK may put little into an answer: even with Redis nearby, it is read faster than new updates arrive."""
     monkeypatch.setattr("fetcher.core.relay.MAX_UNBUILT", 10_000)
     begun.vk.before_poll.append(lambda: begun.clock.sleep(0.005))
     polls = []
@@ -1016,7 +1023,7 @@ def test_polls_follow_for_longer_the_longer_vk_has_more(begun: Fetcher, monkeypa
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_burst_waits_for_no_further_one(begun: Fetcher, size: int) -> None:
-    """Not even if it brings as many updates as any before: a held poll would delay them for a second."""
+    """This holds even for the largest answer so far: a poll that VK holds would delay it by a second."""
     bursts = {f"{number}": [f"{number}-{one}" for one in range(size)] for number in range(10)}
     begun.bus.cost = lambda commit: 0.05
     begun.bus.on_commit = lambda commit: begun.history.push(*bursts.pop(commit.entries[0].id, []))  # type: ignore[union-attr]
@@ -1030,7 +1037,7 @@ def test_a_burst_waits_for_no_further_one(begun: Fetcher, size: int) -> None:
 
 
 def test_the_end_of_a_storm_waits_for_no_further_answer(begun: Fetcher) -> None:
-    """Full answers say that there is more, but the last one is full as well: what follows it is not waited for."""
+    """Full answers suggest that there is more, but the last one is full as well, and no poll waits for the next."""
     begun.history.batch = 50
     begun.bus.cost = lambda commit: 0.3
     polls = len(begun.vk.polls)
@@ -1040,14 +1047,14 @@ def test_the_end_of_a_storm_waits_for_no_further_answer(begun: Fetcher) -> None:
 
 
 def test_a_gap_is_progress() -> None:
-    """Whatever VK answers at its end."""
+    """Skipping a gap is progress, whatever VK answers at its end."""
     require_progress(10, answer(20, 20, "a", gap="forgotten"))
     with pytest.raises(TransientError):
         require_progress(20, answer(20, 20, "a"))
 
 
 def test_names_are_waited_for_so_long_and_no_longer(begun: Fetcher) -> None:
-    """What is being tried has a name, in case the log has to report it."""
+    """A batch waits for NAMES_TIMEOUT; meanwhile `doing` says what is being tried, in case the log reports it."""
     begun.vk.names_failure = VK_DOWN
     hold(begun, "a")
     begun.bus.failure = None
@@ -1062,12 +1069,12 @@ def test_names_are_waited_for_so_long_and_no_longer(begun: Fetcher) -> None:
 
 
 def test_an_old_backlog_is_built_as_fast_as_vk_answers(begun: Fetcher, store: Store) -> None:
-    """All that is held has its names with one request, not only what has waited for them too long already."""
+    """One request resolves the names for everything that is held, not only for batches that have waited too long."""
     begun.bus.failure, begun.vk.names_failure = REDIS_DOWN, VK_DOWN
     for id in "abc":
         begun.history.push(update(id, user=1000 + ord(id)))
         begun.run_for(NAMES_TIMEOUT / 4)
-    begun.clock.now += NAMES_TIMEOUT / 2  # the first has waited for longer than that, the last one has not
+    begun.clock.now += NAMES_TIMEOUT / 2  # the first has waited for longer than NAMES_TIMEOUT, the last one has not
     begun.bus.failure = begun.vk.names_failure = None
     begun.vk.looked_up.clear()
     begun.settle()
@@ -1077,7 +1084,7 @@ def test_an_old_backlog_is_built_as_fast_as_vk_answers(begun: Fetcher, store: St
 
 @pytest.mark.usefixtures("untraced")
 def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
-    """Redis is back and slow, and much is held: VK is polled every second or two, so it need not keep much."""
+    """Redis is back but slow, and much is held: VK is polled every second or two, so it need not keep much."""
     begun.history.kept = 256
     begun.history.flow(rate=40)
     begun.bus.failure = REDIS_DOWN
@@ -1097,7 +1104,7 @@ def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
 
 @pytest.mark.usefixtures("untraced")
 def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
-    """Every VK answer brings something, forever: something goes out every second or two."""
+    """Even if every answer of VK brings something, forever, there is a commit every second or two."""
     begun.history.batch = 10
     begun.history.push(*numbers(20_000))
     commits: list[float] = []
@@ -1114,7 +1121,7 @@ def test_commits_never_starve(begun: Fetcher, store: Store) -> None:
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize(("page", "rate", "cost"), [(50, 90, 0.3), (20, 40, 1.2), (50, 90, 0.02), (1, 10, 0.3)])
 def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, rate: float, cost: float) -> None:
-    """Nothing is assumed about how much VK puts into an answer: it is read faster than it forgets."""
+    """However little VK puts into an answer, it is read faster than it forgets."""
     begun.history.batch, begun.history.kept = page, 300
     begun.bus.cost = lambda commit: cost
     begun.history.flow(rate)
@@ -1128,7 +1135,7 @@ def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, r
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize(("first", "smallest", "largest"), [(100, 10, 10), (10, 5, 15), (50, 5, 60), (1, 100, 100)])
 def test_pages_of_any_size(begun: Fetcher, store: Store, first: int, smallest: int, largest: int) -> None:
-    """VK's limit may be one of bytes, or change: it is found again."""
+    """VK's limit may be in bytes, or may change: the fetcher finds it again."""
     rng = random.Random(first)
     begun.history.batch, begun.history.kept = first, 1000
     begun.history.push(*numbers(first))
@@ -1146,7 +1153,7 @@ def test_pages_of_any_size(begun: Fetcher, store: Store, first: int, smallest: i
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("limit", [200, 3_000, 50_000])
 def test_commits_get_through_a_slow_link(begun: Fetcher, store: Store, limit: int) -> None:
-    """Commits above a size time out: pieces become smaller, down to one event, and grow on a better link."""
+    """Commits above a size time out: pieces shrink, down to one event, and grow again on a better link."""
     begun.bus.failure = REDIS_DOWN
     begun.history.push(*numbers(400))
     begun.run(lambda: begun.held == 400)
@@ -1167,7 +1174,7 @@ def test_commits_get_through_a_slow_link(begun: Fetcher, store: Store, limit: in
 
 
 def test_a_slow_redis_is_no_outage(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """Replies of 0.8 to 1.5 s at 40 updates a second: distance makes no piece smaller, and nothing fails."""
+    """With replies after 0.8 to 1.5 s at 40 updates a second, pieces do not shrink and nothing fails."""
     seconds = itertools.cycle([0.8, 1.5, 1.1])
     begun.bus.cost = lambda commit: next(seconds)
     begun.history.flow(rate=40)
@@ -1179,7 +1186,7 @@ def test_a_slow_redis_is_no_outage(begun: Fetcher, store: Store, caplog: pytest.
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("rate", [2, 20, 50])
 def test_steady_traffic_goes_out_at_once(begun: Fetcher, store: Store, rate: float) -> None:
-    """VK answers each update as soon as it is there: none waits for the next one."""
+    """VK answers as soon as there is an update, and no update waits for the next one."""
     begun.history.flow(rate)
     ages: list[float] = []
     started = begun.clock.now
@@ -1197,7 +1204,7 @@ def test_steady_traffic_goes_out_at_once(begun: Fetcher, store: Store, rate: flo
 
 
 def test_a_failed_look_up_concerns_vk_alone(begun: Fetcher, store: Store) -> None:
-    """Redis is up, the heartbeat is set, nothing is read from the bus again, and polls go on."""
+    """Redis counts as up, heartbeats are set, nothing is read from the bus again, and polling continues."""
     for failure in (VK_DOWN, VK_FATAL):
         begun.vk.names_failure = failure
         beats, reads, polls = len(begun.bus.beats), len(begun.bus.reads), len(begun.vk.polls)
@@ -1215,7 +1222,7 @@ def test_a_failed_look_up_concerns_vk_alone(begun: Fetcher, store: Store) -> Non
 
 @pytest.mark.parametrize("kind", ["names_failure", "full_failure"])
 def test_look_ups_never_block_for_longer(begun: Fetcher, store: Store, kind: str) -> None:
-    """Events go out within 30 s, with the names that are known; VK is polled all the time."""
+    """Events are published within 30 s, with the names that are known, and VK is polled all the time."""
     begun.history.push("known")
     begun.settle()
     setattr(begun.vk, kind, VK_DOWN)
@@ -1235,7 +1242,7 @@ def test_look_ups_never_block_for_longer(begun: Fetcher, store: Store, kind: str
 
 
 def test_one_object_that_fails(begun: Fetcher, store: Store) -> None:
-    """VK fails for one person for minutes: no event waits for longer than 30 s."""
+    """VK fails for one person for minutes, but no event waits for longer than 30 s."""
     begun.vk.unnamed = {77}
     for number in range(70):
         begun.history.push(update(str(number), user=77 if number % 2 else PERSON))
@@ -1248,7 +1255,10 @@ def test_one_object_that_fails(begun: Fetcher, store: Store) -> None:
 
 
 def test_an_outage_of_names_delays_one_batch(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """The others go out at once for a while, and the log says once a minute what they lack; then one waits again."""
+    """The others are published at once for a while, and the log says once a minute what they lack.
+
+    Then one batch waits again.
+    """
     begun.vk.names_failure = VK_DOWN
     lacking = f"{VK_DOWN}: events are published without the names or full messages that VK does not return"
     sent = 0
@@ -1276,7 +1286,7 @@ def test_an_outage_of_names_delays_one_batch(begun: Fetcher, store: Store, caplo
 def test_a_token_that_is_refused_in_look_ups(
     begun: Fetcher, store: Store, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Events go out within 30 s, and the fetcher ends, but not while any are held."""
+    """Events are published within 30 s; then the fetcher ends, but not while it holds any."""
     setattr(begun.vk, kind, VK_FATAL)
     hold(begun, "a")
     started = begun.clock.now
@@ -1292,7 +1302,7 @@ def test_a_token_that_is_refused_in_look_ups(
 
 
 def test_names_given_up_while_redis_is_away(begun: Fetcher, store: Store) -> None:
-    """The 30 s begin when the batch comes, so it does not wait again when Redis is back."""
+    """The 30 s begin when the batch arrives, so it does not wait again when Redis is back."""
     begun.vk.names_failure = VK_DOWN
     hold(begun, "a")
     begun.bus.failure = REDIS_DOWN
@@ -1310,7 +1320,7 @@ def test_names_given_up_while_redis_is_away(begun: Fetcher, store: Store) -> Non
 def test_what_only_people_can_fix_ends_it_while_nothing_is_held(
     fetcher: Fetcher, has_begun: bool, failure: Exception
 ) -> None:
-    """No poll brings more that could be lost."""
+    """The fetcher does not poll again, because it could lose what the poll brings."""
     if has_begun:
         fetcher.poll(3)
     fetcher.bus.failure = failure
@@ -1323,7 +1333,7 @@ def test_what_only_people_can_fix_ends_it_while_nothing_is_held(
 
 @pytest.mark.parametrize("failure", [VK_FATAL, BUG])
 def test_a_poll_that_fails_for_good_ends_it_while_nothing_is_held(begun: Fetcher, failure: Exception) -> None:
-    """It does so whatever else failed before."""
+    """It ends the fetcher, whatever else has failed before."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnect()
     begun.vk.script = [failure]
@@ -1347,7 +1357,10 @@ def test_what_only_people_can_fix_costs_no_memory(
     begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture,
     failure: Exception, said: str, has_traceback: bool, is_up: int,
 ) -> None:  # fmt: skip
-    """While something is held it is CRITICAL once a minute and tried again; a bug with its traceback. Then it ends."""
+    """While updates are held, it is logged as CRITICAL once a minute, a bug with its traceback, and tried again.
+
+    With nothing held, it ends the fetcher.
+    """
     begun.history.push("a", "b")
     begun.bus.commit_failure = failure
     begun.run_for(150)
@@ -1371,7 +1384,7 @@ def test_what_only_people_can_fix_costs_no_memory(
 
 
 def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
-    """One line says that it is over; another failure meanwhile is logged as well, and so is the next one."""
+    """One line says when it is over; another failure meanwhile is logged as well, and so is the next one."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnect()
     begun.run_for(150)
@@ -1393,7 +1406,7 @@ def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCap
 
 
 def test_an_error_that_vk_words_anew_each_time(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
-    """It is the same one, and logged once a minute; one with another code is logged at once."""
+    """It counts as the same error, logged once a minute; an error with another code is logged at once."""
     texts = [f"VK error 10 in execute: request {number}" for number in range(20)]
     begun.vk.script = [TransientError(text) for text in (*texts, "VK error 1 in execute: request 20")]
     begun.run(lambda: not begun.vk.script)
@@ -1403,7 +1416,7 @@ def test_an_error_that_vk_words_anew_each_time(begun: Fetcher, caplog: pytest.Lo
 def test_a_link_that_breaks_every_few_seconds(
     history: History, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It does not fill the log: the break is logged once a minute, each time with one line that it is over."""
+    """The log does not fill up: the break is logged once a minute, each time with one line when it is over."""
     fetcher = Fetcher(history, store, poll_wait=2)
     fetcher.poll()
     started, breaks = clock.now, 0
@@ -1415,7 +1428,10 @@ def test_a_link_that_breaks_every_few_seconds(
 
 
 def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """Updates are held for over 30 s: a line a minute says how many, how long, what is tried; one says when it ends."""
+    """If updates are held for over 30 s, a line a minute says how many, for how long, and what is being tried.
+
+    One line says when that ends.
+    """
     begun.history.push("a", "b")
     begun.bus.commit_failure = REDIS_DOWN
     begun.run_for(29)
@@ -1443,7 +1459,7 @@ def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pyt
 def test_what_is_being_tried_while_updates_are_held(
     begun: Fetcher, failing: str, doing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The line says it in words."""
+    """The log line about held updates says it in words."""
     hold(begun, "a")
     setattr(begun.bus, failing, REDIS_DOWN)
     begun.run_for(45)
@@ -1453,14 +1469,14 @@ def test_what_is_being_tried_while_updates_are_held(
 
 
 def test_that_vk_is_asked_for_what_is_missing(behind: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
-    """If VK does not answer, requesting what is missing is what is being tried."""
+    """If VK does not answer, the log says that the fetcher is requesting what is missing."""
     behind.vk.script = [VK_DOWN] * 1000
     behind.run_for(45)
     assert "asking VK for what is missing after ts 10" in caplog.text
 
 
 def test_a_long_poll_is_no_stall(history: History, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """With POLL_WAIT=90 the first update may come after a minute of silence: none was held meanwhile."""
+    """With POLL_WAIT=90 the first update may arrive after a minute of silence, in which none was held."""
     fetcher = Fetcher(history, store, poll_wait=90)
     fetcher.poll(2)
     history.flow(rate=1 / 80)
@@ -1469,7 +1485,7 @@ def test_a_long_poll_is_no_stall(history: History, store: Store, caplog: pytest.
 
 
 def test_the_first_poll_after_a_failure_is_short(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
-    """So it is soon logged that VK answers again."""
+    """The log therefore soon says that VK answers again."""
     begun.vk.script = [VK_DOWN]
     begun.poll(3)
     assert begun.vk.waits[1:] == [25, 1, 25]
@@ -1477,7 +1493,7 @@ def test_the_first_poll_after_a_failure_is_short(begun: Fetcher, caplog: pytest.
 
 
 def test_pauses_grow(begun: Fetcher) -> None:
-    """From a fifth of a second to two, half at random, and what the step took counts."""
+    """They grow from 0.2 s to 2 s; half of each is random, and the time that the step took is part of it."""
     begun.vk.script = [VK_DOWN] * 20
     first = len(begun.vk.polls)
     begun.run(lambda: not begun.vk.script)
@@ -1487,7 +1503,7 @@ def test_pauses_grow(begun: Fetcher) -> None:
 
 
 def test_a_long_step_is_followed_at_once(begun: Fetcher) -> None:
-    """It took longer than its pause."""
+    """There is no pause if the step took longer than the pause."""
     begun.vk.script = [VK_DOWN] * 20
     first = len(begun.vk.polls)
 
@@ -1503,7 +1519,7 @@ def test_a_long_step_is_followed_at_once(begun: Fetcher) -> None:
 
 
 def test_no_heartbeat_without_an_answer(fetcher: Fetcher) -> None:
-    """A failed poll does not count."""
+    """A failed poll sets none."""
     fetcher.vk.script = [VK_DOWN] * 10
     fetcher.poll(10)
     assert not fetcher.bus.beats
@@ -1512,7 +1528,7 @@ def test_no_heartbeat_without_an_answer(fetcher: Fetcher) -> None:
 
 
 def test_heartbeats_end_when_vk_does_not_answer(begun: Fetcher) -> None:
-    """One more may come for the last poll that was answered."""
+    """One more may be set, for the last poll that VK answered."""
     begun.run(lambda: bool(begun.bus.beats))
     before = len(begun.bus.beats)
     begun.vk.script = [VK_DOWN] * 100
@@ -1521,7 +1537,7 @@ def test_heartbeats_end_when_vk_does_not_answer(begun: Fetcher) -> None:
 
 
 def test_heartbeats_are_spaced(begun: Fetcher) -> None:
-    """One every ten seconds, not one for each of many batches; a new connection is given one at once."""
+    """One is set every ten seconds, not for each of many batches; a new connection gets one at once."""
     begun.history.flow(rate=20)
     begun.run_for(60)
     beats = begun.bus.beats
@@ -1535,7 +1551,10 @@ def test_heartbeats_are_spaced(begun: Fetcher) -> None:
 
 
 def test_what_is_counted(begun: Fetcher, store: Store) -> None:
-    """Each event counts once, even if it is in a piece, refused at first or committed again; ages need VK's date."""
+    """Each event counts once, even if it is in a piece, refused at first or committed again.
+
+    Ages are only measured for events that have VK's date.
+    """
     date = int(begun.clock.now) - 7
     begun.history.push(update("a", date=date), "b", update("x", malformed="why"))
     begun.bus.lost_replies = 1
@@ -1553,7 +1572,7 @@ def test_what_is_counted(begun: Fetcher, store: Store) -> None:
 
 
 def test_what_is_held_is_counted(begun: Fetcher) -> None:
-    """So are whether Redis is up, and when VK was polled."""
+    """The metrics also show whether Redis is up, and when VK was last polled."""
     begun.poll()
     assert (begun.metrics.redis_up.values[-1], begun.metrics.held_updates.values[-1]) == (1, 0)
     assert begun.clock.now - begun.metrics.last_poll.values[-1] < 1
@@ -1572,7 +1591,7 @@ def test_what_is_held_is_counted(begun: Fetcher) -> None:
 
 
 def test_an_outage_and_then_a_failover(begun: Fetcher, store: Store) -> None:
-    """Redis is down for 30 s, and the replica that follows lacks the latest writes; VK keeps 200 updates."""
+    """Redis is down for 30 s, then a replica takes over that lacks the latest writes; VK keeps 200 updates."""
     begun.history.kept = 200
     begun.history.push(*numbers(160))
     begun.settle()
@@ -1591,7 +1610,7 @@ def test_an_outage_and_then_a_failover(begun: Fetcher, store: Store) -> None:
 
 
 def test_a_restart_while_redis_is_away(begun: Fetcher, store: Store) -> None:
-    """The one update that is lost everywhere is a recorded gap; all that came after the restart is there."""
+    """The one update that nobody has any more becomes a recorded gap; everything after the restart is published."""
     begun.history.push(*numbers(219))
     begun.settle()
     begun.history.kept = 100
@@ -1611,7 +1630,7 @@ def test_a_restart_while_redis_is_away(begun: Fetcher, store: Store) -> None:
 
 
 def test_two_fetchers_one_restarted_during_the_outage(begun: Fetcher, other: Fetcher, store: Store) -> None:
-    """It is back first, and its gap costs nothing that the other holds."""
+    """The restarted fetcher is back first, and its gap hides nothing that the other one holds."""
     begun.history.kept = 100
     other.poll()
     begun.history.push(*numbers(100))
@@ -1640,7 +1659,7 @@ def test_two_fetchers_one_restarted_during_the_outage(begun: Fetcher, other: Fet
 
 
 def test_two_fetchers_and_an_empty_redis(begun: Fetcher, other: Fetcher, store: Store) -> None:
-    """One was started meanwhile and stores VK's latest ts: the other's updates go out all the same."""
+    """One of them starts meanwhile and stores VK's latest ts; the other's updates are published all the same."""
     begun.history.push(*numbers(40))
     begun.settle()
     begun.bus.failure = REDIS_DOWN
@@ -1656,7 +1675,7 @@ def test_two_fetchers_and_an_empty_redis(begun: Fetcher, other: Fetcher, store: 
 
 
 def test_a_lost_reply_and_then_a_failover(begun: Fetcher, store: Store) -> None:
-    """The first server had it, the second one does not: it goes out there."""
+    """The first server has the commit and the second does not, so it is published there."""
     replica = store.copy()
     begun.history.push(*numbers(3))
     begun.bus.lost_replies = 1
@@ -1668,7 +1687,7 @@ def test_a_lost_reply_and_then_a_failover(begun: Fetcher, store: Store) -> None:
 
 @pytest.mark.parametrize("what", ["failover", "kill"])
 def test_a_fault_between_two_pieces(begun: Fetcher, store: Store, what: str) -> None:
-    """The pieces that were acknowledged go out again if they were lost, and are passed over if not."""
+    """Acknowledged pieces are published again if they were lost, and skipped if not."""
     begun.history.batch = 2000
     replica = store.copy()
     begun.history.push(*numbers(1300))
@@ -1683,7 +1702,7 @@ def test_a_fault_between_two_pieces(begun: Fetcher, store: Store, what: str) -> 
 
 
 def test_vk_and_redis_fail_together(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """Whichever is back first."""
+    """Nothing is lost, whichever of them is back first."""
     hold(begun, *numbers(5))
     begun.bus.failure = REDIS_DOWN
     begun.vk.script = [VK_DOWN] * 10

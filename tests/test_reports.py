@@ -60,7 +60,7 @@ CASES = {
 def test_what_is_logged_and_counted_is_what_the_script_did(
     case: Case, reports: Reports, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not what was offered: another fetcher may have been faster."""
+    """What was offered does not count: another fetcher may have been faster."""
     offered: Any = [A, LETTER, GAP] * 5
     commit = Pending(case.kind, SINCE, UNTIL, entries=offered)  # type: ignore[arg-type]  # text of the table
     reports.committed(commit, Outcome(case.checkpoint, case.recorded, case.left_out), 0.25)
@@ -77,7 +77,7 @@ def test_what_is_logged_and_counted_is_what_the_script_did(
 def test_a_stall_is_what_lasts_for_longer_than_its_limit(
     clock: Clock, reports: Reports, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A commit that does not move the checkpoint is progress as well; each line comes once a minute."""
+    """A commit that does not move the checkpoint is progress, too; each line is logged at most once a minute."""
     here = Pending("batch", SINCE, SINCE, entries=[A])
     reports.holds(7, True)
     for seconds, said in ((MAX_STALL, 0), (1, 1), (REMIND_INTERVAL - 1, 0), (1, 1)):

@@ -1,4 +1,4 @@
-"""The contract for other languages: the schema takes what we publish, and what a later version adds."""
+"""The contract for other languages: the schema accepts what we publish, and what a later version may add."""
 
 import json
 from copy import deepcopy
@@ -20,12 +20,12 @@ from tests.vk import GROUP, update
 SCHEMA = json.loads((Path(fetcher.__file__).parent / "event.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = Draft202012Validator(SCHEMA)
 DEFINITIONS = SCHEMA["$defs"]
-NOBODY: Any = None  # to build an event needs no lookups
+NOBODY: Any = None  # building an event needs no lookups
 BUILD, BUILD_RAW = (EntryBuilder(NOBODY, NOBODY, GROUP, "/!", raw).event_of for raw in (False, True))
 
 
 def closed(schema: Any) -> Any:
-    """Make the schema refuse what it does not name: so nothing goes out that is not in it."""
+    """Make the schema refuse any property that it does not name, to check that it names all that we publish."""
     strict = deepcopy(schema)
     for definition in strict["$defs"].values():
         if "properties" in definition:
@@ -34,7 +34,7 @@ def closed(schema: Any) -> Any:
 
 
 def referred(union: Any) -> list[str]:
-    """List the names of the definitions that a union consists of."""
+    """List the names of the definitions in a union."""
     return [branch["$ref"].removeprefix("#/$defs/") for branch in union["oneOf"]]
 
 
@@ -46,7 +46,7 @@ def published(event: Event) -> Any:
 
 
 def built(update: Any, raw: bool = False) -> Any:
-    """Return the update's event as it is published, None for a dead letter and for a type that is passed over."""
+    """Return the update's event as it is published, or None for a dead letter and for a type that is skipped."""
     try:
         event = (BUILD_RAW if raw else BUILD)(update)
     except ValueError:
@@ -55,7 +55,7 @@ def built(update: Any, raw: bool = False) -> Any:
 
 
 def check(event: Any) -> None:
-    """Fail unless the event is valid and the schema names all that is in it, and say what is missing there."""
+    """Fail, saying what is missing, unless the event is valid and the schema names everything in it."""
     told = event["event_type"] in TYPES or "raw" in event
     assert told, f"event.schema.json has no definition for {event['event_type']} among those of Event"
     errors = list(STRICT.iter_errors(event))
@@ -66,17 +66,17 @@ OF_TYPE = {DEFINITIONS[name]["properties"]["event_type"]["const"]: name for name
 TYPES = list(OF_TYPE)
 FROM_SAMPLES = {name: event for name, sample in SAMPLES.items() if (event := built(sample["update"]))}
 
-OTHER = min(OTHER_TYPES.keys() - BUILDERS.keys())  # a type that goes out as VK sent it
+OTHER = min(OTHER_TYPES.keys() - BUILDERS.keys())  # a type that is published as VK sent it
 
 EVENTS = {event["event_type"]: event for event in FROM_SAMPLES.values()}  # one of each type
 EVENTS[OTHER] = built(update(OTHER, OTHER_TYPES[OTHER][0]), raw=True)
-FULL = EVENTS | {  # and those with everything in them
+FULL = EVENTS | {  # the same, with two of them as full as they can be
     "message": built(SAMPLES["geo-reply-and-forward-last"]["update"], raw=True),
     "action": built(SAMPLES["command-with-action-and-payload"]["update"]),
 }
 
-ALWAYS: dict[str, set[str]] = {OTHER: set(EVENTS[OTHER])}  # what the events of a type have, all of them…
-AT_MOST: dict[str, set[str]] = {OTHER: set(EVENTS[OTHER])}  # …and any of them
+ALWAYS: dict[str, set[str]] = {OTHER: set(EVENTS[OTHER])}  # by type: what all of its events have…
+AT_MOST: dict[str, set[str]] = {OTHER: set(EVENTS[OTHER])}  # …and what any of them may have
 for event in FROM_SAMPLES.values():
     event_type = event["event_type"]
     ALWAYS[event_type] = ALWAYS.get(event_type, set(event)) & set(event)
@@ -84,7 +84,7 @@ for event in FROM_SAMPLES.values():
 
 
 def test_the_schema_itself_is_valid() -> None:
-    """It is a JSON Schema."""
+    """It is a valid JSON Schema."""
     VALIDATOR.check_schema(SCHEMA)
 
 
@@ -103,7 +103,7 @@ def test_the_open_type_is_outside_of_the_union() -> None:
 
 
 def test_generators_find_a_name_for_everything() -> None:
-    """They use the title; an object without one gets an invented name like Event1 or EventSchema."""
+    """Code generators use the title; an object without one gets an invented name like Event1 or EventSchema."""
     assert {name: definition["title"] for name, definition in DEFINITIONS.items()} == {
         name: name for name in DEFINITIONS
     }
@@ -119,7 +119,7 @@ def test_generators_find_a_name_for_everything() -> None:
 
 @pytest.mark.parametrize("name", sorted(FROM_SAMPLES))
 def test_what_is_built_of_each_sample_is_valid(name: str) -> None:
-    """With names or without; and nothing is in it that the schema does not name."""
+    """The event is valid with and without names, and has nothing that the schema does not name."""
     event = FROM_SAMPLES[name]
     check(event)
     user = {"name": "Ян Ли", "firstname": "Ян", "lastname": "Ли", "nick": "yan"}
@@ -128,7 +128,7 @@ def test_what_is_built_of_each_sample_is_valid(name: str) -> None:
 
 @pytest.mark.parametrize("type", sorted(OTHER_TYPES.keys() | BUILDERS.keys()))
 def test_raw_of_each_type_is_valid(type: str) -> None:
-    """With RAW=1 every event has the update, and every VK type goes out."""
+    """With RAW=1, every event has the update, and every VK type is published."""
     sent = [sample["update"] for sample in SAMPLES.values() if "event" in sample and sample["update"]["type"] == type]
     sent += [update(type, OTHER_TYPES[type][0])] if type in OTHER_TYPES and type not in BUILDERS else []
     events = [event for each in sent if (event := built(each, raw=True))]
@@ -140,7 +140,7 @@ def test_raw_of_each_type_is_valid(type: str) -> None:
 @pytest.mark.parametrize("event_type", EVENTS)
 @pytest.mark.parametrize("claimed", EVENTS)
 def test_the_type_says_what_is_there(event_type: str, claimed: str) -> None:
-    """Under another type's name an event lacks what that type has, or has what that type lacks."""
+    """An event with another type's name lacks what that type has, or has what that type lacks."""
     event = EVENTS[event_type] | {"event_type": claimed}
     assert VALIDATOR.is_valid(event) == (ALWAYS[claimed] <= event.keys())
     assert STRICT.is_valid(event) == (ALWAYS[claimed] <= event.keys() <= AT_MOST[claimed])
@@ -148,7 +148,7 @@ def test_the_type_says_what_is_there(event_type: str, claimed: str) -> None:
 
 @pytest.mark.parametrize("event_type", EVENTS)
 def test_no_attribute_of_another_type_is_there(event_type: str) -> None:
-    """Not even as null."""
+    """Such an attribute is not even allowed as null."""
     event = EVENTS[event_type]
     for attribute in set(Event._fields) - event.keys():
         assert not STRICT.is_valid(event | {attribute: None})
@@ -159,14 +159,14 @@ def test_no_attribute_of_another_type_is_there(event_type: str) -> None:
 
 
 def test_other_types_need_raw() -> None:
-    """An event without an attribute of its own and without an update says nothing."""
+    """An event that has neither an attribute of its own nor the update is invalid, because it says nothing."""
     event = EVENTS[OTHER]
     assert VALIDATOR.is_valid(event)
     assert not VALIDATOR.is_valid({key: value for key, value in event.items() if key != "raw"})
 
 
 def objects(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """List the places of the nouns in an event; payload and raw have keys of their own."""
+    """List the paths of the objects in an event, without those inside payload and raw, which may have any keys."""
     if isinstance(value, list):
         return objects(value[0], (*path, 0)) if value else []
     if not isinstance(value, dict):
@@ -187,7 +187,7 @@ OTHERS: list[Any] = ["text", 1.5, True, None, [[]], {"more": 1}]
 
 @pytest.mark.parametrize(("name", "path"), PLACES)
 def test_nothing_is_missing_or_of_another_type(name: str, path: tuple[Any, ...]) -> None:
-    """Every key is required where it is always there, and has a type."""
+    """Every key that is always present is required, and every key has a type."""
     event = FULL[name]
     nullable = {("message", "reply"), ("action", "user")}
     optional = {("action",), ("payload",)} | ({("raw",)} if name != OTHER else set())
@@ -206,7 +206,7 @@ def test_nothing_is_missing_or_of_another_type(name: str, path: tuple[Any, ...])
 
 @pytest.mark.parametrize(("name", "path"), PLACES)
 def test_a_later_version_may_add(name: str, path: tuple[Any, ...]) -> None:
-    """What this schema does not know is allowed, at every level; of what we publish nothing is unknown to it."""
+    """What this schema does not know is allowed at every level, but everything that we publish is known to it."""
     event = deepcopy(FULL[name])
     check(event)
     at(event, path)["later"] = {"a": 1}
@@ -215,7 +215,7 @@ def test_a_later_version_may_add(name: str, path: tuple[Any, ...]) -> None:
 
 
 def nouns() -> list[Any]:
-    """List the NamedTuples of the contract: User, and whatever stands in a field of Event or of another one."""
+    """List the contract's NamedTuples: User, and every class that appears in a field of Event or of another one."""
     found: list[Any] = [Event]
     for noun in found:
         hints = [hint for field in get_type_hints(noun).values() for hint in (field, *get_args(field))]
@@ -226,14 +226,14 @@ def nouns() -> list[Any]:
 
 @pytest.mark.parametrize("noun", nouns(), ids=lambda noun: noun.__name__)
 def test_schema_and_named_tuples_have_the_same_fields_in_the_same_order(noun: Any) -> None:
-    """A new NamedTuple in events.py is also in the schema's $defs."""
+    """A new NamedTuple in events.py also needs a definition in the schema's $defs."""
     assert noun.__name__ in DEFINITIONS, f"no {noun.__name__} in $defs of event.schema.json"
     told = DEFINITIONS[noun.__name__]
     assert tuple(told["properties"]) == noun._fields == tuple(told["required"])
 
 
 def test_the_event_has_the_same_fields() -> None:
-    """A new attribute of Event is in the definition of its type; each definition has those of all events."""
+    """A new attribute of Event is in the definition of its type; each definition has what all events have."""
     events = [DEFINITIONS[name] for name in (*OF_TYPE.values(), "OtherEvent")]
     named = {name for event in events for name in event["properties"]}
     assert named == set(Event._fields), f"in event.schema.json or in Event, not in both: {named ^ set(Event._fields)}"

@@ -1,4 +1,4 @@
-"""The whole fetcher behind sentinels: a failover under traffic loses nothing and repeats nothing."""
+"""The fetcher behind sentinels: a failover under traffic loses nothing and repeats nothing."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ def watched() -> Iterator[Watched]:
 
 @contextlib.contextmanager
 def traffic(vk: VK) -> Iterator[Callable[[], list[str]]]:
-    """Let people write, some hundred messages; the yielded function ends that and returns their event_ids."""
+    """Send a message every 0.03 s, at least COUNT; the yielded function ends that and returns the event_ids."""
     pushed: list[str] = []
     ended = threading.Event()
 
@@ -33,7 +33,7 @@ def traffic(vk: VK) -> Iterator[Callable[[], list[str]]]:
             update = message()
             vk.push(update)
             pushed.append(update["event_id"])
-            threading.Event().wait(0.03)  # VK keeps 256, and Redis may hang for 5 s before that is noticed
+            threading.Event().wait(0.03)  # slow enough: VK keeps 256, and Redis may hang for 5 s before that is noticed
 
     def finish() -> list[str]:
         ended.set()
@@ -49,7 +49,7 @@ def traffic(vk: VK) -> Iterator[Callable[[], list[str]]]:
 
 
 def published(watched: Watched) -> list[str]:
-    """Return the event_ids in the stream of the primary."""
+    """Return the event_ids in the primary's stream."""
     with watched.primary.client() as owner:
         return [json.loads(entry["event"])["event_id"] for _, entry in owner.xrange("events")]
 
@@ -57,12 +57,12 @@ def published(watched: Watched) -> list[str]:
 @pytest.mark.long
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 def test_a_failover_loses_and_repeats_nothing(vk: VK, watched: Watched, fault: str) -> None:
-    """The primary dies or hangs while people write; everything is in the new one's stream, once and in order."""
+    """The primary dies or hangs under traffic; the new primary's stream has everything, once and in order."""
     settings: dict[str, Any] = {"VK_URL": vk.url, "TOKEN": vk.token, "GROUPID": vk.group_id, "POLL_WAIT": 1}
     former = watched.primary
     with contextlib.ExitStack() as stack:
         fetcher = stack.enter_context(Fetcher(**settings, REDIS_URL=watched.url()))
-        with former.client() as owner:  # what people write before the first start is not published
+        with former.client() as owner:  # messages before the first start are not published
             wait_until(lambda: owner.exists(f"{{events}}:ts:{vk.group_id}"), what="the checkpoint")
         finish = stack.enter_context(traffic(vk))
         wait_until(lambda: len(published(watched)) > 20, what="the first events")

@@ -1,4 +1,4 @@
-"""`--setup`: it makes the community ready, and its exit code says whether the fetcher would run."""
+"""`--setup` makes the community ready, and its exit code says whether the fetcher would run."""
 
 from collections.abc import Callable, Iterator
 from socket import gethostname
@@ -38,14 +38,14 @@ REDIS = {thing: line for thing, line in READY.items() if thing.startswith("Redis
 
 
 def by_thing(output: str) -> dict[str, str]:
-    """Return the lines by what they are about."""
+    """Return the lines by their subject."""
     return {line[8:].partition(":")[0]: line for line in output.splitlines()}
 
 
 @pytest.fixture
 def setup(vk: VK, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Setup:
-    """Return what runs --setup here, without a process, with further settings: its exit code and its lines."""
-    monkeypatch.setattr(HTTPAdapter, "send", HTTPAdapter.send)  # to be put back
+    """Return a function that runs --setup in this process, with further settings, and returns exit code and lines."""
+    monkeypatch.setattr(HTTPAdapter, "send", HTTPAdapter.send)  # so that monkeypatch restores it
     lead_vk_to(vk.url)
 
     def here(**settings: Any) -> tuple[int, dict[str, str]]:
@@ -59,7 +59,7 @@ def setup(vk: VK, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 @pytest.fixture
 def process(vk: VK, fetch: Fetch) -> Setup:
-    """Return the same in a process of its own, where no secret and no traceback must be printed."""
+    """Return the same for a process of its own, which must print no secret and no traceback."""
 
     def there(**settings: Any) -> tuple[int, dict[str, str]]:
         process = fetch("--setup", **settings)
@@ -85,7 +85,7 @@ def test_a_ready_community(process: Setup, vk: VK, server: Server) -> None:
 
 
 def test_a_new_community_is_made_ready(process: Setup, fetch: Fetch, vk: VK, server: Server) -> None:
-    """What is wrong is changed and reported; what is on stays on, what is off stays off; then the fetcher runs."""
+    """Wrong settings are changed and reported, other event types stay on or off, and then the fetcher runs."""
     events = dict.fromkeys(vk.settings["events"], 0) | {"message_new": 1, "message_read": 1}
     vk.settings = {"is_enabled": False, "api_version": "5.131", "events": events}
     types = f"changed event types: {TYPES} (was without {TYPES.removeprefix('message_new, ')})"
@@ -114,7 +114,7 @@ def test_a_new_community_is_made_ready(process: Setup, fetch: Fetch, vk: VK, ser
     ],
 )  # fmt: skip
 def test_one_wrong_setting(setup: Setup, vk: VK, wrong: dict[str, Any], line: str) -> None:
-    """Only its line says that something was changed."""
+    """Only the line for that setting reports a change."""
     vk.settings |= wrong
     code, lines = setup()
     assert code == 0
@@ -122,14 +122,14 @@ def test_one_wrong_setting(setup: Setup, vk: VK, wrong: dict[str, Any], line: st
 
 
 def test_a_newer_version_stays(setup: Setup, vk: VK) -> None:
-    """Others may need it."""
+    """A newer version is not lowered, because other programs may need it."""
     vk.settings |= {"api_version": "5.1000", "is_enabled": False}
     assert setup()[0] == 0
     assert vk.settings["api_version"] == "5.1000"
 
 
 def test_settings_that_cannot_be_changed(setup: Setup, vk: VK) -> None:
-    """VK reports success and changes nothing: that is not reported as a change, and the line has the remedy."""
+    """If VK reports success but changes nothing, no change is reported, and the line has the remedy."""
     vk.settings |= {"is_enabled": False}
     vk.fail_api({"response": 1}, method="groups.setLongPollSettings")
     code, lines = setup()
@@ -140,7 +140,10 @@ def test_settings_that_cannot_be_changed(setup: Setup, vk: VK) -> None:
 
 @pytest.mark.parametrize(("given", "more"), [(None, ""), (5, ", 5 is another community")])
 def test_groupid_is_printed(process: Setup, vk: VK, given: int | None, more: str) -> None:
-    """It is, if it is missing or not the token's: the fetcher would not run. All else is checked, and made ready."""
+    """If GROUPID is missing or not the token's, the fetcher would not run, so the right one is printed.
+
+    Everything else is checked and made ready.
+    """
     vk.settings |= {"is_enabled": False}
     code, lines = process(GROUPID=given)
     assert code == 1
@@ -151,7 +154,7 @@ def test_groupid_is_printed(process: Setup, vk: VK, given: int | None, more: str
 
 
 def test_without_a_token(fetch: Fetch) -> None:
-    """It is the one setting that is needed."""
+    """The token is the only setting that --setup needs."""
     process = fetch("--setup", TOKEN=None, GROUPID=None)
     assert process.wait(60) == 2
     assert "TOKEN must hold the community's access token" in process.output
@@ -163,13 +166,13 @@ NOT_A_COMMUNITYS = f"{NEW_TOKEN} (VK error 100 in groups.getById: Error of the t
 
 
 def test_a_refused_token(process: Setup, vk: VK) -> None:
-    """One line says so; Redis is checked all the same."""
+    """One line reports the refusal; Redis is checked all the same."""
     vk.token = "another"
     assert process(TOKEN="vk1.a.wrong") == (1, {"VK": f"to do   VK: {REFUSED}", **REDIS})
 
 
 def test_a_token_of_a_person(setup: Setup, vk: VK) -> None:
-    """Such a token has no community."""
+    """A person's token belongs to no community."""
     vk.fail_api(error(100), times=9, method="groups.getById")
     assert setup() == (1, {"VK": f"to do   VK: {NOT_A_COMMUNITYS}", **REDIS})
 
@@ -179,7 +182,7 @@ def test_a_token_of_a_person(setup: Setup, vk: VK) -> None:
     [(["manage"], "messages"), (["messages", "docs"], "manage"), ([], "manage and messages")],
 )  # fmt: skip
 def test_missing_rights(setup: Setup, vk: VK, rights: list[str], missing: str) -> None:
-    """Each is named; without `manage` VK does not return the Long Poll settings."""
+    """Each missing right is named; without `manage`, VK does not return the Long Poll settings."""
     vk.rights = rights
     denied = "VK error 15 in groups.getLongPollSettings: Access denied: no access to call this method"
     long_poll = {"VK": f"to do   VK: {NEW_TOKEN} ({denied})"}
@@ -192,7 +195,7 @@ def test_missing_rights(setup: Setup, vk: VK, rights: list[str], missing: str) -
 
 
 def test_vk_is_away(process: Setup, vk: VK) -> None:
-    """One line reports it; Redis is checked all the same."""
+    """One line reports the outage; Redis is checked all the same."""
     vk.down()
     again = "try again when VK answers (VK's API is unavailable (ConnectionError))"
     assert process() == (1, {"VK": f"to do   VK: {again}"} | REDIS)
@@ -208,7 +211,7 @@ def test_vk_is_away(process: Setup, vk: VK) -> None:
     ],
 )
 def test_vk_fails_once(setup: Setup, vk: VK, method: str, before: list[str]) -> None:
-    """A line says so, after those found before; Redis is checked all the same."""
+    """A line reports the failure, after the results so far; Redis is checked all the same."""
     vk.settings |= {"is_enabled": False}
     vk.fail_api(error(10, "Internal server error"), method=method)
     failed = f"to do   VK: try again when VK answers (VK error 10 in {method}: Internal server error)"
@@ -228,7 +231,7 @@ def test_vk_fails_once(setup: Setup, vk: VK, method: str, before: list[str]) -> 
     ],
 )
 def test_vk_answers_oddly(setup: Setup, vk: VK, method: str, answer: Any) -> None:
-    """One line says that it cannot be read; nothing is changed because of such an answer."""
+    """One line says that the answer cannot be read, and nothing is changed because of it."""
     vk.fail_api({"response": answer}, times=9, method=method)
     code, lines = setup()
     assert code == 1
@@ -238,7 +241,7 @@ def test_vk_answers_oddly(setup: Setup, vk: VK, method: str, answer: Any) -> Non
 
 
 def test_vk_has_no_types_yet(setup: Setup, vk: VK) -> None:
-    """An empty object may come as an empty list."""
+    """VK may return an empty object as an empty list."""
     vk.fail_api(
         {"response": {"is_enabled": True, "api_version": "5.199", "events": []}}, method="groups.getLongPollSettings"
     )
@@ -251,7 +254,7 @@ def test_vk_has_no_types_yet(setup: Setup, vk: VK) -> None:
 
 
 def test_redis_is_away(process: Setup) -> None:
-    """One line, with the remedy."""
+    """One line reports it, with the remedy."""
     code, lines = process(REDIS_URL=f"redis://user:Very-Secret@{HOST}:{free_port()}/0")
     assert code == 1
     remedy = "start Redis, or correct REDIS_URL (Redis is unavailable (connection refused))"
@@ -261,7 +264,7 @@ def test_redis_is_away(process: Setup) -> None:
 
 
 def test_a_wrong_password(process: Setup) -> None:
-    """It is quoted in no line."""
+    """No line quotes the password."""
     with Server(password="right") as server:
         code, lines = process(REDIS_URL=address(server.port, "Very-Secret"))
     assert code == 1
@@ -270,7 +273,7 @@ def test_a_wrong_password(process: Setup) -> None:
 
 
 def test_a_server_that_may_lose_the_bus(setup: Setup) -> None:
-    """That is advice: the fetcher runs."""
+    """The lines are only advice: the fetcher runs all the same."""
     with Server(maxmemory="100mb", maxmemory_policy="allkeys-lru") as server:
         code, lines = setup(REDIS_URL=server.url)
     policy, appendonly = lines["Redis maxmemory-policy"], lines["Redis appendonly"]
@@ -280,7 +283,7 @@ def test_a_server_that_may_lose_the_bus(setup: Setup) -> None:
 
 
 def test_a_server_that_hides_a_field(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As managed servers do: there is no line for it."""
+    """A managed server may hide a field: then there is no line for it."""
     info: Any = redis.Redis.info
 
     def shown(client: redis.Redis, *sections: str) -> dict[str, Any]:
@@ -291,7 +294,7 @@ def test_a_server_that_hides_a_field(setup: Setup, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_replica(setup: Setup, server: Server) -> None:
-    """It answers, and takes no writes."""
+    """A replica answers but takes no writes."""
     with Server() as replica:
         replica.replica_of(server)
         code, lines = setup(REDIS_URL=replica.url)
@@ -304,7 +307,7 @@ def test_a_replica(setup: Setup, server: Server) -> None:
     "key", ["events", "{events}:dead-letter", f"{{events}}:seen:{GROUP}", f"{{events}}:ts:{GROUP}"]
 )
 def test_a_bus_of_another_program(setup: Setup, server: Server, key: str) -> None:
-    """A key of another type cannot take what the fetcher writes."""
+    """The fetcher cannot write to a key of another type."""
     with server.client() as client:
         client.hset(key, "mine", "1")
     code, lines = setup()
@@ -327,13 +330,13 @@ def limited() -> Iterator[Server]:
 
 
 def test_the_documented_rules_suffice(setup: Setup, limited: Server) -> None:
-    """The user of the operations page."""
+    """The user from the operations page has all permissions that the fetcher needs."""
     assert setup(REDIS_URL=address(limited.port, "SECRET", "fetcher")) == (0, READY)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in rules("fetcher") if rule not in ("-@all", "resetchannels")])
 def test_a_missing_rule(setup: Setup, rule: str) -> None:
-    """If the fetcher cannot work without it, the line for Redis or for its permissions says so, and the code is 1."""
+    """If the fetcher cannot work without the rule, the line for Redis or its permissions says so, and the code is 1."""
     with Server(acl=acl("fetcher", without=rule), aof=True) as server:
         code, lines = setup(REDIS_URL=address(server.port, "SECRET", "fetcher"))
     if rule == "+info":
@@ -361,7 +364,7 @@ def test_a_missing_rule(setup: Setup, rule: str) -> None:
     ],
 )  # fmt: skip
 def test_refused_permissions_are_named(setup: Setup, rule: str, named: str) -> None:
-    """Each with its key or channel, and only these; nothing is written to find out."""
+    """Each is named with its key or channel, and no others; the check writes nothing."""
     with Server(acl=[f"user fetcher on >SECRET ~* &* +@all {rule}"]) as server:
         code, lines = setup(REDIS_URL=address(server.port, "SECRET", "fetcher"))
         with server.client() as client:
@@ -372,7 +375,7 @@ def test_refused_permissions_are_named(setup: Setup, rule: str, named: str) -> N
 
 
 def test_a_terminal_without_cyrillic(process: Setup) -> None:
-    """A name that it cannot show is no reason to fail."""
+    """A name that the terminal cannot show is no reason to fail."""
     code, lines = process(PYTHONIOENCODING="ascii")
     assert code == 0
     assert lines["token"] == f"ok      token: of the community '?????????? {GROUP}'"

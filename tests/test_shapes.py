@@ -1,4 +1,4 @@
-"""VK as it is, through the whole process: every shape of update, person and chat, from VK to the bus."""
+"""Every shape of update, person and chat that VK sends, through the whole process to the bus."""
 
 import json
 import random
@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 
 class Bus:
-    """What a fetcher has put on the bus."""
+    """The bus of one fetcher, and the requests that the fetcher sends."""
 
     def __init__(self, vk: VK, server: Server, start: Start, **settings: Any) -> None:
         self.vk = vk
@@ -35,7 +35,7 @@ class Bus:
         wait_until(lambda: self.client.exists(self.checkpoint), what="the first poll")
 
     def push(self, *updates: Any) -> list[Json]:
-        """Let VK send the updates in one batch, and return the events that came of them."""
+        """Let VK send the updates in one batch, and return the events that they became."""
         before, self.since = len(self.events()), len(self.vk.requests)
         self.vk.push(*updates)
         wait_until(lambda: self.client.get(self.checkpoint) == str(self.vk.ts), 25, "the commit")
@@ -71,7 +71,7 @@ def texts(events: list[Json]) -> list[str]:
 
 
 def mixed(count: int) -> list[Json]:
-    """Make updates, each with what becomes of it: ordinary traffic and every sample, many times, in one fixed order."""
+    """Make updates with what each becomes: ordinary traffic mixed with every sample, many times, in a fixed order."""
     rng = random.Random(SEED + 1)
     made: list[Json] = []
     for ordinary in traffic(SEED, people=300, chats=40, count=count):
@@ -89,12 +89,12 @@ def mixed(count: int) -> list[Json]:
 
 
 def whole(text: str) -> str:
-    """Return a text as it arrives: half a surrogate pair becomes U+FFFD."""
+    """Return a text as it is published: half of a surrogate pair becomes U+FFFD."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def right_names(vk: VK, event: Json, titles: dict[int, str]) -> list[str]:
-    """Return the name and nick of the user and of the action's user, and the peer's name.
+    """Return the expected name and nick of the user and of the action's user, and the expected peer's name.
 
     They come from VK and from the updates so far.
     """
@@ -125,7 +125,7 @@ def has_id(letter: Json) -> bool:
 
 @pytest.mark.long
 def test_ten_thousand(vk: VK, bus: Bus) -> None:
-    """Everything sent is published, a dead letter or passed over, as it should be, in VK's order."""
+    """Each update is published, recorded as a dead letter or skipped, as expected, in VK's order."""
     vk.kept = 20_000
     sent = mixed(10_000)
     events, letters = bus.push(*(each["update"] for each in sent)), bus.letters()
@@ -183,7 +183,7 @@ def has_whole(vk: VK, cmid: int, peer: int = PEER) -> None:
 
 
 def test_cropped_messages(vk: VK, bus: Bus) -> None:
-    """One request completes those of a batch; what VK no longer has goes out cropped; in order."""
+    """One request completes all those of a batch; messages that VK no longer has are published cropped, in order."""
     has_whole(vk, 1)
     has_whole(vk, 3)
     has_whole(vk, 1, PERSON)
@@ -207,7 +207,7 @@ def test_cropped_messages(vk: VK, bus: Bus) -> None:
 
 
 def test_cropped_messages_are_refused(vk: VK, bus: Bus) -> None:
-    """A message that is refused among others of its chat costs one more request, and not the others."""
+    """A message that VK refuses among others of its chat costs one more request, and the others are complete."""
     has_whole(vk, 1)
     has_whole(vk, 2)
     vk.refused[PEER, 2] = 15
@@ -219,7 +219,7 @@ def test_cropped_messages_are_refused(vk: VK, bus: Bus) -> None:
 
 
 def test_cropped_messages_wait(vk: VK, bus: Bus) -> None:
-    """While VK's API fails they wait, and all that follows waits with them."""
+    """While VK's API fails, cropped messages wait, and so does everything after them."""
     has_whole(vk, 1)
     vk.fail_api(500, times=2)
     assert texts(bus.push(message("до"), short("кор1", 1), message("после"))) == ["до", "/весь 1", "после"]
@@ -233,7 +233,7 @@ def renamed(title: str, peer: int = PEER) -> Json:
 
 
 def test_title_holds_from_its_update_on(vk: VK, bus: Bus) -> None:
-    """A new title holds from its update on: in the batch, and in the next, for which VK answers the old one."""
+    """A new title applies from its update on, in its batch and in the next, even if VK still returns the old one."""
     vk.chats |= {PEER: "Старая", PEER + 1: "Другая"}
     said, other = message("да"), message("нет", peer=PEER + 1)
 
@@ -251,7 +251,7 @@ def test_title_holds_from_its_update_on(vk: VK, bus: Bus) -> None:
 
 
 def test_title_of_a_hidden_chat(vk: VK, bus: Bus) -> None:
-    """A chat that VK hides has the title that an update brought."""
+    """A chat that VK hides gets its title from an update."""
     vk.hidden.add(PEER)
     assert names(bus.push(message()))[0][1] == ""
     assert [peer for _, peer in names(bus.push(message(), renamed("Найдена"), message()))] == ["", "Найдена", "Найдена"]
@@ -262,7 +262,7 @@ def test_title_of_a_hidden_chat(vk: VK, bus: Bus) -> None:
 
 
 def test_everybody_by_name(vk: VK, bus: Bus) -> None:
-    """Whoever acts, wherever: user and peer have VK's names, by one request."""
+    """Whoever acts, wherever: one request resolves the names of user and peer."""
     vk.people |= {
         5: {"first_name": "Анна", "last_name": "Черных", "domain": "anna", "screen_name": "other"},
         6: {"first_name": "DELETED", "last_name": "", "deactivated": "deleted"},
@@ -302,7 +302,7 @@ def test_everybody_by_name(vk: VK, bus: Bus) -> None:
 
 @pytest.mark.parametrize("code", [917, 15])
 def test_chats_that_refuse(vk: VK, bus: Bus, code: int) -> None:
-    """A chat that VK refuses, alone or among others, has no name; the others have theirs."""
+    """A chat that VK refuses, alone or among others, has no name; other chats have theirs."""
     vk.refused |= {CHAT + 1: code, CHAT + 3: code}
     assert names(bus.push(message(peer=CHAT + 1)))[0][1] == ""
     assert len(bus.asked()) == 1
@@ -313,7 +313,7 @@ def test_chats_that_refuse(vk: VK, bus: Bus, code: int) -> None:
 
 @pytest.mark.long
 def test_nobody_is_asked_for_twice(vk: VK, bus: Bus) -> None:
-    """A batch with somebody new costs one request; a batch of known people, and of people known to be unknown, none."""
+    """A batch costs one request if it has somebody new, and none if all are known, or known to be unknown."""
     vk.unknown.add(6)
     vk.hidden.add(CHAT + 2)
     acting = [(5, CHAT + 1), (6, CHAT + 2), (-3, 5)]
@@ -326,7 +326,7 @@ def test_nobody_is_asked_for_twice(vk: VK, bus: Bus) -> None:
 
 @pytest.mark.long
 def test_nobody_is_asked_for_twice_while_redis_is_away(vk: VK, server: Server, bus: Bus) -> None:
-    """What is held for Redis is named once: the next batch knows the names, and the titles, of those before it."""
+    """Updates held for Redis are looked up once: a batch knows the names, and titles, of the batches before it."""
     server.stop()
     for newcomer in (PERSON + 1, PERSON + 2, PERSON + 3):
         vk.push(message(), *([renamed("Новая")] if newcomer == PERSON + 1 else []), button(user=newcomer))
@@ -339,7 +339,7 @@ def test_nobody_is_asked_for_twice_while_redis_is_away(vk: VK, server: Server, b
 
 
 def test_a_crowd_in_one_batch(vk: VK, bus: Bus) -> None:
-    """A hundred people in a hundred chats are one request."""
+    """A hundred people in a hundred chats cost one request."""
     events = bus.push(*(message(user=number, peer=CHAT + number) for number in range(1, 101)))
     assert [peer for _, peer in names(events)] == [f"Беседа {number}" for number in range(1, 101)]
     assert all(user for user, _ in names(events))
@@ -351,7 +351,7 @@ def kicked(member: int, **more: Any) -> Json:
 
 
 def test_whom_an_action_concerns(vk: VK, bus: Bus) -> None:
-    """Users who were invited or excluded have names like anybody else, by the same request."""
+    """Users who were invited or excluded are named like anybody else, by the same request."""
     vk.people[5] = {"first_name": "Анна", "last_name": "Черных", "domain": "anna"}
     vk.communities[3] = {"name": "Паб", "screen_name": "pub"}
     vk.unknown.add(6)
@@ -376,7 +376,10 @@ OTHERS = {type: fields for type, (fields, _, _) in OTHER_TYPES.items() if type n
 
 
 def test_raw(vk: VK, server: Server, fetch: Start) -> None:
-    """With RAW=1 every type goes out, in stream and channels, named like any other, with the update as VK sent it."""
+    """With RAW=1, every type is published, in the stream and on its channel, with names like any other.
+
+    The event has the update as VK sent it.
+    """
     bus = Bus(vk, server, fetch, RAW=1)
     has_whole(vk, 1)
     sent = [message(), button(), reaction(), kicked(5), short("кор", 1), short("кор", 2)]
@@ -401,7 +404,7 @@ def test_raw(vk: VK, server: Server, fetch: Start) -> None:
 
 
 def test_raw_that_cannot_be_written(vk: VK, server: Server, fetch: Start) -> None:
-    """With RAW=1 what is malformed or not JSON is a dead letter, and its neighbours go out."""
+    """With RAW=1, an update that is malformed or not JSON is a dead letter, and those around it are published."""
     bus = Bus(vk, server, fetch, RAW=1)
     half, nan = "\ud83d", float("nan")
     events = bus.push(
@@ -420,7 +423,7 @@ def test_raw_that_cannot_be_written(vk: VK, server: Server, fetch: Start) -> Non
 
 
 def test_without_raw(vk: VK, bus: Bus) -> None:
-    """Without it there is no update in any event, and other types do not go out."""
+    """Without RAW, no event has the update, and other types are not published."""
     others = [update(type, fields) for type, fields in OTHERS.items()]
     events = bus.push(message(), *others, button(), *others, reaction())
     assert [event["event_type"] for event in events] == ["message", "button", "reaction"]
@@ -432,7 +435,7 @@ def test_without_raw(vk: VK, bus: Bus) -> None:
 
 
 def test_hard_to_write(vk: VK, bus: Bus) -> None:
-    """Halves of surrogate pairs, NaN, deep nesting and dead letters full of them never stop the neighbours."""
+    """Lone surrogates, NaN, deep nesting, and dead letters full of them do not stop the updates around them."""
     half = "\ud83d"
     no_text: Any = [half]
     deep: Any = []

@@ -36,7 +36,7 @@ def poll(vk: VK, key: str, ts: Any, wait: float = 0) -> Any:
 
 
 def test_ts_that_advances_by_more_than_one(vk: VK) -> None:
-    """Each update takes its step; a poll inside a step gets the update behind it, and batches end on a step."""
+    """Each update advances ts by its step; a poll inside a step gets that step's update, and batches end on a step."""
     key, vk.batch, vk.step = new_key(vk), 2, 3
     assert vk.push(*[message(str(number)) for number in range(3)]) == 1009
     first = poll(vk, key, 1000)
@@ -50,7 +50,7 @@ def test_ts_that_advances_by_more_than_one(vk: VK) -> None:
 
 
 def test_servers_that_are_a_few_numbers_apart(vk: VK) -> None:
-    """A poll is answered by a server that lacks the latest updates; the API knows them."""
+    """Polls are answered by servers that may lack the latest updates, which the API knows."""
     key = new_key(vk)
     vk.push(*[message(str(number)) for number in range(5)])
     vk.lag = 2
@@ -75,7 +75,7 @@ def test_both_readings_of_failed_1(newest: bool, expected: int, vk: VK) -> None:
 
 
 def test_history_that_becomes_shorter(vk: VK) -> None:
-    """What is kept may be changed at any time."""
+    """How many updates VK keeps may be changed at any time."""
     key = new_key(vk)
     vk.push(*[message() for _ in range(5)])
     vk.kept = 2
@@ -84,7 +84,7 @@ def test_history_that_becomes_shorter(vk: VK) -> None:
 
 
 def test_vk_begins_anew(vk: VK) -> None:
-    """Former keys fail with 3, a ts from before the restart with 1; later updates are counted from the new ts."""
+    """Earlier keys get failed 3, and a ts from before the restart failed 1; updates are counted from the new ts."""
     key = new_key(vk)
     vk.push(message())
     vk.restart(ts=7)
@@ -98,7 +98,7 @@ def test_vk_begins_anew(vk: VK) -> None:
 
 
 def test_one_object_fails(vk: VK) -> None:
-    """Its own call inside execute fails, for as long as it is named; the others are answered."""
+    """Its own call inside execute fails for as long as `failing` holds its id; the other calls are answered."""
     vk.failing[6] = 10
     code = f"return [{PEOPLE % 5},{PEOPLE % 6}];"
     answer = call(vk, "execute", code=code)
@@ -113,7 +113,7 @@ def test_one_object_fails(vk: VK) -> None:
 @pytest.mark.parametrize("ts", [1000, None])
 @pytest.mark.parametrize("keys", [1, 2])
 def test_unreadable_until_a_new_key(keys: int, ts: int | None, vk: VK) -> None:
-    """An answer, at one ts or at any, becomes readable with the key that heals it, not with one before it."""
+    """An answer, at one ts or at any, becomes readable with the key that heals it, not with an earlier one."""
     given = [new_key(vk)]
     vk.push(message())
     vk.unreadable_until_new_key(ts, keys)
@@ -127,7 +127,7 @@ def test_unreadable_until_a_new_key(keys: int, ts: int | None, vk: VK) -> None:
 
 
 def test_waiting(vk: VK) -> None:
-    """A poll waits as long as it requests, 0 included, and no longer than VK allows."""
+    """A poll waits for as long as it requests, which may be 0, but no longer than VK allows."""
     key = new_key(vk)
     begun = time.monotonic()
     assert poll(vk, key, 1000, wait=0) == {"ts": "1000", "updates": []}
@@ -141,7 +141,7 @@ def test_waiting(vk: VK) -> None:
 
 
 def test_dripping_answer(vk: VK) -> None:
-    """An answer may take longer than the timeout that each of its bytes keeps."""
+    """An answer may take longer than the timeout, as long as each of its bytes arrives in time."""
     key, vk.drip = new_key(vk), 1.0
     vk.push(message())
     vk.fail_poll("slow")
@@ -161,7 +161,7 @@ def test_dripping_answer(vk: VK) -> None:
     ],
 )
 def test_strict_execute(code: str, expected: int, vk: VK) -> None:
-    """Code in another form than vk_api's is refused, and so are more than 25 calls."""
+    """Code that does not have the form of vk_api's is refused, and so are more than 25 calls."""
     assert call(vk, "execute", code=code).get("error", {}).get("error_code", 0) == expected
 
 
@@ -189,7 +189,7 @@ def direct(target: Server) -> Iterator[Any]:
 
 @pytest.fixture
 def client(proxy: Proxy) -> Iterator[Any]:
-    """A client of the server behind the proxy, whose timeout is half a second."""
+    """Return a client of the server behind the proxy, with a timeout of half a second."""
     options: Any = {"socket_timeout": 0.5, "retry": Retry(NoBackoff(), 0), "decode_responses": True}
     with redis.Redis.from_url(proxy.url, **options) as client:
         client.ping()
@@ -203,7 +203,7 @@ def seconds(function: Any, *arguments: Any) -> float:
 
 
 def test_delay(proxy: Proxy, client: Any) -> None:
-    """It takes its time in each direction, however much is sent."""
+    """The proxy delays data in each direction, by the same time however much is sent."""
     proxy.delay = 0.1
     assert 0.2 <= seconds(client.ping) < 0.4
     assert 0.2 <= seconds(client.set, "key", "x" * 1_000_000) < 0.5
@@ -224,7 +224,7 @@ def test_bandwidth(bandwidth: Any, slow: set[str], proxy: Proxy, client: Any) ->
 
 
 def test_swallow_and_release(proxy: Proxy, client: Any, direct: Any) -> None:
-    """Nothing comes through, new connections are accepted; what was sent arrives later, even if the client has left."""
+    """Nothing passes, but connections are accepted; data sent meanwhile arrives later, even if the client has left."""
     proxy.swallow()
     with pytest.raises(redis.TimeoutError):
         client.set("key", "late")
@@ -237,7 +237,7 @@ def test_swallow_and_release(proxy: Proxy, client: Any, direct: Any) -> None:
 
 
 def test_cut_while_swallowed(proxy: Proxy, client: Any, direct: Any) -> None:
-    """What was swallowed is gone with its connection."""
+    """What was swallowed is lost when its connection is cut."""
     connections = len(direct.client_list())
     proxy.swallow()
     with pytest.raises(redis.TimeoutError):
@@ -250,7 +250,7 @@ def test_cut_while_swallowed(proxy: Proxy, client: Any, direct: Any) -> None:
 
 
 def test_dropped_reply(proxy: Proxy, client: Any, direct: Any) -> None:
-    """The server does the command; its reply and the connection are lost."""
+    """The server executes the command; its reply and the connection are lost."""
     proxy.drop_replies(matching=b"SET")
     assert proxy.drops_left == 1
     with pytest.raises(redis.ConnectionError):
@@ -261,7 +261,7 @@ def test_dropped_reply(proxy: Proxy, client: Any, direct: Any) -> None:
 
 
 def test_down_and_up(proxy: Proxy, client: Any) -> None:
-    """No connection is accepted until it is up again, on the same port."""
+    """No connection is accepted until the proxy is up again, on the same port."""
     proxy.down()
     for _ in range(2):
         with pytest.raises(redis.ConnectionError):
@@ -271,7 +271,7 @@ def test_down_and_up(proxy: Proxy, client: Any) -> None:
 
 
 def test_short_lives(proxy: Proxy, client: Any) -> None:
-    """A connection is cut when its time is over, also while it is busy."""
+    """A connection is cut when its time is over, even while it is busy."""
     client.set("key", "x" * 1_000_000)
     proxy.lifetime, proxy.bandwidth = (0.2, 0.3), 100_000
     proxy.cut()
@@ -281,7 +281,7 @@ def test_short_lives(proxy: Proxy, client: Any) -> None:
 
 
 def test_refused_connections(proxy: Proxy, direct: Any) -> None:
-    """One in a given number of connections is refused."""
+    """One in this many connections is refused."""
     proxy.refuse_every = 3
     outcomes = []
     for _ in range(6):
@@ -294,7 +294,7 @@ def test_refused_connections(proxy: Proxy, direct: Any) -> None:
 
 
 def test_a_middlebox_that_drops_what_is_silent(proxy: Proxy, direct: Any) -> None:
-    """A connection is dropped when nothing passes for too long; a long answer on a slow link is no silence."""
+    """A connection is dropped when nothing passes for too long; a long answer on a slow link is not silence."""
     direct.set("key", "x" * 300_000)
     connections = len(direct.client_list())
     proxy.max_silence, proxy.bandwidth = 0.4, 300_000
@@ -314,7 +314,7 @@ def test_late_replies(proxy: Proxy, direct: Any) -> None:
 
 
 def test_a_link_that_is_healed(proxy: Proxy, direct: Any) -> None:
-    """Nothing is left of its faults, for open connections either."""
+    """None of the faults is left, even for open connections."""
     proxy.delay, proxy.reply_delay, proxy.bandwidth = 5, (5, 5), 10
     proxy.lifetime, proxy.max_silence, proxy.refuse_every = (0.1, 0.2), 0.1, 1
     proxy.drop_replies(1, b"PING")

@@ -1,4 +1,4 @@
-"""What consumers may rely on, on real servers, blocking and asynchronous: live events and durable ones."""
+"""What blocking and asynchronous consumers may rely on, on real servers: live events and durable ones."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ from tests.servers import Proxy, Server, cluster, program
 
 GROUP = "moderation"
 ATTEMPTS = f"{{events}}:attempts:{GROUP}"
-PATIENCE = 60  # seconds, against hangs
+PATIENCE = 60  # seconds; a test that takes longer hangs
 ONCE = Retry(NoBackoff(), 0)  # a client that leaves all retries to the consumer
 wait_until = functools.partial(servers.wait_until, timeout=PATIENCE)
 KINDS: list[dict[str, Any]] = [
@@ -49,7 +49,7 @@ def event(id: Any, event_type: str = "message") -> Event:
 
 
 class Asynchronous:
-    """Use an asynchronous generator like a blocking one; all run in one loop in a thread."""
+    """Use an asynchronous generator like a blocking one; all of them run in one loop, in a thread."""
 
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
@@ -71,13 +71,14 @@ class Asynchronous:
     def _run(cls, step: Callable[[], Awaitable[Any]]) -> Any:
 
         async def wait() -> Any:
-            return await step()  # begun in the loop: then the loop closes what is no longer needed
+            # The generator starts inside the loop, which therefore closes it when it is no longer needed.
+            return await step()
 
         return asyncio.run_coroutine_threadsafe(wait(), cls.loop).result()
 
     @staticmethod
     def client(client: Any) -> Any:
-        """Make the client of redis.asyncio with the same settings, unless it is one."""
+        """Return a client of redis.asyncio with the same settings, unless it already is one."""
         if isinstance(client, redis.asyncio.Redis):
             return client
         if isinstance(client, redis.RedisCluster):
@@ -104,7 +105,7 @@ DRIVERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 @pytest.fixture(autouse=True, params=DRIVERS)
 def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run each test with either pair of functions."""
+    """Run each test with the blocking functions and with the asynchronous ones."""
     global subscribe, consume
     subscribe, consume = DRIVERS[request.param]
     return str(request.param)
@@ -123,7 +124,7 @@ def add(client: Any, bus: str, *ids: Any) -> list[str]:
 
 
 def fill(client: Any, count: int, length: int = 0) -> int:
-    """Put many events into the stream, with a text of this length in each; return how many bytes they have about."""
+    """Put many events into the stream, each with a text of this length; return roughly how many bytes they have."""
     texts = [text(event(id)._replace(raw={"text": "x" * length} if length else None)) for id in range(count)]
     pipe = client.pipeline(transaction=False)
     for one in texts:
@@ -133,12 +134,12 @@ def fill(client: Any, count: int, length: int = 0) -> int:
 
 
 def pending(client: Any, bus: str) -> dict[str, str]:
-    """Return what is not acknowledged, and whose it is."""
+    """Return the entries that are not acknowledged, and the consumer of each."""
     return {entry["message_id"]: entry["consumer"] for entry in client.xpending_range(bus, GROUP, "-", "+", 100)}
 
 
 class Reading(threading.Thread):
-    """Take events from an iterator, one after the other until the end of the test, and do something with each."""
+    """Takes events from an iterator, one after the other until the test ends, and handles each."""
 
     running: ClassVar[list["Reading"]] = []
 
@@ -167,12 +168,12 @@ class Reading(threading.Thread):
 
 
 def end(*servers: Server) -> None:
-    """End all readings by the one way out: Redis forbids them to go on."""
+    """End all readings in the only possible way: Redis forbids them to continue."""
     for server in servers:
         with server.client() as client:
             client.execute_command("ACL SETUSER", "default", "resetchannels", "-@stream")
             client.client_kill_filter(_type="pubsub")
-            with contextlib.suppress(redis.ResponseError):  # another node's key
+            with contextlib.suppress(redis.ResponseError):  # the key is on another node
                 client.delete("events")  # wakes the readers that wait for a new entry
     readings, Reading.running = Reading.running, []
     try:
@@ -184,7 +185,7 @@ def end(*servers: Server) -> None:
 
 
 def take(events: Iterator[Event], count: int = 1) -> list[str]:
-    """Take this many events and return their ids; what an iterator raises is raised here."""
+    """Take this many events and return their ids; raise here what the iterator raises."""
     taken: queue.Queue[Any] = queue.Queue()
 
     def work() -> None:
@@ -212,7 +213,7 @@ def server() -> Iterator[Server]:
 
 @contextlib.contextmanager
 def own_server(**options: Any) -> Iterator[Server]:
-    """Run a server that a test may end."""
+    """Run a server that a test may stop."""
     with Server(**options) as server:
         yield server
         end(server)
@@ -223,7 +224,7 @@ def client(server: Server) -> Iterator[Any]:
     with server.client() as client:
         client.flushall()
         yield client
-        end(server)  # no reading of one test takes the next one's events
+        end(server)  # so that no reading takes an event of the next test
 
 
 def listeners(client: Any, bus: str = "events", event_type: str = "message") -> int:
@@ -271,7 +272,7 @@ def test_an_event_is_as_it_was_published(server: Server, client: Any) -> None:
 
 
 def test_a_subscriber_subscribes_again_when_redis_was_away(caplog: pytest.LogCaptureFixture) -> None:
-    """It logs once that Redis breaks every few seconds."""
+    """That Redis breaks every few seconds is logged only once."""
     with own_server() as server:
         own = server.client(retry=ONCE)
         readings = [Reading(subscribe(own, "message")), Reading(subscribe(own))]
@@ -292,7 +293,7 @@ def test_a_subscriber_subscribes_again_when_redis_was_away(caplog: pytest.LogCap
 
 
 def test_a_subscriber_never_gives_up(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """redis-py's own back-off breaks at the 1,024th failure."""
+    """redis-py's own back-off fails at the 1,024th failure."""
     monkeypatch.setattr(consumer, "BACKOFF_CAP", 1e-6)
     monkeypatch.setattr(consumer, "REMIND_INTERVAL", 0)  # each failure is logged
     with own_server() as server:
@@ -330,7 +331,7 @@ def test_an_answer_that_is_not_redis_is_an_outage(live: bool, caplog: pytest.Log
 
 
 def test_silence_is_no_failure(server: Server, client: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Even where the client's timeout is shorter than the silence."""
+    """Nothing is logged, even if the silence is longer than the client's timeout."""
     own = server.client(socket_timeout=0.5, retry=ONCE)
     live, durable = Reading(subscribe(own, "message")), Reading(consume(own, GROUP, "a"))
     wait_until(lambda: listeners(client) and client.exists("events"))
@@ -426,7 +427,7 @@ print(*sorted(name for name in sys.modules if name.startswith(("fetcher", "vk_ap
 
 
 def test_a_consumer_loads_nothing_of_the_fetcher_itself() -> None:
-    """Neither VK's library nor Lua, nor what only Unix has."""
+    """Importing it loads neither VK's library nor Lua, nor any module that exists only on Unix."""
     run = subprocess.run([sys.executable, "-c", LOAD], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(run.stdout.split()) == {"fetcher", *(f"fetcher.{name}" for name in LOADED)}
 
@@ -435,18 +436,18 @@ LOADED = ["asyncio", "consumers", "core", "core.backoff", "events", "fastjson", 
 LOADED += [f"consumers.{name}" for name in ("blocking", "connection", "consumer", "durable", "live")]
 
 
-# --- Redis's host is gone without a word ------------------------------------------------------------------------
+# --- Redis's host disappears silently ---------------------------------------------------------------------------
 
 
 def test_a_silent_host_is_noticed_within_a_minute() -> None:
-    """One silence, then one without an answer, and a pause before it connects again."""
+    """The worst case is a silence, a request without an answer, and a pause before the new connection."""
     assert 2 * connection.REPLY_TIMEOUT + consumer.BACKOFF_CAP + connection.REPLY_TIMEOUT < 60
 
 
 def test_a_connection_that_swallows_everything_is_given_up(
     server: Server, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By subscribers and by consumers, though nothing ever ends or resets it."""
+    """Subscribers and consumers give it up, although nothing ever closes or resets it."""
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 1.5)
     with Proxy(server.port) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
@@ -510,7 +511,7 @@ def test_break_and_exception_leave_the_event_unacknowledged(client: Any) -> None
             if given.event_id == "2":
                 raise LookupError(given.event_id)
 
-    with pytest.raises(LookupError, match="2"):  # the first one was given again, and handled
+    with pytest.raises(LookupError, match="2"):  # the first event was given again, and handled
         fail()
     assert pending(client, "events") == {entries[1]: "a"}
     assert take(consume(client, GROUP, "a"), 2) == ["2", "3"]
@@ -604,7 +605,7 @@ def test_what_was_trimmed_is_logged_and_passed_over(client: Any, caplog: pytest.
 
 
 def test_redis_6_2_is_read_from(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its XAUTOCLAIM does not say what was trimmed: it claims that, too."""
+    """Its XAUTOCLAIM does not say which entries were trimmed, and claims those, too."""
     ask = connection.Connection.ask
 
     async def ask_old(self: connection.Connection, *command: Any) -> Any:
@@ -623,7 +624,7 @@ def test_redis_6_2_is_read_from(client: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_fast_consumer_reads_many_at_once(client: Any) -> None:
-    """A hundred at most; each is acknowledged by itself all the same."""
+    """It reads at most a hundred at once, but each event is still acknowledged by itself."""
     fill(client, 3000)
     client.config_resetstat()
     assert take(consume(client, GROUP, "a", start="0"), 3000) == [str(id) for id in range(3000)]
@@ -641,7 +642,7 @@ def test_slow_consumers_share_the_work_fairly(client: Any) -> None:
 
 
 def test_what_was_read_ahead_is_released_when_the_handler_becomes_slow(client: Any) -> None:
-    """Others get it at once, long before it would count as abandoned; nothing is handled twice."""
+    """Others get those events at once, long before they would count as abandoned; nothing is handled twice."""
     fill(client, 400)
     turned = threading.Event()
 
@@ -669,7 +670,7 @@ def test_a_consumer_alone_keeps_the_order_when_its_handler_becomes_slow(client: 
 
 
 def test_what_waited_for_too_long_is_handled_by_one_only(client: Any) -> None:
-    """One consumer's handler takes longer than `idle`: others take over what it has read ahead, and it drops that."""
+    """If a handler takes longer than `idle`, others take over what was read ahead, and the slow consumer drops it."""
     fill(client, 400)
     turned = threading.Event()
 
@@ -685,7 +686,7 @@ def test_what_waited_for_too_long_is_handled_by_one_only(client: Any) -> None:
     wait_until(lambda: not pending(client, "events"))
     times = Counter(slow.got + quick.got)
     assert times.keys() == {str(id) for id in range(400)}
-    assert [id for id, count in times.items() if count > 1] == ["250"]  # it was in hand for too long
+    assert [id for id, count in times.items() if count > 1] == ["250"]  # its handler took too long
 
 
 def test_what_was_read_ahead_is_released_when_the_loop_is_left(client: Any) -> None:
@@ -693,7 +694,7 @@ def test_what_was_read_ahead_is_released_when_the_loop_is_left(client: Any) -> N
     fill(client, 400)
     events = consume(client, GROUP, "leaving", start="0")
     in_hand = int(take(events, 251)[-1])
-    while len(pending(client, "events")) == 1:  # nothing is read ahead just now
+    while len(pending(client, "events")) == 1:  # nothing is read ahead at the moment
         in_hand = int(take(events)[-1])
     events.close()
     assert take(consume(client, GROUP, "other"), 399 - in_hand) == [str(id) for id in range(in_hand + 1, 400)]
@@ -701,7 +702,7 @@ def test_what_was_read_ahead_is_released_when_the_loop_is_left(client: Any) -> N
 
 
 class Interrupted(redis.Connection):
-    """Ctrl-C comes while a command is written."""
+    """Raises KeyboardInterrupt, as Ctrl-C does, while a command is written."""
 
     interrupts = False
 
@@ -714,7 +715,7 @@ class Interrupted(redis.Connection):
 def test_an_interrupted_consumer_ends_without_another_word(
     server: Server, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever it was doing, it raises only the KeyboardInterrupt."""
+    """Whatever the consumer was doing, it raises only the KeyboardInterrupt."""
     said: list[Any] = []
     monkeypatch.setattr("sys.unraisablehook", said.append)
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", PATIENCE)
@@ -770,7 +771,7 @@ for event in consume(Redis(port={port}), "group", "consumer", start="0", attempt
 
 
 def test_a_forked_process_that_leaves_the_loop_leaves_the_connection_to_its_parent(server: Server, client: Any) -> None:
-    """It takes none of the replies, and releases nothing that the parent has read ahead."""
+    """The child takes none of the replies, and releases nothing that the parent has read ahead."""
     fill(client, 500)
     program = FORKED.format(port=server.port)
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=environment())
@@ -778,7 +779,7 @@ def test_a_forked_process_that_leaves_the_loop_leaves_the_connection_to_its_pare
 
 
 class Numbers(redis.Connection):
-    """The numbers in its commands."""
+    """Collects the numbers in its commands."""
 
     found: ClassVar[list[Any]] = []
 
@@ -788,7 +789,7 @@ class Numbers(redis.Connection):
 
 
 def test_no_number_is_written_even_to_choose_a_database(server: Server) -> None:
-    """A signal that comes while hiredis turns a number into text crashes the process."""
+    """A signal that arrives while hiredis turns a number into text crashes the process."""
     pool: Any = redis.ConnectionPool(connection_class=Numbers, host=HOST, port=server.port, db=3, protocol=3)
     client = redis.Redis(host=HOST, port=server.port, db=3)
     add(client, "events", 1)
@@ -800,7 +801,7 @@ def test_no_number_is_written_even_to_choose_a_database(server: Server) -> None:
 
 
 def test_ctrl_c_at_any_moment_ends_a_consumer_and_crashes_nothing(server: Server) -> None:
-    """Not even in the middle of a C function of a library."""
+    """It does not even if it interrupts a library's C function."""
     command = [sys.executable, "-c", INTERRUPTED.format(port=server.port)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=uncovered())
     assert (ended.returncode, ended.stdout) == (0, "ended five hundred times\n"), ended.stderr
@@ -832,11 +833,11 @@ def test_no_connection_of_the_clients_pool_is_kept(server: Server, client: Any) 
 
 
 class Poison(Exception):
-    """What a handler raises."""
+    """The exception of a handler."""
 
 
 def handle_until_it_fails(events: Iterator[Event], poison: str, last: str) -> list[str]:
-    """Take events until one raises, as a worker does that is then started again, or until the last one."""
+    """Take events up to the last one, or until the handler of `poison` fails, as in a worker that is then restarted."""
     got: list[str] = []
     with contextlib.suppress(Poison):
         for given in events:
@@ -857,7 +858,7 @@ def dead_letters(client: Any) -> list[dict[str, str]]:
 def test_what_fails_too_often_becomes_a_dead_letter(
     client: Any, caplog: pytest.LogCaptureFixture, attempts: int, poison: str
 ) -> None:
-    """Exactly so often, also if it was read ahead; its neighbours are handled once."""
+    """It is given exactly `attempts` times, even if it was read ahead; its neighbours are handled once."""
     fill(client, 100)
     lives = [
         handle_until_it_fails(consume(client, GROUP, "a", start="0", attempts=attempts), poison, "99")
@@ -871,12 +872,12 @@ def test_what_fails_too_often_becomes_a_dead_letter(
     (entry,) = [entry for entry, fields in client.xrange("events") if fields["event"] == letter["event"]]
     assert letter == {"event": text(event(poison)), "id": entry, "attempts": str(attempts)}
     assert any("Dead letter" in message and entry in message for message in caplog.messages)
-    assert len(pending(client, "events")) == 1  # the last one, in hand
+    assert len(pending(client, "events")) == 1  # the last event, in hand
 
 
 @pytest.mark.parametrize("attempts", [None, 0, -1])
 def test_without_attempts_it_is_given_for_ever(client: Any, attempts: int | None) -> None:
-    """A number that is no limit sets no unhandled event aside."""
+    """A number below 1 is no limit, so no unhandled event is set aside."""
     add(client, "events", 1, 2)
     for _ in range(10):
         assert handle_until_it_fails(consume(client, GROUP, "a", start="0", attempts=attempts), "1", "2") == ["1"]
@@ -894,7 +895,7 @@ def test_what_failed_in_others_hands_counts_too(client: Any) -> None:
 
 
 def test_what_was_only_read_is_no_attempt(server: Server, client: Any) -> None:
-    """Its reply was lost, or it was read ahead and never handed over."""
+    """Events whose reply was lost, or which were read ahead but never handed over, have had no attempt."""
     fill(client, 100)
     with Proxy(server.port) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
@@ -911,7 +912,7 @@ def test_what_was_only_read_is_no_attempt(server: Server, client: Any) -> None:
 
 
 def test_an_attempt_is_counted_while_its_event_is_in_hand(client: Any) -> None:
-    """And forgotten with the acknowledgement."""
+    """The attempt is forgotten when the event is acknowledged."""
     entries = add(client, "events", 1, 2)
     events = consume(client, GROUP, "a", start="0", attempts=2)
     for entry in entries:
@@ -936,11 +937,11 @@ def test_without_attempts_nothing_is_counted() -> None:
 def test_an_event_that_was_read_ahead_costs_no_round_trip(
     server: Server, client: Any, monkeypatch: pytest.MonkeyPatch, attempts: int | None
 ) -> None:
-    """A hundred are handed over while Redis answers nothing, and each is acknowledged all the same."""
+    """A hundred events are handed over while Redis answers nothing, and each is still acknowledged."""
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", PATIENCE)
     fill(client, 300)
     events = consume(client, GROUP, "a", start="0", attempts=attempts)
-    assert take(events, 129)[-1] == "128"  # it is the first of a hundred that were read ahead
+    assert take(events, 129)[-1] == "128"  # event 128 is the first of a hundred that were read ahead
     server.pause()
     try:
         assert take(events, 90)[-1] == "218"
@@ -954,7 +955,7 @@ def test_an_event_that_was_read_ahead_costs_no_round_trip(
 def test_a_distant_redis_is_read_from(
     server: Server, client: Any, monkeypatch: pytest.MonkeyPatch, attempts: int | None
 ) -> None:
-    """Even if a look for abandoned entries takes longer than the time until the next one."""
+    """This works even if a search for abandoned entries takes longer than the time until the next search."""
     monkeypatch.setattr(durable, "BLOCK_TIMEOUT", 0.01)
     add(client, "events", 1, 2)
     client.hset(ATTEMPTS, "0-1", 1)
@@ -964,7 +965,7 @@ def test_a_distant_redis_is_read_from(
 
 
 def test_a_distant_redis_costs_no_round_trip_for_each_event(server: Server, client: Any) -> None:
-    """What counts is how long handling takes, not how far Redis is away: 0.12 s here."""
+    """What counts is how long handling takes, not how far away Redis is: 0.12 s in this test."""
     fill(client, 300)
     before = calls(client, "xreadgroup")
     with Proxy(server.port, delay=0.06) as proxy:
@@ -977,7 +978,7 @@ def test_a_distant_redis_costs_no_round_trip_for_each_event(server: Server, clie
 def test_a_distant_redis_is_read_from_by_short_lived_connections(
     server: Server, client: Any, attempts: int | None
 ) -> None:
-    """Two round trips bring what is new, and not one event alone."""
+    """Two round trips bring many new events, not just one."""
     fill(client, 100)
     with Proxy(server.port, delay=0.2) as proxy:
         proxy.lifetime = (1.1, 1.1)  # less than three round trips
@@ -987,7 +988,7 @@ def test_a_distant_redis_is_read_from_by_short_lived_connections(
 
 
 def test_less_is_read_ahead_if_connections_do_not_live_for_it(server: Server, client: Any) -> None:
-    """A hundred entries would take six seconds."""
+    """A hundred entries would take six seconds, but connections live for 0.8 s."""
     fill(client, 200, 3000)
     with Proxy(server.port) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
@@ -1002,7 +1003,7 @@ def test_less_is_read_ahead_if_connections_do_not_live_for_it(server: Server, cl
 
 @pytest.mark.long
 def test_no_more_is_read_ahead_than_the_link_brings_in_time(server: Server, client: Any) -> None:
-    """What comes too late is released and read again: on a narrow link nearly all of it would be, again and again."""
+    """What arrives too late is released and read again; on a narrow link, that would be nearly everything."""
     size = fill(client, 100, 3000)
     with Proxy(server.port, bandwidth=100_000) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
@@ -1013,7 +1014,7 @@ def test_no_more_is_read_ahead_than_the_link_brings_in_time(server: Server, clie
 def test_less_is_read_ahead_after_a_time_out(
     server: Server, client: Any, driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In asyncio a reply has to be there within the timeout as a whole, long before half of `idle` has passed."""
+    """In asyncio, the whole reply has to arrive within the timeout, long before half of `idle` has passed."""
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.5 if driver == "async" else 60)
     size = fill(client, 60, 3000)
     with Proxy(server.port, bandwidth=50_000) as proxy:
@@ -1024,7 +1025,7 @@ def test_less_is_read_ahead_after_a_time_out(
 
 @pytest.mark.parametrize("attempts", [None, 3])
 def test_a_redis_farther_away_than_idle_is_read_from(server: Server, client: Any, attempts: int | None) -> None:
-    """A consumer that checks whether an event is still its own gets the answer too late, and would check forever."""
+    """A consumer that checked whether an event is still its own would get the answer too late, and check forever."""
     add(client, "events", 1, 2, 3)
     with Proxy(server.port, delay=0.05) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
@@ -1035,7 +1036,7 @@ def test_a_redis_farther_away_than_idle_is_read_from(server: Server, client: Any
 @pytest.mark.long
 @pytest.mark.parametrize("lose", ["acknowledge", "trim", "delete", "destroy"])
 def test_attempts_of_what_is_no_longer_pending_are_forgotten(client: Any, lose: str) -> None:
-    """Another consumer has acknowledged it: the hash does not grow."""
+    """However the entries are lost, the hash of attempts does not keep growing."""
     entries = add(client, "events", *range(3))
     client.xgroup_create("events", GROUP, "0")
     client.xreadgroup(GROUP, "dead", {"events": ">"})
@@ -1067,7 +1068,7 @@ def test_attempts_are_counted_across_lost_connections(server: Server, client: An
 
 
 def test_a_dead_letter_whose_reply_is_lost_is_not_given_once_more(server: Server, client: Any) -> None:
-    """It may be there twice then."""
+    """The dead letter itself may then be recorded twice."""
     entry, _ = add(client, "events", 1, 2)
     assert handle_until_it_fails(consume(client, GROUP, "a", start="0", attempts=1), "1", "2") == ["1"]
     with Proxy(server.port) as proxy:
@@ -1086,14 +1087,14 @@ def test_a_dead_letter_whose_reply_is_lost_is_not_given_once_more(server: Server
 def test_a_lost_group_is_created_again_with_all_that_the_stream_keeps(
     client: Any, caplog: pytest.LogCaptureFixture, lose: str, known: bool
 ) -> None:
-    """Also one that was there before this consumer, which was therefore never created by it."""
+    """This includes a group that existed before this consumer, which therefore did not create it."""
     add(client, "events", "old")
     if known:
         client.xgroup_create("events", GROUP, "$")
     reading = Reading(consume(client, GROUP, "a"))
     wait_until(lambda: consumers(client))
     reading.wait_for()
-    # In one step, as what comes back after a failover: the consumer must not see the group missing in between.
+    # In one step, as after a failover: the consumer must not see in between that the group is missing.
     steps = client.pipeline()
     {"group": lambda: steps.xgroup_destroy("events", GROUP), "stream": lambda: steps.delete("events"),
      "everything": steps.flushall}[lose]()  # fmt: skip
@@ -1134,7 +1135,7 @@ def test_a_handled_event_is_not_given_again_after_a_restart_of_redis(restart: Ca
 @pytest.mark.parametrize("retry", [ONCE, Retry(NoBackoff(), 3)])
 @pytest.mark.parametrize("lost", [b"BLOCK", b"XACK", b"XAUTOCLAIM", b"XGROUP"])
 def test_a_lost_reply_loses_no_event_and_repeats_none(server: Server, client: Any, lost: bytes, retry: Retry) -> None:
-    """Also if redis-py repeats the request by itself: the entry of the lost reply is this consumer's already."""
+    """This holds even if redis-py itself repeats the request: the entry in the lost reply already has this consumer."""
     add(client, "events", 1, 2, 3)
     with Proxy(server.port) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=retry)
@@ -1196,7 +1197,7 @@ for number, event in enumerate(fetcher.consume(client, "moderation", consumer, *
 
 
 class Worker:
-    """Run a consumer in a process of its own; the ids of what it was given are the lines of a file."""
+    """Runs a consumer in a process of its own, which writes the ids of its events to a file, one per line."""
 
     def __init__(
         self, driver: str, directory: Any, server: Server | Proxy, consumer: str, *, stop_at: int = 0, idle: int = 60,
@@ -1239,7 +1240,7 @@ def test_a_consumer_killed_in_the_middle_of_an_event_gets_it_again(
 def test_a_consumer_killed_at_any_moment_repeats_one_event_at_most(
     driver: str, server: Server, client: Any, tmp_path: Any
 ) -> None:
-    """However many it has read ahead: each acknowledgement is on its way before the next event is handed over."""
+    """However many it has read ahead, each acknowledgement is sent before the next event is handed over."""
     fill(client, 60_000)
     seen: list[str] = []
     for life in range(5):
@@ -1257,7 +1258,7 @@ def test_a_consumer_killed_at_any_moment_repeats_one_event_at_most(
 def test_a_consumer_killed_in_its_handler_has_had_its_attempt(
     driver: str, server: Server, client: Any, tmp_path: Any
 ) -> None:
-    """Whatever it had read ahead, only the event in hand is set aside."""
+    """However many events it had read ahead, only the one in hand is set aside."""
     fill(client, 100)
     first = Worker(driver, tmp_path, server, "a", stop_at=61, attempts=1)
     try:
@@ -1277,7 +1278,7 @@ def test_a_consumer_killed_in_its_handler_has_had_its_attempt(
 def test_a_consumer_killed_before_an_event_reaches_it_has_had_no_attempt(
     driver: str, server: Server, client: Any, tmp_path: Any
 ) -> None:
-    """Redis has delivered it by then: over a distant link, again and again."""
+    """Redis has delivered the event by then; over a distant link, that may happen again and again."""
     add(client, "events", 1, 2)
     with Proxy(server.port, delay=0.3) as proxy:
         for _ in range(3):
@@ -1300,7 +1301,7 @@ def test_a_consumer_killed_before_an_event_reaches_it_has_had_no_attempt(
 def test_three_consumers_of_which_one_is_killed_handle_10_000_events(
     driver: str, server: Server, client: Any, tmp_path: Any
 ) -> None:
-    """Each at least once, and none twice but the one in the killed one's hands."""
+    """Each is handled at least once, and only the event in the killed consumer's hands twice."""
     fill(client, 10_000)
     victim = Worker(driver, tmp_path, server, "victim", stop_at=500, idle=3)
     others = [Worker(driver, tmp_path, server, name, idle=3) for name in ("a", "b")]
@@ -1323,7 +1324,7 @@ def test_three_consumers_of_which_one_is_killed_handle_10_000_events(
 
 @contextlib.contextmanager
 def sentinel(primary: Server, directory: Any) -> Iterator[int]:
-    """Run a sentinel of this primary; yields its port."""
+    """Run a sentinel of this primary, and yield its port."""
     port, path = free_port(), directory / "sentinel.conf"
     monitor = f"sentinel monitor mymaster {HOST} {primary.port} 1"
     path.write_text(f"port {port}\nbind {HOST}\ndir {directory}\n{monitor}\n")
@@ -1362,7 +1363,7 @@ def test_a_sentinels_master_serves_both_and_may_change(driver: str, tmp_path: An
 
 
 def test_a_sentinel_that_is_silent(server: Server, client: Any, driver: str, tmp_path: Any) -> None:
-    """It may be the first in the list of the client, whose retries would take longer than a connection may."""
+    """It may be the first in the client's list, whose retries would take longer than connecting may."""
     silent = Loopback(free_port(), lambda *_: time.sleep(60))
     with contextlib.closing(silent), sentinel(server, tmp_path) as port:
         kind = redis.sentinel if driver == "sync" else redis.asyncio.sentinel
@@ -1377,7 +1378,7 @@ def test_a_sentinel_that_is_silent(server: Server, client: Any, driver: str, tmp
 
 
 def test_sentinels_that_redis_py_has_lost(server: Server, client: Any, driver: str, tmp_path: Any) -> None:
-    """It swaps them in one list while consumers that share the client may do so, too; the last one left may be dead."""
+    """redis-py swaps them in a list that consumers share and may swap, too, so that only a dead one may be left."""
     with sentinel(server, tmp_path) as port:
         kind = redis.sentinel if driver == "sync" else redis.asyncio.sentinel
         dead = free_port()
@@ -1397,7 +1398,10 @@ def test_sentinels_that_redis_py_has_lost(server: Server, client: Any, driver: s
 
 @pytest.mark.long
 def test_a_cluster_serves_both_and_may_lose_a_node(caplog: pytest.LogCaptureFixture) -> None:
-    """But not the one with the stream, which has no replica here; and all of them may be down for a while."""
+    """The lost node must not be the one with the stream, which has no replica here.
+
+    All nodes may also be down for a while.
+    """
     with cluster(cluster_require_full_coverage="no") as nodes:
         own: Any = redis.RedisCluster(HOST, nodes[0].port, retry=ONCE)
         writer = redis.RedisCluster(HOST, nodes[0].port, retry=ONCE)

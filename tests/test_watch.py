@@ -1,4 +1,4 @@
-"""What flows on a real bus, shown to people: on a terminal, in a pipe, and whatever happens to Redis."""
+"""`--watch` shows what is published on a real bus: on a terminal, in a pipe, and while Redis fails."""
 
 import contextlib
 import json
@@ -75,13 +75,13 @@ WHO = "Вера Лисицына (@vera)"
     ],
 )  # fmt: skip
 def test_an_event_is_one_line(event: Event, line: str) -> None:
-    """Type, who, where and what, whatever the event has."""
+    """The line has type, person, place and content, whatever the event contains."""
     assert describe(event) == line
 
 
 @pytest.mark.parametrize("control", ["\x1b", "\x07", "\x9b", "\x7f", "\u202e", "\u2066", "\u2028", "\x00"])
 def test_no_text_moves_the_terminal(control: str) -> None:
-    """Anyone can write to the operator's screen through the community: all texts are made harmless."""
+    """Anyone can write to the operator's screen through the community, so all texts are made harmless."""
     user = USER._replace(name=f"a{control}b", nick=f"c{control}d")
     peer = CHAT._replace(name=f"e{control}f")
     message = Message(1, f"g{control}h", Reply(1, f"i{control}j", 1), [], [f"k{control}l"])
@@ -96,7 +96,7 @@ def test_no_text_moves_the_terminal(control: str) -> None:
 
 
 def test_a_text_of_many_lines_is_one_line() -> None:
-    """Line breaks and tabs are blanks, and what people write for fun stays: emoji of several parts, too."""
+    """Line breaks and tabs become blanks; emoji stay, even those of several characters."""
     event = EVENT._replace(message=MESSAGE._replace(text="a\nb\tc 👩‍💻 ё"))
     assert describe(event).endswith(": a b c 👩‍💻 ё")
 
@@ -109,7 +109,7 @@ class Watch:
 
     def __init__(self, url: str, terminal: bool = False, constants: dict[str, Any] | None = None, **more: Any) -> None:
         reading, writing = pty.openpty() if terminal else os.pipe()
-        self.output = ""  # all that it has written
+        self.output = ""  # everything that it has written
         env = environment() | {"REDIS_URL": url, "CONSTANTS": json.dumps(constants or {})} | more
         log, errors = os.pipe()
         self.log = open(log, encoding="utf-8")  # noqa: SIM115  # read_log() closes it
@@ -117,7 +117,7 @@ class Watch:
         self.process = template(*LIBRARIES).start(command, ROOT, env, writing, errors)
         os.close(writing)
         os.close(errors)
-        self.errors = ""  # all that it has logged
+        self.errors = ""  # everything that it has logged
         self.readers = [
             threading.Thread(target=read, daemon=True) for read in (lambda: self.read(reading), self.read_log)
         ]
@@ -129,7 +129,7 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.terminate()  # no kill -9: this keeps what coverage has measured
+        self.process.terminate()  # not kill -9, which would lose the coverage data
         self.process.wait(60)
 
     def read(self, reading: int) -> None:
@@ -145,7 +145,7 @@ class Watch:
 
     @property
     def screen(self) -> list[str]:
-        """The lines of the terminal after all that was written: one that moves the cursor up erases the line there."""
+        """The lines on the terminal after all output, without those that were erased by moving the cursor up."""
         text = self.output.replace("\r\n", "\n")
         return re.sub(r"[^\n]*\n\x1b\[A\r\x1b\[K", "", text).splitlines()
 
@@ -156,7 +156,7 @@ class Watch:
         wait_until(lambda: text in self.errors, what=f"{text!r} in {self.errors!r}")
 
     def end(self) -> int:
-        """Press Ctrl-C, and return the exit code when all that was written is read."""
+        """Press Ctrl-C, wait until all output is read, and return the exit code."""
         self.process.send_signal(signal.SIGINT)
         code = self.process.wait(60)
         for reader in self.readers:
@@ -180,7 +180,7 @@ LETTERS = "{events}:dead-letter"
 
 
 def test_events_dead_letters_and_gaps_come_as_they_happen(server: Server, owner: redis.Redis) -> None:
-    """One line each; earlier ones are left out. In a pipe there is nothing else."""
+    """Each is one line, and earlier entries are left out. A pipe gets nothing else."""
     put(owner, "old")
     owner.xadd(LETTERS, {"update": "old", "error": "old"})
     with Watch(server.url) as shown:
@@ -214,7 +214,7 @@ def test_the_first_entries_of_an_empty_redis_are_seen(server: Server, owner: red
 
 
 def test_more_than_is_read_at_once(server: Server, owner: redis.Redis) -> None:
-    """Nothing is skipped when much comes at the same moment."""
+    """Nothing is skipped when many entries arrive at the same moment."""
     with Watch(server.url, constants={"fetcher.commands.watch:MAX_ENTRIES": 3}) as shown:
         with owner.pipeline() as pipeline:
             for number in range(10):
@@ -226,7 +226,7 @@ def test_more_than_is_read_at_once(server: Server, owner: redis.Redis) -> None:
 
 @pytest.mark.parametrize(("group", "alive"), [("5", "host-a, host-b"), ("", "5:host-a, 5:host-b, 6:host-c")])
 def test_a_terminal_has_a_last_line(server: Server, owner: redis.Redis, group: str, alive: str) -> None:
-    """It shows rate and fetchers, moves down below each event, and is there once, also after Ctrl-C."""
+    """It shows the rate and the fetchers, moves below each new event, and appears once, even after Ctrl-C."""
     for name in ("5:host-b", "5:host-a", "6:host-c"):
         owner.set(f"{{events}}:alive:{name}", 1)
     with Watch(server.url, terminal=True, GROUPID=group) as shown:
@@ -245,7 +245,7 @@ def test_a_terminal_has_a_last_line(server: Server, owner: redis.Redis, group: s
 
 
 def test_the_rate_is_that_of_late(server: Server, owner: redis.Redis) -> None:
-    """It falls again when nothing comes."""
+    """The rate falls again when nothing arrives."""
     with Watch(server.url, terminal=True, constants={"fetcher.commands.watch:RATE_WINDOW": 1.0}) as shown:
         for _ in range(4):
             put(owner, "text")
@@ -254,7 +254,7 @@ def test_the_rate_is_that_of_late(server: Server, owner: redis.Redis) -> None:
 
 
 def test_nobody_alive_is_shown(server: Server, owner: redis.Redis) -> None:
-    """The operator sees that no fetcher runs; a heartbeat is found while it watches."""
+    """The operator sees that no fetcher runs; a heartbeat that appears later is found."""
     with Watch(server.url, terminal=True, constants={"fetcher.commands.watch:SCAN_INTERVAL": 0.1}) as shown:
         shown.wait_for("fetchers alive: none")
         owner.set("{events}:alive:5:host-a\x1b", 1)
@@ -262,7 +262,7 @@ def test_nobody_alive_is_shown(server: Server, owner: redis.Redis) -> None:
 
 
 def test_a_narrow_terminal(server: Server) -> None:
-    """The last line never takes two: one that did could not be erased."""
+    """The last line never wraps, because a wrapped line could not be erased."""
     with Watch(server.url, terminal=True, COLUMNS="20") as shown:
         shown.wait_for("0.0 events/s, fetc")
         assert {len(line) for line in shown.screen} == {19}
@@ -270,7 +270,7 @@ def test_a_narrow_terminal(server: Server) -> None:
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_restart_of_redis_is_survived(server: Server, owner: redis.Redis, terminal: bool) -> None:
-    """The last line shows the outage while it lasts; the log has its beginning and its end, once each."""
+    """The last line shows the outage while it lasts; the log has one line when it starts and one when it ends."""
     refused, again = "Redis is unavailable (connection refused)", "Watching the bus 'events'"
     with Watch(server.url, terminal) as shown:
 
@@ -290,14 +290,14 @@ def test_a_restart_of_redis_is_survived(server: Server, owner: redis.Redis, term
 
 
 def test_a_long_outage_is_logged_again(server: Server) -> None:
-    """Once a minute while it lasts."""
+    """An outage is logged once a minute while it lasts."""
     with Watch(server.url, constants={"fetcher.commands.watch:REMIND_INTERVAL": 0.5}) as shown:
         server.stop()
         wait_until(lambda: shown.errors.count(": trying again\n") == 3, what="the third line")
 
 
 def test_redis_may_come_later(server: Server, owner: redis.Redis) -> None:
-    """It waits for the first answer, too."""
+    """The command also waits for Redis's first answer."""
     server.stop()
     shown = Watch(server.url)
     shown.wait_for_log("event-fetcher: Redis is unavailable (connection refused): trying again")
@@ -308,7 +308,7 @@ def test_redis_may_come_later(server: Server, owner: redis.Redis) -> None:
 
 
 def test_a_closed_pipe_is_the_end(server: Server, owner: redis.Redis) -> None:
-    """As in `--watch | head -1`: code 0, and no traceback."""
+    """In `--watch | head -1`, the command ends with code 0 and no traceback."""
     command = f"{sys.executable} -m tests.run --watch | head -1; echo ${{PIPESTATUS[0]}}"
     environment = os.environ | {"REDIS_URL": server.url, "BUS": "events", "TOKEN": "", "GROUPID": ""}
     with subprocess.Popen(
@@ -331,7 +331,7 @@ def test_a_closed_pipe_is_the_end(server: Server, owner: redis.Redis) -> None:
     ],
 )
 def test_what_the_operator_must_fix_ends_it(rules: str, sentence: str) -> None:
-    """A wrong password and a missing permission are one sentence, and exit code 1."""
+    """A wrong password or a missing permission gives one sentence and exit code 1."""
     user = f"user limited on {'' if '>' in rules else '>secret'} {rules}"
     with Server(acl=[user]) as server:
         shown = Watch(server.url.replace("//", "//limited:secret@"))
@@ -341,7 +341,7 @@ def test_what_the_operator_must_fix_ends_it(rules: str, sentence: str) -> None:
 
 
 def test_a_cluster_is_watched() -> None:
-    """Whatever node the address names."""
+    """The address may name any node."""
     with cluster() as nodes:
         client: Any = redis.RedisCluster.from_url(nodes[0].url, decode_responses=True)
         client.set("{events}:alive:5:host-a", 1)
