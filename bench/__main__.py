@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 PAGE, PLOT = HERE.parent / "docs" / "benchmark.md", HERE / "results.svg"
 OURS, FLOOR, USUAL, VKBOTTLE = "this fetcher", "floor", "usual design", "vkbottle relay"
 MODULES = {OURS: "tests.run", FLOOR: "bench.floor", USUAL: "bench.usual", VKBOTTLE: "bench.vkbottle_relay"}
-LINKS = {"loopback": 0.0, "a link of 50 ms": 0.025}  # seconds that it takes in each direction
+LINKS = {"loopback": 0.0, "a link of 50 ms": 0.025}  # seconds in each direction
 FETCHERS = (1, 2, 4)  # side by side
 
 
@@ -46,9 +46,9 @@ TABLE = [
 
 
 class Goal(NamedTuple):
-    """The least (>) or the most that a measure of ours may be: as a ratio to another's, or as it is.
+    """The least (>) or the most (<) that a measure of ours may be, as it is or as a ratio to another's.
 
-    `reason` is printed where the goal is missed, with the figures of the run in it.
+    `reason` is printed if the goal is missed, with the figures of the run in it.
     """
 
     key: str
@@ -82,7 +82,7 @@ Rounds = dict[str, dict[str, list[float]]]  # by contender and measure
 
 
 def main() -> None:
-    """Run the rounds, print the report and put it and the plot into their places."""
+    """Run the rounds, print the report, and put it and the plot in their places."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of all contenders, one after the other (%(default)s)")
     parser.add_argument("--events", type=int, default=10_000, help="of a storm (%(default)s)")
@@ -101,7 +101,7 @@ def main() -> None:
     rounds: Rounds = {name: {} for name in options.only}
     delays: dict[str, list[float]] = {name: [] for name in options.only}
     for name in options.only:
-        measures.start(MODULES[name])  # compiles what is imported, and fills the page cache
+        measures.start(MODULES[name])  # compiles the modules, and fills the page cache
     for number in range(options.rounds):
         shift = number % len(options.only)
         for name in options.only[shift:] + options.only[:shift]:
@@ -131,7 +131,7 @@ def main() -> None:
     text = "\n\n".join(filter(None, tables)) + "\n"
     print(text)
     if not options.quick:
-        from bench.plot import plot  # here, because only this needs matplotlib
+        from bench.plot import plot  # imported here, because only this needs matplotlib
 
         plot(rounds, delays, growth, PLOT)
         page = PAGE.read_text(encoding="utf-8")
@@ -156,7 +156,7 @@ def once(
 
 
 def part(events: int) -> int:
-    """Return how many events the usual design gets: it queries VK for each one, so a part shows its rate."""
+    """Return how many events the usual design gets: it queries VK for each one, so a few show its rate."""
     return max(3, events // 300)
 
 
@@ -205,7 +205,7 @@ def reasons(rounds: Rounds, parts: measures.Values) -> dict[str, float]:
 
 
 def growth_table(growth: dict[str, Any], most: int) -> str:
-    """Return memory and CPU of one process as it gets more and more events."""
+    """Return the memory and CPU of one process as it handles more and more events."""
     rows = [
         [f"{name}: {unit}", *(f"{values[key]:.{digits}f}" for _, values in points)]
         for key, unit, digits in (("memory", "resident memory, MiB", 1), ("cpu", "CPU per event, µs", 0))
@@ -240,14 +240,14 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Return the median and the range."""
+    """Return the median and the range as text."""
     least, most = min(values), max(values)
     digits = 0 if least >= 1000 else digits
     return f"{median(values):,.{digits}f} ({least:,.{digits}f}–{most:,.{digits}f})"
 
 
 def notes(options: argparse.Namespace, seconds: float) -> str:
-    """Say on what, with what and when this was measured."""
+    """Describe the machine, the versions, the date and the conditions of the measurement."""
     with Server() as server, server.client() as client:
         info = client.info("server")
     redis = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"

@@ -44,7 +44,7 @@ def bare_stream(client: Any) -> Generator[Event, None, None]:
 
 
 def bare_channel(client: Any) -> Generator[Any, None, None]:
-    """Yield what is published, parsed."""
+    """Yield the published JSON, parsed."""
     with client.pubsub(ignore_subscribe_messages=True) as pubsub:
         pubsub.subscribe(CHANNEL)
         for message in pubsub.listen():
@@ -65,7 +65,7 @@ CHANNELS: dict[str, Callable[[Any], Generator[Any, None, None] | AsyncGenerator[
 
 
 def measure(events: int, rounds: int) -> dict[str, float]:
-    """Return the median rate of each contender, in events a second; in each round all have their turn on one server."""
+    """Return each contender's median rate in events a second; in each round, all take turns on one server."""
     rates: dict[str, list[float]] = {name: [] for name in (*STREAM, *CHANNELS)}
     texts = [text(number) for number in range(events)]
     with Server() as server, server.client() as client:
@@ -101,7 +101,7 @@ def text(number: int) -> str:
 
 
 def rate(read: Callable[[Any], Any], port: int, events: int) -> float:
-    """Take this many events, and return how many came per second after the first one."""
+    """Take this many events, and return how many arrived per second after the first one."""
 
     def take() -> float:
         with redis.Redis(HOST, port) as client, closing(read(client)) as reading:
@@ -124,7 +124,7 @@ def rate(read: Callable[[Any], Any], port: int, events: int) -> float:
 
 
 def publish(client: redis.Redis, port: int, texts: list[str]) -> None:
-    """Publish everything at once as soon as there is a subscriber, and leave the work to the server."""
+    """Publish everything at once when there is a subscriber, so that only the server has work left."""
     start = f"*3\r\n$7\r\nPUBLISH\r\n${len(CHANNEL)}\r\n{CHANNEL}\r\n".encode()
     bodies = [text.encode() for text in texts]
     commands = b"".join(b"%s$%d\r\n%s\r\n" % (start, len(body), body) for body in bodies)

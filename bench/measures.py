@@ -1,4 +1,4 @@
-"""What is measured of one contender, in its own process and on its own VK and Redis."""
+"""The measurements of one contender, in a process of its own and with its own VK and Redis."""
 
 import gc
 import json
@@ -20,14 +20,14 @@ from tests.servers import Proxy, Server, bus_at, wait_until
 from tests.vk import GROUP, VK, traffic
 
 PEOPLE, CHATS = 1000, 50
-SETTLED = 1.5  # seconds after the first poll until a contender has sent its start-up requests
+SETTLED = 1.5  # seconds after the first poll, in which a contender sends its start-up requests
 CHUNK = 10_000  # updates that are pushed at once
 
 Values = dict[str, float]
 
 
 def storm(module: str, count: int, seed: int) -> Values:
-    """Push `count` updates of people whose names are unknown, then as many with the names known."""
+    """Push `count` updates from people whose names are unknown, then as many with known names."""
     with stage(module) as (vk, bus, it):
         at_rest = it.memory()
         asked = vk.stats()["api"]
@@ -53,7 +53,7 @@ def storm(module: str, count: int, seed: int) -> Values:
 
 @contextmanager
 def stage(module: str) -> Iterator[tuple[VKProcess, Subscriber, Contender]]:
-    """Yield a VK in a process of its own, a subscriber and the contender, once this has settled."""
+    """Yield a VK in a process of its own, a subscriber and the contender, once the contender has settled."""
     with (
         Server() as redis, VKProcess() as vk, Subscriber(redis.port) as bus,
         Contender(module, vk.url, redis.url) as it,
@@ -64,15 +64,15 @@ def stage(module: str) -> Iterator[tuple[VKProcess, Subscriber, Contender]]:
 
 
 def start(module: str) -> Values:
-    """Start it, and wait for its first poll."""
+    """Start the contender, and measure the time until its first poll."""
     with Server() as redis, VK(latency=LATENCY, rps=RPS) as vk, Contender(module, vk.url, redis.url) as it:
         return {"start": first_poll(vk, it) - it.started}
 
 
 def delay(module: str, count: int, known: bool, seed: int) -> tuple[Values, list[float]]:
-    """Push `count` updates one at a time; with `known`, of people whose names are known.
+    """Push `count` updates one at a time; with `known`, they are from people whose names are known.
 
-    VK lives in this process here: nothing stands between the push and VK's log. Return the delays too, in seconds.
+    VK runs in this process, so that nothing stands between the push and VK's log. Also return the delays, in seconds.
     """
     with (
         apart() as own, Server() as redis, VK(latency=LATENCY, rps=RPS, batch=BATCH) as vk,
@@ -118,9 +118,10 @@ def growth(module: str, sizes: list[int], seed: int) -> list[tuple[int, Values]]
 
 
 def drain(module: str, count: int, delay: float, seed: int) -> Values:
-    """Hold `count` updates while Redis is down; measure memory then, and later the time from first to last event.
+    """Hold `count` updates while Redis is down; measure the memory then, and later the time from first to last event.
 
-    `delay` is the link's, one way, in seconds. `count` is below MAX_PENDING: with more, VK is no longer polled.
+    `delay` is the one-way delay of the link, in seconds. `count` must be below MAX_PENDING: with more, VK is not
+    polled.
     """
     with (
         Server() as redis, Proxy(redis.port, delay=delay) as link,
@@ -139,7 +140,7 @@ def drain(module: str, count: int, delay: float, seed: int) -> Values:
 
 
 def side_by_side(module: str, fetchers: int, count: int, seed: int) -> Values:
-    """Let several fetchers of one community work side by side: CPU per event of all together, and of Redis."""
+    """Let several fetchers of one community work side by side; measure the CPU per event of them all, and of Redis."""
     with (
         Server() as redis,
         redis.client() as client,
@@ -155,7 +156,7 @@ def side_by_side(module: str, fetchers: int, count: int, seed: int) -> Values:
 
         def settled() -> tuple[float, float]:
             before, now = (-1.0, 0.0), computed()
-            while now[0] - before[0] > 0.01:  # the slower ones commit what is there already
+            while now[0] - before[0] > 0.01:  # the slower ones still commit what is already on the bus
                 time.sleep(0.5)
                 before, now = now, computed()
             return now
@@ -172,10 +173,10 @@ def side_by_side(module: str, fetchers: int, count: int, seed: int) -> Values:
 
 
 def parts() -> Values:
-    """Measure what the fetcher does for each event, part by part, in microseconds; the least of many repetitions."""
+    """Measure each part of the fetcher's work per event, in microseconds: the least of many runs, or their median."""
     updates = traffic(1, PEOPLE, CHATS, 500)
     answer = json.dumps({"ts": "1", "updates": updates}, ensure_ascii=False).encode()
-    nobody: Any = None  # these updates are whole: nothing has to be looked up
+    nobody: Any = None  # these updates are complete, so nothing has to be looked up
     build = EntryBuilder(nobody, nobody, GROUP, "/!", raw=False).event_of
     events = [event for update in updates if (event := build(update))]
     names = dict.fromkeys(ids_to_resolve(events), Name("Руслан Башинский", "Руслан", "Башинский", "oidaho"))
@@ -209,14 +210,14 @@ def parts() -> Values:
 
 
 def wait_for_poll(polled: Callable[[], bool], it: Contender) -> None:
-    """Wait for the contender's first poll; end with what it printed if it has ended instead."""
+    """Wait for the contender's first poll; if it ends instead, exit with what it printed."""
     wait_until(lambda: polled() or it.process.poll() is not None, 30, "the first poll")
     if not polled():
         raise SystemExit(f"It has ended before its first poll, and printed:\n{it.errors}")
 
 
 def first_poll(vk: VK, it: Contender) -> float:
-    """Wait for the first poll, and return when VK got it."""
+    """Wait for the first poll, and return when VK received it."""
     polls: list[Any] = []
 
     def polled() -> bool:

@@ -1,4 +1,4 @@
-"""The event as bots make it: the keys of our contract, taken from the update without a second look."""
+"""The event as bots make it: the keys of our contract, taken from the update without any checks."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What every measure needs: a contender as a process, VK as one, and a subscriber that costs next to nothing."""
+"""What every measurement needs: a contender as a process, VK as one, and a subscriber that costs next to nothing."""
 
 import contextlib
 import http.client
@@ -32,7 +32,7 @@ class Process:
         self.directory = tempfile.mkdtemp(prefix="bench-")
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
         with Path(self.directory, "errors").open("wb") as errors:
-            os.sched_setaffinity(0, processors or everywhere)  # is inherited
+            os.sched_setaffinity(0, processors or everywhere)  # the new process inherits this
             self.started = time.monotonic()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *arguments], cwd=self.directory, stdin=subprocess.DEVNULL,
@@ -56,17 +56,17 @@ class Process:
         return Path(self.directory, "errors").read_text(errors="replace")
 
     def cpu(self) -> float:
-        """Return the seconds, user and system, that all its threads have computed so far."""
+        """Return the CPU time of all its threads so far, user and system, in seconds."""
         return time.clock_gettime(~self.process.pid << 3 | 2)  # clock_getcpuclockid(3)
 
     def memory(self) -> int:
-        """Return the bytes that are resident."""
+        """Return its resident memory in bytes."""
         rollup = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
         return int(rollup.split("Rss:")[1].split()[0]) * 1024
 
 
 class Contender(Process):
-    """One of those that are compared."""
+    """One of the programs that are compared."""
 
     def __init__(self, module: str, vk_url: str, redis_url: str, processors: Iterable[int] = ()) -> None:
         """Start it on this VK and this Redis."""
@@ -76,9 +76,9 @@ class Contender(Process):
 
 @contextlib.contextmanager
 def apart() -> Iterator[set[int]]:
-    """Yield the processor of the contender: until the end this thread, and what it starts, use the others.
+    """Yield a processor for the contender; until the end, this thread and what it starts use the others.
 
-    On few processors a subscriber that has been woken must otherwise wait while the contender makes its next poll.
+    With few processors, a woken subscriber would otherwise wait while the contender makes its next poll.
     """
     everywhere = os.sched_getaffinity(0)
     own = {max(everywhere)}
@@ -122,7 +122,7 @@ class Subscriber:
         self.socket.settimeout(1)
         self.socket.sendall(b"PSUBSCRIBE events:*\r\n")
         self.rest = b""
-        self.first_at = 0.0  # when the first of those that were taken last arrived
+        self.first_at = 0.0  # when the first event of the latest take() arrived
         self.socket.recv(1000)
         self.due = 0
 

@@ -27,7 +27,7 @@ from typing import TextIO
 ROOT = Path(__file__).resolve().parent.parent
 INHERITED = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
 LIBRARIES = ("argparse", "dotenv", "orjson", "prometheus_client", "redis.asyncio", "requests", "vk_api.bot_longpoll")
-# settings that a copy cannot adopt, because its Python already runs
+# Settings that a copy cannot adopt, because its Python already runs.
 BEFORE_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ")
 MAX_FILES = 4  # stdin, stdout, stderr, and the socket for requests and replies
 NUMBER, SIZE = "q", 8  # how a pid and an exit code are sent, in bytes

@@ -1,13 +1,13 @@
-"""Change a module in many small ways, one at a time, and see which changes nothing notices.
+"""Change a module in many small ways, one at a time, and list the changes that nothing notices.
 
     python -m tests.mutants fetcher/core/backlog.py --tests tests/test_backlog.py --histories 300
     python -m tests.mutants fetcher/vk/builders.py --tests tests/test_builders.py
     python -m tests.mutants fetcher/bus/commit.lua --tests tests/test_bus.py --histories 300
 
-Each mutant runs in a process of its own, forked from one that has imported everything but the project: first the tests,
-the quickest ones first, then the histories of the simulation. Tests that start another interpreter do not see the
-mutant there. Module-level constants, texts and annotations are left as they are. The exit code is 0 if the score is at
-least `--goal`.
+Each mutant runs in a process of its own, forked from one that has imported everything but the project. The tests run
+first, beginning with the quickest, and then the histories of the simulation. Tests that start another interpreter do
+not see the mutant there. Module-level constants, strings and annotations are not changed. The exit code is 0 if the
+score is at least `--goal`.
 """
 
 import argparse

@@ -563,7 +563,7 @@ def test_two_give_back_at_once(fetch: Fetch, client: Any, server: Server) -> Non
         handled = Counter(taken(own, "moderation", 200))
         assert [process.wait(60) for process in both] == [0, 0]
     assert handled == Counter(str(number) for number in range(1, 201))
-    # the last event is acknowledged only when the next one is requested
+    # The last event is acknowledged only when the next one is requested.
     assert client.xpending("events", "moderation")["pending"] <= 1
     assert sum(counts(*[process.output for process in both])) == 200
 

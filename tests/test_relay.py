@@ -1023,7 +1023,7 @@ def test_polls_follow_for_longer_the_longer_vk_has_more(begun: Fetcher, monkeypa
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_burst_waits_for_no_further_one(begun: Fetcher, size: int) -> None:
-    """This holds even for the largest answer so far: a poll that VK holds would delay it by a second."""
+    """That holds even if it is as large as any before: a poll that VK holds would delay it by a second."""
     bursts = {f"{number}": [f"{number}-{one}" for one in range(size)] for number in range(10)}
     begun.bus.cost = lambda commit: 0.05
     begun.bus.on_commit = lambda commit: begun.history.push(*bursts.pop(commit.entries[0].id, []))  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The single faults, each a function that makes it happen in an environment, and fixes what does not pass by itself."""
+"""Single faults: each is a function that causes it in an environment, and repairs what does not pass by itself."""
 
 import time
 from collections.abc import Callable
@@ -16,13 +16,14 @@ class Case(NamedTuple):
 
     name: str
     inject: Inject
-    linked: bool = False  # it breaks the link to Redis: a cluster's client finds the nodes without one
+    linked: bool = False  # it breaks the link to Redis, which a cluster's client bypasses
     clustered: bool = False  # it needs a cluster
-    fetchers: int = 1  # that it needs at least
+    fetchers: int = 1  # how many it needs at least
     single: bool = False  # it needs to be the only fetcher
-    quiet: bool = False  # alone, it happens without traffic: what is lost then must be known
-    forgets: bool = False  # what nobody alive has had may be gone
-    kills: bool = False  # so it may be together with a second fault: what a dead fetcher held VK may have forgotten
+    quiet: bool = False  # alone, it happens without traffic, so that what is lost is known
+    forgets: bool = False  # updates that no living fetcher has had may be gone
+    # It may therefore happen beside a second fault: VK may have forgotten what a dead fetcher held.
+    kills: bool = False
     restarts: bool = False  # VK restarts its numbering, which version 1.1 does not count
     splits: bool = False  # the checkpoint may stand inside one VK answer, where version 1.1 cannot go on
     fatal: bool = False  # fetchers with nothing pending end with code 1
@@ -34,7 +35,7 @@ class Case(NamedTuple):
 
     @property
     def concerns_redis(self) -> bool:
-        """Whether it may come out differently in a cluster."""
+        """Whether it may turn out differently in a cluster."""
         return self.side not in ("poll", "API", "VK")
 
 
@@ -56,7 +57,7 @@ def case(name: str, **more: Any) -> Callable[[Inject], Inject]:
 
 
 def failing_polls(fault: Fault, times: int = 3) -> Inject:
-    """Return what answers this many polls with the fault."""
+    """Return a function that answers this many polls with the fault."""
 
     def inject(env: Environment) -> None:
         env.vk.fail_poll(fault, times)
@@ -78,7 +79,7 @@ POLL_FAULTS: dict[str, tuple[Fault, int]] = {
     "answered by drops": ("slow", 1),
 }
 for name, fault in POLL_FAULTS.items():
-    # While a poll hangs, VK may forget what bursts and another fault push.
+    # While a poll hangs, VK may forget updates from bursts and from another fault.
     case(f"poll: {name}", forgets=fault[0] == "hang")(failing_polls(*fault))
 
 
@@ -95,10 +96,10 @@ def silence(env: Environment) -> None:
 
 
 def miss(env: Environment, count: int, lose: Callable[[], Any]) -> None:
-    """Let all fetchers miss this many updates for good, and wait until the gap is on record, once."""
+    """Make all fetchers miss this many updates for good, and wait until the gap is recorded, once."""
     for fetcher in env.fetchers:
         fetcher.pause()
-    env.vk.down()  # polls under way would bring them
+    env.vk.down()  # polls under way would return them
     with env.pushing:
         since = env.vk.ts
         env.forget(env.push(count))
@@ -169,11 +170,11 @@ def vk_cut(env: Environment) -> None:
         time.sleep(0.1)
 
 
-# VK's API: traffic brings new people all the time, so names are requested
+# VK's API: traffic always includes new people, so names are requested
 
 
 def failing_requests(fault: Fault, times: int = 2, method: str | None = None) -> Inject:
-    """Return what answers this many requests with the fault."""
+    """Return a function that answers this many requests with the fault."""
 
     def inject(env: Environment) -> None:
         env.vk.fail_api(fault, times, method)
@@ -283,7 +284,7 @@ def make_read_only(env: Environment) -> None:
 
 
 def refusing(seconds: float, name: str, value: int) -> Inject:
-    """Return what lets Redis refuse writes because of a setting, whose usual value is 0."""
+    """Return a function that makes Redis refuse writes for some time, by a setting whose usual value is 0."""
 
     def inject(env: Environment) -> None:
         env.command(lambda client: client.config_set(name, value))
@@ -308,7 +309,7 @@ def keep_busy(env: Environment) -> None:
 
 
 def set_password(password: str) -> Callable[[Any], Any]:
-    """Return what sets the password of the fetchers' user, and drops the clients that know the former one."""
+    """Return a function that sets the password of the fetchers' user, and drops clients that know the old one."""
 
     def run(client: Any) -> None:
         client.execute_command("ACL", "SETUSER", "default", "resetpass", f">{password}")
@@ -319,7 +320,7 @@ def set_password(password: str) -> Callable[[Any], Any]:
 
 @case("Redis: password changed, and back, with nothing pending", quiet=True, fatal=True)
 def lock_out(env: Environment) -> None:
-    """What only an operator can fix: the fetcher logs one sentence and ends with code 1."""
+    """Only the operator can fix this: the fetcher logs one sentence and ends with code 1."""
     env.wait_for_commits()
     env.command(set_password("other"))
     env.expect(lambda: not any(fetcher.running for fetcher in env.fetchers), what="the end")
@@ -332,7 +333,10 @@ def lock_out(env: Environment) -> None:
 
 
 def fatal_while_pending(refuse: Callable[[Any], Any], fix: Callable[[Any], Any], sentence: str) -> Inject:
-    """Return what Redis refuses until the operator fixes it: the fetcher logs that, and keeps trying."""
+    """Return a function that makes Redis refuse commits, and fixes that once fetchers have logged it.
+
+    The fetchers keep trying.
+    """
 
     def inject(env: Environment) -> None:
         said = env.wait_for_line(sentence)
@@ -470,5 +474,5 @@ def kill_node(env: Environment) -> None:
     with env.server_lock:
         node = env.random.choice([node for node in env.nodes if node is not env.server])
         node.kill()
-        time.sleep(env.random.uniform(0.3, 3))  # the others find out after two seconds
+        time.sleep(env.random.uniform(0.3, 3))  # the other nodes notice after two seconds
         node.start()

@@ -1,4 +1,4 @@
-"""The end of a soak by SIGTERM or Ctrl-C: every process leaves by itself, and takes what it started along."""
+"""The end of a soak by SIGTERM or Ctrl-C: every process ends by itself, with everything that it has started."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ ending = threading.Event()
 
 
 def end_on_signals() -> None:
-    """Raise SystemExit at the first of these signals, so that each context ends; the next ones change nothing."""
+    """Raise SystemExit at the first of these signals, so that each context exits; later ones have no effect."""
 
     def end(number: int, frame: Any) -> None:
         for each in SIGNALS:
@@ -26,7 +26,7 @@ def end_on_signals() -> None:
 
 
 def end_with_parent() -> None:
-    """Let this process end, as by SIGTERM, when the one that started it has ended, however that was."""
+    """End this process, as by SIGTERM, once the process that started it has ended in whatever way."""
     parent = multiprocessing.parent_process()
     assert parent
 
@@ -38,6 +38,6 @@ def end_with_parent() -> None:
 
 
 def require_not_ending() -> None:
-    """Raise SystemExit if this process is about to end: so its threads end."""
+    """Raise SystemExit if this process is about to end, so that its threads end, too."""
     if ending.is_set():
         raise SystemExit

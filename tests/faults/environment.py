@@ -26,16 +26,18 @@ from tests.vk import CHAT, PERSON, button, message, reaction
 PASSWORD = "s3cret/of Redis@home"  # of the fetchers' user
 OWNER = "owner"  # the environment's own user, whose password nobody changes
 KEY_HEAD = "eyJhbGciOiJFZERTQSIs"  # every VK key begins like this
-EVENT_ID = re.compile(r'"event_id": ?"([0-9a-f]{40})"')  # the first one in an event's JSON is its own
-MOST_TIMES = 255  # what a byte counts
-REMEMBERED, REMEMBERED_BYTES = 500, 8 * 2**20  # of what is on the bus; twice as much, less what goes in one piece
+EVENT_ID = re.compile(r'"event_id": ?"([0-9a-f]{40})"')  # the first match in an event's JSON is its own id
+MOST_TIMES = 255  # the most that a byte can count
+# What fetchers surely remember of the bus, in updates and bytes: the replay buffer holds twice as much, but a whole
+# piece may leave it at once.
+REMEMBERED, REMEMBERED_BYTES = 500, 8 * 2**20
 USUAL_SIZE = 700  # bytes of an update
 
 
 class Count(NamedTuple):
-    """What came of the events of one fault: on the stream that survives, and on the channels.
+    """What became of the events of one fault, on the surviving stream and on the channels.
 
-    `lost`: a living fetcher had them. `gone`: no fetcher had them, VK forgot them, and the bus records it. `silent`:
+    `lost`: a living fetcher had them. `gone`: no fetcher had them, VK forgot them, and the bus records that. `silent`:
     nothing says that they are missing.
     """
 
@@ -54,25 +56,25 @@ class Count(NamedTuple):
         return not any(self[2:])
 
     def plus(self, other: "Count") -> "Count":
-        """Add another account to this one."""
+        """Return the sum of this account and another one."""
         return Count(*map(sum, zip(self, other, strict=True)))
 
 
 class Listener(threading.Thread):
-    """Keeps what the channels bring; what is published while it is not connected it cannot know."""
+    """Collects what the channels bring, except what is published while it is not connected."""
 
     def __init__(self, server: Server, heard: list[int]) -> None:
         super().__init__(daemon=True)
         self.client: Any = server.client(
             username=OWNER, socket_timeout=5, retry=Retry(NoBackoff(), 0)
-        )  # no try too many
+        )  # no retries by redis-py itself
         self.heard = heard
         self.connections = 0
         self.ended = False
         self.start()
 
     def run(self) -> None:
-        """Listen until the end, again after every broken connection."""
+        """Listen until the end, and again after every broken connection."""
         while not self.ended:
             with contextlib.suppress(redis.RedisError, OSError), self.client.pubsub() as live:
                 live.psubscribe("events:*")
@@ -83,7 +85,7 @@ class Listener(threading.Thread):
             time.sleep(0.02)
 
     def end(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         self.ended = True
         self.join()
 
@@ -96,10 +98,10 @@ def event_number(text: str) -> int:
 
 
 class Environment:
-    """One VK, one Redis or a cluster, fetchers with a link each to it, and traffic when it is wanted.
+    """One VK, one Redis or a cluster, fetchers with a link each to it, and traffic on demand.
 
-    Cases call its methods at the same time; each method may be called while another fault lasts. Of several versions of
-    the program the fetchers take one after the other, and so does each fetcher when it is started again.
+    Cases call its methods at the same time, and each method may be called while another fault lasts. With several
+    versions of the program, fetchers use them in turn, and so does each fetcher when it is restarted.
     """
 
     def __init__(
@@ -115,8 +117,8 @@ class Environment:
     ) -> None:
         """Start everything.
 
-        `lead` returns the address of a link to the port of VK, and `of_vk` is for VK. Polls are short, so that less is
-        waited for, unless it `is_unhurried`.
+        `lead` returns the address of a link to VK's port, and `of_vk` are options of VK. Polls are short, to save time,
+        unless the environment `is_unhurried`.
         """
         self.random = random.Random(seed)
         self.is_unhurried = is_unhurried
@@ -127,24 +129,25 @@ class Environment:
             "acl": [f"user {OWNER} on nopass ~* &* +@all"],
         }
         self.server_lock = threading.RLock()  # held by the thread that ends the server, until it is up again
-        self.is_strict = True  # nothing but this fault happens: what a case waits for must come
+        self.is_strict = True  # no other fault happens, so what a case waits for must come
 
         # The account. An update's number is its place in VK's order, and its event_id.
-        self.ts = array("q")  # by number: the ts behind it
+        self.ts = array("q")  # by number: the ts after it
         self.on_stream, self.on_channels = bytearray(), bytearray()  # by number: how often
         self.sizes = array("l")  # by number, in bytes
         self.unpromised: set[int] = set()  # lost by the bus, and too old for a fetcher to remember
-        self.found: list[int] = []  # what came to the stream since the last account, in its order
+        self.found: list[int] = []  # what has reached the stream since the last account, in its order
         self.gaps: list[tuple[Position, Position]] = []  # recorded since the last account
-        self.last_entry = self.last_letter = ""  # the newest that have been read
-        self.first = 0  # number of the first update that is not accounted for
-        self.forgotten: set[int] | None = set()  # what VK forgot before any fetcher had it; None: whatever is recorded
+        self.last_entry = self.last_letter = ""  # the newest ones that have been read
+        self.first = 0  # number of the first update since the last account
+        # What VK forgot before any fetcher had it; None accepts whatever is recorded.
+        self.forgotten: set[int] | None = set()
         self.replayed: set[int] = set()
         self.restarts: list[
             int
-        ] = []  # numbers of the first updates each time that VK restarted, since the last account
-        self.is_rewound = False  # acknowledged writes were lost: the channels may repeat
-        self.is_emptied = False  # so was the checkpoint: a fetcher that starts begins at VK's latest ts
+        ] = []  # numbers of the first update after each restart of VK's numbering since the last account
+        self.is_rewound = False  # acknowledged writes were lost, so channels may repeat events
+        self.is_emptied = False  # the checkpoint was lost, too, so a fetcher that starts begins at VK's latest ts
         self.people = 0
         self.reading, self.pushing, self.stop = threading.RLock(), threading.RLock(), threading.Event()
         self.nodes: list[Server] = []
@@ -203,11 +206,11 @@ class Environment:
         return self.links[-1]
 
     def any_fetcher(self) -> Process:
-        """Return one of the fetchers, any."""
+        """Return one of the fetchers, chosen at random."""
         return self.random.choice(self.fetchers)
 
     def any_links(self) -> list[Proxy]:
-        """Return all links, or one of several."""
+        """Return all links, or one chosen at random."""
         return self.random.choice([self.links, [self.random.choice(self.links)]])
 
     @property
@@ -224,7 +227,7 @@ class Environment:
     # Waiting
 
     def expect(self, condition: Callable[[], Any], what: str = "it") -> None:
-        """Wait until the condition holds; when another fault may prevent it, not for long."""
+        """Wait until the condition holds, but not for long if another fault may prevent it."""
 
         def holds_or_ending() -> Any:
             require_not_ending()
@@ -263,7 +266,7 @@ class Environment:
         return self.server.client(**{"socket_timeout": 5, "username": OWNER, **options})
 
     def command(self, *commands: Callable[[Any], Any]) -> Any:
-        """Run commands on the server, each as often as it takes, and return the last answer."""
+        """Run commands on the server, each until it succeeds, and return the last answer."""
         answer: Any = None
 
         def run(command: Callable[[Any], Any]) -> bool:
@@ -288,11 +291,11 @@ class Environment:
             link.up()
 
     def detached_replica(self) -> Server:
-        """Return a replica that has all that the server has, and lacks what is written from now on."""
+        """Return a replica that has everything written so far, and lacks what is written from now on."""
         replica = self.stack.enter_context(Server(**self.options))
         with self.server_lock, contextlib.suppress(AssertionError):
             replica.replica_of(self.server, 60 if self.is_strict else 10)
-            time.sleep(0.1)  # what was written while it copied
+            time.sleep(0.1)  # for what was written while it copied
         replica.replica_of(None)
         return replica
 
@@ -310,7 +313,7 @@ class Environment:
             self.read_again()
 
     def note_lost_writes(self) -> None:
-        """Note that the bus loses writes now: of what was on it, fetchers remember only the latest."""
+        """Note that the bus loses writes now, and that fetchers remember only the latest of what was on it."""
         with contextlib.suppress(redis.RedisError, OSError):
             self.read()
         begin, size = len(self.ts), 0
@@ -328,7 +331,7 @@ class Environment:
             self.is_emptied = True
 
     def read_again(self) -> None:
-        """Count all that the stream has from its beginning: it is not the one that it was, and may be filled again."""
+        """Count the stream again from its beginning, because it was replaced or emptied and may be filled again."""
         with self.reading:
             self.on_stream, self.on_channels = bytearray(len(self.on_stream)), bytearray(len(self.on_channels))
             self.found, self.gaps, self.last_entry, self.last_letter = [], [], "", ""
@@ -391,7 +394,7 @@ class Environment:
             self.vk.replay(count)
 
     def next_chats(self, count: int) -> range:
-        """Return the chats that are heard of next."""
+        """Return the chats that will appear next."""
         return range(CHAT + 2 + self.people, CHAT + 2 + self.people + count)
 
     def forget(self, numbers: range) -> None:
@@ -408,7 +411,7 @@ class Environment:
     # What came through
 
     def read(self) -> None:
-        """Read what has come to the stream and to the dead letters."""
+        """Read what has reached the stream and the dead letters."""
         with self.reading, self.client(socket_timeout=10) as client:
             entries: Any = client.xrange("events", f"({self.last_entry}" if self.last_entry else "-")
             for self.last_entry, fields in entries:
@@ -421,7 +424,7 @@ class Environment:
                     self.gaps.append((Position.parse(fields["since"]), Position.parse(fields["until"])))
 
     def missing(self) -> list[int]:
-        """Return what the stream lacks of what was pushed since the last account."""
+        """Return which updates since the last account are missing from the stream."""
         self.read()
         with self.reading:
             return [number for number in range(self.first, len(self.ts)) if not self.on_stream[number]]
@@ -432,7 +435,7 @@ class Environment:
         for since, until in self.gaps:
             if not is_restart(since, until):
                 is_inside = place_of(since) < ts <= place_of(until)
-            elif times == len(self.restarts):  # VK has restarted before this one, and not after
+            elif times == len(self.restarts):  # VK restarted before this update, and not after it
                 is_inside = ts <= place_of(until)
             else:
                 is_inside = times > 0 or ts > place_of(since)
@@ -441,7 +444,7 @@ class Environment:
         return False
 
     def has_gap(self, ts: int) -> bool:
-        """Whether a gap is recorded that holds the update behind this ts."""
+        """Return whether a recorded gap contains the update after this ts."""
         self.read()
         return any(
             place_of(since) <= ts and (ts < place_of(until) or is_restart(since, until)) for since, until in self.gaps
@@ -453,7 +456,7 @@ class Environment:
         return sum(text in fields["error"] for _, fields in letters)
 
     def wait_for_commits(self) -> None:
-        """Wait until no fetcher has anything left to commit, also after a pause, nor anything to commit again."""
+        """Wait until no fetcher has anything left to commit, even after a pause, or to commit again."""
 
         def is_quiet() -> bool:
             counts: list[int] = []
@@ -466,22 +469,22 @@ class Environment:
         self.expect(is_quiet, what="the last commit")
 
     def had(self) -> set[int]:
-        """Return the updates that a fetcher which lives has had since the last account."""
+        """Return the updates that living fetchers have had since the last account."""
         living = {fetcher.token for fetcher in self.fetchers if fetcher.running}
         return self.vk.had_by(living) - self.unpromised
 
     def has_arrived(self) -> bool:
-        """Whether all is on the bus that can be expected there."""
+        """Whether everything that can be expected is on the bus."""
         missing = set(self.missing())
         if not all(self.has_polled(fetcher, self.vk.ts) for fetcher in self.fetchers):
             return False
         return not missing or ((self.is_emptied or all(map(self.is_recorded, missing))) and not missing & self.had())
 
     def account(self, timeout: float = 60) -> Count:
-        """Wait until what was pushed has arrived, and count what came of it since the last account."""
+        """Wait until everything that was pushed has arrived, and count what became of it since the last account."""
         with contextlib.suppress(AssertionError):
             wait_until(self.has_arrived, timeout)
-        time.sleep(0.1)  # for repetitions
+        time.sleep(0.1)  # time for repetitions
         missing, had = self.missing(), self.had()
         heard, self.listener.heard = self.listener.heard, []
         again = sum(self.on_channels[number] > 0 for number in heard) + len(heard) - len(set(heard))
@@ -509,14 +512,14 @@ class Environment:
         return count
 
     def disorder(self, found: list[int]) -> int:
-        """Count the events that come after one which VK sent later; several fetchers promise no order."""
+        """Count the events that follow one which VK sent later; with several fetchers, no order is promised."""
         if len(self.fetchers) > 1:
             return 0
         numbers = [n for n in dict.fromkeys(found) if n >= self.first and n not in self.replayed]
         return sum(later < earlier for earlier, later in pairwise(numbers))
 
     def explain(self, missing: list[int], had: set[int]) -> str:
-        """Return where the missing updates were, for whoever looks for the bug."""
+        """Describe where the missing updates were, to help find the bug."""
         twice = [number for number in dict.fromkeys(self.found) if self.on_stream[number] > 1]
         lines = [f"pushed {self.first}..{len(self.ts) - 1}, VK's ts {self.vk.ts}, gaps {self.gaps}"]
         for state, numbers in {
@@ -533,7 +536,7 @@ class Environment:
     # Afterwards
 
     def heal(self) -> list[int]:
-        """Undo all that a fault may have left, and return the exit codes of the fetchers that had ended."""
+        """Undo everything that a fault may have left, and return the exit codes of the fetchers that had ended."""
         self.vk.heal()
         self.vk.up()
         for at_vk in (self.vk.unreadable, self.vk.refused, self.vk.failing):
@@ -559,7 +562,7 @@ class Environment:
 
 
 def place_of(position: Position) -> int:
-    """Return the ts of the last update that the position includes: VK's ts grows by one here."""
+    """Return the ts of the last update that the position includes; here VK's ts grows by one for each."""
     return position.ts + position.part
 
 
@@ -574,7 +577,7 @@ def has_line(fetcher: Process, text: str, position: int) -> bool:
 
 
 def restore_stream(client: Any) -> None:
-    """Put the stream in its place again, where a fault has put something else."""
+    """Put the stream back in its place, if a fault has put something else there."""
     if client.exists("{events}:aside"):
         client.rename("{events}:aside", "events")
     elif client.type("events") == "string":

@@ -13,13 +13,13 @@ from tests.servers import Proxy, wait_until
 from tests.vk import CHAT, PERSON, message
 
 FAR = 0.3  # seconds in each direction
-GIVEN_UP = 60.0  # seconds after which what is not on the bus counts as missing
+GIVEN_UP = 60.0  # seconds after which updates that are not on the bus count as missing
 
 Play = Callable[[Environment], None]
 
 
 class Scenario(NamedTuple):
-    """What happens: it is played until the traffic is over, or for the ten seconds after Redis is back."""
+    """What happens: it lasts until the traffic is over, or until ten seconds after Redis is back."""
 
     name: str
     play: Play
@@ -28,7 +28,7 @@ class Scenario(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What came of it: `out` when it was over, `seconds` until the rest was, None if it stayed away."""
+    """The result: `out` events were published by its end, and the rest `seconds` later, None if not at all."""
 
     events: int
     out: int
@@ -57,7 +57,7 @@ COLUMNS = (
 
 
 def measure(scenario: Scenario, version: Version) -> Figures:
-    """Play the scenario with one fetcher of this version, whose constants are its own."""
+    """Play the scenario with one fetcher of this version, with the version's own constants."""
     with (
         far_vk(scenario.vk_delay) as far,
         Environment(versions=[version.as_it_is], **scenario.of_vk, **far) as env,
@@ -78,7 +78,7 @@ def measure(scenario: Scenario, version: Version) -> Figures:
 
 @contextlib.contextmanager
 def far_vk(delay: float) -> Iterator[dict[str, Any]]:
-    """Return the options of an environment whose VK is this far away, and whose polls are as long as usual."""
+    """Yield the options of an environment whose VK is this far away, and whose polls are as long as usual."""
     with contextlib.ExitStack() as stack:
 
         def lead(port: int) -> str:
@@ -96,7 +96,7 @@ def push_steadily(env: Environment, rate: float, seconds: float) -> None:
 
 
 def hold(env: Environment, count: int, text: str) -> None:
-    """Let the fetcher hold this many messages, each of a different person, while Redis is down."""
+    """Let the fetcher hold this many messages, each from a different person, while Redis is down."""
     env.down()
     people = itertools.count(PERSON)
     for _ in range(0, count, 200):
@@ -157,7 +157,7 @@ def servers_apart(env: Environment) -> None:
 
 
 def short_memory(env: Environment) -> None:
-    """Freeze the fetcher until VK has forgotten a few updates, and let the traffic go on."""
+    """Freeze the fetcher until VK has forgotten a few updates, then continue the traffic."""
     (fetcher,) = env.fetchers
     fetcher.pause()
     env.push(env.vk.kept + 20)
@@ -179,7 +179,7 @@ SCENARIOS = [
 
 
 def print_figures(versions: list[Version], word: str) -> None:
-    """Measure what has this word in its name, and print the table."""
+    """Measure the scenarios whose names contain this word, and print the table."""
     print(f"| | version | {' | '.join(COLUMNS)} |\n| --- | --- |{' ---: |' * len(COLUMNS)}", flush=True)
     for scenario in SCENARIOS:
         for version in versions if word in scenario.name else ():

@@ -34,7 +34,7 @@ def answer_late(env: Environment) -> None:
 
 @case("pair: long messages held, a link that drops what is silent", linked=True, quiet=True, splits=True)
 def drop_what_is_silent(env: Environment) -> None:
-    """What the bus has does not go through the link once more, though connections break."""
+    """What is on the bus is not sent again, although connections break."""
     long = "я" * 4096
     env.down()
     for _ in range(4):
@@ -52,7 +52,7 @@ def drop_what_is_silent(env: Environment) -> None:
 
 @case("pair: small answers of VK's, and a Redis far away", linked=True, quiet=True)
 def small_pages(env: Environment) -> None:
-    """However few updates VK puts into an answer, they are read faster than it forgets them."""
+    """However few updates VK puts into an answer, it is read faster than it forgets."""
     batch, env.vk.batch = env.vk.batch, 50
     for link in env.links:
         link.delay = 0.15
@@ -68,7 +68,7 @@ def small_pages(env: Environment) -> None:
 
 @case("VK: two servers a few numbers apart", quiet=True)
 def be_apart(env: Environment) -> None:
-    """A lower ts alone is no restart of VK's numbering, and no gap; an earlier version may take it for one."""
+    """A lower ts alone is neither a restart of VK's numbering nor a gap; an earlier version may take it for one."""
     env.vk.lag = lambda: env.random.choice((0, 0, 1, 2, 3, 4, 5))
     for _ in range(40):
         env.push()

@@ -1,4 +1,4 @@
-"""What once lost updates in a fetcher's memory: mostly pairs of faults, each as short as it can be."""
+"""Faults that once lost updates in a fetcher's memory: mostly pairs, each as short as it can be."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ __all__ = ["CASES"]  # with those of cases.py
 
 
 def push_more_than_vk_keeps(env: Environment, ahead: int = 0) -> range:
-    """Push what VK keeps and this many more, and no faster than the fetchers take it."""
+    """Push as many updates as VK keeps, and this many more, no faster than the fetchers read them."""
     pushed = env.push(0)
     while len(pushed) < env.vk.kept + ahead:
         pushed = range(pushed.start, env.push(env.vk.kept // 2).stop)
@@ -47,7 +47,7 @@ def outage_then_failover(env: Environment, newest: bool) -> None:
 
 
 def outage_and_restart(env: Environment, newest: bool) -> None:
-    """Kill the fetcher while Redis is down, with one update that is on no bus, and let VK forget that one."""
+    """Kill the fetcher while Redis is down and one update is not on the bus, and let VK forget that update."""
     with newest_on_failed_1(env, newest):
         env.down()
         env.forget(env.push())
@@ -61,7 +61,7 @@ def outage_and_restart(env: Environment, newest: bool) -> None:
 
 
 def restart_of_one(env: Environment, newest: bool) -> None:
-    """Kill one of two fetchers while Redis is down, and let it come back first: the other holds what it lacks."""
+    """Kill one of two fetchers while Redis is down, and let it come back first; the other holds what it lacks."""
     with newest_on_failed_1(env, newest):
         stays, killed = env.random.sample(range(2), 2)
         env.down()
@@ -100,7 +100,7 @@ for outcome, newest in {"": False, ", and VK names its newest ts": True}.items()
     fetchers=2,
 )
 def come_back_empty(env: Environment) -> None:
-    """What the fetcher that stayed holds must not be taken for what the bus once had."""
+    """What the fetcher that was not restarted holds must not count as something that the bus once had."""
     stays, started = env.random.sample(range(2), 2)
     env.down()
     env.fetchers[started].kill()
@@ -132,7 +132,7 @@ def come_back_empty_to_all(env: Environment) -> None:
 
 @case("pair: Redis is emptied and drops its clients while nobody asks it", quiet=True, forgets=True)
 def come_back_empty_unnoticed(env: Environment) -> None:
-    """What the fetchers remember goes out before what comes next: VK's order holds."""
+    """What the fetchers remember is published before what comes next, so VK's order holds."""
     env.push(40)
     env.expect(lambda: not env.missing(), what="the acknowledged writes")
     env.empty()
@@ -143,7 +143,7 @@ def come_back_empty_unnoticed(env: Environment) -> None:
 
 @case("pair: Redis is emptied, and its clients stay", quiet=True, forgets=True, single=True)
 def empty_under_clients(env: Environment) -> None:
-    """No connection breaks: one fetcher notices that the checkpoint is gone, and restores it."""
+    """No connection breaks, but a fetcher still notices that the checkpoint is gone, and restores it."""
     env.push(40)
     env.expect(lambda: not env.missing(), what="the acknowledged writes")
     env.empty()
@@ -158,7 +158,7 @@ def come_back_slow(env: Environment) -> None:
     for _ in range(6):
         env.push(150)
         env.wait_for_polls()
-    kept, env.vk.kept = env.vk.kept, env.vk.kept * 2 // 3  # what 4 s of traffic bring
+    kept, env.vk.kept = env.vk.kept, env.vk.kept * 2 // 3  # as many as 4 s of traffic bring
     for link in env.links:
         link.delay, link.bandwidth = 0.05, 130_000
     env.up()
@@ -170,7 +170,7 @@ def come_back_slow(env: Environment) -> None:
 
 
 def failing_lookup(env: Environment, code: int) -> None:
-    """Let VK fail for one chat for longer than a batch waits: all events go out while it still fails."""
+    """Let VK fail for one chat for longer than a batch waits; all events are published while it still fails."""
     (chat,) = env.next_chats(1)
     env.vk.failing[chat] = code
     env.push(3, lambda: message(peer=chat, user=PERSON + env.random.randrange(20)))
@@ -201,7 +201,7 @@ def narrow_link(env: Environment) -> None:
 
 @case("pair: sixty messages that forward a hundred long ones each", quiet=True, splits=True)
 def long_forwards(env: Environment) -> None:
-    """A live subscriber gets all of them: Redis drops one that has 32 MB waiting."""
+    """A live subscriber gets all of them, although Redis drops one that has 32 MB waiting."""
     connections = env.listener.connections
     words = "long words of somebody else " * 120
 
@@ -221,7 +221,7 @@ def long_forwards(env: Environment) -> None:
 
 @case("pair: password changed for a moment while updates are held", linked=True, quiet=True, fatal=True)
 def lock_out_for_a_moment(env: Environment) -> None:
-    """What is in memory is worth more than a quick end: the fetchers log the error, try again, and lose nothing."""
+    """Updates in memory matter more than a quick end: the fetchers log the error, try again, and lose nothing."""
     env.down()
     env.push(100)
     env.wait_for_polls()
@@ -236,11 +236,11 @@ def lock_out_for_a_moment(env: Environment) -> None:
 
 @case("poll: unreadable until the new key", quiet=True, forgets=True)
 def unreadable_until_new_key(env: Environment) -> None:
-    """A new key may heal the unreadable ts: that is polled once more before it is given up."""
+    """A new key may make the unreadable ts readable, so it is polled once more before it is given up."""
     with env.pushing:
         since = env.vk.ts
         env.vk.unreadable.add(str(since))
-        env.vk.cut()  # the polls under way would bring them
+        env.vk.cut()  # the polls under way would return them
         env.push(30)
     env.expect(lambda: any(ts > since for ts in env.vk.polled_at.values()), what="a poll elsewhere")
     env.vk.unreadable.clear()
@@ -249,7 +249,7 @@ def unreadable_until_new_key(env: Environment) -> None:
 
 @case("pair: VK restarts its numbering, then Redis drops its clients", quiet=True, forgets=True, restarts=True)
 def restart_numbering_and_cut(env: Environment) -> None:
-    """What is committed once more is of the time before, and must not move the checkpoint back there."""
+    """What is committed again belongs to the earlier epoch, and must not move the checkpoint back to it."""
     restart_numbering(env)
     for _ in range(2):
         cut_clients(env)

@@ -1,4 +1,4 @@
-"""A VK that remembers what it gave to whom, to distinguish a loss from what no fetcher ever had."""
+"""A VK that records what it gave to whom, to tell losses from updates that no fetcher ever had."""
 
 import io
 import itertools
@@ -19,7 +19,7 @@ from tests.processes import ROOT, Fetcher
 from tests.vk import VK, Fault
 from tests.vk.updates import Json
 
-SHORT = {  # seconds; the product's own are too long to wait for in a test
+SHORT = {  # seconds; the program's own are too long for a test
     "fetcher.bus.connection:TIMEOUT": 1.0,
     "fetcher.core.relay:HEARTBEAT_INTERVAL": 0.5,
     "fetcher.core.relay:DRAIN_TIME": 0.3,
@@ -46,7 +46,7 @@ class Version(NamedTuple):
 
     @property
     def as_it_is(self) -> "Version":
-        """The same with the constants of its own."""
+        """The same version with its own constants."""
         return self._replace(constants={})
 
 
@@ -77,16 +77,18 @@ def number_of(event_id: str) -> int:
 
 
 class RecordingVK(VK):
-    """A VK whose every client has a token of its own, and that knows which updates a client certainly has.
+    """A VK whose clients each have a token of their own, and which knows what a client certainly has.
 
-    A client has what an answer held when it polls at the end of that answer; what was lost on its way does not count.
+    A client has the updates of an answer once it polls at the end of that answer; what was lost on the way does not
+    count.
     """
 
     def __init__(self, **options: Any) -> None:
         self.recording = threading.Lock()
         self.numbers = itertools.count(1)
         self.owners: dict[str, str] = {}  # the token with which each key was taken
-        self.given: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)  # by token: ts behind an answer, updates
+        # By token: the ts after an answer, and the numbers of its updates.
+        self.given: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)
         self.had: defaultdict[str, set[int]] = defaultdict(set)  # by token
         self.polled_at: dict[str, int] = {}  # by token: the ts of the latest poll
         super().__init__(**options)
@@ -126,29 +128,29 @@ class RecordingVK(VK):
             return set().union(*(self.had[token] for token in tokens))
 
     def forget_records(self) -> None:
-        """Begin a new record."""
+        """Start a new record."""
         with self.recording:
             self.given.clear()
             self.had.clear()
 
 
 class Process(Fetcher):
-    """A fetcher that VK knows by a token of its own since its last start; two faults may end and start it at once.
+    """A fetcher with a new token at each start; two faults may end and start it at once.
 
-    Of several versions, each start takes the next one.
+    With several versions, each start uses the next one.
     """
 
     def __init__(self, vk: RecordingVK, versions: Sequence[Version], **settings: Any) -> None:
         self.vk = vk
         self.versions = itertools.cycle(versions)
-        self.version = versions[0]  # of the present process, once it is started
+        self.version = versions[0]  # of the current process, once it is started
         self.starts: Counter[str] = Counter()  # by version
         self.changing = threading.RLock()
         super().__init__(**{"VK_URL": vk.url, "GROUPID": vk.group_id, **settings})
 
     @property
     def token(self) -> str:
-        """The token of the present process."""
+        """The token of the current process."""
         return str(self.settings["TOKEN"])
 
     def start(self) -> None:
@@ -174,13 +176,13 @@ class Process(Fetcher):
             self.start()
 
     def pause(self) -> None:
-        """Let it hold its connections and do nothing, if it runs."""
+        """Freeze it, if it runs; it keeps its connections."""
         with self.changing:
             if self.running:
                 self.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on, if it runs."""
+        """Let it continue, if it runs."""
         with self.changing:
             if self.running:
                 self.signal(signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Faults in one environment after the other, two at once, mixed at random, and what came of them."""
+"""Faults in one environment after the other, two at once, mixed at random, and their results."""
 
 import random
 import sys
@@ -25,12 +25,12 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 KEPT = 2000  # updates that VK keeps: bursts fit
 BURST = 200  # updates at once
-MIXED = 0.75  # of all rounds have two faults
+MIXED = 0.75  # the share of rounds with two faults
 
 
 @dataclass
 class Report:
-    """What came of the soak in one environment, or in all."""
+    """The results of the soak in one environment, or in all."""
 
     table: dict[str, Count] = field(default_factory=dict)
     injections: Counter[str] = field(default_factory=Counter)
@@ -40,14 +40,14 @@ class Report:
     broken: list[str] = field(default_factory=list)
 
     def add(self, names: list[str], count: Count) -> None:
-        """Add a round; what came of two faults at the same time stands in both rows."""
+        """Add a round; the result of two simultaneous faults is in both rows."""
         self.total = self.total.plus(count)
         self.injections.update(names)
         for name in names:
             self.table[name] = self.table.get(name, Count()).plus(count)
 
     def merge(self, other: "Report") -> None:
-        """Add what came of another environment."""
+        """Add the results of another environment."""
         for name, count in other.table.items():
             self.table[name] = self.table.get(name, Count()).plus(count)
         self.total = self.total.plus(other.total)
@@ -63,7 +63,7 @@ class Report:
 
 
 def reports_of(kinds: list[str], seed: int, seconds: float, versions: list[Version]) -> Iterator[Report]:
-    """Soak each kind of environment in a process of its own, and yield what came of it; none outlives this one."""
+    """Soak each kind of environment in a process of its own, and yield the reports; no process outlives this one."""
     context = get_context("spawn")
     workers = []
     try:
@@ -110,7 +110,7 @@ def fits(case: Case, env: Environment) -> bool:
 def soak(kind: str, seed: str, seconds: float, versions: list[Version]) -> Report:
     """Inject faults in one environment until the time is over, and in a new one whenever something is broken.
 
-    Of several versions each start of a fetcher takes the next one; every second fault comes with such a start.
+    With several versions, each start of a fetcher uses the next one, and every second fault comes with such a start.
     """
     report, rng, until = Report(), random.Random(seed), time.monotonic() + seconds
     deck: list[Case] = []
@@ -123,7 +123,7 @@ def soak(kind: str, seed: str, seconds: float, versions: list[Version]) -> Repor
                 print(f"{kind}: {len(env.fetchers)} started", flush=True)
                 cases = [case for case in CASES.values() if fits(case, env)]
                 while time.monotonic() < until:
-                    deck = deck or rng.sample(cases, len(cases))  # every fault comes, in an order of its own each time
+                    deck = deck or rng.sample(cases, len(cases))  # every fault has its turn, in a new order each time
                     case = deck.pop()
                     others = [other for other in cases if other is not case]
                     beside = rng.choice(others) if rng.random() < MIXED else None

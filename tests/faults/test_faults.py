@@ -12,7 +12,7 @@ from tests.faults.run import run
 
 
 def environment(**options: Any) -> Callable[..., Iterator[Environment]]:
-    """Return a fixture: one environment for all the tests that a process of pytest runs in it."""
+    """Return a fixture with one environment for all the tests that a pytest process runs in it."""
 
     @pytest.fixture(scope="module")
     def start() -> Iterator[Environment]:
@@ -23,7 +23,7 @@ def environment(**options: Any) -> Callable[..., Iterator[Environment]]:
 
 
 def grouped(name: str, cases: Iterable[Case]) -> list[Any]:
-    """Return the names of the cases; twenty or so have the same worker of pytest, and share an environment."""
+    """Return the names of the cases; about twenty run on the same pytest worker, and share an environment."""
     return [
         pytest.param(case.name, marks=pytest.mark.xdist_group(f"{name} {number // 21}"))
         for number, case in enumerate(cases)
@@ -54,11 +54,11 @@ def test_fault(name: str, alone: Environment) -> None:
 
 @pytest.mark.parametrize("name", CASES_OF_A_PAIR)
 def test_fault_of_two_fetchers(name: str, pair: Environment) -> None:
-    """What one of two fetchers holds, the other one does not take away."""
+    """Neither of two fetchers loses what the other one holds."""
     check(name, pair)
 
 
 @pytest.mark.parametrize("name", CASES_IN_A_CLUSTER)
 def test_fault_in_a_cluster(name: str, clustered: Environment) -> None:
-    """The same holds in a Redis Cluster of which REDIS_URL names one node."""
+    """The same holds in a Redis Cluster, of which REDIS_URL names one node."""
     check(name, clustered)

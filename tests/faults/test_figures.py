@@ -1,4 +1,4 @@
-"""The measurements of links: what they need is there, and they count what comes."""
+"""The measurements of links: the settings that they use exist, and they count what arrives."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from tests.faults.recording import THIS, RecordingVK
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_vk_has_the_settings_of_each(scenario: Scenario) -> None:
-    """A scenario that names another one would end the whole command."""
+    """A scenario that named another setting would end the whole command."""
     vk = RecordingVK(**scenario.of_vk)
     assert {name: getattr(vk, name) for name in scenario.of_vk} == scenario.of_vk
 
 
 @pytest.mark.long
 def test_steady_traffic_arrives_whole() -> None:
-    """On a link without a fault nothing is missing, and all of it is counted."""
+    """On a link without faults nothing is missing, and everything is counted."""
     scenario = Scenario("steady", lambda env: push_steadily(env, 40, 2), SMALL_PAGES, vk_delay=0.01)
     figures = measure(scenario, THIS)
     assert (figures.events, figures.missing, figures.gaps, figures.repeated) == (80, 0, 0, 0)

@@ -6,9 +6,9 @@
     python -m tests.simulation --exhaustive         # every interleaving of a small world
     python -m tests.simulation --sabotage           # break the core in every known way: each has to be noticed
 
-Real are the loop, the backlog, the builders, the directory of names, the bus and the long poll of `fetcher`. Replaced
-are VK's server, VK's lookups, redis-py's client with the server behind it, and `time`. Each fetcher runs in a greenlet
-that hands over to the scheduler at every request and every sleep.
+The loop, the backlog, the entry builder with its names, the bus and the long poll are those of `fetcher`. VK's server,
+VK's lookups, redis-py's client with the server behind it, and `time` are replaced. Each fetcher runs in a greenlet that
+switches to the scheduler at every request and every sleep.
 
     world.py       the scheduler, the clock, the life of the fetchers, and what must always hold
     vk.py          VK: its history, its memory, its answers

@@ -14,21 +14,21 @@ from . import chaos, exhaustive, sabotage
 from .world import simulated
 
 WORKERS = 2
-SEEDS = Path(__file__).with_name("seeds.json")  # of a history that notices each sabotage
+SEEDS = Path(__file__).with_name("seeds.json")  # for each sabotage, the seed of a history that notices it
 AT_ONCE = 50  # histories that a worker plays before it reports
 
 
 class Sum(NamedTuple):
-    """What some histories came to."""
+    """The totals of some histories."""
 
     histories: int
     faults: Counter[str]
     hours: float  # of simulated time
-    broken: list[tuple[int, str]]  # seed, what
+    broken: list[tuple[int, str]]  # seed and violation
 
 
 def play_some(first_seed: int) -> Sum:
-    """Play some histories."""
+    """Play some histories, and return their totals."""
     with simulated():
         results = [chaos.play(first_seed + i) for i in range(AT_ONCE)]
     faults = sum((result.faults for result in results), Counter[str]())
@@ -37,7 +37,7 @@ def play_some(first_seed: int) -> Sum:
 
 
 def play_for(minutes: float, most_faults: int, first_seed: int) -> int:
-    """Play random histories for some time, or until there were this many faults; print what they came to."""
+    """Play random histories for some time, or until there were this many faults, and print the totals."""
     begun, faults, histories, hours = time.monotonic(), Counter[str](), 0, 0.0
     broken: list[tuple[int, str]] = []
     deadline = begun + 60 * minutes
@@ -67,7 +67,7 @@ def play_one(seed: int) -> int:
 
 
 def play_all() -> int:
-    """Play every history of a small world and print what they came to."""
+    """Play every history of a small world, and print the totals."""
     bounds = exhaustive.LARGE
     count, took, broken = exhaustive.explore_all(bounds, WORKERS)
     print(
@@ -80,13 +80,13 @@ def play_all() -> int:
 
 
 def notice(way: str) -> tuple[str, int, str]:
-    """Return in how many histories a sabotage was noticed, and how."""
+    """Return the sabotage, how many histories it took to notice it, and the violation."""
     with simulated():
         return way, *sabotage.histories_until_noticed(way, 0)
 
 
 def break_it(ways: list[str]) -> int:
-    """Break the core in each of these ways, and print when the simulation noticed; of all ways, keep the seeds."""
+    """Break the core in each of these ways, and print when that was noticed; if these are all ways, store the seeds."""
     unnoticed, seeds = 0, {}
     with ProcessPoolExecutor(WORKERS) as pool:
         for way, histories, violation in pool.map(notice, ways):

@@ -1,4 +1,4 @@
-"""Random histories: what kind of world it is, what goes wrong in it, and when."""
+"""Random histories: what kind of world each has, what goes wrong in it, and when."""
 
 import random
 from collections import Counter
@@ -48,10 +48,10 @@ class Chaos(Plan):
         self.calm = False
         self.worlds = worlds
         pick = rng.choice
-        self.request_faults = pick([0.0, 0.05, 0.15, 0.3])  # the part of requests to Redis that fail
+        self.request_faults = pick([0.0, 0.05, 0.15, 0.3])  # the share of requests to Redis that fail
         self.poll_faults = pick([0.0, 0.05, 0.15, 0.3])
         self.lookup_faults = pick([0.0, 0.1, 0.3])
-        self.jumps = pick([0.0, 0.0, 0.2])  # the part of VK's faults that lose updates
+        self.jumps = pick([0.0, 0.0, 0.2])  # the share of VK's faults that lose updates
         self.slowness = pick([0.003, 0.01, 0.05])  # seconds
         self.loud, self.late = pick([0.0, 0.5, 1.0]), pick([0.0, 0.5, 1.0])
         self.delays = pick([0.0, 0.1])
@@ -74,7 +74,7 @@ class Chaos(Plan):
         }
         self.most_fetchers, self.last_era = 3, 6
         themes = ["failovers", "parts", "restarts", "restart", "outage", "apart", "links", "start"]
-        theme = pick(["", "", "", "", "failovers", *themes, "links"])  # what happens often, with little besides
+        theme = pick(["", "", "", "", "failovers", *themes, "links"])  # what happens often, while little else does
         if theme:
             self.request_faults, self.poll_faults, self.lookup_faults = pick([0.0, 0.05]), pick([0.0, 0.05]), 0.0
             self.loud, self.troubles[self.fail_over] = pick([0.0, 1.0]), 0.02
@@ -84,11 +84,11 @@ class Chaos(Plan):
             self.habits = replace(self.habits, batch=30, text=1500, memory=30)
         if theme == "restarts":
             self.troubles[self.restart_vk] = self.troubles[self.cut] = 0.01
-        if theme == "restart":  # one fetcher, and `seen` has forgotten some when VK restarts, once
+        if theme == "restart":  # one fetcher; when VK restarts, once, `seen` has forgotten some ids
             self.most_fetchers, self.last_era, self.pace, self.bursts = 1, 8, 0.03, 1
             self.troubles[self.restart_vk], self.troubles[self.cut] = 0.003, 0.01
             self.habits = replace(self.habits, memory=10**6, answers_newest=False)
-        if theme == "apart":  # VK's servers are, and it loses nothing
+        if theme == "apart":  # VK's servers are a few numbers apart, and VK loses nothing
             self.habits = replace(self.habits, apart=5, memory=10**6, beyond=pick(["failed 1", "silence"]))
             self.jumps = self.troubles[self.forget] = self.troubles[self.restart_vk] = self.troubles[self.spoil] = 0.0
         self.outages = [100.0, 300.0] if theme == "outage" else [0.0, 0.5, 5.0, 20.0]  # seconds, at most
@@ -101,7 +101,7 @@ class Chaos(Plan):
         if theme == "start":  # Redis is down, and VK may restart its numbering meanwhile
             self.links = [Link(down_until=pick([5.0, 20.0, 60.0]) * rng.random()) for _ in range(3)]
             self.troubles[self.restart_vk], self.troubles[self.kill] = 0.005, pick([0, 0.005])
-            self.remembered = LIMITS[bus]["DEDUP_WINDOW"]  # ids in `seen`, of events before
+            self.remembered = LIMITS[bus]["DEDUP_WINDOW"]  # ids of earlier events in `seen`
         self.most_updates = 300
         self.any_trouble = sum(self.troubles.values())
         self.names_stay_lost = rng.random() < 0.1
@@ -149,7 +149,7 @@ class Chaos(Plan):
         return self.rng.choice(REFUSALS)
 
     def allows_script(self) -> bool:
-        """Return whether the server grants what a script checks before its first write."""
+        """Return whether the server grants the permissions that a script checks before its first write."""
         if self.calm or self.rng.random() >= self.request_faults / 20:
             return True
         self.count("refused in the script")
@@ -239,7 +239,7 @@ class Chaos(Plan):
         vk.healing_key = self.rng.choice([0, 0, vk.key + 1])
 
     def be_calm(self) -> None:
-        """Let nothing go wrong any more."""
+        """Let nothing go wrong from now on."""
         self.calm = True
         world = self.world
         world.refused_until = 0.0
@@ -253,7 +253,7 @@ class Chaos(Plan):
 
 
 def habits(rng: random.Random) -> Habits:
-    """Return some kind of VK."""
+    """Return the habits of a random VK."""
     pick = rng.choice
     kinds = pick([("message",), KINDS, ("message", "message", *KINDS)])
     return Habits(
@@ -268,13 +268,14 @@ def habits(rng: random.Random) -> Habits:
 
 
 def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
-    """Play one history. The clock and the seams have to be in place."""
+    """Play one history, inside simulated()."""
     rng = random.Random(seed)
     worlds: list[World] = []
     plan = Chaos(rng, worlds)
     fetchers = min(rng.choice([1, 1, 2, 2, 3]), plan.most_fetchers)
     if fetchers > 1 and plan.troubles[plan.restart_vk]:
-        # The ts of what is late does not show how old it is: `seen` has to reach back to all that others published.
+        # After a restart, the ts of a late update does not show its age, so `seen` has to cover all that others
+        # published.
         plan.most_updates = 150
     world = World(plan, plan.habits, fetchers, trace)
     worlds.append(world)
@@ -293,7 +294,8 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
             world.turn()
         plan.be_calm()
         world.push()
-        # While VK returns no full message, each batch with a cropped one waits for it, those of a gap one by one.
+        # While VK returns no full message, each batch with a cropped one waits for it, and those of a gap wait one by
+        # one.
         world.settle(world.now + (4 if plan.names_stay_lost else 1) * SETTLE)
         world.verify()
     except Stop:

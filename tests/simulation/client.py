@@ -1,4 +1,4 @@
-"""redis-py's client in memory: connections that break, answers that are late, the few commands that the bus uses."""
+"""redis-py's client in memory: connections that break, answers that are late, and the few commands of the bus."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -9,17 +9,17 @@ if TYPE_CHECKING:
     from .world import Process
 
 T = TypeVar("T")
-COMMAND_BYTES = 100  # of a request besides what it carries
+COMMAND_BYTES = 100  # of a request, in addition to its data
 
 
 class Client:
-    """One client of one fetcher: as with redis-py, a request that fails costs the connection."""
+    """One client of one fetcher; as in redis-py, a request that fails closes the connection."""
 
     def __init__(self, process: "Process", on_connect: Callable[[], None], timeout: float) -> None:
         self.process, self.world, self.on_connect, self.timeout = process, process.world, on_connect, timeout
-        self.server = 0  # which server it is connected to; 0: to none
+        self.server = 0  # the number of the server to which it is connected; 0: none
         self.dies_at = 0.0  # when something on the way drops the connection
-        self.is_refused = False  # on this connection, every request: the server has become a replica
+        self.is_refused = False  # the server has become a replica, and refuses every request on this connection
         process.client = self.connection_pool = self
         self.connect()
 
@@ -45,12 +45,12 @@ class Client:
         self.server, self.is_refused = 0, False
 
     def call(self, name: str, effect: Callable[[], T], size: int = 0) -> T:
-        """Let the effect happen and return its answer; or not, and raise what redis-py raises."""
+        """Execute the effect and return its answer, or raise what redis-py raises."""
         process, world, plan = self.process, self.world, self.world.plan
         fault = plan.redis_fault(process, name)
         size += COMMAND_BYTES
         world.note(process, f"sends Redis: {name}, {size} bytes{fault and ', '}{fault}")
-        if not self.is_connected:  # closed by a failover, by something on the way, or by an error before
+        if not self.is_connected:  # closed by a failover, by something on the way, or by an earlier error
             if self.server and plan.breaks_loudly():
                 self.server = 0
                 raise ConnectionError
@@ -65,7 +65,7 @@ class Client:
         if not self.is_connected or world.now < process.link.down_until or fault == "lost request":
             self.server = 0
             raise ConnectionError
-        if due > self.timeout:  # the server may do it all the same, later
+        if due > self.timeout:  # the server may still execute it, later
             self.server = 0
             resent = self.is_refused  # by a proxy, to another server: see docs/reliability.md
             if plan.takes_effect_late() and not (resent and len(world.processes) > 1):

@@ -1,9 +1,10 @@
 """Every history of a small world: two fetchers, a few updates, and up to a number of faults, at every place.
 
-A history is a row of choices: who goes on, what goes wrong. Each is played from the beginning with the choices of an
-earlier one and the last of them changed, until there is none left. Only requests that read or change what both fetchers
-share are places to choose at: the checkpoint and the commit. What a fetcher does between them (its polls of VK, which
-answers the same to everybody, lookups, its sleeps) does not depend on the other, and its order changes nothing.
+A history is a sequence of choices: which fetcher continues, and what goes wrong. Each history is played from the
+beginning with the choices of an earlier one, of which the last is changed, until no choice is left. Choices are made
+only at requests that read or change what both fetchers share: the checkpoint and the commit. What a fetcher does
+between them does not depend on the other one, and its order changes nothing: polls of VK, which answers all fetchers
+alike, lookups and sleeps.
 """
 
 import random
@@ -17,11 +18,11 @@ from .world import Plan, Process, Stop, World, clock, simulated
 
 SHARED = ("commit", "read")  # requests to Redis that the other fetcher can notice
 FAULTS = ("", "lost request", "lost reply", "kill", "kill after", "failover", "older failover", "silent failover")
-MAX_TURNS = 1000  # of a history that does not end
+MAX_TURNS = 1000  # turns after which a history counts as endless
 
 
 class Bounds(NamedTuple):
-    """How large the small world is. A switch is a fetcher that has to wait though it could go on."""
+    """The size of the small world. A switch makes a fetcher wait that could continue."""
 
     updates: int = 3
     faults: int = 2
@@ -32,7 +33,7 @@ SMALL, LARGE = Bounds(updates=3, faults=1, switches=1), Bounds(updates=4, faults
 
 
 class Choices(Plan):
-    """Choose as the list says, then the first of everything; note how many there were to choose from."""
+    """Follows the list of choices, then chooses the first option each time; records how many options there were."""
 
     def __init__(self, choices: Sequence[int], bounds: Bounds) -> None:
         super().__init__(random.Random(0))
@@ -56,7 +57,7 @@ class Choices(Plan):
         return self.loud
 
     def next(self, world: World) -> Process:
-        """Choose who goes on."""
+        """Choose which fetcher continues."""
         ready = [one for one in world.processes if not one.waits_for_update or one.wake <= world.now]
         if not ready or self.calm:
             return super().next(world)
@@ -95,7 +96,7 @@ class Choices(Plan):
         return ""
 
     def before_turn(self, world: World) -> None:
-        """Let something happen in VK when no fetcher has anything to do."""
+        """Let VK get an update when no fetcher has anything to do."""
         idle = all(one.waits_for_update and one.wake > world.now for one in world.processes)
         if idle and self.updates:
             self.updates -= 1
@@ -105,7 +106,7 @@ class Choices(Plan):
 
 
 class Outcome(NamedTuple):
-    """One history: its choices, from how many each was, and what was broken."""
+    """One history: its choices, the number of options for each, and the broken invariant."""
 
     choices: list[int]
     options: list[int]
@@ -114,7 +115,7 @@ class Outcome(NamedTuple):
 
 
 def play(choices: Sequence[int], bounds: Bounds, trace: bool = False) -> Outcome:
-    """Play one history. The clock and the seams have to be in place."""
+    """Play one history, inside simulated()."""
     plan = Choices(choices, bounds)
     world = World(plan, Habits(batch=2), 2, trace)
     clock.world = world
@@ -140,14 +141,14 @@ def play(choices: Sequence[int], bounds: Bounds, trace: bool = False) -> Outcome
 
 
 def branches(outcome: Outcome, after: int) -> Iterator[list[int]]:
-    """Return the histories that differ from this one first in a choice that it did not have to make."""
+    """Yield the beginnings of the histories that differ from this one first in a choice that was not prescribed."""
     for place in range(after, len(outcome.options)):
         for choice in range(1, outcome.options[place]):
             yield [*outcome.choices[:place], choice]
 
 
 def explore(choices: list[int], bounds: Bounds) -> tuple[int, list[Outcome]]:
-    """Play all histories that begin with these choices; return how many, and those in which something was broken."""
+    """Play all histories that begin with these choices; return their number, and those that broke an invariant."""
     count, broken, stack = 0, list[Outcome](), [choices]
     with simulated():
         while stack:
@@ -163,7 +164,7 @@ def explore(choices: list[int], bounds: Bounds) -> tuple[int, list[Outcome]]:
 
 
 def explore_all(bounds: Bounds, workers: int = 2) -> tuple[int, float, list[Outcome]]:
-    """Play every history; return how many, in how many seconds, and those in which something was broken."""
+    """Play every history; return their number, the seconds that this took, and those that broke an invariant."""
     begun, broken = time.monotonic(), list[Outcome]()
     with simulated():
         first = play([], bounds)

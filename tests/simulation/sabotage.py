@@ -1,6 +1,6 @@
-"""Ways to break the core, one at a time: a simulation that notices none of them would prove nothing.
+"""Ways to break the core, one at a time: a simulation that noticed none of them would prove nothing.
 
-Each puts a wrong part into the place of a right one: a public method or function, a limit, or the text of the script.
+Each replaces a right part with a wrong one: a public method or function, a limit, or the text of the script.
 """
 
 import inspect
@@ -28,11 +28,11 @@ from fetcher.vk.longpoll import LongPoll
 from .chaos import play
 from .store import Store
 
-MAX_HISTORIES = 5000  # in which a sabotage has to be noticed
+MAX_HISTORIES = 5000  # within which a sabotage has to be noticed
 
 
 class Sabotage(NamedTuple):
-    """What stands in the place of `name` of `owner`: a value, or a function that gets the right one first."""
+    """What replaces `name` of `owner`: a value, or a function that gets the right one as its first argument."""
 
     owner: Any
     name: str
@@ -43,7 +43,7 @@ WAYS: dict[str, Sabotage] = {}
 
 
 def instead_of(owner: Any, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function that stands in the place of another one, which it gets as its first argument."""
+    """Register a function that replaces another one, which it gets as its first argument."""
 
     def register(wrong: Callable[..., Any]) -> Callable[..., Any]:
         WAYS[wrong.__name__.replace("_", " ")] = Sabotage(owner, name, wrong)
@@ -58,7 +58,7 @@ def limit(way: str, owner: Any, name: str, value: float) -> None:
 
 
 def script(way: str, old: str, new: str) -> None:
-    """Register a wrong script: `new` in place of `old`."""
+    """Register a wrong script, with `new` in place of `old`."""
     assert old in SCRIPTS["commit"], way
     WAYS[way] = Sabotage(bus, "SCRIPTS", SCRIPTS | {"commit": SCRIPTS["commit"].replace(old, new)})
 
@@ -379,7 +379,7 @@ def sabotaged(way: str) -> Iterator[None]:
 
 
 def histories_until_noticed(way: str, first_seed: int, most: int = MAX_HISTORIES) -> tuple[int, str]:
-    """Return in which history it was noticed, and how; 0 if in none. The clock and the seams have to be in place."""
+    """Return the number of the history that noticed it, 0 if none did, and how; call this inside simulated()."""
     with sabotaged(way):
         for number in range(1, most + 1):
             if violation := play(first_seed + number - 1).violation:

@@ -29,7 +29,7 @@ class Record(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """The state at one moment; lists only grow, so their lengths are enough."""
+    """The state at one moment; the lists only grow, so their lengths are enough."""
 
     checkpoint: str
     lengths: tuple[int, int, int]
@@ -41,12 +41,12 @@ class Store:
 
     def __init__(self) -> None:
         self.checkpoint = ""
-        self.seen: dict[str, int] = {}  # ids in the order of their scores
+        self.seen: dict[str, int] = {}  # ids, in the order of their scores
         self.stream: list[tuple[str, str]] = []  # event_id, JSON
         self.dead: list[Record] = []
         self.published: list[tuple[str, str]] = []  # channel, JSON
-        self.allows: Callable[[], bool] = lambda: True  # whether the server grants what a script checks
-        me = weakref.proxy(self)  # Lua's garbage collector and Python's do not see each other's cycles
+        self.allows: Callable[[], bool] = lambda: True  # whether the server grants the permissions that a script checks
+        me = weakref.proxy(self)  # neither Lua's garbage collector nor Python's sees a cycle through both
         may = {"call": lambda *command: me.call(*command), "acl_check_cmd": lambda *command: me.allows()}
         self.redis = LUA.table_from({**may, "error_reply": lambda text: LUA.table_from({"err": text})})
 
@@ -66,7 +66,7 @@ class Store:
         self.checkpoint = self.checkpoint or checkpoint
 
     def run(self, script: str, keys: list[str], arguments: list[Any]) -> list[Any]:
-        """Run the script and return its answer; raise ResponseError if it answers an error."""
+        """Run the script and return its answer; raise ResponseError if the answer is an error."""
         argv = [one if isinstance(one, bytes | str) else str(one) for one in arguments]
         answer = dict(compiled(script)(LUA.table_from(keys), LUA.table_from(argv), self.redis))
         if "err" in answer:
@@ -74,7 +74,7 @@ class Store:
         return [answer[1], list(answer[2].values()), answer[3]]
 
     def call(self, command: str, key: str, *arguments: Any) -> Any:
-        """Execute a script's command, and answer in Lua's types."""
+        """Execute a script's command, and return the answer in Lua's types."""
         match command:
             case "GET":
                 return self.checkpoint or False
@@ -88,7 +88,7 @@ class Store:
                     return 0
                 if score:
                     self.seen[id] = score
-                else:  # ids of one score are in the order of their texts
+                else:  # ids with the same score are in alphabetical order
                     zeros = itertools.takewhile(lambda one: not self.seen[one], self.seen)
                     self.seen = dict.fromkeys(sorted([id, *zeros]), 0) | self.seen
                 return 1

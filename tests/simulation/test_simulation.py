@@ -1,4 +1,4 @@
-"""The simulation in small, and whether it notices what it should."""
+"""A short run of the simulation, and whether it notices what it should."""
 
 import json
 import random
@@ -32,14 +32,14 @@ def _simulated() -> Iterator[None]:
 
 @pytest.mark.parametrize("first_seed", range(0, 100, 10))
 def test_every_invariant_holds_in_random_histories(first_seed: int) -> None:
-    """Whatever goes wrong, nothing is lost in silence, repeated or out of order, and everything settles."""
+    """Whatever goes wrong, nothing is silently lost, repeated or out of order, and everything settles."""
     for seed in range(first_seed, first_seed + 10):
         result = chaos.play(seed)
         assert not result.violation, f"python -m tests.simulation --seed {seed}"
 
 
 def test_a_history_has_faults_of_every_kind() -> None:
-    """What the chaos can do, it does."""
+    """Every kind of fault that the chaos can cause does happen."""
     faults = set().union(*(chaos.play(seed, turns=200).faults for seed in range(150)))
     assert faults >= {
         "kill", "cut", "failover", "emptied", "lost request", "lost reply", "timeout", "refused", "slow link",
@@ -58,7 +58,7 @@ def test_a_seed_replays_its_history() -> None:
 
 
 def test_every_invariant_holds_in_every_history_of_a_small_world() -> None:
-    """Two fetchers, every order of their requests up to a switch, and a fault at every place."""
+    """Two fetchers, every order of their requests with one switch, and a fault at every place."""
     count, _, broken = exhaustive.explore_all(exhaustive.SMALL)
     assert not [(outcome.choices, outcome.violation) for outcome in broken]
     assert count > 200
@@ -66,7 +66,7 @@ def test_every_invariant_holds_in_every_history_of_a_small_world() -> None:
 
 @pytest.mark.parametrize("way", SEEDS)
 def test_a_broken_core_is_noticed(way: str) -> None:
-    """A simulation that catches nothing proves nothing; the seed is one that is known to notice it."""
+    """A simulation that catches nothing proves nothing; each seed is known to notice its sabotage."""
     with sabotage.sabotaged(way):
         violation = chaos.play(SEEDS[way]).violation
     assert violation
@@ -74,7 +74,7 @@ def test_a_broken_core_is_noticed(way: str) -> None:
 
 
 def test_what_is_in_memory_does_what_a_server_does() -> None:
-    """The same random calls of commit.lua give the same answers and leave the same state on a server."""
+    """Random calls of commit.lua have the same answers and leave the same state in memory as on a server."""
     rng = random.Random(1)
     with Server() as server, server.client() as client, client.pubsub(ignore_subscribe_messages=True) as heard:
         script = client.register_script(COMMIT)
@@ -95,7 +95,7 @@ def test_what_is_in_memory_does_what_a_server_does() -> None:
 
 
 def call(rng: random.Random, store: Store) -> list[Any]:
-    """Return arguments of the script that are often close to where the checkpoint is."""
+    """Return arguments for the script that are often close to the checkpoint."""
     stored = Position.parse(store.checkpoint or rng.choice(["5", "1:30", "100000000000000000"]))
     kind = rng.choice(["batch", "batch", "batch", "batch", "gap", "restore"])
     step = rng.choice([0, 0, 0, -1, -5, 1, 30]) if kind != "restore" else 0
@@ -127,6 +127,6 @@ def state(client: Any) -> tuple[Any, ...]:
 
 
 def state_of(store: Store) -> tuple[Any, ...]:
-    """Return the same of what is in memory."""
+    """Return the same for the store in memory."""
     seen = [(id, float(score)) for id, score in store.seen.items()]
     return store.checkpoint, seen, [text for _, text in store.stream], [letter.fields for letter in store.dead]

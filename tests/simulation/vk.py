@@ -1,4 +1,4 @@
-"""VK in memory: its history and what it keeps of it, its answers to polls, its names, and its times of trouble."""
+"""VK in memory: its history and how much of it is kept, its answers to polls, its names, and its faults."""
 
 import json
 import random
@@ -18,16 +18,16 @@ from tests.vk.history import History
 if TYPE_CHECKING:
     from .world import Process
 
-ERA = 1_000_000  # ts of one era of VK's; when it restarts its numbering, its ts falls into the next lower million
+ERA = 1_000_000  # ts per era of VK's; when it restarts its numbering, its ts falls into the next lower million
 FIRST_ERA = 9
 PEOPLE, COMMUNITY, UNKNOWN, CHAT_PEERS = (101, 102, 103, 104), -55, 999, (CHATS + 1, CHATS + 2)
-POLL_LIMIT = 0.001  # seconds: less than this is no wait
+POLL_LIMIT = 0.001  # seconds: a shorter wait is no wait
 
 Json = dict[str, Any]
 
 
 class Pushed(NamedTuple):
-    """One update: `order` counts through all eras; `key` is its event_id, or its text if it has none."""
+    """One update: `order` grows through all eras; `key` is its event_id, or its text if it has none."""
 
     order: int
     key: str
@@ -37,7 +37,7 @@ class Pushed(NamedTuple):
 
 
 def order_of(ts: int) -> int:
-    """Return a ts as a number that grows through all eras."""
+    """Convert a ts into a number that grows through all eras."""
     return (FIRST_ERA - ts // ERA) * ERA + ts % ERA
 
 
@@ -49,33 +49,33 @@ def key_of(update: Any) -> str:
 
 @dataclass
 class Habits:
-    """What kind of VK it is."""
+    """How a VK behaves."""
 
     memory: int = 10**6  # updates that it keeps
     answers_newest: bool = False  # what `failed: 1` carries: the newest ts, or the oldest that it keeps
-    steps: tuple[int, ...] = (1,)  # by how much ts grows with an update; 0: now and then without any
+    steps: tuple[int, ...] = (1,)  # by how much ts grows with an update; with 0, ts grows without an update
     batch: int = 5  # updates in an answer
-    beyond: str = "failed 3"  # the answer to a ts that it has not reached
-    apart: int = 0  # by how many numbers one of its servers is behind, at most
+    beyond: str = "failed 3"  # the answer to a ts that it has not reached yet
+    apart: int = 0  # by how many numbers one of its servers may be behind
     kinds: tuple[str, ...] = ("message",)
     text: int = 20  # characters of a message, at most
 
 
 class VK(History):
-    """VK. Nothing here waits: that is the server's work."""
+    """VK without its server, which does all the waiting."""
 
     def __init__(self, rng: random.Random, habits: Habits) -> None:
         super().__init__(FIRST_ERA * ERA + 1000, habits.memory, habits.batch)
         self.rng, self.habits, self.newest_on_failed_1 = rng, habits, habits.answers_newest
         self.era, self.key = FIRST_ERA, 1
-        self.begin = self.ts  # at which this era begins
+        self.begin = self.ts  # the ts at which this era begins
         self.history: list[Pushed] = []  # of all eras
-        self.has_lost = False  # it has ever forgotten something, or claimed to
+        self.has_lost = False  # whether it has ever forgotten something, or claimed to
         self.titles = {chat: [f"Chat {chat}"] for chat in CHAT_PEERS}
-        self.keys: dict[str, str] = {}  # of malformed updates, by text and by its hash
+        self.keys: dict[str, str] = {}  # keys of malformed updates, by text and by its hash
         self.cropped: dict[tuple[int, int], Json] = {}
-        self.unreadable_ts = 0  # an answer with this ts in it cannot be read…
-        self.unreadable_until = 0.0  # …for so long…
+        self.unreadable_ts = 0  # an answer that covers this ts cannot be read…
+        self.unreadable_until = 0.0  # …until this time…
         self.healing_key = 0  # …or until a key as new as this
 
     def push(self) -> None:
@@ -140,7 +140,7 @@ class VK(History):
         return envelope
 
     def place(self, text: str) -> int:
-        """Return a position's order."""
+        """Return a position's place in the order of all eras."""
         position = Position.parse(text)
         order = order_of(position.ts)
         if not position.part:
@@ -148,17 +148,17 @@ class VK(History):
         return self.history[bisect_right(self.history, order, key=attrgetter("order")) + position.part - 1].order
 
     def restart(self) -> None:
-        """Lose everything, and count from lower numbers on."""
+        """Lose everything, and count on from lower numbers."""
         self.era -= 1
         self.begin_at(self.era * ERA + self.rng.randrange(1000))
         self.begin, self.key, self.has_lost = self.ts, self.key + 1, True
 
     def forget(self) -> None:
-        """Keep nothing of what was."""
+        """Forget all updates."""
         self.oldest, self.has_lost = self.ts, True
 
     def answer(self, since: int, newest: int) -> tuple[Json, int]:
-        """Return the answer at `since` of a server that knows everything up to `newest`, and its size."""
+        """Return the answer at `since` from a server that knows everything up to `newest`, and its size."""
         if since > newest:
             return self.answer_beyond(newest), 30
         answer = self.answer_at(since, newest)
@@ -201,7 +201,7 @@ def name_of(id: int) -> Name:
 
 
 class Api:
-    """What the long poll needs of VK's API."""
+    """The part of VK's API that the long poll needs."""
 
     def __init__(self, process: "Process") -> None:
         self.process = process
@@ -212,7 +212,7 @@ class Api:
 
 
 class Server:
-    """VK's long poll server, as `vk_api.bot_longpoll.VkBotLongPoll`."""
+    """VK's long poll server, in place of `vk_api.bot_longpoll.VkBotLongPoll`."""
 
     server = "https://lp.vk.ru"
 
@@ -247,7 +247,7 @@ class Server:
                 return {"failed": 3}, 20
             if fault == "failed 1":
                 return {"failed": 1, "ts": world.vk.ts}, 20
-            if fault == "silence":  # of a key that is too old
+            if fault == "silence":  # the key is too old
                 process.wait(wait)
                 world.answered.add(ts)
                 return {"ts": ts, "updates": []}, 30
@@ -280,7 +280,7 @@ class Server:
 
 
 class Lookups:
-    """VK's lookups, as `fetcher.vk.lookups.Lookups`."""
+    """VK's lookups, in place of `fetcher.vk.lookups.Lookups`."""
 
     def __init__(self, process: "Process") -> None:
         self.process = process
@@ -293,10 +293,10 @@ class Lookups:
     def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], Json], Failure]:
         vk = self.process.world.vk
         resolved, failure = self.resolve(places) if places else ([], None)
-        return {place: vk.cropped[place] for place in resolved if place[1] % 4}, failure  # it has some no more
+        return {place: vk.cropped[place] for place in resolved if place[1] % 4}, failure  # some are gone
 
     def resolve(self, ids: Iterable[Any]) -> tuple[list[Any], Failure]:
-        """Return for which of them VK answers, and why it does not for the others."""
+        """Return the ids for which VK answers, and the failure of the others."""
         ids, world = sorted(ids), self.process.world
         fault = world.plan.vk_fault(self.process, "names")
         try:

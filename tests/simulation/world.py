@@ -1,4 +1,4 @@
-"""The world of a history: the clock, the scheduler, the fetchers' lives, and what must hold at any time."""
+"""The world of a history: the clock, the scheduler, the fetchers' lives, and the invariants."""
 
 import contextlib
 import json
@@ -38,19 +38,19 @@ from .store import Copy, Store
 from .vk import CHAT_PEERS, UNKNOWN, VK, Api, Habits, Lookups, Server, key_of, name_of
 
 POLL_WAIT = 5  # seconds
-LONG_REQUEST = 0.5  # seconds of one request that count as the fetcher's own time, not VK's or Redis's
+LONG_REQUEST = 0.5  # seconds of a request that count as the fetcher's own time; the rest is VK's or Redis's
 MAX_SILENCE = 4.5  # seconds of the fetcher's own time without a poll: a step's pause, a second of commits, and some
-MAX_NAMES_WAIT = 30.0 + 6.0  # seconds that a batch waits for names: the limit and one step that fails
+MAX_NAMES_WAIT = 30.0 + 6.0  # seconds that a batch waits for names: the limit, and one step that fails
 STALL_SLACK = 25.0  # seconds that a log line about a stall may be late: a step in which every request times out
-COPIES = 12  # states that a failover may go back
+COPIES = 12  # how many states a failover may go back
 LEFT_OUT = "came so late that they may be on the bus already"
-SETTLE = 400.0  # seconds in which everything has to come to an end after the last fault…
+SETTLE = 400.0  # seconds within which everything has to settle after the last fault…
 MAX_TURNS = 3000  # …and requests of each fetcher…
 MAX_EXTRA, MAX_EXTRA_BYTES = 8, 60_000  # …and bytes that are sent: this many times what is missing, and some
 FAST = 1e9  # bytes per second
 FOREVER = (1e9, 1e9)  # seconds that a connection lives
 
-# The limits of the core in small, in the same proportions: so few updates reach them.
+# The core's limits, scaled down in the same proportions, so that a few updates reach them.
 LIMITS: dict[Any, dict[str, Any]] = {
     backlog: {
         "MAX_PENDING": 60, "MAX_PENDING_BYTES": 2**17, "MAX_REPLAY": 30, "MAX_REPLAY_BYTES": 2**15,
@@ -63,27 +63,27 @@ LIMITS: dict[Any, dict[str, Any]] = {
 }  # fmt: skip
 
 SETTINGS = config.parse({"GROUPID": str(GROUP), "STREAM_MAXLEN": str(10**6)}, ())
-MOST_HELD = 60 + 30 + 2 * 30  # updates: the limit, those that were committed lately, and two VK answers
+MOST_HELD = 60 + 30 + 2 * 30  # updates: the limit, the replay buffer, and two answers of VK
 
 
 @dataclass
 class Link:
-    """What is between a fetcher and the others; a restart of the fetcher does not change it."""
+    """What is between a fetcher and VK and Redis; a restart of the fetcher does not change it."""
 
-    down_until: float = 0.0  # to Redis
+    down_until: float = 0.0  # Redis cannot be reached until then
     vk_down_until: float = 0.0
     bandwidth: float = FAST
     life: tuple[float, float] = FOREVER  # seconds that a connection to Redis lives, at least and at most
-    refuses: float = 0.0  # part of the connects that Redis refuses
-    latency: tuple[float, float] = (0.0, 0.0)  # seconds more for each answer of Redis
+    refuses: float = 0.0  # the share of connections that Redis refuses
+    latency: tuple[float, float] = (0.0, 0.0)  # additional seconds for each answer of Redis, at least and at most
 
     def delay(self, rng: random.Random) -> float:
-        """Return how long an answer of Redis is on its way."""
+        """Return how long an answer of Redis takes to arrive."""
         return rng.uniform(*self.latency)
 
 
 class Plan:
-    """What the scheduler decides: here, that nothing goes wrong."""
+    """Decides for the scheduler; in this base class, nothing goes wrong."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -103,11 +103,11 @@ class Plan:
         return ""
 
     def refusal(self) -> str:
-        """Return how Redis refuses a request for now."""
+        """Return the error with which Redis refuses requests for now."""
         return "LOADING Redis is loading the dataset in memory"
 
     def breaks_loudly(self) -> bool:
-        """Return whether a closed connection is an error, or replaced silently."""
+        """Return whether a closed connection raises an error; otherwise it is replaced silently."""
         return True
 
     def takes_effect_late(self) -> bool:
@@ -115,7 +115,7 @@ class Plan:
         return False
 
     def next(self, world: "World") -> "Process":
-        """Return who goes on now."""
+        """Return the fetcher that continues now."""
         return min(world.processes, key=lambda process: process.wake)
 
     def before_turn(self, world: "World") -> None:
@@ -123,30 +123,30 @@ class Plan:
 
 
 class Stop(BaseException):
-    """The history is over: an invariant is broken."""
+    """Ends a history when an invariant is broken."""
 
 
 class Process:
-    """One life of a fetcher: the real loop with everything of it, in a greenlet."""
+    """One life of a fetcher: the real loop with everything that belongs to it, in a greenlet."""
 
     def __init__(self, world: "World", starts_at: float, link: Link) -> None:
         self.world, self.link = world, link
         self.number = world.lives = world.lives + 1
         self.wake = starts_at
         self.waits_for_update = False
-        self.request = ""  # to Redis, that is on its way
-        self.had: set[str] = set()  # keys of updates that it has ever had in memory
+        self.request = ""  # the request to Redis that is on its way
+        self.had: set[str] = set()  # keys of all updates that it has ever had in memory
         self.polled_at: float | None = None
         self.excused = 0.0  # seconds since the last poll that VK and Redis took for themselves
         self.offered = self.offered_bytes = 0  # what it has committed, in updates and bytes
         self.sent_bytes = self.polled_times = 0
-        self.recorded = Counter[str]()  # what the script has recorded, and it knows
+        self.recorded = Counter[str]()  # what the script has recorded, as far as the fetcher knows
         self.metrics = Metrics()
-        self.progress_at = starts_at  # when an update reached the bus last, or none was held
+        self.progress_at = starts_at  # when an update last reached the bus, or none was held
         self.stall_logged_at, self.is_stalled = -60.0, False
         self.relay: Relay | None = None
         self.client: Client | None = None
-        self.answered_at = 0.0  # when Redis has answered last
+        self.answered_at = 0.0  # when Redis last answered
         self.greenlet = greenlet(self.run, world.hub)
 
     def run(self) -> None:
@@ -186,26 +186,26 @@ class Process:
         self.waits_for_update = False
 
     def die(self) -> Never:
-        """Be killed in the middle of a request; another life begins at once."""
+        """Die in the middle of a request; another life begins at once."""
         self.world.note(self, "is killed")
         self.world.processes.remove(self)
         self.world.start(0.0, self.link)
         raise GreenletExit
 
     def request_vk(self, request: str) -> None:
-        """Send a request to VK's API; raise TransientError or FatalError if it does not answer."""
+        """Send a request to VK's API; raise TransientError or FatalError if VK does not answer it."""
         fault = self.world.plan.vk_fault(self, request) if request != "names" else ""
         self.world.note(self, f"asks VK: {request}{fault and ', '}{fault}")
         self.wait(self.world.plan.latency(request))
         if request == "key" and self.polled_at is not None:
-            self.polled()  # it replaces a poll
+            self.polled()  # a new key takes the place of a poll
         if fault == "refused":
             raise VkFatalError("VK refuses the token")
         if fault == "unavailable" or self.world.now < self.link.vk_down_until:
             raise TransientError("VK's API is unavailable")
 
     def polls(self) -> None:
-        """A poll begins: the last one may not be too long ago."""
+        """Check, when a poll begins, that the last one was not too long ago."""
         self.world.note(self, "polls")
         if self.relay and self.relay.backlog.count > MOST_HELD:
             self.world.broken("more is held than there is room for")
@@ -220,12 +220,12 @@ class Process:
         self.polled_at, self.excused = self.world.now, 0.0
 
     def no_room(self) -> None:
-        """Note that memory is full: then there is no poll."""
+        """If memory is full, let this moment count as a poll, because there are no polls then."""
         if self.polled_at is not None and self.relay and self.relay.backlog.is_full:
             self.polled()
 
     def check_log(self) -> None:
-        """What is held for long without any of it reaching the bus is logged, once a minute, and that it is over."""
+        """Check that the log reports a stall once a minute, and its end: updates are held, and none reaches the bus."""
         now = self.world.now
         if not self.relay or not self.relay.backlog.pending:
             self.progress_at = now
@@ -240,7 +240,7 @@ class Process:
 
     @property
     def is_idle(self) -> bool:
-        """Whether everything that it has is on the bus, as far as it knows."""
+        """Whether everything that it holds is on the bus, as far as it knows."""
         relay = self.relay
         has_begun = relay and relay.backlog.checkpoint_from != "nowhere" and relay.bus.is_connected
         if not relay or not has_begun or relay.backlog.pending:
@@ -276,7 +276,7 @@ class Metric:
 
 
 class RealBus(Bus):
-    """The real bus; what goes through it is noted."""
+    """The real bus, which records what is committed."""
 
     def __init__(self, process: Process) -> None:
         super().__init__(SETTINGS)
@@ -293,7 +293,7 @@ class RealBus(Bus):
 
 
 def note_held(process: Process, backlog: Backlog) -> None:
-    """Note where it begins, as what it holds begins there, and the keys of what it ever holds."""
+    """Record the ts at which a backlog begins, and the keys of all updates that it ever holds."""
 
     def start(latest_ts: int) -> None:
         process.world.answered.add(latest_ts)
@@ -311,7 +311,7 @@ def note_held(process: Process, backlog: Backlog) -> None:
 
 
 class Poll(LongPoll):
-    """The real long poll, on a server in memory; it can be traced."""
+    """The real long poll on a server in memory, with a trace."""
 
     def __init__(self, process: Process, api: Any) -> None:
         super().__init__(api, GROUP, 50.0)
@@ -335,12 +335,12 @@ class Poll(LongPoll):
 
 
 class Entries(EntryBuilder):
-    """The real builder; a batch that waits too long for names is noted."""
+    """The real builder, which reports a batch that waits too long for names."""
 
     def __init__(self, process: Process, lookups: Any, bus: Bus) -> None:
         super().__init__(lookups, bus, GROUP, "/", raw=False)
         self.process = process
-        self.is_overdue = False  # the latest try; the next one gives up
+        self.is_overdue = False  # whether the latest try was too late, so that the next one has to give up
 
     def build(self, batches: Any, give_up: bool) -> Failure:
         if self.is_overdue and not give_up:
@@ -363,26 +363,26 @@ class World:
         self.plan, self.now = plan, 0.0
         self.hub = getcurrent()
         self.vk, self.store = VK(plan.rng, habits), Store()
-        self.excused: set[str] = set()  # keys that were left out, as too late, and recorded so
+        self.excused: set[str] = set()  # keys that were left out as too late, and recorded as such
         self.trace: list[str] | None = [] if trace else None
         self.faults: Counter[str] = Counter()
         self.violation = ""
         self.error: BaseException | None = None
-        self.server = 1  # of Redis: each failover makes another one
-        self.refused_until = 0.0  # Redis refuses the password
+        self.server = 1  # the number of the Redis server; connections to earlier ones are broken
+        self.refused_until = 0.0  # until then, Redis refuses the password
         self.names_fail = ""
         self.nameless: set[int] = set()
-        self.answered: set[int] = set()  # ts that VK has answered a poll at, or led to, and where fetchers began
+        self.answered: set[int] = set()  # ts that VK has answered a poll at, or led to, or at which fetchers began
         self.cache_entries: dict[str, tuple[str, float]] = {}
-        self.effects: list[tuple[float, int, Callable[[], Any]]] = []  # that come later
-        self.acknowledged: set[str] = set()  # keys that were on a bus that was emptied
-        self.gaps_before: list[tuple[int, int]] = []  # on such a bus
-        self.lost: set[str] = set()  # keys that were on the bus before a failover: not all of them are
+        self.effects: list[tuple[float, int, Callable[[], Any]]] = []  # effects that come later
+        self.acknowledged: set[str] = set()  # keys that were on the bus when it was emptied
+        self.gaps_before: list[tuple[int, int]] = []  # gaps that were recorded on the bus when it was emptied
+        self.lost: set[str] = set()  # keys that were on the bus before a failover, which may have lost some
         self.emptied = False
-        self.start_order: int | None = None  # from here on nothing may be missing
+        self.start_order: int | None = None  # after this, nothing may be missing
         self.fetchers = fetchers
         self.processes: list[Process] = []
-        self.calm_since = 0.0  # from here on there are no faults
+        self.calm_since = 0.0  # after this, there are no faults
         self.copies: list[tuple[Copy, dict[Process, tuple[int, int]]]] = []
         self.current: Process | None = None
         self.turns = self.lives = 0
@@ -401,18 +401,18 @@ class World:
         self.switch(process, GreenletExit)
 
     def exited(self, process: Process) -> None:
-        """Restart what has ended by itself."""
+        """Restart a fetcher that has ended by itself."""
         self.note(process, "ended")
         self.processes.remove(process)
         self.start(self.plan.latency("restart"), process.link)
 
     def crashed(self, error: BaseException) -> None:
-        """The fetcher has a bug."""
+        """Note that the fetcher has a bug."""
         self.error = self.error or error
         self.broken(f"a bug: {error!r}", stop=False)
 
     def later(self, seconds: float, effect: Callable[[], Any]) -> None:
-        """Let something take effect in some seconds, if the server is there then."""
+        """Let something take effect in some seconds, unless the server has been replaced by then."""
         self.effects.append((self.now + seconds, self.server, effect))
 
     def commit(self, process: Process, script: str, keys: list[str], arguments: list[Any]) -> tuple[Any, Counter[str]]:
@@ -440,17 +440,17 @@ class World:
         return answer, growth
 
     def remember(self) -> None:
-        """Keep the state for a failover."""
+        """Keep a copy of the state for a failover."""
         offered = {process: (process.offered, process.offered_bytes) for process in self.processes}
         self.copies.append((self.store.copy(), offered))
         del self.copies[:-COPIES]
 
     def fail_over(self, back: int, refused: bool | None = None) -> bool:
-        """Go back to an older copy; not further than fetchers remember.
+        """Go back to an older copy, but not further than fetchers remember.
 
-        Behind a proxy the connections hold: each has another server, or with `refused` the old one, which is a replica
-        now. A failover that nothing tells of is promised nothing; but one fetcher that sees a lower checkpoint has what
-        is missing.
+        Behind a proxy, connections survive: each leads to another server or, with `refused`, to the old one, which is
+        now a replica. The fetcher promises nothing about a failover that it cannot notice; but a single fetcher that
+        sees a lower checkpoint has what is missing.
         """
         if not self.copies:
             return False
@@ -478,7 +478,7 @@ class World:
         return True
 
     def empty(self, in_place: bool = False) -> None:
-        """Let Redis come back empty, or be emptied while its connections hold."""
+        """Let Redis come back empty, or empty it while its connections stay open."""
         self.note(None, "Redis is emptied")
         self.acknowledged |= self.on_the_bus()
         self.gaps_before += self.gaps()
@@ -506,7 +506,7 @@ class World:
     # The scheduler
 
     def turn(self) -> None:
-        """Let one fetcher go on until its next request or sleep."""
+        """Let one fetcher run until its next request or sleep."""
         self.turns += 1
         self.plan.before_turn(self)
         process = self.plan.next(self)
@@ -576,7 +576,7 @@ class World:
     # What must hold
 
     def broken(self, what: str, stop: bool = True) -> None:
-        """Note that an invariant is broken, and stop."""
+        """Record that an invariant is broken, and stop the history."""
         self.violation = self.violation or what
         self.note(self.current, f"BROKEN: {what}")
         if stop and getcurrent() is not self.hub:
@@ -597,27 +597,29 @@ class World:
     def epochs_differ(self) -> bool:
         """Whether fetchers may count epochs differently.
 
-        One that misses a restart takes the next one for it, and on an emptied Redis the first to come counts from 0.
+        A fetcher that misses a restart takes the next one for it, and on an emptied Redis the first fetcher counts from
+        0.
         """
         return self.fetchers > 1 and self.faults["VK restarts its numbering"] > (0 if self.emptied else 1)
 
     def leave_out(self, ids: Iterable[str]) -> None:
-        """Note what was left out as too late; a dead letter's id may end in the hash of its text.
+        """Record what was left out as too late; a dead letter's id may end in the hash of its text.
 
-        A fetcher that starts without Redis between two restarts of VK's numbering cannot know of the first one.
+        A fetcher that starts without Redis between two restarts of VK's numbering cannot know of the first one, so it
+        may leave something out even if it is the only fetcher.
         """
         if self.fetchers == 1 and self.faults["VK restarts its numbering"] < 2:
             self.broken("left out as too late, though no other fetcher can have committed it")
         self.excused |= {self.vk.keys.get(id.rpartition(":")[2], id) for id in ids}
 
     def gaps(self) -> list[tuple[int, int]]:
-        """Return the gaps that are recorded, in the order of all eras."""
+        """Return the recorded gaps, as places in the order of all eras."""
         records = [record for record in self.store.dead if not str(record.get("error")).endswith(LEFT_OUT)]
         places = [(record.get("since"), record.get("until")) for record in records]
         return [(self.vk.place(since), self.vk.place(until)) for since, until in places if since and until]
 
     def moved(self, old: str, new: str) -> None:
-        """The checkpoint moves: everything up to it is on the bus, in a recorded gap, or passed over."""
+        """Check, when the checkpoint moves, that everything up to it is on the bus, in a recorded gap, or skipped."""
         if not old and (not self.store.dead or self.store.dead[-1].get("until") != new):
             self.broken("the checkpoint was restored without a record")
         if not old:
@@ -628,7 +630,7 @@ class World:
             self.broken(f"the checkpoint passed {found[:5]}")
 
     def check_gap(self, process: Process, since: str, until: str) -> None:
-        """A fetcher that records a gap holds nothing inside of it that it has not committed yet."""
+        """Check that a fetcher that records a gap holds nothing inside it that it has not committed yet."""
         if not self.vk.has_lost:
             self.broken("a gap is recorded, though VK has everything")
         assert process.relay
@@ -644,7 +646,7 @@ class World:
             self.broken(f"a gap hides what is held: {sorted(hidden)[:5]}")
 
     def nowhere(self, after: int, until: int) -> list[str]:
-        """Return the updates in a part of VK's history that are neither on the bus, nor recorded, nor passed over."""
+        """Return the updates in a part of VK's history that are neither on the bus, in a recorded gap, nor skipped."""
         part = []
         for one in reversed(self.vk.history):
             if one.order <= after:
@@ -658,7 +660,7 @@ class World:
         return [one.key for one in part if one.key not in events and not any(a < one.order <= b for a, b in gaps)]
 
     def verify(self) -> None:
-        """Check at the end of a history what must hold then."""
+        """Check what must hold at the end of a history."""
         if wrong := self.wrong_at_the_end() or self.wrong_name():
             self.broken(wrong)
 
@@ -724,7 +726,7 @@ def describe(answer: Answer) -> str:
 
 
 class Log(logging.Handler):
-    """What the fetchers log."""
+    """Checks what the fetchers log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         world = clock.world
@@ -757,7 +759,7 @@ class Clock:
         self.world.current.sleep(seconds)
 
     def uniform(self, low: float, high: float) -> float:
-        """`random.uniform`, of the history's own dice."""
+        """`random.uniform`, with the history's own random numbers."""
         return self.world.plan.rng.uniform(low, high)
 
 
@@ -773,7 +775,7 @@ def connect(url: str, on_connect: Callable[[], None], patience: int) -> Client:
 @contextlib.contextmanager
 def simulated() -> Iterator[None]:
     """Put the clock, VK's server and Redis's client into the fetcher's modules."""
-    # The real function with our dice, and for the loop alone: consumers in other threads have a back-off, too.
+    # The real function with our random numbers, for the loop alone, because consumers in other threads use it, too.
     dice = vars(backoff) | {"random": clock}
     seams: dict[Any, dict[str, Any]] = {
         bus: {"time": clock, "connect": connect},

@@ -1,6 +1,6 @@
-"""VK as a client meets it: its API and its Bots Long Poll, over real HTTP on loopback, faults included.
+"""VK as its clients see it: the API and the Bots Long Poll, over real HTTP on loopback, faults included.
 
-In a test `with VK() as vk:`; for a benchmark a process of its own, `python -m tests.vk --help`.
+In a test, use `with VK() as vk:`; for a benchmark, run it in a process of its own: `python -m tests.vk --help`.
 """
 
 from fetcher.commands.demo import inner_calls

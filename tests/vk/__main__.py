@@ -1,4 +1,4 @@
-"""Be VK in a process of its own: python -m tests.vk [--port N] [--ts N] ..."""
+"""Run VK in a process of its own: python -m tests.vk [--port N] [--ts N] ..."""
 
 import argparse
 import contextlib

@@ -21,7 +21,7 @@ RIGHTS = {"stories": 1, "photos": 4, "app_widget": 64, "messages": 4096, "docs":
 
 
 class RequestRejected(Exception):
-    """Say that VK refuses a call, with its code and message."""
+    """Raised if VK refuses a call, with VK's code and message."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(code, message)
@@ -38,7 +38,7 @@ ALWAYS = ("id", "first_name", "last_name", "deactivated", "is_closed", "can_acce
 
 
 def numbers(value: Any) -> list[int]:
-    """Read ids as VK does: a number, a list, or a text with commas."""
+    """Read ids as VK does: from a number, a list, or a text with commas."""
     parts = value if isinstance(value, list) else str("" if value is None else value).split(",")
     return [int(part) for part in parts if re.fullmatch(r"\s*-?\d+\s*", str(part))]
 
@@ -61,7 +61,10 @@ def get_long_poll_settings(vk: "VK", params: Json) -> Any:
 
 
 def set_long_poll_settings(vk: "VK", params: Json) -> Any:
-    """Set them. VK does not say what becomes of types that are not named: here they are switched off."""
+    """Change the settings.
+
+    VK does not document what it does with types that are not named; here they are switched off.
+    """
     check_group(vk, params)
     check_manage(vk)
     flags = {kind: int(params.get(kind, 0)) for kind in vk.settings["events"]}
@@ -88,7 +91,7 @@ def users_get(vk: "VK", params: Json) -> Any:
 
 
 def person(vk: "VK", id: int, fields: Iterable[str], russian: bool) -> dict[str, Any]:
-    """Return what VK knows of a person; what `vk.people` gives goes before what is invented."""
+    """Return what VK knows about a person; `vk.people` overrides what is invented."""
     first, last = FIRST[id % 11], LAST[id // 11 % 10]
     given = vk.people.get(id, {})
     nick = given.get("domain") or (f"{first.translate(LATIN).lower()}{id}" if id % 3 else f"id{id}")
@@ -112,7 +115,7 @@ def groups_get_by_id(vk: "VK", params: Json) -> Any:
 
 
 def community(vk: "VK", id: int) -> dict[str, Any]:
-    """Return what VK knows of a community; what `vk.communities` gives goes before what is invented."""
+    """Return what VK knows about a community; `vk.communities` overrides what is invented."""
     invented = {"name": f"Сообщество {id}", "screen_name": f"club{id}", "is_closed": 0, "type": "group"}
     known: dict[str, Any] = {"id": id} | invented | vk.communities.get(id, {})
     return {name: value for name, value in known.items() if value is not None}
@@ -132,7 +135,7 @@ def get_conversations_by_id(vk: "VK", params: Json) -> Any:
 
 
 def conversation(vk: "VK", peer: int) -> dict[str, Any]:
-    """Return what VK knows of a dialog or chat; titles come from `vk.chats` or are invented."""
+    """Return what VK knows about a dialog or chat; titles come from `vk.chats` or are invented."""
     kind, local = ("user", peer) if peer > 0 else ("group", -peer)
     if peer > CHAT:
         kind, local = "chat", peer - CHAT

@@ -1,4 +1,4 @@
-"""VK itself: a log of updates behind a long poll, the API, and every fault that a test wants."""
+"""VK itself: a log of updates behind a long poll, the API, and every fault that a test needs."""
 
 import functools
 import json
@@ -38,10 +38,10 @@ class Request(NamedTuple):
 
 
 class VK(History):
-    """Answer like VK: a log of updates, people, chats, and the faults that a test asks for.
+    """Answers like VK, with a log of updates, people and chats, and with the faults that a test asks for.
 
-    All of it may be changed at any time from the test, `latency` and `rps` too.
-    Ids: people > 0, communities < 0 (but in `communities`, as in VK's answer, > 0), chats > 2000000000.
+    A test may change all of this at any time, including `latency` and `rps`. Ids: people > 0, communities < 0 (but > 0
+    in `communities`, as in VK's answer), chats > 2000000000.
     """
 
     def __init__(
@@ -51,10 +51,12 @@ class VK(History):
         super().__init__(ts, kept, batch)
         self.group_id, self.token = group_id, token
         self.port = port or free_port()
-        self.latency, self.rps = latency, rps  # seconds an answer of the API takes; 0: no limit
+        # Seconds that an answer of the API takes, and its requests a second, 0 for no limit.
+        self.latency, self.rps = latency, rps
         self.ts_type: type[str] | type[int] = str
-        self.lag: int | Callable[[], int] = 0  # how many of the latest updates the server that is polled has not yet
-        self.min_wait, self.max_wait = 0.0, MAX_WAIT  # seconds after which a poll is answered, whatever it requests
+        self.lag: int | Callable[[], int] = 0  # how many of the latest updates the polled server lacks
+        # The least and the most seconds that a poll waits, whatever it requests.
+        self.min_wait, self.max_wait = 0.0, MAX_WAIT
         self.drip = 3.0  # seconds that a slow answer takes
         self.settings: dict[str, Any] = {
             "is_enabled": True, "api_version": "5.199",
@@ -63,34 +65,34 @@ class VK(History):
 
         self.rights = ["photos", "messages", "docs", "manage"]  # of the token
 
-        self.people: dict[int, dict[str, Any]] = {}  # id: what differs from an invented person; None: absent
+        self.people: dict[int, dict[str, Any]] = {}  # by id: what differs from an invented person; None removes a field
         self.communities: dict[int, dict[str, Any]] = {}
-        self.chats: dict[int, str] = {}  # peer: title
-        self.unknown: set[int] = set()  # people, and communities with a minus, whom VK leaves out
+        self.chats: dict[int, str] = {}  # by peer: its title
+        self.unknown: set[int] = set()  # people, and communities (negative), that VK leaves out
         self.hidden: set[int] = set()  # peers that VK leaves out
-        self.untitled: set[int] = set()  # chats of which VK gives no chat_settings
-        self.refused: dict[Any, int] = {}  # person, -community, peer or (peer, cmid): the code of the error
-        self.failing: dict[Any, int] = {}  # the same with an error that passes when the test takes it out
-        self.messages: dict[tuple[int, int], dict[str, Any]] = {}  # (peer, cmid): message
+        self.untitled: set[int] = set()  # chats for which VK returns no chat_settings
+        self.refused: dict[Any, int] = {}  # by person, -community, peer or (peer, cmid): the error's code
+        self.failing: dict[Any, int] = {}  # the same, for errors that last until the test removes them
+        self.messages: dict[tuple[int, int], dict[str, Any]] = {}  # by (peer, cmid): the message
 
-        self.keys: list[str] = []  # all that were ever given
+        self.keys: list[str] = []  # all keys ever issued
         self.requests: list[Request] = []
-        self.asked: Counter[int] = Counter()  # how often for each person, -community and peer
+        self.asked: Counter[int] = Counter()  # how often each person, -community and peer was looked up
         self.injected: Counter[str] = Counter()
         self.too_many = 0  # requests refused because of `rps`
 
         self._expired: set[str] = set()
         self._lost: set[str] = set()
         self._silent: set[str] = set()
-        self.unreadable: set[str] = set()  # every answer at such a ts is cut in the middle
+        self.unreadable: set[str] = set()  # ts at which every answer is cut in the middle
         self._readable_from: dict[
             str | None, int
-        ] = {}  # ts, or None for any: place in `keys` of the first that reads it
+        ] = {}  # by ts, or None for any: the place in `keys` of the first key that can read it
         self._faults: list[list[Any]] = []  # kind, fault, method, times
         self._accepted: deque[float] = deque()
         self._changed = threading.Condition(threading.RLock())
         self._server: Loopback | None = None
-        self._opening = threading.Lock()  # two faults may do this at once
+        self._opening = threading.Lock()  # two faults may open or close the server at once
         self._openings = 0
         self.up()
 
@@ -114,20 +116,20 @@ class VK(History):
             return self.ts
 
     def replay(self, count: int) -> int:
-        """Send the latest updates once more, behind the others."""
+        """Send the latest updates once more, after all others."""
         with self._changed:
             self.injected["replay"] += 1
             return self.push(*self.updates[-count:] if count else ())
 
     def expire_keys(self) -> None:
-        """Answer {"failed": 2} to all keys given so far."""
+        """Answer {"failed": 2} to all keys issued so far."""
         with self._changed:
             self.injected["expired keys"] += 1
             self._expired.update(self.keys)
             self._changed.notify_all()
 
     def lose(self, ts: int | None = None) -> None:
-        """Forget all updates and answer {"failed": 3} to all keys given so far; ts jumps."""
+        """Forget all updates and answer {"failed": 3} to all keys issued so far; ts jumps."""
         with self._changed:
             self.injected["lost information"] += 1
             self._lost.update(self.keys)
@@ -137,7 +139,8 @@ class VK(History):
     def restart(self, ts: int = 1, *, keep_keys: bool = False) -> None:
         """Restart the numbering: ts falls back and the log is empty.
 
-        A poll with a key given so far is answered {"failed": 3}; with `keep_keys`, {"failed": 1} at a ts ahead.
+        A poll with an earlier key is answered {"failed": 3}; with `keep_keys`, a poll at a higher ts is answered
+        {"failed": 1}.
         """
         with self._changed:
             self.injected["restart"] += 1
@@ -154,15 +157,15 @@ class VK(History):
             self._changed.notify_all()
 
     def silence(self) -> None:
-        """Leave polls with a key given so far without any update."""
+        """Send no update to polls with the keys issued so far."""
         with self._changed:
             self.injected["silence"] += 1
             self._silent.update(self.keys)
 
     def unreadable_until_new_key(self, ts: int | None = None, keys: int = 1) -> None:
-        """Cut every answer at this ts, or at any, until it is polled with the next key, or a later one.
+        """Cut every answer at this ts, or at any ts, until it is polled with the next key or a later one.
 
-        For a fetcher that has taken new keys in vain, `keys` says which one heals it.
+        `keys` says which of the next keys heals it, to test a fetcher that takes new keys in vain.
         """
         with self._changed:
             self.injected["unreadable until a new key"] += 1
@@ -173,7 +176,7 @@ class VK(History):
         return ts in self.unreadable or any(place < self._readable_from.get(at, 0) for at in (ts, None))
 
     def _answer(self, key: str, ts: str, lag: int) -> Json | None:
-        """Return the answer to a poll of a server that is this many updates behind, None while it has nothing."""
+        """Return a poll's answer from a server that lacks this many updates, or None while it has nothing."""
         if key in self._lost:
             return {"failed": 3}
         if key in self._expired or key not in self.keys:
@@ -187,7 +190,7 @@ class VK(History):
         return answer | {"ts": self.ts_type(answer["ts"])} if answer["updates"] else None
 
     def poll(self, params: Json) -> tuple[Fault | None, Any]:
-        """Answer a request of the long poll, as late as it requests."""
+        """Answer a request of the long poll, with updates or after the wait that it requests."""
         key, ts = params.get("key", ""), params.get("ts", "")
         wait = max(self.min_wait, min(float(params.get("wait") or 25), MAX_WAIT, self.max_wait))
         with self._changed:
@@ -290,7 +293,7 @@ class VK(History):
         return False
 
     def busiest_second(self) -> int:
-        """Count the requests of the API in that second which had most of them."""
+        """Return the number of API requests in the busiest second."""
         with self._changed:
             times = [request.time for request in self.requests if request.kind == "api"]
         most = first = 0
@@ -311,9 +314,9 @@ class VK(History):
             self._faults.append(["poll", fault, None, times])
 
     def fail_api(self, fault: Fault, times: float = 1, method: str | None = None) -> None:
-        """Answer the next requests of the API with a fault, or those of one method; "captcha" is one, too.
+        """Answer the next requests of the API, or only those of one method, with a fault; "captcha" is one, too.
 
-        An execute that calls the method inside counts as well: VK's errors then concern the inner call.
+        An execute that calls the method inside counts as well: an error of VK's then affects the inner call.
         """
         if fault == "captcha":
             sid = "872349871261"
@@ -324,11 +327,11 @@ class VK(History):
 
     @property
     def faults_left(self) -> int:
-        """How many kinds of faults are still to come."""
+        """How many kinds of faults have yet to happen."""
         return len(self._faults)
 
     def heal(self) -> None:
-        """Take back all faults that have not happened yet, the silence, and what only a new key would heal."""
+        """Cancel all faults that have not happened yet, the silence, and what only a new key would heal."""
         with self._changed:
             self._faults.clear()
             self._silent.clear()
@@ -396,7 +399,7 @@ def _name(fault: Fault) -> str:
     return "odd answer"
 
 
-NESTED = re.compile(rb'"nested ([0-9]+)"')  # such a text is sent as so many nested lists, more than json can write
+NESTED = re.compile(rb'"nested ([0-9]+)"')  # sent as this many nested lists, which is more than json can write
 
 
 def nest(found: re.Match[bytes]) -> bytes:
@@ -465,7 +468,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         elif fault == "hang":
-            self.connection.recv(1)  # until it is closed, from here or there
+            self.connection.recv(1)  # until it is closed by either side
         elif fault == "slow":
             self.wfile.write(head.encode())
             piece = math.ceil(len(body) / 30)

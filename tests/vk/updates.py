@@ -28,7 +28,7 @@ def update(type: str, object: Any, **more: Any) -> dict[str, Any]:
 
 
 def message(text: str | None = None, user: int = PERSON, peer: int = PEER, **more: Any) -> dict[str, Any]:
-    """Make a message_new; `more` goes into the message. The text is its running number if none is given."""
+    """Make a message_new; `more` is added to the message, whose text is its running number by default."""
     number = next(_numbers)
     body = {
         "date": 1764500000 + number, "from_id": user, "id": 0 if peer > CHAT else number, "version": 10004000,
@@ -40,7 +40,7 @@ def message(text: str | None = None, user: int = PERSON, peer: int = PEER, **mor
 
 
 def button(payload: Any = None, user: int = PERSON, peer: int = PEER, **more: Any) -> dict[str, Any]:
-    """Make a message_event; `more` goes into the object. The payload is its running number if none is given."""
+    """Make a message_event; `more` is added to the object, whose payload is its running number by default."""
     number = next(_numbers)
     body = {
         "user_id": user, "peer_id": peer, "event_id": secrets.token_hex(6),
@@ -50,7 +50,7 @@ def button(payload: Any = None, user: int = PERSON, peer: int = PEER, **more: An
 
 
 def reaction(rid: int | None = 1, user: int = PERSON, peer: int = PEER, **more: Any) -> dict[str, Any]:
-    """Make a message_reaction_event; `more` goes into the object, and rid=None takes a reaction back."""
+    """Make a message_reaction_event; `more` is added to the object, and rid=None takes a reaction back."""
     body = {"reacted_id": user, "peer_id": peer, "cmid": next(_numbers)}
     if rid is not None:
         body["reaction_id"] = rid
@@ -58,9 +58,9 @@ def reaction(rid: int | None = 1, user: int = PERSON, peer: int = PEER, **more: 
 
 
 def traffic(seed: int, people: int, chats: int, count: int) -> list[dict[str, Any]]:
-    """Make mixed updates, the same ones for the same arguments.
+    """Make mixed updates, always the same ones for the same arguments.
 
-    Everybody is equally likely to act; one in ten in the dialog with the community, the rest in chats.
+    Everybody is equally likely to act; one update in ten is in the dialog with the community, the rest in chats.
     """
     rng = random.Random(seed)
     cmids: Counter[int] = Counter()
@@ -93,5 +93,5 @@ def _one_of_traffic(rng: random.Random, cmids: Counter[int], people: int, chats:
 
 
 def error(code: int, message: str = "Error of the tests") -> dict[str, Any]:
-    """Make the answer by which VK refuses a call."""
+    """Make the answer with which VK refuses a call."""
     return {"error": {"error_code": code, "error_msg": message}}
