@@ -60,7 +60,7 @@ def bus_at(url: str, **settings: object) -> Bus:
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = 60, what: str = "it") -> None:
-    """Wait until the condition holds, and while the server is not up yet."""
+    """Wait until the condition holds, ignoring errors of a server that is not up yet."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         with contextlib.suppress(redis.RedisError, OSError):

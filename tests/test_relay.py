@@ -679,7 +679,7 @@ def test_a_new_connection_at_a_heartbeat(begun: Fetcher, store: Store, caplog: p
 
 def drop_during_polls(fetcher: Fetcher) -> None:
     """Put Redis far away, behind a link that drops idle connections, so that no connection survives a poll."""
-    survivors: list[bool] = []  # has an item while the connection has not been dropped since the poll
+    survivors: list[bool] = []  # has an item once the connection has been dropped after the latest poll
 
     def answer_late() -> None:
         was_connected = fetcher.bus.is_connected
@@ -833,7 +833,7 @@ def test_a_start_without_redis(
 ) -> None:
     """VK is polled from its latest ts, and everything is held.
 
-    Once the bus can be read, epochs are counted on from its own.
+    Once the bus can be read, the fetcher continues its count of epochs.
     """
     fetcher.history.begin_at(50)
     fetcher.bus.failure = REDIS_DOWN

@@ -274,8 +274,7 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
     plan = Chaos(rng, worlds)
     fetchers = min(rng.choice([1, 1, 2, 2, 3]), plan.most_fetchers)
     if fetchers > 1 and plan.troubles[plan.restart_vk]:
-        # After a restart, the ts of a late update does not show its age, so `seen` has to cover all that others
-        # published.
+        # After a restart, a late update's ts does not show its age, so `seen` has to cover all that others published.
         plan.most_updates = 150
     world = World(plan, plan.habits, fetchers, trace)
     worlds.append(world)
@@ -294,8 +293,7 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
             world.turn()
         plan.be_calm()
         world.push()
-        # While VK returns no full message, each batch with a cropped one waits for it, and those of a gap wait one by
-        # one.
+        # While VK returns no full messages, each batch with a cropped one waits, and those of a gap wait one by one.
         world.settle(world.now + (4 if plan.names_stay_lost else 1) * SETTLE)
         world.verify()
     except Stop:
