@@ -42,7 +42,7 @@ def main() -> int:
         log.critical("%s", error)
         return EXIT_SETTINGS if isinstance(error, config.SettingsError) else EXIT_FATAL
     except Exception:
-        log.critical("A bug of the fetcher; please report it", exc_info=True)
+        log.critical("A bug in the fetcher; please report it", exc_info=True)
         return EXIT_BUG
 
 

@@ -34,7 +34,7 @@ def built(backlog: Backlog, size: int = SIZE) -> Backlog:
     """Build everything that is pending; in these tests an update is just the id of its entry."""
     for one in backlog.pending:
         if one.updates:
-            one.built(entries(one.updates, size))
+            one.set_entries(entries(one.updates, size))
     return backlog
 
 

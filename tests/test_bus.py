@@ -488,7 +488,7 @@ def test_a_checkpoint_that_is_none(bus: Bus, client: Any, value: Any) -> None:
     """If the key holds anything but a checkpoint, the operator must decide, and a commit changes nothing."""
     client.set(TS, value)
     for kind in ("batch", "gap", "restore"):
-        with pytest.raises(RedisFatalError, match=r"\{events\}:ts:7 holds no ts of VK's; delete this key"):
+        with pytest.raises(RedisFatalError, match=r"\{events\}:ts:7 holds no ts of VK; delete this key"):
             bus.commit(commit(10, 11, "a", kind=kind))
     with pytest.raises(RedisFatalError, match="delete this key"):
         bus.read([])

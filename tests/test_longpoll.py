@@ -350,7 +350,7 @@ def test_poll_is_broken(polling: LongPoll, net: Net, failure: Exception) -> None
     assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
 
 
-FORGOTTEN = "VK has forgotten the updates between"
+FORGOTTEN = "VK has forgotten the updates in between"
 
 
 def test_failed_1(polling: LongPoll, net: Net) -> None:

@@ -621,7 +621,7 @@ def test_a_bug_in_a_command_shows_a_traceback_without_secrets(fetch: Fetch, comm
     constants = {"fetcher.bus.connection:TIMEOUT": "secret"}
     bug = fetch(command, constants=constants, REDIS_URL="redis://:secret@127.0.0.1:1/0")
     assert bug.wait() == EXIT_BUG
-    assert bug.lines[0] == "event-fetcher: A bug of the fetcher; please report it"
+    assert bug.lines[0] == "event-fetcher: A bug in the fetcher; please report it"
     assert "Traceback" in bug.lines[1]
     assert "secret" not in bug.output
 

@@ -359,7 +359,7 @@ MISSING = {
         [answer(10, 10)], "abc", said="VK's long poll is silent, though its new key has a later ts: trying again"
     ),
     "VK is not past the checkpoint: nobody has it": Missing(
-        [answer(10, 10)], "c", 12, "VK does not return what is between", new_key=10
+        [answer(10, 10)], "c", 12, "VK does not return the updates in between", new_key=10
     ),
     "VK has forgotten a part: the gap ends where it has something again": Missing(
         [answer(11, 12, "b", gap="forgotten")], "bc", 11, "forgotten"
@@ -1349,7 +1349,7 @@ AGAIN = "trying again, because 2 updates are not on the bus yet"
     [
         (REDIS_FATAL, f"{REDIS_FATAL}: {AGAIN}", False, 0),
         (VK_FATAL, f"{VK_FATAL}: {AGAIN}", False, 1),
-        (BUG, f"A bug of the fetcher; please report it: {AGAIN}", True, 1),
+        (BUG, f"A bug in the fetcher; please report it: {AGAIN}", True, 1),
     ],
     ids=["Redis", "VK", "bug"],
 )

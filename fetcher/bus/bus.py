@@ -20,7 +20,7 @@ from .connection import connect, redis_errors
 
 DEAD_LETTERS = 10_000  # how many are kept, approximately
 ALIVE_TTL = 30  # seconds that a heartbeat lasts in addition to POLL_WAIT
-MAX_PATIENCE = 8  # a commit of one update that keeps timing out may take up to this many times TIMEOUT
+MAX_TIMEOUT_FACTOR = 8  # a commit of one update that keeps timing out may take up to this many times TIMEOUT
 MAX_MEMBERS = 100  # ids in one ZMSCORE; several small replies suit a slow link, as each may take the whole timeout
 UNKNOWN_TTL = 60  # seconds for which it is cached that VK has no name for an id: VK may have one soon
 # commit.lua is sent on each new connection, comments and all, so every byte of it counts.
@@ -38,10 +38,10 @@ class Bus:
 
     def __init__(self, settings: Config) -> None:
         """Connect to nothing yet."""
-        self.settings, self.bus, self.names_ttl, group = settings, settings.bus, settings.names_ttl, settings.group
-        self.prefix = f"{{{self.bus}}}"  # the hash tag keeps all keys in the stream's slot of a cluster
+        self.settings, self.name, self.names_ttl, group = settings, settings.bus, settings.names_ttl, settings.group
+        self.prefix = f"{{{self.name}}}"  # the hash tag keeps all keys in the stream's slot of a cluster
         self.checkpoint_key, self.seen_key = f"{self.prefix}:ts:{group}", f"{self.prefix}:seen:{group}"
-        self.keys = [self.checkpoint_key, self.seen_key, self.bus, f"{self.prefix}:dead-letter"]
+        self.keys = [self.checkpoint_key, self.seen_key, self.name, f"{self.prefix}:dead-letter"]
         self.alive_key = f"{self.prefix}:alive:{group}:{utf8(socket.gethostname()).decode()}"
         self.is_connected = False
         self.timeouts = 0  # commits of a single update that have timed out in a row
@@ -50,8 +50,8 @@ class Bus:
     @cached_property
     def client(self) -> Redis | RedisCluster:
         """The client; it is made when first used, because making it sends requests to Redis."""
-        patience = min(MAX_PATIENCE, 2 ** max(0, self.timeouts - 1))
-        return connect(self.settings.redis_url, self.new_connection, patience)
+        timeout_factor = min(MAX_TIMEOUT_FACTOR, 2 ** max(0, self.timeouts - 1))
+        return connect(self.settings.redis_url, self.new_connection, timeout_factor)
 
     def new_connection(self) -> None:
         """Note a new connection, and raise ConnectionReplaced if it takes the place of one that was in use.
@@ -104,7 +104,7 @@ class Bus:
                     if isinstance(reply, Exception):
                         raise reply
         except RedisTimeout:
-            self.count_timeouts(0)  # Redis is down, so the timeouts of commits do not show that an update is too large
+            self.set_timeouts(0)  # Redis is down, so the timeouts of commits do not show that an update is too large
             raise
         missing = {id for id, score in zip(ids, chain.from_iterable(scores), strict=False) if score is None}
         return self._position(stored), missing
@@ -117,7 +117,7 @@ class Bus:
         arguments += [len(entries), str(commit.end or commit.until)]
         for entry in entries:
             if isinstance(entry, Entry):
-                arguments += [utf8(entry.id), utf8(channel(self.bus, entry.event_type)), 2, b"event", entry.text]
+                arguments += [utf8(entry.id), utf8(channel(self.name, entry.event_type)), 2, b"event", entry.text]
             else:
                 fields = [utf8(part) for field in entry.fields.items() for part in field]
                 arguments += [utf8(entry.id), b"", len(fields), *fields]
@@ -125,17 +125,17 @@ class Bus:
             stored, recorded, left_out = self.run_script("commit", self.keys, *arguments)
         except RedisTimeout:
             if commit.count == 1:  # a smaller piece is not possible
-                self.count_timeouts(self.timeouts + 1)
+                self.set_timeouts(self.timeouts + 1)
             raise
-        self.count_timeouts(0)
+        self.set_timeouts(0)
         return Outcome(self._position(stored), [entries[number - 1] for number in recorded], left_out)
 
-    def count_timeouts(self, count: int) -> None:
+    def set_timeouts(self, count: int) -> None:
         """Set how many commits of a single update have timed out in a row; from the second on, double the timeout.
 
-        So an update that is too large for the link gets more time, up to MAX_PATIENCE times as much. The first timeout
-        changes nothing, because it may only mean that Redis is down. In that case the `read` that comes before the next
-        commit fails, too, and no commit is tried.
+        So an update that is too large for the link gets more time, up to MAX_TIMEOUT_FACTOR times as much. The first
+        timeout changes nothing, because it may only mean that Redis is down. In that case the `read` that comes before
+        the next commit fails, too, and no commit is tried.
         """
         if max(count, self.timeouts) > 1:
             vars(self).pop("client", None)  # the next client is made with the new timeout
@@ -153,7 +153,7 @@ class Bus:
         try:
             return Position.parse(stored) if stored else None
         except ValueError:
-            raise RedisFatalError(f"Redis: {self.checkpoint_key} holds no ts of VK's; delete this key") from None
+            raise RedisFatalError(f"Redis: {self.checkpoint_key} holds no ts of VK; delete this key") from None
 
     def alive(self) -> bool:
         """Return whether this host's fetcher has a heartbeat, which means that VK has answered a poll lately."""

@@ -20,8 +20,8 @@ from .output import print_line
 
 PAGE = 100  # dead letters that are read and built together
 MAX_FAILURES = 3  # consecutive requests without an answer from VK after which the command gives up
-SOMEWHERE = Position(0, 0)  # a dead letter does not say where in VK's history its update was
-WENT, GAP, GONE = "", "a gap in VK's history", None  # GONE: another command has taken it, or Redis trimmed it
+NO_POSITION = Position(0, 0)  # a dead letter does not say where in VK's history its update was
+DONE, GAP, GONE = "", "a gap in VK's history", None  # GONE: another command has taken it, or Redis trimmed it
 NO_EVENT = "it makes no event; with RAW=1 all types are published"
 
 
@@ -37,10 +37,10 @@ def redrive(settings: Config, group: str | None) -> int:
     try:
         for letter, reason in publish(bus, settings) if group is None else give_back(bus, group):
             counts[reason] += 1
-            if reason not in (WENT, GAP, GONE):
+            if reason not in (DONE, GAP, GONE):
                 print_line(f"{letter} stays: {reason}")
     finally:
-        went, gaps, _ = (counts.pop(reason, 0) for reason in (WENT, GAP, GONE))
+        went, gaps, _ = (counts.pop(reason, 0) for reason in (DONE, GAP, GONE))
         done = "published" if group is None else f"given back to the group {group}"
         print_line(f"{done}: {went}, stay: {counts.total()}" + f", gaps in VK's history: {gaps}" * bool(gaps))
     return 0
@@ -49,7 +49,7 @@ def redrive(settings: Config, group: str | None) -> int:
 def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
     """Publish the fetcher's dead letters that make an event now.
 
-    Yield the id of each dead letter, together with WENT, GAP, GONE or the reason why it stays.
+    Yield the id of each dead letter, together with DONE, GAP, GONE or the reason why it stays.
     """
     # The cache of names is unused, because only the loop sets `bus.is_connected`: an old title must not get into it.
     builder = EntryBuilder(Lookups(Api(settings.token)), bus, settings.group, settings.prefixes, settings.raw)
@@ -57,7 +57,7 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
     for page in pages(bus, keys[-1]):
         updates = {letter: read_update(fields["update"]) for letter, fields in page if "update" in fields}
         yield from ((letter, GAP) for letter, _ in page if letter not in updates)
-        batches = [Pending("batch", SOMEWHERE, SOMEWHERE, [update]) for update in updates.values()]
+        batches = [Pending("batch", NO_POSITION, NO_POSITION, [update]) for update in updates.values()]
         with suppress(TransientError):
             builder.build(batches, give_up=False)  # one request to VK serves all of them
         failures = 0  # consecutive requests that failed
@@ -70,12 +70,12 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
                 failures += not isinstance(error, CallFailed)
                 if failures == MAX_FAILURES:
                     raise
-                batch.built([DeadLetter("", {"error": str(error)})])
+                batch.set_entries([DeadLetter("", {"error": str(error)})])
             (entry,) = batch.entries
             if isinstance(update, dict) and update.get("group_id", settings.group) != settings.group:
                 yield letter, "it is of another community"
             elif isinstance(entry, Entry):
-                event = utf8(entry.id), utf8(channel(bus.bus, entry.event_type)), entry.text
+                event = utf8(entry.id), utf8(channel(bus.name, entry.event_type)), entry.text
                 yield letter, bus.run_script("redrive", keys, letter, *event, settings.stream_maxlen)
             else:
                 yield letter, entry.fields["error"] if entry else NO_EVENT
@@ -93,7 +93,7 @@ def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str | None]]:
 
     https://redis.io/docs/latest/commands/xclaim/
     """
-    keys = [f"{bus.prefix}:dead-letter:{group}", bus.bus, f"{bus.prefix}:attempts:{group}"]
+    keys = [f"{bus.prefix}:dead-letter:{group}", bus.name, f"{bus.prefix}:attempts:{group}"]
     for page in pages(bus, keys[0]):
         for letter, fields in page:
             yield letter, bus.run_script("give_back", keys, letter, group, fields.get("id", ""))

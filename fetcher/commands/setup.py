@@ -37,22 +37,22 @@ def setup(settings: Config) -> int:
     """
     checks = {"VK": check_vk(Api(settings.token), settings.group), "Redis": check_redis(Bus(settings))}
     states = set()
-    for whole, check in checks.items():
-        for thing, state, text in until_failure(whole, check):
+    for system, check in checks.items():
+        for thing, state, text in until_failure(system, check):
             print_line(f"{state:8}{thing}: {text}")
             states.add(state)
     return int("to do" in states)
 
 
-def until_failure(whole: str, check: Iterator[Line]) -> Iterator[Line]:
+def until_failure(system: str, check: Iterator[Line]) -> Iterator[Line]:
     """Yield the lines of a check; if an error ends the check early, yield how to fix that."""
     try:
         yield from check
     except FatalError as error:
-        yield whole, "to do", str(error).removeprefix(f"{whole}: ")
+        yield system, "to do", str(error).removeprefix(f"{system}: ")
     except TransientError as error:
-        remedy = NEW_TOKEN if isinstance(error, RequestRejected) else REMEDIES[whole]
-        yield whole, "to do", f"{remedy} ({error})"
+        remedy = NEW_TOKEN if isinstance(error, RequestRejected) else REMEDIES[system]
+        yield system, "to do", f"{remedy} ({error})"
 
 
 def ok_or(problem: str, thing: str, wanted: str) -> Line:
@@ -99,7 +99,7 @@ def check_redis(bus: Bus) -> Iterator[Line]:
     bus.read([])
     yield "Redis", "ok", "it answers"
     keys = [*bus.keys, bus.alive_key, f"{bus.prefix}:name:1"]
-    refused = ", ".join(bus.run_script("permissions", keys, channel(bus.bus, "message")))
+    refused = ", ".join(bus.run_script("permissions", keys, channel(bus.name, "message")))
     yield ok_or(refused and f"{refused} refused: {ACL_RULES}", "Redis permissions", "all that the fetcher needs")
     with suppress(FatalError, TransientError), redis_errors():  # INFO may be forbidden
         info = bus.client.info()

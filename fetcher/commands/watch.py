@@ -54,7 +54,7 @@ def watch(settings: Config) -> Never:
             log.warning("%s: trying again", error)
             remind_at = time.monotonic() + REMIND_INTERVAL
         elif error != problem:
-            log.info("Watching the bus %r", bus.bus)
+            log.info("Watching the bus %r", bus.name)
         problem = error
         for entry in entries:
             print_line(describe_entry(entry))
@@ -111,8 +111,8 @@ def describe(event: Event) -> str:
         button and f"pressed {to_json(button.payload)} below message {button.cmid}",
         reaction and f"{change} to message {reaction.cmid}",
     ]
-    otherwise = "(no text)" if event.message else to_json(event.raw.get("object"))[:MAX_UPDATE] if event.raw else ""
-    what = " ".join(part for part in parts if part) or otherwise
+    fallback = "(no text)" if event.message else to_json(event.raw.get("object"))[:MAX_UPDATE] if event.raw else ""
+    what = " ".join(part for part in parts if part) or fallback
     return f"{event.event_type:8} {event.user.name} (@{event.user.nick}) {where}: {what}".translate(PRINTABLE)
 
 

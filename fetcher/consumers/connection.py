@@ -34,7 +34,7 @@ class Connection:
     wire: Any = None  # redis-py's connection
     sentinels: tuple[Any, ...] = ()  # in the order of the latest query
     commands: tuple[tuple[Any, ...], ...] = ()  # queued, but not written yet
-    due = 0  # replies to written commands that have not been read yet
+    unread = 0  # replies to written commands that have not been read yet
 
     def __init__(self, client: Any, blocks: bool) -> None:
         """Connect to nothing yet."""
@@ -43,13 +43,13 @@ class Connection:
 
     async def connect(self, key: str | None, delay: float) -> None:
         """Disconnect, wait for `delay` seconds, and connect again: in a cluster, to the node of `key`, or to any."""
-        self.commands, self.due = (), 0
+        self.commands, self.unread = (), 0
         await self.aclose()
         await self.sleep(delay)
         async with self.limit(REPLY_TIMEOUT):
             source = self.client
             if hasattr(source, "nodes_manager"):
-                await self.settle(source.nodes_manager.initialize())  # another node may have the key now
+                await self.maybe_await(source.nodes_manager.initialize())  # another node may have the key now
                 source = source.get_node_from_key(key) if key else source.get_random_node()
                 if self.blocks:
                     source = self.client.get_redis_connection(source)
@@ -68,7 +68,7 @@ class Connection:
             self.wire, self.pid = source.connection_class(**options), os.getpid()
             # CLIENT SETINFO would cost round trips.
             self.wire.driver_info = self.wire.lib_name = self.wire.lib_version = None
-            await self.settle(self.wire.connect())
+            await self.maybe_await(self.wire.connect())
 
     def send(self, *command: Any) -> None:
         """Queue the command: it is written by `flush`, or with the next command whose reply matters."""
@@ -85,21 +85,22 @@ class Connection:
         async with self.limit(REPLY_TIMEOUT):
             await self.flush()
             replies: list[Any] = []
-            while self.due:
+            while self.unread:
                 # Counted down before the reply is read: if reading is interrupted, `aclose` then waits for all replies
                 # but the last. It waits because the next connection must not overtake an XACK; it does not wait for the
                 # last reply because nobody needs the result of that command any more.
-                self.due -= 1
-                replies.append(await self.settle(self.wire.read_response(disconnect_on_error=False)))
+                self.unread -= 1
+                replies.append(await self.maybe_await(self.wire.read_response(disconnect_on_error=False)))
             return replies
 
     async def flush(self) -> None:
         """Write the queued commands."""
-        commands, due, self.commands, self.due = self.commands, self.due, (), 0  # no replies if interrupted
-        await self.settle(self.wire.send_packed_command(self.wire.pack_commands(commands)))
-        self.due = due + len(commands)
+        # No replies are expected if writing is interrupted.
+        commands, unread, self.commands, self.unread = self.commands, self.unread, (), 0
+        await self.maybe_await(self.wire.send_packed_command(self.wire.pack_commands(commands)))
+        self.unread = unread + len(commands)
 
-    async def settle(self, result: Any) -> Any:
+    async def maybe_await(self, result: Any) -> Any:
         """Return the result of a method of redis-py, awaiting it if the method is one of redis.asyncio."""
         return result if self.blocks else await result
 
@@ -117,10 +118,10 @@ class Connection:
         """
         try:
             # A forked child must not use its parent's connection.
-            if (self.due or self.commands) and self.pid == os.getpid():
+            if (self.unread or self.commands) and self.pid == os.getpid():
                 with suppress(Exception):
                     async with self.limit(CLOSE_TIMEOUT):
                         await self.replies()
         finally:
             if self.wire:
-                await self.settle(self.wire.disconnect(True))  # does not wait for unwritten data
+                await self.maybe_await(self.wire.disconnect(True))  # does not wait for unwritten data

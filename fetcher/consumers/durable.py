@@ -61,10 +61,10 @@ class Durable(Consumer):
                 self.max_entries = max(1, len(ready) // 2)
             elif len(ready) == self.max_entries < MAX_READ_AHEAD:
                 self.max_entries += 1
-            is_due = self.is_pending  # hand over the first entry even if it is late, because it was read again
+            must_hand_over = self.is_pending  # hand over the first entry even if it is late, because it was read again
             try:
-                while ready and ((begun := time.monotonic()) <= deadline or is_due):
-                    is_due = False
+                while ready and ((begun := time.monotonic()) <= deadline or must_hand_over):
+                    must_hand_over = False
                     id, fields = ready.popleft()
                     if event := read_event(event_field(fields), f"entry {id.decode()}"):
                         if self.attempts:
@@ -109,7 +109,7 @@ class Durable(Consumer):
                 log.warning("Trimmed from the stream before it was handled: %s", *trimmed)
             if entries:
                 if self.attempts:
-                    await self.set_poison_aside(entries)
+                    await self.move_to_dead_letters(entries)
                 return entries
             self.read_ahead = max(READ_AHEAD_INTERVAL, time.monotonic() - self.read_at)
             if self.cursor == b"0-0":
@@ -134,7 +134,7 @@ class Durable(Consumer):
         self.unconfirmed.clear()  # the replies to their XACKs have arrived before this one
         return [*replies, streams[0][1] if streams else []]
 
-    async def set_poison_aside(self, entries: Entries) -> None:
+    async def move_to_dead_letters(self, entries: Entries) -> None:
         """Remove the entries whose handling has failed too often, and record them as dead letters.
 
         A dead letter may be recorded twice if Redis's reply is lost.

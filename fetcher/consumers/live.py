@@ -26,7 +26,7 @@ class Live(Consumer):
         self.failures = 0
         while True:
             try:
-                self.redis.due = 1  # one message, whatever Redis sends next
+                self.redis.unread = 1  # one message, whatever Redis sends next
                 (reply,) = await self.redis.replies()
             except (exceptions.TimeoutError, TimeoutError):  # now Redis must answer; a second timeout is raised
                 reply = await self.redis.ask(*self.subscription)  # like a PING, which needs one more permission

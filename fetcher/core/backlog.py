@@ -76,7 +76,7 @@ DEDUP_WINDOW = 3 * MAX_PENDING  # event_ids in `seen`
 MAX_UNBUILT = 1_000  # updates built together, so that one request resolves all their names
 LOST_CHECKPOINT = "Redis had lost the checkpoint"
 RESTARTED = "VK restarted its numbering"
-NOT_ANSWERED = "VK does not return what is between"
+NOT_ANSWERED = "VK does not return the updates in between"
 
 
 @dataclass(eq=False)
@@ -103,7 +103,7 @@ class Pending:
         fields = {"since": str(since), "until": str(until), "error": error}
         return cls(kind, since, until, entries=[DeadLetter("", fields)])
 
-    def built(self, entries: list[Entry | DeadLetter | None]) -> None:
+    def set_entries(self, entries: list[Entry | DeadLetter | None]) -> None:
         """Replace the updates with the entries built from them."""
         self.entries, self.updates, self.size = entries, [], sum(map(size_of, entries))
 
@@ -111,12 +111,12 @@ class Pending:
         """Keep the first `count` entries and return a batch of the rest; this batch must be built."""
         middle, end = self.since._replace(part=self.since.part + count), self.end or self.until
         rest = replace(self, since=middle, end=end)
-        rest.built(self.entries[count:])
-        self.built(self.entries[:count])
+        rest.set_entries(self.entries[count:])
+        self.set_entries(self.entries[:count])
         self.until, self.end = middle, end
         return rest
 
-    def joined(self, other: Self) -> Self:
+    def joined_with(self, other: Self) -> Self:
         """Return this batch joined with the one that begins where it ends; both must be built."""
         entries, size = self.entries + other.entries, self.size + other.size
         return replace(self, until=other.until, entries=entries, size=size, end=other.end, items=self.items + 1)
@@ -188,7 +188,7 @@ class Backlog:
             follows = one.kind == commit.kind == "batch" and one.since == commit.until and not one.updates
             if not follows or not self.piece.has_room(commit.count + one.count, commit.size + one.size):
                 break
-            commit = commit.joined(one)
+            commit = commit.joined_with(one)
         return commit
 
     def answered(self, commit: Pending, checkpoint: Position, left_out: int = 0) -> None:

@@ -55,7 +55,7 @@ class Reports:
         elif isinstance(error, FatalError):
             self._remind(logging.CRITICAL, str(error), "%s: %s", error, again)
         else:
-            self._remind(logging.CRITICAL, repr(error), "A bug of the fetcher; please report it: %s", again, bug=error)
+            self._remind(logging.CRITICAL, repr(error), "A bug in the fetcher; please report it: %s", again, bug=error)
 
     def recovered(self) -> None:
         """Log that nothing fails any more, but only if a failure has been logged since the last such line.

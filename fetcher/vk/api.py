@@ -61,7 +61,7 @@ def within(seconds: float, action: Callable[..., Any], *args: Any, **kwargs: Any
     Only on Unix and in the main thread: elsewhere the action is not interrupted.
     """
 
-    def on_alarm(*of_signal: object) -> None:
+    def on_alarm(*_: object) -> None:
         raise TimeoutError
 
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
@@ -77,7 +77,7 @@ def within(seconds: float, action: Callable[..., Any], *args: Any, **kwargs: Any
 class Session(requests.Session):
     """A session that sets a timeout on every request, which vk_api does not, and parses JSON fast."""
 
-    def merge_environment_settings(self, url: Any, *of_request: Any) -> Any:
+    def merge_environment_settings(self, url: Any, *_: Any) -> Any:
         """Return the host's proxies and certificates; our requests never set their own."""
         return environment_settings(self, urlsplit(url).netloc)
 

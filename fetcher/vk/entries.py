@@ -42,7 +42,7 @@ class EntryBuilder:
         self.names: dict[int, Name] = {}
         self.forget_at = 0.0  # when `names` is cleared
         self.built_until = Position(0, 0)
-        self.nameless = Counter[str]()  # how many updates without an event_id had this text
+        self.without_id = Counter[str]()  # how many updates without an event_id had this text
         self.warn_at = 0.0
 
     def build(self, batches: Sequence[Pending], give_up: bool) -> Failure:
@@ -63,12 +63,12 @@ class EntryBuilder:
                 self.forget_at = 0.0
             self.built_until = max(self.built_until, batch.until)
             # Batches may overlap, so equal texts in two batches may be one update; within a batch they are two.
-            self.nameless.clear()
+            self.without_id.clear()
             drafts.append([(update, self.or_dead_letter(self.event_of, update)) for update in batch.updates])
-        events = [event for of_batch in drafts for _, event in of_batch if isinstance(event, Event)]
+        events = [event for batch_drafts in drafts for _, event in batch_drafts if isinstance(event, Event)]
         names_failure = self.resolve_names(events, give_up)
-        for batch, of_batch in zip(batches, drafts, strict=True):
-            batch.built([self.or_dead_letter(self.entry_of, *draft) for draft in of_batch])
+        for batch, batch_drafts in zip(batches, drafts, strict=True):
+            batch.set_entries([self.or_dead_letter(self.entry_of, *draft) for draft in batch_drafts])
         return failure or names_failure
 
     def resolve_names(self, events: list[Event], give_up: bool) -> Failure:
@@ -145,8 +145,8 @@ class EntryBuilder:
         reason = str(error) if type(error) is ValueError else repr(error)
         id = object_or_empty(update).get("event_id")
         if not isinstance(id, str) or not id:
-            self.nameless[raw] += 1
-            id = f"sha256:{sha256(raw.encode()).hexdigest()}" + f"#{self.nameless[raw]}" * (self.nameless[raw] > 1)
+            self.without_id[raw] += 1
+            id = f"sha256:{sha256(raw.encode()).hexdigest()}" + f"#{self.without_id[raw]}" * (self.without_id[raw] > 1)
         return DeadLetter(id, {"update": raw, "error": reason})
 
 

@@ -15,7 +15,7 @@ MAX_NUMBER = 2**63 - 1  # VK's ids have 64 bits
 def require_object(value: Any) -> Json:
     """Return the value if it is an object."""
     if not isinstance(value, dict):
-        raise ValueError(f"{kind_of(value)} where an object is due")
+        raise ValueError(f"{kind_of(value)} where an object is expected")
     return value
 
 
@@ -23,7 +23,7 @@ def require_list(fields: Json, key: str) -> list[Any]:
     """Return the list; [] if it is missing."""
     value = fields.get(key) or []
     if not isinstance(value, list):
-        raise wrong(key, value, "a list")
+        raise wrong_kind(key, value, "a list")
     return value
 
 
@@ -34,7 +34,7 @@ def require_text(fields: Json, key: str, default: str | None = None) -> str:
         return default if value is None else str(value)
     if isinstance(value, str) and (value or default is not None):
         return value
-    raise wrong(key, value, "text")
+    raise wrong_kind(key, value, "text")
 
 
 def require_number(fields: Json, key: str, default: int | None = None) -> int:
@@ -45,7 +45,7 @@ def require_number(fields: Json, key: str, default: int | None = None) -> int:
     if type(value) in (str, float) and (found := re.fullmatch(r"(-?[0-9]{1,4000})(\.0)?", str(value))):
         value = int(found[1])
     if type(value) is not int:  # not isinstance: True is an int, too
-        raise wrong(key, value, "a whole number")
+        raise wrong_kind(key, value, "a whole number")
     if abs(value) > MAX_NUMBER:
         raise ValueError(f"{key} is too large")
     return value
@@ -56,7 +56,7 @@ def object_or_empty(value: Any) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def wrong(key: str, value: Any, due: str) -> ValueError:
+def wrong_kind(key: str, value: Any, due: str) -> ValueError:
     """Return the error that says what is wrong with a value."""
     return ValueError(f"{key} is missing" if value is None else f"{key} is {kind_of(value)}, not {due}")
 

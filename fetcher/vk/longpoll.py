@@ -23,7 +23,7 @@ UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it 
 RETRY_INTERVAL = 60.0  # seconds between two attempts at something that is not urgent
 FAILURE_INTERVAL = 10.0  # seconds after a failed poll before a new key is taken: VK's server may have moved
 SILENT_INTERVAL = 0.2  # seconds to pause after an empty answer that VK sent at once instead of holding it back
-PROMPT = 0.1  # a poll with wait 0 is abandoned after this many seconds plus twice the latest answer time
+NO_WAIT_MARGIN = 0.1  # a poll with wait 0 is abandoned after this many seconds plus twice the latest answer time
 MAX_FAILED = 4  # consecutive answers with `failed` after which the poll fails, so that the loop backs off
 
 
@@ -94,7 +94,7 @@ class LongPoll:
                 if failed != 2:
                     self.latest_ts = max(self.latest_ts, until)
                     place, wait = until, 1
-                    gap = gap or answer.gap or f"VK has forgotten the updates between (failed {failed})"
+                    gap = gap or answer.gap or f"VK has forgotten the updates in between (failed {failed})"
             raise TransientError("VK's long poll refuses every key and ts that it gives")
         except TransientError:
             self.renew_at = min(self.renew_at, time.monotonic() + FAILURE_INTERVAL)
@@ -126,8 +126,8 @@ class LongPoll:
         updates: `failed` 1, and a gap. A lower ts in an answer may only mean that VK's servers are a few updates apart,
         so it is believed only if VK repeats it and the ts of a new key is lower, too.
         """
-        is_due = ts in self.skip_at and time.monotonic() >= self.skip_at[ts]
-        if is_due:
+        may_skip = ts in self.skip_at and time.monotonic() >= self.skip_at[ts]
+        if may_skip:
             self.skip_at[ts] = time.monotonic() + RETRY_INTERVAL
             # Raises if the answer at the latest ts cannot be read either. A `failed` in it does not matter here:
             # `poll` continues at that ts, and handles it.
@@ -138,7 +138,7 @@ class LongPoll:
                 failed, answer = self.request(ts, wait)
         except MalformedResponse:
             self.skip_at.setdefault(ts, time.monotonic() + UNREADABLE_TIMEOUT)
-            if not is_due:
+            if not may_skip:
                 raise
             return 1, Answer(ts, self.latest_ts, [], gap="VK's answer there could not be read for too long")
         self.skip_at.pop(ts, None)
@@ -158,10 +158,10 @@ class LongPoll:
         """
         params = {"act": "a_check", "key": self.server.key, "ts": ts, "wait": wait or 1}
         # An answer that VK holds back may take longer than one of the API, so it gets twice API_TIMEOUT besides `wait`.
-        patience = wait + 2 * API_TIMEOUT if wait else PROMPT + 2 * self.answer_time
+        read_timeout = wait + 2 * API_TIMEOUT if wait else NO_WAIT_MARGIN + 2 * self.answer_time
         with translate_errors("long poll", MalformedResponse):
             try:
-                response = self.api.http.get(self.server.url, params=params, timeout=(API_TIMEOUT, patience))
+                response = self.api.http.get(self.server.url, params=params, timeout=(API_TIMEOUT, read_timeout))
             except (OSError, HTTPError):  # a timeout, or an error that the next poll with a wait will report
                 if wait:
                     raise

@@ -21,7 +21,7 @@ FILES: dict[str, Json] = {
 MESSAGE, BUTTON, REACTION = "04-chat-text", "37-message-event-object", "39-reaction-added"  # files that are varied
 MISSING = ...  # the value of what is not there
 
-NOTHING = "missing where an object is due"
+NOTHING = "missing where an object is expected"
 TYPES = ["photo", "audio", "video", "video_playlist", "doc", "link", "market", "market_album", "gift", "sticker"]
 TYPES += ["wall", "wall_reply", "article", "poll", "podcasts", "call", "graffiti", "audio_message", "story"]
 
@@ -133,7 +133,7 @@ MESSAGES: dict[str, Row] = {  # in object.message
         {"from_id": 111222333.0, "conversation_message_id": 1100.0, "peer_id": 2000000007.0}, {"message.cmid": 1100}
     ),
     # Attachments
-    "attachment-is-text": ({"attachments": ["photo"]}, "of type str where an object is due"),
+    "attachment-is-text": ({"attachments": ["photo"]}, "of type str where an object is expected"),
     "attachment-without-type": ({"attachments": [{"photo": {"id": 1}}]}, "type is missing"),
     "attachments-are-object": ({"attachments": {"type": "photo"}}, "attachments is of type dict, not a list"),
     "attachments-in-order": (
@@ -196,7 +196,7 @@ MESSAGES: dict[str, Row] = {  # in object.message
     ),
     "reply-by-text": ({"reply_message": foreign(7, "да", "durov")}, "from_id is of type str, not a whole number"),
     "reply-is-empty": ({"reply_message": {}}, {}),
-    "reply-is-text": ({"reply_message": "Вопрос"}, "of type str where an object is due"),
+    "reply-is-text": ({"reply_message": "Вопрос"}, "of type str where an object is expected"),
     "reply-of-nothing": (
         {"reply_message": {"date": 1, "from_id": 5, "text": None}, "fwd_messages": [{"conversation_message_id": None}]},
         {
@@ -211,7 +211,7 @@ MESSAGES: dict[str, Row] = {  # in object.message
     ),
     # Actions
     "action-is-empty": ({"action": {}}, {}),
-    "action-is-text": ({"action": "chat_title_update"}, "of type str where an object is due"),
+    "action-is-text": ({"action": "chat_title_update"}, "of type str where an object is expected"),
     "action-without-type": ({"action": {"member_id": 5}}, "type is missing"),
     "action-of-unknown-type": (
         {"action": {"type": "chat_kick_don", "text": "Не название", "member_id": 444555666}},
@@ -330,10 +330,10 @@ UPDATES: dict[str, Row] = {  # in the update itself
         {"object": {"id": 5, "date": 1500000000, "user_id": 5, "body": "Привет"}},
         "from_id is missing",
     ),
-    "message-is-text": ({"object.message": "Привет"}, "of type str where an object is due"),
+    "message-is-text": ({"object.message": "Привет"}, "of type str where an object is expected"),
     "message-null": ({"object.message": None}, NOTHING),
-    "object-empty-list": ({"type": "message_event", "object": []}, "of type list where an object is due"),
-    "object-is-text": ({"type": "message_reaction_event", "object": "👍"}, "of type str where an object is due"),
+    "object-empty-list": ({"type": "message_event", "object": []}, "of type list where an object is expected"),
+    "object-is-text": ({"type": "message_reaction_event", "object": "👍"}, "of type str where an object is expected"),
     "object-missing": ({"object": MISSING}, NOTHING),
     "object-null": ({"object": None}, NOTHING),
     "nan-unpublished": ({"object.message.date": float("nan")}, {}),

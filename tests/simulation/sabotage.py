@@ -153,7 +153,7 @@ def batches_merged_over_a_gap(right: Any, self: Any) -> Any:
     commit = right(self)
     rest = list(self.pending)[commit.items : commit.items + 2] if commit and commit.kind == "batch" else []
     if [one.kind for one in rest] == ["gap", "batch"] and not rest[1].updates:
-        return replace(commit.joined(rest[1]), items=commit.items + 2)
+        return replace(commit.joined_with(rest[1]), items=commit.items + 2)
     return commit
 
 
@@ -167,7 +167,7 @@ def part_of_a_batch_moves_the_checkpoint_to_its_end(right: Any, self: Any, count
 @instead_of(Pending, "split")
 def rest_of_a_batch_is_dropped(right: Any, self: Any, count: int) -> Any:
     rest = right(self, count)
-    rest.built([])
+    rest.set_entries([])
     return rest
 
 
