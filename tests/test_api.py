@@ -50,12 +50,12 @@ def call(api: Api, method: str = "users.get") -> Any:
 # What is sent
 
 
-def test_nothing_is_asked_at_first(api: Api, net: Net) -> None:
+def test_creating_the_client_sends_no_request(api: Api, net: Net) -> None:
     """Creating the client sends no request."""
     assert not net.requests
 
 
-def test_how_it_is_asked(api: Api, net: Net) -> None:
+def test_parameters_of_a_request(api: Api, net: Net) -> None:
     """Requests are sent by POST with API version 5.199, in Russian unless the caller sets another language."""
     assert call(api) == [{"id": 1}]
     api.method("users.get", {"lang": "en"})
@@ -64,7 +64,7 @@ def test_how_it_is_asked(api: Api, net: Net) -> None:
     assert api.method("users.get")
 
 
-def test_every_request_has_a_time_out(api: Api, net: Net) -> None:
+def test_every_request_has_a_timeout(api: Api, net: Net) -> None:
     """Every request times out after 5 seconds, unless the caller sets another timeout."""
     call(api)
     api.http.post("https://api.vk.ru/method/users.get", {"v": "5"}, timeout=77)
@@ -115,7 +115,7 @@ def test_a_request_of_another_thread(vk: VK) -> None:
         assert pool.submit(Session().get, f"{vk.url}/stats").result().json()
 
 
-def test_an_answer_is_soon_forgotten(vk: VK) -> None:
+def test_a_response_is_in_no_reference_cycle(vk: VK) -> None:
     """A response is in no reference cycle: a large one must not stay in memory until the garbage collector runs."""
     session = Session()
     gc.disable()
@@ -161,9 +161,7 @@ def test_twenty_requests_a_second(api: Api, net: Net) -> None:
     assert max(gaps[-44:]) < 0.201
 
 
-def test_passwords_of_the_environment_stay_there(
-    api: Api, net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_password_in_netrc_is_not_sent(api: Api, net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A password in .netrc, which may have one for every server, is not sent to VK."""
     netrc = tmp_path / "netrc"
     netrc.write_text("default login me password secret")
@@ -229,7 +227,7 @@ def test_each_error_of_a_call_inside(api: Api, code: int) -> None:
 
 
 @pytest.mark.parametrize("odd", [None, 5, "text", [], {}, {"error_msg": "no code"}, {"error_code": [917]}])
-def test_an_odd_error_of_a_call_inside(api: Api, odd: Any) -> None:
+def test_a_malformed_error_of_a_call_inside(api: Api, odd: Any) -> None:
     """A malformed error counts as VK's "unknown error" (code 1), which is transient and does not pause requests."""
     failure = api.failure("users.get", odd, inside=True)
     assert type(failure) is CallFailed
@@ -243,7 +241,7 @@ def test_an_error_of_several_lines(api: Api) -> None:
     assert str(failure) == "VK error 917 in users.get: one 2026-11-29 CRITICAL two"
 
 
-def test_what_is_counted(api: Api, net: Net) -> None:
+def test_requests_and_errors_are_counted(api: Api, net: Net) -> None:
     """Every request is counted by method, even if it fails, and every error by code, even inside an execute."""
     net.answers["users.get"] = [OK, error(10), requests.ConnectionError()]
     call(api)
@@ -265,7 +263,7 @@ def test_all_other_errors_reject_the_request(api: Api, net: Net, code: int) -> N
 
 
 @pytest.mark.parametrize("code", PASSING + OTHER)
-def test_the_start_fails_and_passes(api: Api, net: Net, code: int) -> None:
+def test_errors_at_the_start_are_transient(api: Api, net: Net, code: int) -> None:
     """These errors are transient: the loop sends the request again."""
     net.answers[SERVER] = [error(code, "Why"), START]
     with pytest.raises(TransientError, match=f"{code} in {SERVER}: Why"):
@@ -291,7 +289,7 @@ def test_an_error_that_quotes_the_token(api: Api, net: Net) -> None:
 
 
 @pytest.mark.parametrize("code", [9, 14, 29])
-def test_a_pause_that_vk_wants(api: Api, net: Net, code: int) -> None:
+def test_rate_limit_errors_pause_requests(api: Api, net: Net, code: int) -> None:
     """Errors 9, 14 and 29 pause requests, from about a second up to a minute if they repeat; a success resets that."""
     captcha = {"captcha_sid": "1", "captcha_img": "https://api.vk.ru/captcha.php?sid=1"}
     net.answers["users.get"] = [{"error": error(code)["error"] | captcha}]
@@ -330,7 +328,7 @@ def test_a_pause_also_grows_inside_an_execute(api: Api, net: Net) -> None:
     assert net.clock.now - begun > 25
 
 
-def test_nobody_is_asked_for_a_captcha(api: Api, net: Net) -> None:
+def test_vk_apis_error_handlers_are_off(api: Api, net: Net) -> None:
     """vk_api's own error handlers are off: none prompts for a captcha, and that of error 6 does not recurse forever."""
     for code in (6, 14, 17):
         net.answers["users.get"] = [error(code)]
@@ -344,7 +342,7 @@ def test_nobody_is_asked_for_a_captcha(api: Api, net: Net) -> None:
 
 
 @pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS))
-def test_what_is_no_answer(api: Api, net: Net, answer: Any) -> None:
+def test_an_unreadable_answer_is_transient(api: Api, net: Net, answer: Any) -> None:
     """A missing or unreadable answer is a transient error that contains no secret."""
     net.answers["users.get"] = [answer, OK]
     with pytest.raises(TransientError) as told:
@@ -373,7 +371,7 @@ def raising(failure: Exception) -> Callable[[], None]:
         (AttributeError("secret"), r"unreadable answer \(AttributeError\)"),
     ],
 )
-def test_what_libraries_raise(failure: Exception, said: str) -> None:
+def test_exceptions_of_libraries_are_translated(failure: Exception, said: str) -> None:
     """Exceptions of libraries become ours, without their text; our own are passed on unchanged."""
     with (
         pytest.raises(TransientError, match=f"VK's long poll .*{said}") as told,
@@ -386,7 +384,7 @@ def test_what_libraries_raise(failure: Exception, said: str) -> None:
             raising(ours)()
 
 
-def test_a_bug_of_ours_is_no_answer_of_vks(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_of_ours_is_not_translated(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error in our own code around a request is raised as it is, not as an unreadable answer."""
 
     def broken(**_: str) -> None:
@@ -405,7 +403,7 @@ def test_answers_are_read_by_fastjson(api: Api, net: Net) -> None:
     assert number == 123456789012345678901234567890
 
 
-def test_it_is_vk_apis_client(api: Api) -> None:
+def test_vk_apis_own_classes_accept_the_client(api: Api) -> None:
     """vk_api's long poll, its request pool and its short spelling (`get_api().users.get()`) accept this client."""
     assert isinstance(api, VkApi)
     assert api.get_api().users.get(user_ids=1) == [{"id": 1}]

@@ -108,7 +108,7 @@ def test_a_task_cancelled_in_its_handler_leaves_the_event_unacknowledged(server:
     asyncio.run(run())
 
 
-def test_what_was_read_ahead_is_released_when_a_task_is_cancelled_between_two_events(
+def test_events_read_ahead_are_released_when_a_task_is_cancelled_between_two_events(
     server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Handled events are acknowledged; the next consumer gets the others, for which no attempt is counted."""
@@ -169,7 +169,7 @@ def test_a_task_may_be_cancelled_twice(server: Server, client: redis.Redis, monk
 
 
 @pytest.mark.long
-def test_no_event_is_set_aside_that_no_handler_had(server: Server, client: redis.Redis) -> None:
+def test_an_event_that_no_handler_has_had_never_becomes_a_dead_letter(server: Server, client: redis.Redis) -> None:
     """An event that no handler has had never becomes a dead letter, whenever a task is cancelled.
 
     Redis is 40 ms away, and a task with a single attempt is cancelled dozens of times.
@@ -202,7 +202,7 @@ def test_no_event_is_set_aside_that_no_handler_had(server: Server, client: redis
     assert sorted(map(int, got)) == list(range(100))
 
 
-def test_a_handled_event_does_not_come_again_after_a_cancellation(server: Server, client: redis.Redis) -> None:
+def test_a_handled_event_is_not_redelivered_after_a_cancellation(server: Server, client: redis.Redis) -> None:
     """An acknowledgement that is on its way when the task is cancelled is not overtaken by a faster connection."""
     add(client, "events", 1, 2)
 
@@ -265,7 +265,7 @@ def test_break_leaves_the_event_unacknowledged_and_no_connection_behind(server: 
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_other_tasks_have_their_turn_during_a_storm(server: Server, client: redis.Redis, live: bool) -> None:
+def test_other_tasks_run_during_a_storm(server: Server, client: redis.Redis, live: bool) -> None:
     """Other tasks run at each event, even if the handler never waits for anything."""
     fill(client, 1000)
     turns = 0

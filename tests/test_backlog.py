@@ -124,7 +124,7 @@ ADDED = {
 
 
 @pytest.mark.parametrize("case", ADDED.values(), ids=ADDED)
-def test_what_vk_answers_is_pending(case: Added) -> None:
+def test_an_answer_becomes_pending(case: Added) -> None:
     """An answer that moves ts or has updates is pending; a lower ts is in the next epoch; VK is polled at the end."""
     backlog = started(checkpoint=case.checkpoint)
     for answer in case.answers:
@@ -135,13 +135,13 @@ def test_what_vk_answers_is_pending(case: Added) -> None:
     assert backlog.next == place(case.next)
 
 
-def test_why_a_gap_is_recorded() -> None:
+def test_a_gap_is_recorded_with_its_reason() -> None:
     """A gap is recorded with the reason in VK's answer; a restart of VK's numbering has a reason of its own."""
     backlog = started(gap(10, 20, end=3))
     assert errors(backlog.pending) == ["forgotten", RESTARTED]
 
 
-def test_where_vk_is_polled() -> None:
+def test_the_ts_at_which_vk_is_polled() -> None:
     """VK is polled at the end of what is pending or at the checkpoint, whichever is later; first at VK's latest ts."""
     backlog = Backlog()
     backlog.start(7)
@@ -154,7 +154,7 @@ def test_where_vk_is_polled() -> None:
     assert backlog.next == place(9)
 
 
-def test_what_is_built_at_once() -> None:
+def test_batches_are_built_together() -> None:
     """As many whole batches as fit are built together, a large one alone; gaps and built batches are skipped."""
     most = limits.MAX_UNBUILT
     backlog = started(gap(10, 11))
@@ -206,7 +206,7 @@ NEXT = {
 
 
 @pytest.mark.parametrize("case", NEXT.values(), ids=NEXT)
-def test_what_goes_out_next(case: Next) -> None:
+def test_a_commit_is_successive_batches_or_one_gap(case: Next) -> None:
     """A commit consists of whole batches that follow each other, or of a single gap."""
     commit = next_commit(started(*case.answers))
     assert (commit.kind, str(commit.since), str(commit.until), ids(commit.entries), commit.count) == case.commit
@@ -214,7 +214,7 @@ def test_what_goes_out_next(case: Next) -> None:
     assert commit.size == SIZE * len(ids(commit.entries).replace("!", ""))
 
 
-def test_nothing_goes_out_before_it_is_built() -> None:
+def test_nothing_is_committed_before_it_is_built() -> None:
     """A batch that is not built yet also holds back everything after it, but nothing before it."""
     backlog = started()
     assert backlog.next_commit() is None
@@ -228,7 +228,7 @@ def test_nothing_goes_out_before_it_is_built() -> None:
 
 
 @pytest.mark.parametrize("second", [batch(12, 13, "b"), batch(10, 12, "b")], ids=["a hole", "an overlap"])
-def test_only_what_begins_where_the_other_ends_is_one_commit(second: Answer) -> None:
+def test_only_adjacent_batches_share_a_commit(second: Answer) -> None:
     """If two batches overlap, or updates between them are missing, the bus must answer for each of them."""
     backlog = started(batch(10, 11, "a"))
     backlog.pending.extend(started(second, checkpoint=second.since).pending)
@@ -250,7 +250,7 @@ def smaller(backlog: Backlog, count: int) -> Backlog:
     return backlog
 
 
-def test_a_large_batch_goes_out_in_pieces() -> None:
+def test_a_large_batch_is_committed_in_pieces() -> None:
     """A piece is a batch like any other: the checkpoint may lie between two, and the last can be joined with others."""
     backlog = smaller(started(batch(10, 17, "abc-def"), batch(17, 18, "h")), 3)
     assert pieces(backlog) == ["10-10+3 abc", "10+3-10+6 de", "10+6-18 fh"]
@@ -304,7 +304,7 @@ ANSWERED = {
 
 
 @pytest.mark.parametrize("case", ANSWERED.values(), ids=ANSWERED)
-def test_what_the_bus_answers(case: Answered) -> None:
+def test_committed_updates_move_to_the_replay_buffer(case: Answered) -> None:
     """An update is pending until the bus answers that it has it; then it moves to the replay buffer."""
     backlog = started(*case.answers, checkpoint=10 if case.answers[0].gap else case.answers[0].since)
     assert answer(backlog, case.checkpoint) is case.is_missing
@@ -326,7 +326,7 @@ def test_what_the_bus_answers(case: Answered) -> None:
         ("5", ["batch 10-11 a", "batch 11-13 bc", "gap 13-14 !", "batch 14-15 e"]),
     ],
 )
-def test_what_was_committed_lately_fills_a_hole(checkpoint: str, lacking: list[str]) -> None:
+def test_the_replay_buffer_supplies_missing_updates(checkpoint: str, lacking: list[str]) -> None:
     """Batches in the replay buffer that end after the checkpoint are committed again, in order, before pending ones."""
     backlog = committed(batch(10, 11, "a"), batch(11, 13, "bc"), gap(13, 14), batch(14, 15, "e"))
     remembered = shown(backlog.replay)
@@ -339,7 +339,7 @@ def test_what_was_committed_lately_fills_a_hole(checkpoint: str, lacking: list[s
     assert not backlog.recall(), "the rest is not there"
 
 
-def test_what_was_committed_of_a_later_place_fills_no_hole() -> None:
+def test_later_batches_in_the_replay_buffer_supply_nothing() -> None:
     """A batch in the replay buffer that ends after the missing part does not fill it.
 
     VK has restarted its numbering, or the pending batch is late.
@@ -375,7 +375,7 @@ FILLED = {
 
 
 @pytest.mark.parametrize("case", FILLED.values(), ids=FILLED)
-def test_a_hole_is_filled(case: Filled) -> None:
+def test_missing_updates_come_from_vk_or_become_a_gap(case: Filled) -> None:
     """What is missing is filled from VK's answer, or else becomes a gap that ends where the pending batches begin."""
     backlog = started(A)
     assert answer(backlog, 5)
@@ -386,7 +386,7 @@ def test_a_hole_is_filled(case: Filled) -> None:
     assert errors(backlog.pending) == [case.error] * bool(case.error)
 
 
-def test_a_hole_of_an_earlier_epoch_is_a_gap() -> None:
+def test_missing_updates_of_an_earlier_epoch_become_a_gap() -> None:
     """Missing updates of an earlier epoch become a gap at once, because VK no longer has them."""
     backlog = started(batch(10, 3), batch(3, 4, "a"))
     for at in (10, "1:3"):
@@ -444,7 +444,7 @@ def test_only_what_the_bus_lacks_is_committed_again(checkpoint: str, missing: st
     assert backlog.next == place("1:5")
 
 
-def test_what_is_committed_again_for_a_second_time_keeps_vks_order() -> None:
+def test_batches_committed_again_keep_vks_order() -> None:
     """Batches are committed again in VK's order, whatever their order in the replay buffer.
 
     Batches that one failover lost come after newer ones there; the next failover may lose all of them.
@@ -537,7 +537,7 @@ def test_epochs_are_counted_as_the_bus_does(
         ("MAX_REPLAY_BYTES", 1, "d"),
     ],
 )
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch, limit: str, value: int, kept: str) -> None:
+def test_the_replay_buffer_is_bounded(monkeypatch: pytest.MonkeyPatch, limit: str, value: int, kept: str) -> None:
     """The replay buffer keeps just as many of the latest batches as reach its limit of updates or of bytes."""
     monkeypatch.setattr(limits, limit, value)
     backlog = committed(*(batch(10 + i, 11 + i, id) for i, id in enumerate("abcd")))
@@ -553,7 +553,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch, limit: s
         ("MAX_REPLAY_BYTES", 4 * SIZE, "cdef", "cdef"),
     ],
 )
-def test_the_oldest_is_forgotten_once_the_others_are_enough(
+def test_the_oldest_batch_is_dropped_once_the_others_reach_a_limit(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: int, latest: str, kept: str
 ) -> None:
     """The oldest batch is dropped exactly when the others reach a limit without it."""
@@ -565,7 +565,7 @@ def test_the_oldest_is_forgotten_once_the_others_are_enough(
     assert "".join(backlog.replay_ids()) == kept
 
 
-def test_a_large_batch_is_remembered_with_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_batch_is_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that is larger than the limit is kept whole, even after small ones follow."""
     monkeypatch.setattr(limits, "MAX_REPLAY", 3)
     backlog = committed(batch(10, 11, "a"), batch(11, 12, "bcdef"), batch(12, 13, "g"))
@@ -579,7 +579,7 @@ def test_batches_without_events_are_bounded_too(monkeypatch: pytest.MonkeyPatch)
     assert len(backlog.replay) == 5
 
 
-def test_bounds_hold_when_something_was_committed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_committed_again_do_not_count_towards_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches that leave the replay buffer to be committed again no longer count towards its limits."""
     monkeypatch.setattr(limits, "MAX_REPLAY", 3)
     backlog = committed(*(batch(10 + i, 11 + i, id) for i, id in enumerate("abc")))

@@ -121,7 +121,7 @@ def test_payload_too_deep() -> None:
 
 
 @pytest.mark.parametrize("number", [10**400, 2**63, -(2**63), "9" * 20, 1e300, NotFinite("nan"), float("inf")])
-def test_numbers_that_make_no_sense(number: Any) -> None:
+def test_numbers_out_of_range(number: Any) -> None:
     """An id that is no 64-bit integer makes a dead letter, wherever it is; such a date counts as missing."""
     for odd in (
         message(from_id=number),
@@ -169,7 +169,7 @@ def test_vks_notice(type: str, raw: bool, caplog: pytest.LogCaptureFixture, monk
     assert len(caplog.records) == 2
 
 
-def test_what_is_no_notice() -> None:
+def test_an_object_with_other_fields_is_not_a_notice() -> None:
     """An object with a warning among other fields is not a notice."""
     assert outcome(message(warning="да")).keys() == {"event"}
     assert outcome(button(warning="да")).keys() == {"event"}
@@ -218,7 +218,7 @@ def test_other_types(type: str) -> None:
         ({"user_id": -5, "peer_id": None}, -5, -5),
     ],
 )
-def test_who_and_where_of_a_new_type(fields: Any, user: int, peer: int) -> None:
+def test_user_and_peer_of_a_new_type(fields: Any, user: int, peer: int) -> None:
     """In types that VK adds, too, the community stands in for a missing actor, and the actor for a missing peer."""
     event = outcome(update("brand_new", fields), raw=True)["event"]
     assert (event["user"]["uuid"], event["peer"]["bpid"]) == (user, peer)
@@ -278,7 +278,7 @@ def test_raw_is_verbatim() -> None:
 # Cropped messages
 
 
-def test_cropped_message_tells_the_place() -> None:
+def test_only_a_cropped_message_is_looked_up() -> None:
     """Only a new message that VK has cropped has a place at which the full message is looked up."""
     assert cropped_message(message(is_cropped=True, conversation_message_id=5)) == (PEER, 5)
     assert cropped_message(message(is_cropped=True, conversation_message_id="5", peer_id=str(PERSON))) == (PERSON, 5)
@@ -306,12 +306,12 @@ ODD += [update("message_new", None), update("message_new", []), update("message_
         message(is_cropped=True, conversation_message_id="first"),
     ],
 )
-def test_cropped_message_passes_over_what_is_malformed(odd: Any) -> None:
+def test_a_malformed_cropped_message_is_not_looked_up(odd: Any) -> None:
     """Nothing is looked up for a malformed update: building it reports what is wrong."""
     assert cropped_message(odd) is None
 
 
-def test_full_message_takes_the_place() -> None:
+def test_full_message_replaces_the_cropped_one() -> None:
     """The full message replaces the cropped one; fields that it lacks stay; the update is not modified."""
     short = message("кор", is_cropped=True, attachments=[{"type": "photo"}], conversation_message_id=5)
     before = copy.deepcopy(short)

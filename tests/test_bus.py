@@ -166,7 +166,9 @@ def recorded(outcome: Outcome) -> str:
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_what_a_commit_does(row: Row, bus_of_row: Callable[[Row], Bus], client: Any) -> None:
+def test_seen_and_the_checkpoint_decide_what_is_recorded(
+    row: Row, bus_of_row: Callable[[Row], Bus], client: Any
+) -> None:
     """`seen` decides what is published, the checkpoint whether anything is; the answer says what was recorded."""
     bus = bus_of_row(row)
     before = list(client.zrange(SEEN, 0, -1))
@@ -185,7 +187,7 @@ def test_what_a_commit_does(row: Row, bus_of_row: Callable[[Row], Bus], client: 
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_the_store_of_the_other_tests(row: Row, bus_of_row: Callable[[Row], Bus], client: Any) -> None:
+def test_the_fake_store_behaves_like_the_script(row: Row, bus_of_row: Callable[[Row], Bus], client: Any) -> None:
     """The fake store of the other tests does what the script does, even if the same commit is repeated."""
     bus, store = bus_of_row(row), Store()
     store.remember(*client.zrange(SEEN, 0, -1))
@@ -288,9 +290,7 @@ def test_seen_remembers_the_latest_ids(bus: Bus, client: Any) -> None:
     assert client.xlen(STREAM) == len(ids)
 
 
-def test_what_is_far_behind_takes_the_place_of_nothing_newer(
-    bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_late_ids_do_not_displace_newer_ones(bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids from far behind the checkpoint do not make `seen` forget newer ones.
 
     Redis came back empty, and fetchers commit more than `seen` remembers: first the newest, then the oldest.
@@ -305,7 +305,9 @@ def test_what_is_far_behind_takes_the_place_of_nothing_newer(
     assert bus.commit(oldest).left_out > 0
 
 
-def test_what_others_have_cut_differently_goes_out_once(bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_in_different_batches_are_published_once(
+    bus: Bus, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Updates that two fetchers have cut into different batches are published once.
 
     One batch ends where `seen` may begin to forget; the other begins before that place and ends after it.
@@ -401,7 +403,7 @@ def test_only_the_channels_of_its_events_matter() -> None:
 @pytest.mark.parametrize(
     "rule", ["resetkeys ~events ~{events}:ts:7 ~{events}:seen:7 %R~{events}:dead-letter", "of another type"]
 )
-def test_what_is_left_out_cannot_be_recorded(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_batch_must_be_able_to_write_a_dead_letter(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A late batch records a dead letter, so it is also checked first whether that can be written."""
     monkeypatch.setattr("fetcher.bus.bus.DEDUP_WINDOW", WINDOW)
     acl = "" if rule == "of another type" else rule
@@ -416,9 +418,7 @@ def test_what_is_left_out_cannot_be_recorded(rule: str, monkeypatch: pytest.Monk
         assert contents(server) == before
 
 
-def test_a_server_that_knows_no_questions_about_permissions(
-    monkeypatch: pytest.MonkeyPatch, full_commit: Pending
-) -> None:
+def test_permissions_are_not_checked_before_redis_7(monkeypatch: pytest.MonkeyPatch, full_commit: Pending) -> None:
     """Redis before version 7 cannot say what it permits, so nothing is checked."""
     with FakeStrictRedis(decode_responses=True) as fake:
         monkeypatch.setattr("fetcher.bus.bus.connect", lambda *_, **__: fake)
@@ -484,7 +484,7 @@ def test_a_checkpoint_is_text(bus: Bus, client: Any, stored: str, position: tupl
 
 
 @pytest.mark.parametrize("value", ["yesterday", "-5", "1.5", "٣", b"\xff1", "1:", "+5", " 5"])
-def test_a_checkpoint_that_is_none(bus: Bus, client: Any, value: Any) -> None:
+def test_an_invalid_checkpoint_is_fatal(bus: Bus, client: Any, value: Any) -> None:
     """If the key holds anything but a checkpoint, the operator must decide, and a commit changes nothing."""
     client.set(TS, value)
     for kind in ("batch", "gap", "restore"):
@@ -495,7 +495,7 @@ def test_a_checkpoint_that_is_none(bus: Bus, client: Any, value: Any) -> None:
     assert not client.exists(STREAM)
 
 
-def test_which_ids_seen_lacks(bus: Bus) -> None:
+def test_ids_that_seen_lacks(bus: Bus) -> None:
     """`seen` has the ids of the events and dead letters that are on the bus, and lacks all others."""
     bus.commit(commit(10, 12, "a", "!x"))
     assert bus.read(["a", "b", "x", "c"]) == (Position(0, 12), {"b", "c"})
@@ -519,7 +519,7 @@ def test_a_host_name_that_is_not_utf_8(server: Server, client: Any, monkeypatch:
     assert bus.alive()
 
 
-def test_a_look_up_costs_few_bytes(bus: Bus, client: Any) -> None:
+def test_a_lookup_costs_few_bytes(bus: Bus, client: Any) -> None:
     """A lookup costs about 50 bytes per id, whatever the size of its event, and 1,000 ids take one round trip."""
     ids = [f"{number:040x}" for number in range(1000)]
 
@@ -571,7 +571,7 @@ def commit_times(bus: Bus, commit: Pending, tries: int = 10) -> list[float]:
     return times
 
 
-def test_a_look_up_on_a_slow_link(server: Server, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lookup_on_a_slow_link(server: Server, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lookup on a slow link may take longer than Redis's timeout; otherwise it would start again forever."""
     bus.commit(commit(10, 12, "a"))
     monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 2)
@@ -601,7 +601,7 @@ def test_ids_that_cannot_be_looked_up(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("rule", ["-set", "-get", "resetkeys ~{events}:seen:7"])
-def test_what_may_not_be_read(rule: str) -> None:
+def test_a_missing_permission_to_read_is_reported(rule: str) -> None:
     """Any permission that is missing for the read is reported."""
     with (
         Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as limited,
@@ -621,7 +621,7 @@ def test_a_checkpoint_of_another_type(bus: Bus, client: Any) -> None:
 # Connections
 
 
-def test_redis_is_too_slow(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_has_its_own_exception(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A timeout has an exception of its own, because it makes the next commit smaller, unlike an outage."""
     monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 1)
     bus = bus_at(server.url)
@@ -636,7 +636,7 @@ def test_redis_is_too_slow(server: Server, client: Any, monkeypatch: pytest.Monk
     assert stream(client) == "a"
 
 
-def test_an_outage_is_no_time_out(server: Server, client: Any) -> None:
+def test_an_outage_is_not_a_timeout(server: Server, client: Any) -> None:
     """A refused or cut connection is not a timeout: it says nothing about the size of a commit."""
     with Proxy(server.port) as proxy:
         bus = bus_at(proxy.url)
@@ -681,12 +681,12 @@ def test_the_address_leads_to_another_server() -> None:
         assert bus.read([], Position(0, 12)) == (Position(0, 12), set())
 
 
-def test_nothing_is_disconnected_before_it_is_connected() -> None:
+def test_disconnecting_opens_no_connection() -> None:
     """Disconnecting a client that never connected opens no connection."""
     bus_at("redis://127.0.0.1:1").disconnect()
 
 
-def test_a_script_that_redis_has_forgotten(bus: Bus, client: Any) -> None:
+def test_a_lost_script_is_loaded_again(bus: Bus, client: Any) -> None:
     """If Redis has lost the script through a restart or SCRIPT FLUSH, it is loaded again."""
     bus.commit(commit(10, 11, "a"))
     client.script_flush()
@@ -705,7 +705,7 @@ def test_a_heartbeat(bus: Bus, client: Any) -> None:
 
 
 @pytest.mark.parametrize("clustered", [False, True])
-def test_nothing_goes_over_a_connection_that_was_replaced(clustered: bool, full_commit: Pending) -> None:
+def test_no_request_uses_a_replaced_connection(clustered: bool, full_commit: Pending) -> None:
     """No request uses a connection that the client has silently replaced.
 
     The server behind the new one may have lost writes, which must be committed again first.

@@ -20,7 +20,7 @@ def bus(server: Server) -> Bus:
     return bus
 
 
-def test_what_is_cached(bus: Bus, server: Server) -> None:
+def test_a_name_is_cached_with_its_ttl(bus: Bus, server: Server) -> None:
     """A name is cached as a list of its parts for NAMES_TTL; one that VK does not know, for at most a minute."""
     client = server.client()
     assert bus.names([5, 2_000_000_007]) == {}
@@ -34,7 +34,7 @@ def test_what_is_cached(bus: Bus, server: Server) -> None:
     assert client.ttl(KEY + "6") <= 10
 
 
-def test_what_waits_for_redis(bus: Bus, server: Server) -> None:
+def test_names_wait_until_redis_is_connected(bus: Bus, server: Server) -> None:
     """Names that arrive while the bus is not connected are cached, the latest of each, by the first call after that."""
     client = server.client()
     bus.is_connected = False
@@ -67,7 +67,7 @@ def test_no_cache(bus: Bus, server: Server) -> None:
 
 
 @pytest.mark.parametrize("text", ["no JSON", "5", "[1, 2, 3, 4, 5]", '{"a": 1}'])
-def test_what_somebody_else_has_put_there(bus: Bus, server: Server, text: str) -> None:
+def test_a_foreign_value_is_replaced(bus: Bus, server: Server, text: str) -> None:
     """A value that something else has written is not an error, and VK's answer replaces it."""
     server.client().set(KEY + "5", text)
     assert bus.names([5]).keys() <= {5}

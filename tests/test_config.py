@@ -34,13 +34,13 @@ def test_defaults() -> None:
     )
 
 
-def test_empty_is_not_set() -> None:
+def test_an_empty_variable_means_the_default() -> None:
     """An empty variable, as Compose passes it, means the default, for every setting."""
     names = "REDIS_URL BUS COMMAND_PREFIXES STREAM_MAXLEN NAMES_TTL POLL_WAIT RENEW_AFTER LOG_LEVEL RAW METRICS_PORT"
     assert config.read(NEEDED | dict.fromkeys([*names.split(), "TOKEN_FILE"], "")) == config.read(NEEDED)
 
 
-def test_all_can_be_set() -> None:
+def test_every_setting_can_be_set() -> None:
     """Every setting can be changed from its default."""
     given = {
         "TOKEN": "t",
@@ -72,13 +72,13 @@ def test_all_can_be_set() -> None:
     )
 
 
-def test_what_is_off() -> None:
+def test_zero_switches_a_feature_off() -> None:
     """0 switches a feature off; it does not count as missing."""
     settings = config.read(NEEDED | {"RAW": "0", "METRICS_PORT": "0", "NAMES_TTL": "0"})
     assert (settings.raw, settings.metrics_port, settings.names_ttl) == (False, 0, 0)
 
 
-def test_it_is_built_by_name_only() -> None:
+def test_config_takes_no_positional_arguments() -> None:
     """Config takes no positional arguments: twelve of them would get mixed up."""
     with pytest.raises(TypeError):
         config.Config("token", 5)  # type: ignore[call-arg]
@@ -140,7 +140,7 @@ def test_each_wrong_setting_is_named(wrong: dict[str, str]) -> None:
     assert len(value) < 3 or value not in str(error.value)
 
 
-def test_what_is_required_is_said() -> None:
+def test_the_sentence_describes_a_valid_value() -> None:
     """The sentence says what a valid value is; for an id it says whose id, not the range of numbers."""
     with pytest.raises(ValueError, match="GROUPID must be the community's id, a positive number"):
         config.read({"TOKEN": "t"})
@@ -165,7 +165,7 @@ def test_all_wrong_settings_are_named_at_once() -> None:
 @pytest.mark.parametrize(
     "url", ["rediss://user:p%40ss@host:6380/1", "unix:///run/redis.sock?db=2", "redis://:secret@[::1]:6379/0"]
 )
-def test_addresses_of_redis_py_are_taken(url: str) -> None:
+def test_addresses_of_redis_py_are_valid(url: str) -> None:
     """TLS, a user and password, a socket: any address that redis-py accepts is valid."""
     assert config.read(NEEDED | {"REDIS_URL": url}).redis_url == url
 
@@ -177,7 +177,7 @@ def test_health_needs_no_token() -> None:
         config.read({"GROUPID": "1", "TOKEN_FILE": "missing"}, needed=("GROUPID",))
 
 
-def test_who_watches_needs_neither_token_nor_community() -> None:
+def test_watch_needs_neither_token_nor_community() -> None:
     """--watch needs neither token nor community, but settings that are given must be valid."""
     settings = config.read({}, needed=())
     assert (settings.token, settings.group) == ("", 0)

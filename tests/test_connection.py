@@ -120,7 +120,7 @@ def test_a_socket_is_an_address() -> None:
                 assert owner.get("name") == "value"
 
 
-def test_a_connection_costs_no_round_trip_more_than_it_must(server: Server) -> None:
+def test_connecting_costs_no_extra_round_trip(server: Server) -> None:
     """The library's name is not sent, and every wait for an answer has our limit, unless the address sets another."""
     for url, timeout in ((server.url, 1.0), (f"{server.url}?socket_timeout=2", 2)):
         client, _ = connected(url)
@@ -130,7 +130,7 @@ def test_a_connection_costs_no_round_trip_more_than_it_must(server: Server) -> N
     assert "cmdstat_client|setinfo" not in client.info("commandstats")
 
 
-def test_whoever_may_not_ask_for_a_cluster_has_none() -> None:
+def test_without_permission_for_info_there_is_no_cluster() -> None:
     """If the ACL rules forbid INFO, the server is treated as a single server."""
     rules = "user limited on >secret ~* resetchannels -@all +get"
     with Server(acl=[rules]) as server:
@@ -138,7 +138,7 @@ def test_whoever_may_not_ask_for_a_cluster_has_none() -> None:
         assert client.get("name") is None
 
 
-def test_a_node_of_a_cluster_leads_to_all_of_it() -> None:
+def test_one_node_leads_to_the_whole_cluster() -> None:
     """Keys of every node are served, and each node's new connection is reported once."""
     with cluster() as nodes:
         client, new = connected(nodes[0].url)
@@ -197,7 +197,7 @@ def test_the_node_in_the_address_may_be_gone_for_good() -> None:
             wait_until(lambda: client.set("a", "b"), what="the cluster's answer")
 
 
-def test_silent_nodes_are_not_all_waited_for() -> None:
+def test_only_a_few_silent_nodes_are_tried() -> None:
     """Few silent nodes are tried: each takes a whole timeout, and VK is polled only between two requests to Redis."""
     with cluster(5) as nodes, contextlib.ExitStack() as stack:
         client, _ = connected(nodes[0].url)
@@ -304,7 +304,7 @@ def test_tls_is_for_sentinels_and_master() -> None:
         assert (asked.ca_certs, asked.port) == ("/run/ca.pem", 26379)
 
 
-def test_silent_sentinels_take_together_as_long_as_one_server() -> None:
+def test_sentinels_share_one_timeout() -> None:
     """Sentinels share one timeout: they are queried in turn, and VK is polled only between two requests to Redis."""
     client = make_client("redis+sentinel://one,two,three,four/mymaster", OPTIONS)
     for sentinel in client.connection_pool.sentinel_manager.sentinels:
@@ -335,7 +335,7 @@ def sentence(url: str, kind: type[Exception] = RedisUnavailable, *command: str) 
     return str(raised.value)
 
 
-def test_each_kind_of_silence_has_its_own_words() -> None:
+def test_each_connection_failure_has_its_own_wording() -> None:
     """A refused connection, an unknown host, a missing socket and a silent server have their own words."""
     port = free_port()
     assert sentence(f"redis://:secret@{HOST}:{port}") == "Redis is unavailable (connection refused)"
@@ -347,7 +347,7 @@ def test_each_kind_of_silence_has_its_own_words() -> None:
         assert sentence(server.url, RedisTimeout) == "Redis is unavailable (TimeoutError)"
 
 
-def test_a_server_is_no_sentinel() -> None:
+def test_a_server_is_not_a_sentinel() -> None:
     """If the address of the sentinels leads to a server, the error names the command that it does not know."""
     with Server() as server:
         url = f"redis+sentinel://{HOST}:{server.port}/mymaster"
@@ -377,13 +377,13 @@ def test_sentinels_with_a_password(watched: Watched) -> None:
         (["EVAL", "return redis.error_reply('Something odd')", "0"], "(ResponseError)"),
     ],
 )
-def test_what_passes_is_named(command: list[str], said: str) -> None:
+def test_a_transient_error_is_named(command: list[str], said: str) -> None:
     """A transient error is named by the code in Redis's answer, or by redis-py's class if there is no code."""
     with Server() as server:
         assert sentence(server.url, RedisUnavailable, *command) == f"Redis is unavailable {said}"
 
 
-def test_a_word_in_capitals_is_no_code() -> None:
+def test_a_word_in_capitals_is_not_an_error_code() -> None:
     """A word in capitals at the start of redis-py's own message is not taken for a code from Redis."""
     with pytest.raises(RedisUnavailable, match=r"^Redis is unavailable \(ClusterError\)$"), redis_errors():
         raise redis.exceptions.ClusterError("TTL exhausted.")
@@ -409,7 +409,7 @@ def test_a_redis_with_too_many_clients_says_so() -> None:
         (["LPOP", "stream"], "Redis refuses a permission"),
     ],
 )
-def test_what_the_operator_must_fix_is_fatal(command: list[str], said: str) -> None:
+def test_errors_that_only_the_operator_can_fix_are_fatal(command: list[str], said: str) -> None:
     """What only the operator can fix is fatal, whether a command or a script reports it."""
     rules = "user limited on >secret ~* &* +@all -lpop"
     with Server(acl=[rules]) as server, server.client() as owner:

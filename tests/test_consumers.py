@@ -232,7 +232,7 @@ def test_pending_and_abandoned_events_come_before_new_ones(redis: Redis) -> None
     assert redis.turns == (5 + 1 if redis.is_async else 0)  # one for each event, and one before the connection
 
 
-def test_names_are_those_of_the_caller(redis: Redis) -> None:
+def test_the_caller_chooses_the_names(redis: Redis) -> None:
     redis.answers["XREADGROUP >"] = [[[b"b", [entry("1-0")]]], END]
     assert redis.play(redis.consume("other", bus="b", idle=30, attempts=7)) == [
         "CONNECT", f"XCLAIM b {GROUP} other 0 0-0 JUSTID",
@@ -249,7 +249,7 @@ def test_names_are_those_of_the_caller(redis: Redis) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_no_event_is_acknowledged_and_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_entry_without_an_event_is_acknowledged_and_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     """An entry without an event, or trimmed, is acknowledged and logged; other fields of an entry are ignored."""
     rich = entry("5-0")
     rich[1] = [b"trace", b"x", *rich[1], b"more", b"y"]
@@ -276,7 +276,7 @@ def test_reading_waits_for_a_second_or_a_quarter_of_idle(redis: Redis, idle: flo
 # --- Durable: looking for abandoned entries ----------------------------------------------------------------
 
 
-def test_a_look_goes_on_where_the_last_one_ended(redis: Redis) -> None:
+def test_a_search_continues_where_the_last_one_ended(redis: Redis) -> None:
     """A look for abandoned entries goes on until it has come to the end and found nothing.
 
     Meanwhile new entries are read, but not waited for. The next look begins when the wait for a new entry is over.
@@ -306,7 +306,7 @@ def test_a_look_goes_on_where_the_last_one_ended(redis: Redis) -> None:
     ]  # fmt: skip
 
 
-def test_what_an_old_connection_still_brings_is_read(redis: Redis) -> None:
+def test_entries_whose_reply_is_lost_are_read_again(redis: Redis) -> None:
     """Entries are read again as pending if their reply is lost.
 
     After a pause of the link, Redis may receive a request of the old connection when there is already a new one.
@@ -324,18 +324,18 @@ def test_what_an_old_connection_still_brings_is_read(redis: Redis) -> None:
     ]  # fmt: skip
 
 
-def test_a_consumer_looks_at_once_even_if_the_machine_has_just_started(redis: Redis) -> None:
+def test_the_first_search_does_not_depend_on_the_machines_uptime(redis: Redis) -> None:
     redis.now = 0.0
     assert redis.play(redis.consume()) == [*BEGIN, LOOK, READ_PENDING, READ_NEW, "DISCONNECT"]
 
 
-def test_what_was_trimmed_in_anothers_hands_is_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_entry_trimmed_while_pending_elsewhere_is_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     redis.answers["XAUTOCLAIM"] = [claimed(trimmed=(b"1-0", b"2-0")), claimed()]
     redis.play(redis.consume())
     assert caplog.messages == ["Trimmed from the stream before it was handled: [b'1-0', b'2-0']"]
 
 
-def test_a_redis_before_version_7_also_claims_what_was_trimmed(redis: Redis) -> None:
+def test_a_redis_before_version_7_also_claims_trimmed_entries(redis: Redis) -> None:
     """A trimmed entry that was claimed is read, skipped and acknowledged."""
     cursor, found, _ = claimed("1-0", "3-0")
     redis.answers["XAUTOCLAIM"] = [[cursor, found], [cursor, []]]
@@ -353,7 +353,7 @@ def test_a_redis_before_version_7_also_claims_what_was_trimmed(redis: Redis) -> 
     ("takes", "counts"),
     [(0.25, [1, 1, 1, 1]), (0.125, [1, 1, 1, 1]), (0.0625, [1, 1, 2, 2]), (0.03125, [1, 1, 2, 4]), (0, [1, 1, 2, 4])],
 )
-def test_as_many_are_read_as_were_handled_lately(
+def test_a_read_asks_for_as_many_as_were_handled_recently(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, takes: float, counts: list[int]
 ) -> None:
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", 0.125)
@@ -378,7 +378,7 @@ def test_more_are_read_from_a_distant_redis(redis: Redis) -> None:
     assert [int(line.split()[5]) for line in written if line.startswith(READ) and line.endswith(">")][:5] == counts
 
 
-def test_no_more_than_a_hundred_are_read_at_once(redis: Redis) -> None:
+def test_at_most_a_hundred_are_read_at_once(redis: Redis) -> None:
     redis.answers["XREADGROUP >"] = [*(entries(f"{id}-0") for id in range(1, 151)), END]
     *_, last = [line for line in redis.play(redis.consume(), takes=0) if line.startswith(READ)]
     assert last.startswith(f"{READ} 100 ")
@@ -396,7 +396,7 @@ def test_no_more_than_a_hundred_are_read_at_once(redis: Redis) -> None:
         pytest.param(0, 0, 0, 4, 0, id="no idle at all"),
     ],
 )
-def test_what_waits_for_too_long_is_released(
+def test_entries_that_wait_too_long_are_released(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, idle: float, wait: float, takes: float, handled: int, left_for: int
 ) -> None:
     """Entries that wait for twice the read-ahead interval, or half of `idle`, are released.
@@ -421,7 +421,7 @@ def test_what_waits_for_too_long_is_released(
     assert reads_pending is bool(rest)
 
 
-def test_what_was_read_ahead_is_released_when_the_loop_is_left(redis: Redis) -> None:
+def test_entries_read_ahead_are_released_when_the_loop_ends(redis: Redis) -> None:
     """Entries that were only read ahead are released; the event being handled stays unacknowledged."""
     redis.answers["XREADGROUP >"] = [entries("1-0", "2-0", "3-0")]
     events = redis.consume()
@@ -440,7 +440,7 @@ def attempt(id: str) -> list[str]:
     return [f"HINCRBY {ATTEMPTS} {id} 1", f"handle {id}", ack(id), f"HDEL {ATTEMPTS} {id}"]
 
 
-def test_what_has_failed_too_often_becomes_a_dead_letter(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_event_that_fails_too_often_becomes_a_dead_letter(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     """Pending and abandoned entries become dead letters; trimmed ones do not, and their neighbours are handed over."""
     redis.answers["XREADGROUP 0"] = [
         [[b"events", [entry("1-0"), entry("2-0"), [b"3-0", None], entry("4-0")]]],
@@ -479,7 +479,7 @@ def test_an_event_that_was_never_handed_over_is_handed_over_once(redis: Redis) -
     ("found", "pending", "forgotten"),
     [(None, [], False), (b"1-0", [[b"1-0", b"b", 5, 1]], False), (b"1-0", [], True)],
 )
-def test_attempts_of_what_is_no_longer_pending_are_forgotten(
+def test_attempts_of_entries_no_longer_pending_are_forgotten(
     redis: Redis, found: bytes | None, pending: list[Any], forgotten: bool
 ) -> None:
     """Each look checks one entry at random, and forgets its attempts if it is no longer pending."""
@@ -508,7 +508,7 @@ def test_a_lost_acknowledgement_is_written_again_until_redis_has_confirmed_it(re
     ]  # fmt: skip
 
 
-def test_reading_what_is_pending_confirms_an_acknowledgement(redis: Redis) -> None:
+def test_reading_pending_entries_confirms_an_acknowledgement(redis: Redis) -> None:
     redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), LOST, entries()]
     written = redis.play(redis.consume())
     assert [line for line in written if line.startswith("XACK")] == [ack("1-0"), ack("2-0"), ack("2-0")]
@@ -589,7 +589,7 @@ both = pytest.mark.parametrize("read", [Redis.consume, Redis.subscribe], ids=["c
 
 @pytest.mark.parametrize(("error", "name"), PASSING, ids=[name for _, name in PASSING])
 @both
-def test_what_passes_is_waited_for(
+def test_transient_errors_are_retried(
     redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, error: Exception, name: str
 ) -> None:
     """The log names the error's class or code, and quotes no text of Redis or redis-py, which may hold an address."""
@@ -600,7 +600,7 @@ def test_what_passes_is_waited_for(
 
 @pytest.mark.parametrize("error", LASTING, ids=lambda error: str(error).partition(" ")[0])
 @both
-def test_what_the_caller_has_to_fix_is_raised(
+def test_errors_that_the_caller_must_fix_are_raised(
     redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, error: Exception
 ) -> None:
     redis.answers["CONNECT"] = [error]
@@ -665,7 +665,7 @@ def test_a_subscriber_gets_what_is_published_on_its_channels(redis: Redis, types
     assert redis.turns == (1 + max(0, len(types) - 1) + 4 if redis.is_async else 0)
 
 
-def test_a_message_that_is_no_event_is_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_message_that_is_not_an_event_is_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     redis.pushed = [published("b:message", "", data=""), published("b:message", "", data="[]")]
     redis.pushed += [published("b:message", "1")]
     assert redis.play(redis.subscribe("message", bus="b")) == [
@@ -677,7 +677,9 @@ def test_a_message_that_is_no_event_is_logged(redis: Redis, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("timeout", [TimeoutError(), exceptions.TimeoutError("Timeout reading from socket")])
-def test_a_silent_redis_has_to_answer(redis: Redis, caplog: pytest.LogCaptureFixture, timeout: Exception) -> None:
+def test_a_silent_redis_must_answer_a_command(
+    redis: Redis, caplog: pytest.LogCaptureFixture, timeout: Exception
+) -> None:
     """If Redis is silent, it must answer a command on the same connection; otherwise a new one is opened."""
     redis.answers["SUBSCRIBE"] = [[b"subscribe", b"events:message", 1]] * 2 + [timeout, None]
     redis.pushed = [published("events:message", "1"), timeout, published("events:message", "2"), timeout]
@@ -742,7 +744,7 @@ class Cluster:
         pytest.param(Redis.subscribe, "take any node", id="subscribe"),
     ],
 )
-def test_a_cluster_is_asked_for_its_nodes_at_each_connection(redis: Redis, read: Any, line: str) -> None:
+def test_each_connection_queries_the_cluster_for_its_nodes(redis: Redis, read: Any, line: str) -> None:
     """A stream is on one node, which may be another one by the next connection; channels are on all nodes."""
     redis.client = Cluster(redis)
     redis.answers["CONNECT"] = [LOST, None]
@@ -751,7 +753,7 @@ def test_a_cluster_is_asked_for_its_nodes_at_each_connection(redis: Redis, read:
 
 
 @pytest.mark.parametrize("command", ["CONNECT", "XCLAIM", "XREADGROUP 0", "XREADGROUP >", "XAUTOCLAIM"])
-def test_a_redis_that_does_not_answer_is_left_at_once(
+def test_after_a_timeout_the_connection_is_closed_at_once(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, command: str
 ) -> None:
     """After a timeout the connection is closed at once: no other reply is waited for."""
@@ -782,7 +784,7 @@ class Interrupted(BaseException):
     """Interrupts a consumer in the middle, like Ctrl-C or the cancellation of a task."""
 
 
-def test_who_leaves_waits_for_what_was_begun(redis: Redis) -> None:
+def test_a_closed_consumer_waits_for_the_reply_to_its_release(redis: Redis) -> None:
     """A consumer that is closed waits for the reply to its release, which Redis might otherwise drop."""
     redis.answers["XREADGROUP >"] = [entries("1-0", "2-0")]
     events = redis.consume()
@@ -791,7 +793,7 @@ def test_who_leaves_waits_for_what_was_begun(redis: Redis) -> None:
     assert (redis.written[-1], list(redis.replies)) == ("DISCONNECT", [])
 
 
-def test_who_leaves_a_broken_connection_leaves_without_a_word(redis: Redis) -> None:
+def test_closing_over_a_broken_connection_is_silent(redis: Redis) -> None:
     redis.answers["XREADGROUP >"] = [entries("1-0", "2-0")]
     events = redis.consume()
     next(events)
@@ -800,7 +802,7 @@ def test_who_leaves_a_broken_connection_leaves_without_a_word(redis: Redis) -> N
     assert redis.written[-2:] == [READ_NEW, "DISCONNECT"]
 
 
-def test_who_is_interrupted_while_leaving_closes_the_connection(redis: Redis) -> None:
+def test_an_interrupt_during_the_release_closes_the_connection(redis: Redis) -> None:
     def interrupt() -> None:
         raise Interrupted
 
@@ -812,7 +814,7 @@ def test_who_is_interrupted_while_leaving_closes_the_connection(redis: Redis) ->
     assert redis.written[-1] == "DISCONNECT"
 
 
-def test_who_is_interrupted_while_writing_waits_for_no_reply(redis: Redis) -> None:
+def test_after_an_interrupted_write_no_reply_is_awaited(redis: Redis) -> None:
     """After an interrupted write no reply is waited for: it may never come, and Ctrl-C would last until the timeout."""
 
     def interrupt(_: Any) -> None:
@@ -831,7 +833,7 @@ def test_who_is_interrupted_while_writing_waits_for_no_reply(redis: Redis) -> No
     assert redis.written[-2:] == [f"XCLAIM events {GROUP} a 0 3-0 IDLE 60000 JUSTID", "DISCONNECT"]
 
 
-def test_who_never_had_a_connection_has_none_to_close(redis: Redis) -> None:
+def test_a_consumer_that_never_connected_has_nothing_to_close(redis: Redis) -> None:
     """If no connection can be made, only the error that the caller has to fix is raised."""
     redis.connection_pool.connection_class = None
     with pytest.raises(TypeError, match="NoneType"):

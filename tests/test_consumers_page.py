@@ -117,7 +117,7 @@ def test_pydantic(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
-def test_what_happens_while_a_script_is_replaced_waits_for_the_new_one(client: Any, page: str) -> None:
+def test_events_wait_while_a_script_is_replaced(client: Any, page: str) -> None:
     """The group that "Moving from your script" creates before there are events gets all that are published later."""
     ((command, group),) = re.findall(r"`redis-cli (XGROUP CREATE events (\w+) .+)`", page)
     assert f'group="{group}"' in page
@@ -218,7 +218,7 @@ def test_permissions_on_a_cluster() -> None:
 # --- Both languages ---------------------------------------------------------------------------------------------
 
 
-def test_both_pages_are_built_alike() -> None:
+def test_both_pages_have_the_same_structure() -> None:
     """Both languages have the same headings, tables, code and links."""
     for pattern in (r"^(#+) ", r"^\|", r"^```(\w+)"):
         assert re.findall(pattern, ENGLISH, re.MULTILINE) == re.findall(pattern, RUSSIAN, re.MULTILINE)

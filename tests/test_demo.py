@@ -153,7 +153,7 @@ def test_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
     assert demo.free_port() == demo.PORT
 
 
-def test_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """If nobody reads its output any more, the demo exits with code 0, as after a signal."""
     read, write = os.pipe()
     os.close(read)
@@ -239,7 +239,7 @@ def test_no_other_setting_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left(shown: Fetcher, number: signal.Signals) -> None:
+def test_nothing_is_left_behind(shown: Fetcher, number: signal.Signals) -> None:
     """Ctrl-C, which reaches the whole process group, SIGTERM and kill -9 leave neither server nor directory behind."""
     events(shown, 1)
     with closing(redis.Redis(HOST, port(shown), decode_responses=True)) as client:
@@ -294,7 +294,7 @@ def test_directory_of_any_name() -> None:
         wait_until(lambda: not os.listdir(directory), what="the end of the directory")
 
 
-def test_no_place_for_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a temporary directory, as in a read-only container, the demo prints one sentence."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(FatalError, match=r"^The demo needs a temporary directory \(No such file or directory\): set"):
@@ -311,7 +311,7 @@ def test_server_that_does_not_start(tmp_path: Path) -> None:
     assert not list(long.iterdir())
 
 
-def test_everything_happens() -> None:
+def test_a_round_covers_the_whole_contract() -> None:
     """Everything in the contract happens within one round of the recording, with names."""
     constants = {
         "fetcher.commands.demo:PORT": free_port(),

@@ -201,7 +201,7 @@ def test_the_rules_are_what_consumers_need(rule: str) -> None:
 COMMANDS = sorted({command for text in (OPERATIONS, RUSSIAN) for command in re.findall("`redis-cli (.+?)`", text)})
 
 
-def test_both_languages_tell_the_same_rules_and_commands() -> None:
+def test_both_languages_have_the_same_rules_and_commands() -> None:
     """Both pages have the same rules and commands, so that either can be copied from."""
     for pattern in ("^user .+$", "`redis-cli (.+?)`", "^```$", r"^\| `(\S+?)`"):
         assert re.findall(pattern, OPERATIONS, re.MULTILINE) == re.findall(pattern, RUSSIAN, re.MULTILINE)
@@ -298,7 +298,7 @@ def job(tmp_path: Path) -> Callable[..., tuple[int, str, list[str]]]:
 SECRETS = {"TOKEN": "a secret, with $(blanks)", "GROUPID": "5"}
 
 
-def test_the_job_replaces_one_after_the_other(job: Any) -> None:
+def test_the_job_replaces_the_fetchers_one_by_one(job: Any) -> None:
     """The job builds the image, creates a missing network, then replaces both fetchers; no argument has the token."""
     assert job(**SECRETS) == (0, "", [BUILD, NETWORK, *replaced(SECOND), *replaced(FIRST, IP), TIDY])
     code, _, calls = job("network-inspect container-inspect", **SECRETS)
@@ -308,7 +308,7 @@ def test_the_job_replaces_one_after_the_other(job: Any) -> None:
     assert (code, calls) == (0, [BUILD, NETWORK, MAKE, *started[0], *started[1], TIDY])
 
 
-def test_the_job_hands_on_other_settings(job: Any) -> None:
+def test_the_job_passes_on_other_settings(job: Any) -> None:
     """Every setting that the job has is passed to the containers, and no other variable is."""
     others = PASSED_ON - {"TOKEN", "GROUPID", "TOKEN_FILE"}
     _, _, calls = job(**SECRETS, **dict.fromkeys(others, "1"), UNKNOWN="1")
@@ -330,7 +330,7 @@ def test_the_job_hands_on_other_settings(job: Any) -> None:
         ("exec", f"logs --tail 20 {SECOND}"),
     ],
 )
-def test_the_job_fails_where_a_step_fails(job: Any, failing: str, last: str) -> None:
+def test_the_job_stops_at_a_failed_step(job: Any, failing: str, last: str) -> None:
     """The job stops at a failed step.
 
     A failed build touches nothing, and an unhealthy new fetcher leaves the other one running.
@@ -352,7 +352,7 @@ def test_the_job_names_a_missing_credential(job: Any, name: str) -> None:
         assert not calls
 
 
-def test_compose_replaces_one_after_the_other(tmp_path: Path) -> None:
+def test_compose_replaces_the_fetchers_one_by_one(tmp_path: Path) -> None:
     """Each fetcher must be healthy before the next one is replaced; a failed step ends the script."""
     (tmp_path / "docker").write_text(DOCKER)
     (tmp_path / "docker").chmod(0o755)
@@ -386,7 +386,7 @@ def test_the_image_sets_only_known_settings() -> None:
     assert DOCKERFILE.rindex("\nCOPY ") < DOCKERFILE.index("\nARG ") < DOCKERFILE.rindex("\nRUN ")
 
 
-def test_the_image_runs_as_nobody_in_particular() -> None:
+def test_the_image_runs_as_a_numeric_user() -> None:
     """The user is numeric, as some systems require, and no shell stands between signals and the fetcher."""
     assert instructions("USER") == ["10001:10001"]
     assert instructions("CMD") == ['["python", "main.py"]']
@@ -394,7 +394,7 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
     assert check.endswith(' CMD ["python", "main.py", "--health"]')
 
 
-def test_the_image_holds_what_runs_and_nothing_else() -> None:
+def test_the_image_contains_only_what_runs() -> None:
     """The image installs the pinned packages as wheels before it copies the sources; it has no .env and no history."""
     (install,) = [line for line in instructions("RUN") if line.startswith("pip install")]
     assert install.endswith("--only-binary=:all: -r requirements-run.txt")
@@ -405,7 +405,7 @@ def test_the_image_holds_what_runs_and_nothing_else() -> None:
     assert {line[1:] for line in allowed if line.startswith("!")} == copied
 
 
-def test_the_image_tells_version_and_licence() -> None:
+def test_the_image_is_labelled_with_version_and_licence() -> None:
     """The image's labels have the version and the licence of the package."""
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="(.+?)"', DOCKERFILE))
     assert labels["version"] == __version__
@@ -424,7 +424,7 @@ def pins(name: str) -> dict[str, str]:
     return {package.replace("-", "_").lower(): version for package, version, _ in found}
 
 
-def test_requirements_are_told_apart() -> None:
+def test_run_time_requirements_have_their_own_file() -> None:
     """The run-time packages are among those that the README's command installs, and all files pin the same versions."""
     every, run, lint = pins("requirements.txt"), pins("requirements-run.txt"), pins("requirements-lint.txt")
     assert run.items() <= every.items()
@@ -444,7 +444,7 @@ def test_requirements_cover_the_ranges_of_the_package() -> None:
 # --- Compose and .env ------------------------------------------------------------------------------------
 
 
-def test_compose_gives_the_documents_network() -> None:
+def test_compose_has_the_contracts_network() -> None:
     """The network is TOASTER with its addresses, and no other container is given one of the fixed addresses."""
     (network,) = COMPOSE["networks"].values()
     assert network == {

@@ -393,7 +393,7 @@ def test_the_readme_has_the_figures_of_the_pages(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", MARKERS)
-def test_figures_have_their_places(name: str) -> None:
+def test_each_report_has_its_marks(name: str) -> None:
     """Each tool writes its report between two marks."""
     assert re.findall(r"^<!-- (/?\w+) -->$", TEXTS[name], re.MULTILINE) == [
         mark for place in MARKERS[name] for mark in (place, f"/{place}")
@@ -420,7 +420,7 @@ def shape(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
-def test_both_languages_are_built_alike(name: str) -> None:
+def test_both_languages_have_the_same_structure(name: str) -> None:
     """Both have the same headings, tables, items, code and links, except for comments and the words in a picture."""
     assert shape(TEXTS[name]) == shape(TEXTS[name.replace(".md", ".ru.md")])
 
@@ -462,7 +462,7 @@ def test_no_page_is_half_merged(name: str) -> None:
     assert not re.search(r"^(?:<{7}|={7}|>{7})(?: |$)", TEXTS[name], re.MULTILINE)
 
 
-def test_mutants_are_of_files_that_are_there() -> None:
+def test_every_file_in_the_table_of_mutants_exists() -> None:
     """Every file in the table of mutants exists: one that has moved needs its new path there."""
     names = [code(row[0]) for row in table(TEXTS["docs/reliability.md"], "`core/backlog.py`")]
     assert [name for name in names if not (ROOT / "fetcher" / name).exists()] == []
@@ -475,7 +475,7 @@ def test_versions() -> None:
     assert f"vk_api {version('vk_api')} " in TEXTS["docs/comparison.md"]
 
 
-def test_the_map_is_whole() -> None:
+def test_the_map_has_every_file() -> None:
     """Every file of the fetcher is in the map of the code."""
     paths = [path for path in (ROOT / "fetcher").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".typed")]
     packages = {path for path in paths if path.name == "__init__.py" and path.parent != ROOT / "fetcher"}
@@ -509,7 +509,7 @@ every_sample = pytest.mark.parametrize("name", sorted(name for name, sample in S
 
 
 @every_sample
-def test_everybody_in_an_event_gets_a_name(name: str) -> None:
+def test_every_user_in_an_event_gets_a_name(name: str) -> None:
     """A new attribute with a user in it needs a line in `ids_to_resolve` and in `with_names` in names.py."""
     event = built(name)._replace(peer=Peer(0, 0, ""))  # so that no name is needed for the peer
     ids = ids_to_resolve([event])
@@ -520,7 +520,7 @@ def test_everybody_in_an_event_gets_a_name(name: str) -> None:
 
 
 @every_sample
-def test_people_are_told_of_each_attribute(name: str) -> None:
+def test_watch_describes_each_attribute(name: str) -> None:
     """--watch describes every attribute of an event: a new one needs its words in watch.py."""
     event = built(name)
     for attribute in set(Event._field_defaults) - {"raw"}:
@@ -585,7 +585,7 @@ def is_shown(lines: list[str], shown: list[str]) -> bool:
         for name, followed, files in [("the first", 1, OF_TYPES), ("both", 2, OF_TYPES + WITH_SERVERS)]
     ],
 )
-def test_the_guide_to_the_letter(followed: int, files: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_guide_works_to_the_letter(followed: int, files: tuple[str, ...], tmp_path: Path) -> None:
     """Following CONTRIBUTING adds two types of event, and all tests about types pass after each of them.
 
     An example that is already in this clone is not followed again.

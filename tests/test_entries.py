@@ -117,7 +117,7 @@ def test_several_batches_are_built_at_once(vk: VK) -> None:
     assert not any(one.updates for one in batches)
 
 
-def test_types_that_nobody_wants(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
+def test_types_without_a_builder_are_skipped(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
     """Types without a builder are skipped with a debug line; with `raw` they are published."""
     caplog.set_level("DEBUG", "fetcher")
     joined = update("group_join", {"user_id": PERSON})
@@ -152,7 +152,7 @@ def test_vks_notice(vk: VK) -> None:
         assert event(entry)["message"]["text"] == "a"
 
 
-def test_one_update_cannot_hurt_its_neighbours(vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_update_does_not_affect_its_neighbours(vk: VK, monkeypatch: pytest.MonkeyPatch) -> None:
     """If an update cannot be built, even because of a bug in its builder, its neighbours are still published."""
 
     def broken(*_: Any) -> Any:
@@ -165,7 +165,7 @@ def test_one_update_cannot_hurt_its_neighbours(vk: VK, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("number", [10**400, 2**64, -(2**64)])
-def test_numbers_that_make_no_sense(vk: VK, number: int) -> None:
+def test_numbers_out_of_range(vk: VK, number: int) -> None:
     """A number that is too large counts as missing in a date, makes a dead letter in an id, and stays in a payload."""
     pressed = update("message_event", {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": number}})
     ((dated, dead, payload),) = build(vk, batch(message("a", date=number), message("b", user=number), pressed))
@@ -175,7 +175,7 @@ def test_numbers_that_make_no_sense(vk: VK, number: int) -> None:
     assert event(payload)["button"]["payload"] == {"a": number}
 
 
-def test_what_is_no_json(vk: VK) -> None:
+def test_nan_makes_a_dead_letter(vk: VK) -> None:
     """NaN makes a dead letter if it is in the event, which with `raw` contains the whole update."""
     odd = message("a", payload='{"number": NaN}', latitude=nan())
     pressed = update("message_event", {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": nan()}})
@@ -188,7 +188,7 @@ def test_what_is_no_json(vk: VK) -> None:
     assert first.fields["error"] == "it cannot be written as JSON"
 
 
-def test_what_no_utf8_can_carry(vk: VK) -> None:
+def test_half_a_surrogate_pair_is_replaced(vk: VK) -> None:
     """Half a surrogate pair in a text becomes U+FFFD."""
     ((entry,),) = build(vk, batch(message("x\ud83dy")))
     assert event(entry)["message"]["text"] == "x\ufffdy"
@@ -245,7 +245,7 @@ def test_the_same_text_twice_in_a_batch(vk: VK) -> None:
     assert [entry.id for entry in second if isinstance(entry, DeadLetter)] == ids
 
 
-def test_updates_that_another_fetcher_had(vk: VK) -> None:
+def test_names_are_looked_up_again_after_another_fetchers_updates(vk: VK) -> None:
     """Names are looked up again only if another fetcher had updates in between, which may have changed a title."""
     entries = builder(vk)
 
@@ -266,7 +266,7 @@ def cropped(cmid: Any, text: str = "cropped") -> dict[str, Any]:
     return message(text, conversation_message_id=cmid, is_cropped=True, user=5, peer=5)
 
 
-def test_cropped_messages_are_made_whole(vk: VK) -> None:
+def test_cropped_messages_are_completed(vk: VK) -> None:
     """All full messages are requested at once; cropped ones that VK no longer has are published as they are."""
     vk.full[5, 1] = {"text": "/full", "conversation_message_id": 1}
     batches = [batch(cropped(1), message("a")), batch(cropped(2))]
@@ -315,7 +315,7 @@ def test_a_full_message_is_waited_for(vk: VK) -> None:
     assert one.updates
 
 
-def test_full_messages_that_are_there_are_not_requested_again(vk: VK) -> None:
+def test_known_full_messages_are_not_requested_again(vk: VK) -> None:
     """Only missing full messages are requested again; otherwise a slow VK would have to return all of them at once."""
     vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
     vk.full_failure = DOWN
@@ -328,14 +328,14 @@ def test_full_messages_that_are_there_are_not_requested_again(vk: VK) -> None:
     assert vk.asked[:2] == [{(5, 1), (5, 2)}, {(5, 2)}]
 
 
-def test_what_is_given_up_is_returned(vk: VK) -> None:
+def test_the_failure_of_full_messages_is_returned(vk: VK) -> None:
     """`build` returns the failure of full messages even if all names are known, and None if no message is cropped."""
     vk.full_failure = DOWN
     assert builder(vk).build([batch(cropped(1, "a"))], give_up=True) == DOWN
     assert builder(vk).build([batch(message("a"))], give_up=True) is None
 
 
-def test_full_messages_that_are_there_are_used_when_others_are_given_up(vk: VK) -> None:
+def test_known_full_messages_are_used_when_others_are_given_up(vk: VK) -> None:
     """If VK fails for one message, another one that it has returned is still used."""
     vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
     vk.failure = DOWN

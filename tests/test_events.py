@@ -49,12 +49,12 @@ def inside(data: Any, place: tuple[Any, ...]) -> Any:
     return data
 
 
-def test_command_of_the_document() -> None:
+def test_the_contracts_command() -> None:
     """A command is the JSON of the contract, key by key."""
     assert json.dumps(EVENTS[0].as_dict()) == json.dumps(COMMAND)
 
 
-def test_all_of_a_message() -> None:
+def test_replies_and_forwards() -> None:
     """Replies and forwards are objects, in the order of the contract."""
     assert json.dumps(EVENTS[1].as_dict()["message"], ensure_ascii=False) == (
         '{"cmid": 5, "text": "да", "reply": {"cmid": 4, "text": "ну?", "uuid": 7},'
@@ -78,7 +78,7 @@ def test_action_payload_and_raw() -> None:
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_only_what_there_is(event: Event) -> None:
+def test_empty_attributes_are_left_out(event: Event) -> None:
     """Empty attributes are left out, not published as null."""
     common = ("event_type", "event_id", "user", "peer")
     attributes = [name for name in event._fields if name not in common and getattr(event, name) is not None]
@@ -86,13 +86,13 @@ def test_only_what_there_is(event: Event) -> None:
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_there_and_back(event: Event) -> None:
+def test_round_trip(event: Event) -> None:
     """An event read back from its JSON is the same event, of the same classes."""
     again = Event.from_dict(json.loads(json.dumps(event.as_dict())))
     assert repr(again) == repr(event)
 
 
-def test_keys_that_nobody_knows() -> None:
+def test_unknown_keys_are_ignored() -> None:
     """Keys that a later version adds are ignored at every level, but payload and raw keep all their keys."""
     for event, extra in (
         (EVENTS[1], PLACES),
@@ -109,7 +109,7 @@ def test_keys_that_nobody_knows() -> None:
     assert json.dumps(Event.from_dict(EVENTS[5].as_dict()).raw) == json.dumps(RAW)
 
 
-def test_what_version_1_0_wrote() -> None:
+def test_entries_of_version_1_0_can_be_read() -> None:
     """An entry from version 1.0, in which a reply has no author, can still be read."""
     data = copy.deepcopy(EVENTS[1].as_dict())
     for reply in (data["message"]["reply"], *data["message"]["forward"]):
@@ -159,7 +159,7 @@ WRONG: list[tuple[tuple[str, ...], list[Any]]] = [
 
 
 @pytest.mark.parametrize(("place", "value"), [(place, value) for place, values in WRONG for value in values])
-def test_a_value_of_a_wrong_kind(place: tuple[str, ...], value: Any) -> None:
+def test_a_value_of_the_wrong_type(place: tuple[str, ...], value: Any) -> None:
     """A value that is not exactly of its annotated type is refused."""
     data = copy.deepcopy(EVENTS[1].as_dict())
     inside(data, place[:-1])[place[-1]] = value
@@ -168,7 +168,7 @@ def test_a_value_of_a_wrong_kind(place: tuple[str, ...], value: Any) -> None:
 
 
 @pytest.mark.parametrize("data", [None, [], "event", 5, {}, [["event_type", "message"]]])
-def test_no_event_at_all(data: Any) -> None:
+def test_only_an_object_can_be_an_event(data: Any) -> None:
     """Only an object can be an event."""
     with pytest.raises(ValueError, match=r"instead of|no .+ in"):
         Event.from_dict(data)

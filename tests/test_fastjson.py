@@ -51,7 +51,7 @@ def test_dumps_writes_what_loads_reads(value: Any) -> None:
 
 @pytest.mark.parametrize("form", ["[%s]", "[1,%s]", "[ %s]", "[\t%s]", "[\r%s]", "[\n%s]", "[-%s]", '{"a":%s}', "%s"])
 @pytest.mark.parametrize("digits", [19, 20, 38, 39])
-def test_a_long_number_is_found_wherever_it_stands(form: str, digits: int) -> None:
+def test_a_long_number_is_exact_wherever_it_is(form: str, digits: int) -> None:
     """A number of more than 64 bits is read to the last digit, wherever it is."""
     text = form % ("9" * digits)
     assert repr(loads(text.encode())) == repr(json.loads(text))
@@ -60,7 +60,7 @@ def test_a_long_number_is_found_wherever_it_stands(form: str, digits: int) -> No
 @pytest.mark.parametrize(
     "text", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"7" * 5000, b"-" + b"7" * 5000]
 )
-def test_what_no_json_can_hold(text: bytes) -> None:
+def test_values_that_json_cannot_hold(text: bytes) -> None:
     """NaN, or a number that is too long for Python, is read as NotFinite, wherever it is, and is never written."""
     assert isinstance(loads(text), NotFinite)
     (inner,) = loads(b'[{"a": ' + text + b"}]")
@@ -70,7 +70,7 @@ def test_what_no_json_can_hold(text: bytes) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"<html>", b"{", b'{"a": 1,}', b"[1,", b"nan", b"1 2", b"[" * 100_000])
-def test_what_is_no_json(text: bytes) -> None:
+def test_text_that_is_not_json(text: bytes) -> None:
     """Text that is no JSON, or is nested too deep, raises ValueError and no other error."""
     with pytest.raises(ValueError, match=r"."):
         loads(text)
@@ -87,7 +87,7 @@ def test_what_is_no_json(text: bytes) -> None:
         (b'["00000000000000000000", 1]', ["00000000000000000000", 1]),
     ],
 )
-def test_what_orjson_alone_would_not_read(data: bytes, value: Any) -> None:
+def test_text_that_orjson_alone_would_refuse(data: bytes, value: Any) -> None:
     """A byte order mark, broken UTF-8, half a surrogate pair, and numbers beyond 64 bits can be read."""
     assert loads(data) == value
     assert type(loads(data)) is type(value)

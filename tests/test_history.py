@@ -30,7 +30,7 @@ def test_the_text_of_a_position(text: str) -> None:
     ["", " ", "ts", "-5", "+5", "1.5", "1e5", "5+", "5+-1", ":5", "1:", "1:2:3", "1+2+3", "5 ", "5\n", "٣", "1:٣",
      "5+٣", "1" * 31, "1" * 10 + ":5", "5+" + "1" * 10],
 )  # fmt: skip
-def test_text_that_is_no_position(text: str) -> None:
+def test_text_that_is_not_a_position(text: str) -> None:
     """Text of any other form is refused."""
     with pytest.raises(ValueError, match="not a position"):
         Position.parse(text)

@@ -39,7 +39,7 @@ def inside(*folders: str) -> list[str]:
     return [module for module in FILES if module.startswith(tuple(f"fetcher.{folder}." for folder in folders))]
 
 
-def test_all_files_are_there() -> None:
+def test_each_folder_has_modules() -> None:
     """Each folder of the design has modules; otherwise the tests below would test nothing."""
     for folder in ("core", "vk", "bus", "commands"):
         assert inside(folder)
@@ -69,6 +69,6 @@ def test_nouns_import_nothing_of_ours(module: str) -> None:
     assert not [name for name in imports(module) if name.startswith("fetcher")]
 
 
-def test_no_two_modules_need_each_other() -> None:
+def test_imports_form_no_cycle() -> None:
     """The imports form no cycle; CycleError would name the modules in one."""
     TopologicalSorter({module: imports(module) & FILES.keys() for module in FILES}).prepare()

@@ -83,7 +83,7 @@ def keys(net: Net) -> list[tuple[str, str]]:
 # What is requested
 
 
-def test_nothing_is_asked_at_first(longpoll: LongPoll, net: Net) -> None:
+def test_creating_the_long_poll_sends_no_request(longpoll: LongPoll, net: Net) -> None:
     """The server is not requested before it is needed."""
     assert not net.requests
     assert longpoll.renew() == 1000
@@ -92,14 +92,14 @@ def test_nothing_is_asked_at_first(longpoll: LongPoll, net: Net) -> None:
     ]
 
 
-def test_how_a_poll_is_asked(polling: LongPoll, net: Net) -> None:
+def test_parameters_of_a_poll(polling: LongPoll, net: Net) -> None:
     """A poll sends act, key, ts and wait to VK's server."""
     net.answers["poll"] = [{"ts": "1002", "updates": [1, 2]}]
     assert polling.poll(1000, 25) == Answer(1000, 1002, [1, 2], len('{"ts": "1002", "updates": [1, 2]}'))
     assert net.asked("poll") == [{"act": "a_check", "key": KEY, "ts": "1000", "wait": "25"}]
 
 
-def test_a_poll_that_waits_for_nothing(polling: LongPoll, net: Net) -> None:
+def test_a_poll_with_wait_0_is_abandoned_if_it_is_held_back(polling: LongPoll, net: Net) -> None:
     """A poll with wait 0 is abandoned if it takes much longer than the last: VK has nothing, and would hold it back."""
     pool: Any = None
     for late in (requests.ReadTimeout(), urllib3.exceptions.ReadTimeoutError(pool, "", "")):  # before or during it
@@ -117,7 +117,7 @@ def test_a_poll_that_waits_for_nothing(polling: LongPoll, net: Net) -> None:
     assert polling.answer_time < 7.0
 
 
-def test_a_poll_that_waits_for_nothing_takes_no_new_key(polling: LongPoll, net: Net) -> None:
+def test_a_poll_with_wait_0_takes_no_new_key(polling: LongPoll, net: Net) -> None:
     """A poll with wait 0 takes no new key.
 
     It may be abandoned, which would seem to confirm the lower ts of a new key: a restart that never happened.
@@ -137,7 +137,7 @@ def test_polls_need_no_pause(polling: LongPoll, net: Net) -> None:
     assert net.clock.now == before
 
 
-def test_answers_that_are_not_held_back(polling: LongPoll, net: Net) -> None:
+def test_immediate_empty_answers_slow_down_the_polls(polling: LongPoll, net: Net) -> None:
     """If VK or a proxy answers at once that nothing is new, there are five polls a second, not thousands."""
     before = net.clock.now
     for _ in range(50):
@@ -154,7 +154,7 @@ def test_answers_that_are_not_held_back(polling: LongPoll, net: Net) -> None:
     assert net.clock.now == before + 0.5, "what VK holds back is not delayed any more"
 
 
-def test_every_request_has_a_time_out(longpoll: LongPoll, net: Net) -> None:
+def test_every_request_has_a_timeout(longpoll: LongPoll, net: Net) -> None:
     """API requests time out after 5 seconds; polls after 10 seconds more than their wait, or 5 seconds to connect."""
     longpoll.poll(longpoll.renew(), 25)
     longpoll.poll(1000, 25)
@@ -208,7 +208,7 @@ def test_fatal_at_start(longpoll: LongPoll, net: Net, code: int) -> None:
 
 
 @pytest.mark.parametrize("code", PASSING + OTHER)
-def test_the_start_fails_and_passes(longpoll: LongPoll, net: Net, code: int) -> None:
+def test_errors_at_the_start_are_transient(longpoll: LongPoll, net: Net, code: int) -> None:
     """These errors are transient: the loop requests the server again."""
     net.answers["groups.getLongPollServer"] = [error(code, "Why"), START]
     with pytest.raises(TransientError, match=f"{code} in groups.getLongPollServer: Why"):
@@ -243,7 +243,7 @@ SERVERS += [{"key": KEY, "server": server, "ts": "1"} for server in odd(None, ""
 
 
 @pytest.mark.parametrize("server", named(SERVERS))
-def test_server_is_odd(longpoll: LongPoll, net: Net, server: Any) -> None:
+def test_a_malformed_server(longpoll: LongPoll, net: Net, server: Any) -> None:
     """A missing or wrong key, server or ts is a transient error, and the next answer is used."""
     net.answers["groups.getLongPollServer"] = [{"response": server}, START]
     with pytest.raises(TransientError):
@@ -252,13 +252,13 @@ def test_server_is_odd(longpoll: LongPoll, net: Net, server: Any) -> None:
 
 
 @pytest.mark.parametrize(("ts", "latest"), [("0", 0), (1000, 1000), ("9" * 25, int("9" * 25)), ("007", 7), ("000", 0)])
-def test_server_is_good(longpoll: LongPoll, net: Net, ts: Any, latest: int) -> None:
+def test_a_valid_server(longpoll: LongPoll, net: Net, ts: Any, latest: int) -> None:
     """A ts may be a number or text, of any length; zeros before it mean nothing."""
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": ts}}]
     assert longpoll.renew() == latest
 
 
-def test_an_odd_new_server_leaves_the_old_one(polling: LongPoll, net: Net) -> None:
+def test_a_malformed_new_server_does_not_replace_the_old_one(polling: LongPoll, net: Net) -> None:
     """Key, server and ts are replaced together, or not at all."""
     net.answers["groups.getLongPollServer"] = [{"response": {"key": "new", "server": "", "ts": "7"}}]
     with pytest.raises(TransientError):
@@ -267,7 +267,7 @@ def test_an_odd_new_server_leaves_the_old_one(polling: LongPoll, net: Net) -> No
     assert keys(net) == [(KEY, "1000")]
 
 
-def test_it_is_vk_apis_server(longpoll: LongPoll, net: Net) -> None:
+def test_vk_apis_check_and_listen_work(longpoll: LongPoll, net: Net) -> None:
     """vk_api's own check() and listen() work with our server as usual."""
     new_message = {"type": "message_new", "event_id": "1", "group_id": GROUP, "v": "5.199"}
     new_message |= {"object": {"message": {"peer_id": 5, "from_id": 5, "text": "hi"}, "client_info": {}}}
@@ -397,7 +397,7 @@ def test_failed_2(polling: LongPoll, net: Net) -> None:
     assert keys(net)[2:] == [("new", "1000")]
 
 
-def test_failed_2_again_and_again(polling: LongPoll, net: Net) -> None:
+def test_failed_2_repeatedly(polling: LongPoll, net: Net) -> None:
     """If new keys are refused, too, the loop pauses and tries again: VK limits how often keys may be requested."""
     net.answers["poll"] = [{"failed": 2}]
     begun = net.clock.now
@@ -453,7 +453,7 @@ KEY_TROUBLES: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("answers", KEY_TROUBLES.values(), ids=KEY_TROUBLES)
 @pytest.mark.parametrize("key", [START, error(10), (200, "<html>")], ids=["a key", "no key", "an odd key"])
-def test_keys_are_requested_once_a_second_at_most(longpoll: LongPoll, net: Net, answers: list[Any], key: Any) -> None:
+def test_keys_are_requested_at_most_once_a_second(longpoll: LongPoll, net: Net, answers: list[Any], key: Any) -> None:
     """Whatever goes wrong, keys are requested at most once a second, because VK answers error 29 to faster requests."""
     net.answers |= {"poll": list(answers), "groups.getLongPollServer": [START, key]}
     longpoll.renew()
@@ -564,7 +564,7 @@ def unreadable_for_ten_minutes(polling: LongPoll, net: Net) -> None:
     net.requests.clear()
 
 
-def test_a_place_is_skipped(polling: LongPoll, net: Net) -> None:
+def test_an_unreadable_ts_is_skipped(polling: LongPoll, net: Net) -> None:
     """A ts that is unreadable for ten minutes, and once more with a new key, is a gap if the latest ts can be read."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
@@ -574,7 +574,7 @@ def test_a_place_is_skipped(polling: LongPoll, net: Net) -> None:
     assert keys(net) == [("new", "2000"), ("new", "1000"), ("new", "2000")]
 
 
-def test_a_place_is_skipped_though_the_latest_is_refused(polling: LongPoll, net: Net) -> None:
+def test_an_unreadable_ts_is_skipped_though_the_latest_is_refused(polling: LongPoll, net: Net) -> None:
     """If VK refuses the latest ts, the gap ends at the ts of another new key, and keeps its reason."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
@@ -584,7 +584,7 @@ def test_a_place_is_skipped_though_the_latest_is_refused(polling: LongPoll, net:
     assert found(polling.poll(1000, 25)) == [gap, (2000, 2001, [])]
 
 
-def test_a_new_key_heals_the_place(polling: LongPoll, net: Net) -> None:
+def test_a_new_key_makes_the_ts_readable(polling: LongPoll, net: Net) -> None:
     """If the ts can be read with a new key, there is no gap: not all of VK's servers were at fault."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
@@ -595,7 +595,7 @@ def test_a_new_key_heals_the_place(polling: LongPoll, net: Net) -> None:
     assert len(keys(net)) == 3, "its ten minutes begin anew"
 
 
-def test_the_place_is_forgotten_when_it_is_asked_once_more(polling: LongPoll, net: Net) -> None:
+def test_vk_has_forgotten_the_unreadable_ts(polling: LongPoll, net: Net) -> None:
     """If VK has forgotten the ts when it is polled once more, that counts like any other answer."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
@@ -604,7 +604,7 @@ def test_the_place_is_forgotten_when_it_is_asked_once_more(polling: LongPoll, ne
 
 
 @pytest.mark.parametrize("failing", ["key", "latest ts", "latest ts refused", "old ts"])
-def test_a_failure_while_a_place_is_skipped(polling: LongPoll, net: Net, failing: str) -> None:
+def test_a_failure_while_a_ts_is_skipped(polling: LongPoll, net: Net, failing: str) -> None:
     """If a request fails while a ts is skipped, there is no gap, and the next try is a minute later."""
     away = requests.ConnectionError()
     unreadable_for_ten_minutes(polling, net)
@@ -626,7 +626,7 @@ def test_a_failure_while_a_place_is_skipped(polling: LongPoll, net: Net, failing
     assert polling.poll(1000, 25).gap
 
 
-def test_nothing_is_skipped_where_all_is_unreadable(polling: LongPoll, net: Net) -> None:
+def test_nothing_is_skipped_if_the_latest_ts_is_unreadable(polling: LongPoll, net: Net) -> None:
     """If the latest ts is unreadable, too, no ts is skipped, because it is not the cause; it is tried once a minute."""
     net.answers["poll"] = [(502, "")]
     for _ in range(60):
@@ -637,7 +637,7 @@ def test_nothing_is_skipped_where_all_is_unreadable(polling: LongPoll, net: Net)
     assert 4 <= len(tries) <= 6, "of the five minutes behind the first ten"
 
 
-def test_nothing_is_skipped_at_another_place(polling: LongPoll, net: Net) -> None:
+def test_the_ten_minutes_begin_again_at_another_ts(polling: LongPoll, net: Net) -> None:
     """The ten minutes begin again at another ts, and after an answer that could be read."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     for ts in (1000, 1001):
@@ -672,7 +672,7 @@ def test_the_server_has_moved(polling: LongPoll, net: Net, answer: Any) -> None:
     assert server_of(polling) == "https://lp.vk.ru/new"
 
 
-def test_the_server_is_away(polling: LongPoll, net: Net) -> None:
+def test_the_server_is_down(polling: LongPoll, net: Net) -> None:
     """While the server cannot be reached, another one is requested every ten seconds."""
     net.answers["poll"] = [requests.ConnectionError()]
     for _ in range(9):
@@ -682,7 +682,7 @@ def test_the_server_is_away(polling: LongPoll, net: Net) -> None:
     assert len(net.asked("groups.getLongPollServer")) == 2
 
 
-def test_the_key_is_renewed_in_silence(polling: LongPoll, net: Net) -> None:
+def test_the_key_is_renewed_after_an_hour_of_silence(polling: LongPoll, net: Net) -> None:
     """After an hour without an update, a new key is taken at the same ts; updates postpone that."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     net.clock.now += 3500
@@ -720,7 +720,7 @@ def test_renewal_fails(polling: LongPoll, net: Net, failure: Any, caplog: pytest
     assert caplog.messages == ([said] * 2 if failure == error(10) else [])
 
 
-def test_an_outage_is_not_one_of_the_key(polling: LongPoll, net: Net, caplog: pytest.LogCaptureFixture) -> None:
+def test_renewal_fails_during_an_outage(polling: LongPoll, net: Net, caplog: pytest.LogCaptureFixture) -> None:
     """While polls fail, too, a new key is requested every ten seconds, and the failure is logged once."""
     net.answers["groups.getLongPollServer"] = net.answers["poll"] = [requests.ConnectionError()]
     net.clock.now += 100
@@ -845,7 +845,9 @@ ODD_SETTINGS += [{"response": SETTINGS["response"] | {"api_version": version}} f
 
 
 @pytest.mark.parametrize("answer", named(ODD_SETTINGS + BROKEN + NO_ANSWERS))
-def test_settings_untold(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, answer: Any) -> None:
+def test_settings_that_vk_does_not_return(
+    longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, answer: Any
+) -> None:
     """If VK does not return the settings, the fetcher goes on without a warning."""
     assert settings(longpoll, net, caplog, answer) == []
     assert empty(longpoll.poll(1000, 25))

@@ -74,7 +74,7 @@ def asked(vk: VK) -> list[tuple[str, str]]:
 # How names are requested
 
 
-def test_how_names_are_asked_for(lookups: Lookups, net: Net) -> None:
+def test_how_names_are_requested(lookups: Lookups, net: Net) -> None:
     """Names are requested in Russian, even inside an execute, with ids joined by commas, and the nick's fields."""
     net.answers["execute"] = [inside([], {"groups": []}, {"items": []})]
     assert lookups.names([6, 5, -3, -4, CHAT + 7, CHAT + 8])[1] is None
@@ -86,7 +86,7 @@ def test_how_names_are_asked_for(lookups: Lookups, net: Net) -> None:
     assert calls["messages.getConversationsById"] == {"peer_ids": f"{CHAT + 7},{CHAT + 8}", "lang": "ru"}
 
 
-def test_nobody_to_ask_for(lookups: Lookups, net: Net) -> None:
+def test_nobody_to_look_up(lookups: Lookups, net: Net) -> None:
     """Without ids there is no request, nor for 0 and 2,000,000,000, which are neither people nor chats."""
     assert lookups.names([]) == ({}, None)
     assert lookups.names([0, CHAT]) == ({}, None)
@@ -172,7 +172,7 @@ def test_hidden_chats(vk: VK) -> None:
     assert len(vk.requests) == 1
 
 
-def test_never_another_kinds_name(vk: VK) -> None:
+def test_names_of_different_kinds_are_not_mixed_up(vk: VK) -> None:
     """A person, a community and a chat with the same number each have their own name."""
     vk.people[7] = {"first_name": "Семёрка", "last_name": "", "domain": "seven"}
     vk.communities[7] = {"name": "Сообщество семь", "screen_name": "club7"}
@@ -181,7 +181,7 @@ def test_never_another_kinds_name(vk: VK) -> None:
     assert [names[id].name for id in (7, -7, CHAT + 7)] == ["Семёрка", "Сообщество семь", "Беседа семь"]
 
 
-def test_who_is_refused_is_told_to_who_looks_for_it(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_id_is_logged(vk: VK, caplog: pytest.LogCaptureFixture) -> None:
     """An id that VK refuses is logged at level DEBUG, with VK's error."""
     caplog.set_level("DEBUG", "fetcher")
     vk.refused[CHAT + 7] = 917
@@ -281,7 +281,7 @@ def test_a_token_that_vk_refuses(lookups: Lookups, net: Net, code: int) -> None:
 
 
 @pytest.mark.parametrize(("code", "within"), [(code, within) for code in PASSING for within in (False, True)])
-def test_names_fail_and_pass(lookups: Lookups, net: Net, code: int, within: bool) -> None:
+def test_transient_errors(lookups: Lookups, net: Net, code: int, within: bool) -> None:
     """A transient error may concern the whole request, or only one call inside: then the others are answered."""
     failing = [inside([person(5)], False, errors=[refusal(code)]) if within else error(code)]
     failing *= 3 if code == 13 and not within else 1  # each of the two calls is too large even alone
@@ -296,7 +296,7 @@ def test_names_fail_and_pass(lookups: Lookups, net: Net, code: int, within: bool
     assert {id: name.name for id, name in names.items()} == {5: "Анна 5-я", -3: "Паб"}
 
 
-def test_what_is_answered_before_a_failure_counts(lookups: Lookups, net: Net) -> None:
+def test_answers_before_a_failure_are_kept(lookups: Lookups, net: Net) -> None:
     """If one of several requests fails, the answers to those before it are kept."""
     title = {"items": [{"peer": {"id": CHAT + 1}, "chat_settings": {"title": "Беседа"}}]}
     net.answers["execute"] = [inside(*[title] * 25), error(10)]
@@ -307,7 +307,7 @@ def test_what_is_answered_before_a_failure_counts(lookups: Lookups, net: Net) ->
 
 
 @pytest.mark.parametrize("failing", [{5}, {5, 77, 150}, {-3}, {CHAT + 7}])
-def test_one_who_fails_among_many(vk: VK, failing: set[int]) -> None:
+def test_a_few_ids_fail_among_many(vk: VK, failing: set[int]) -> None:
     """If VK fails for a few of many ids, all others have their names after a few more requests."""
     ids = {*range(1, 201), -3, -4, CHAT + 7, CHAT + 8}
     vk.failing |= dict.fromkeys(failing, 10)
@@ -354,7 +354,7 @@ def test_calls_that_fail(
     assert said in str(failure)
 
 
-def test_a_slow_api_is_left_alone_after_a_moment(lookups: Lookups, net: Net) -> None:
+def test_a_lookup_on_a_slow_api_ends_soon(lookups: Lookups, net: Net) -> None:
     """However many requests are due, a lookup ends soon, so that VK is polled meanwhile; what was answered is kept."""
     net.delay = 0.9
     net.answers["execute"] = [TOO_LARGE, inside(*[[]] * 12)]
@@ -377,7 +377,7 @@ POOLS: list[Any] = [
 
 
 @pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS + POOLS))
-def test_what_is_no_answer(lookups: Lookups, net: Net, answer: Any) -> None:
+def test_an_unreadable_answer_is_transient(lookups: Lookups, net: Net, answer: Any) -> None:
     """A missing or unreadable answer, or an execute of another form, is a transient error that contains no secret."""
     net.answers["execute"] = [answer, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
     names, failure = lookups.names([5, -3])
@@ -390,7 +390,7 @@ def test_what_is_no_answer(lookups: Lookups, net: Net, answer: Any) -> None:
 @pytest.mark.parametrize(
     "errors", named([[5], [None], [{}], {"error_code": 917}, [{"error_code": [917], "error_msg": "odd"}]])
 )
-def test_error_of_a_call_is_odd(lookups: Lookups, net: Net, errors: Any) -> None:
+def test_a_malformed_error_of_a_call(lookups: Lookups, net: Net, errors: Any) -> None:
     """A malformed error of a call is a transient failure like any other; the other calls are answered."""
     net.answers["execute"] = [inside(False, {"groups": [{"id": 3, "name": "Паб"}]}, errors=errors)]
     names, failure = lookups.names([5, -3])
@@ -407,7 +407,7 @@ ODD += [{"items": [{"peer": {"id": []}}]}, {"items": [{"conversation_message_id"
 
 
 @pytest.mark.parametrize("answer", named(ODD))
-def test_call_is_odd(lookups: Lookups, net: Net, answer: Any) -> None:
+def test_a_malformed_answer_of_a_call(lookups: Lookups, net: Net, answer: Any) -> None:
     """An inner answer of an undocumented form gives no names and no messages, but raises no error."""
     net.answers["execute"] = [inside(answer, answer, answer)]
     names, failure = lookups.names([5, -3, CHAT + 7])
@@ -423,7 +423,7 @@ def test_call_is_odd(lookups: Lookups, net: Net, answer: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(None, ""), ("", ""), (5, "5"), ([], None), ({"a": 1}, None), (True, None)]
 )
-def test_person_is_odd(lookups: Lookups, net: Net, field: str, value: Any, text: str | None) -> None:
+def test_a_malformed_person(lookups: Lookups, net: Net, field: str, value: Any, text: str | None) -> None:
     """Missing fields are empty, numbers become text; a malformed person has no name, and the others have theirs."""
     net.answers["execute"] = [inside([5, person(6) | {"domain": None, field: value}, person(7)])]
     names, failure = lookups.names([6, 7])

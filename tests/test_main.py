@@ -57,7 +57,7 @@ def arrived(server: Server, count: int) -> list[str]:
     return ids(server)
 
 
-def test_the_documents_update_gives_the_documents_event(fetch: Fetch, server: Server) -> None:
+def test_the_contracts_update_becomes_the_contracts_event(fetch: Fetch, server: Server) -> None:
     """The contract's sample update becomes exactly its event, key by key, on the channel and in the stream."""
     with VK(DOCUMENT["group_id"]) as vk, server.client() as client, client.pubsub() as live:
         vk.people[206295116] = {"first_name": "Руслан", "last_name": "Башинский", "domain": "oidaho"}
@@ -150,7 +150,7 @@ def test_a_kill_at_any_moment_loses_and_repeats_nothing(fetch: Fetch, vk: VK, se
         assert not dead_letters(server)
 
 
-def test_what_comes_while_it_is_stopped_goes_out_later(fetch: Fetch, vk: VK, server: Server) -> None:
+def test_updates_that_arrive_while_it_is_stopped_are_published_later(fetch: Fetch, vk: VK, server: Server) -> None:
     """After a restart, the fetcher polls VK from the checkpoint."""
     fetcher = fetch()
     started(server)
@@ -176,7 +176,7 @@ def test_a_first_start_killed_before_its_first_event_loses_nothing(fetch: Fetch,
     assert arrived(server, 1) == [missed["event_id"]]
 
 
-def test_a_first_start_without_redis_keeps_what_comes(vk: VK) -> None:
+def test_a_first_start_without_redis_loses_nothing(vk: VK) -> None:
     """Redis and VK may start in any order: the fetcher logs that it waits, and continues from VK's first ts."""
     server = Server()
     server.stop()
@@ -240,7 +240,7 @@ def test_names_survive_a_restart(fetch: Fetch, vk: VK, server: Server) -> None:
 
 
 @pytest.mark.long
-def test_redis_away_for_long_holds_more_than_vk_keeps(fetch: Fetch, vk: VK, server: Server) -> None:
+def test_an_outage_of_redis_with_more_updates_than_vk_keeps(fetch: Fetch, vk: VK, server: Server) -> None:
     """1,000 updates arrive in an outage, and VK keeps 256: none is lost, even if VK is down when Redis is back."""
     fetcher = fetch(POLL_WAIT=1)
     started(server)
@@ -337,7 +337,9 @@ def test_wrong_settings(fetch: Fetch, settings: dict[str, Any], named: list[str]
         ({"REDIS_URL": "redis://:right@127.0.0.1:{port}/99"}, "does not have the database of REDIS_URL"),
     ],
 )
-def test_what_only_the_operator_can_fix(fetch: Fetch, server: Server, settings: dict[str, Any], said: str) -> None:
+def test_errors_that_only_the_operator_can_fix(
+    fetch: Fetch, server: Server, settings: dict[str, Any], said: str
+) -> None:
     """One sentence says what to fix, without a traceback, and the exit code is 1."""
     server.config(requirepass="right")
     server.password = "right"
@@ -535,7 +537,7 @@ def test_it_runs_both_ways(program: list[str]) -> None:
         ("from fetcher import consume", ["redis"]),
     ],
 )
-def test_what_a_consumer_loads(code: str, loaded: list[str]) -> None:
+def test_importing_the_event_classes_loads_no_slow_module(code: str, loaded: list[str]) -> None:
     """Importing the event classes loads neither redis-py nor vk_api, nor any other slow module."""
     show = (
         "import sys; print(*sorted({'redis', 'vk_api', 'requests', 'dotenv', 'fetcher.bus.bus'} & sys.modules.keys()))"
@@ -649,7 +651,7 @@ def test_output_that_cannot_be_written_is_a_sentence(vk: VK, server: Server, com
 
 
 @pytest.mark.parametrize("command", ["--setup", "--health", "--redrive"])
-def test_an_interrupted_command_has_not_succeeded(fetch: Fetch, command: str) -> None:
+def test_an_interrupted_command_fails(fetch: Fetch, command: str) -> None:
     """A signal ends these commands with code 1, not 0: an interrupted health check says nothing about health."""
     with socket.create_server((HOST, 0)) as silent:
         fetcher = fetch(command, REDIS_URL=f"redis://{HOST}:{silent.getsockname()[1]}/0")

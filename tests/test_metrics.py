@@ -93,18 +93,18 @@ def test_without_a_port_nothing_is_imported_or_counted() -> None:
     assert done.stdout == "False\n"
 
 
-def test_what_is_counted_is_served() -> None:
+def test_each_metric_is_served() -> None:
     """Each metric appears under its documented name, with its labels."""
     assert scraped(counting=True).items() >= EXPECTED.items()
 
 
-def test_what_has_not_happened_is_zero() -> None:
+def test_counters_start_at_zero() -> None:
     """Prometheus would not see an increase from nothing to one, so counters without labels start at 0."""
     found = scraped()
     assert [found[f"event_fetcher_{name}"] for name in ("gaps_total", "dead_letters_total", "held_updates")] == [0] * 3
 
 
-def test_the_process_is_measured_as_well() -> None:
+def test_metrics_of_the_process_are_served() -> None:
     """Held updates take memory, so the size of the process is exported, too."""
     assert scraped()["process_resident_memory_bytes"] > 1e6
 
@@ -133,7 +133,7 @@ EXPRESSIONS += [target["expr"] for panel in DASHBOARD["panels"] for target in pa
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_rules_and_panels_ask_for_what_exists(expression: str) -> None:
+def test_rules_and_panels_use_existing_metrics(expression: str) -> None:
     """The rules and panels use only metrics that the fetcher serves."""
     asked = set(re.findall(r"\b(?:event_fetcher|process)_\w+", expression))
     assert asked
@@ -141,7 +141,7 @@ def test_rules_and_panels_ask_for_what_exists(expression: str) -> None:
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_a_time_of_nothing_is_not_fifty_years_ago(expression: str) -> None:
+def test_an_unset_timestamp_is_ignored(expression: str) -> None:
     """A timestamp is 0 until it is set, for example right after a restart, so expressions ignore 0.
 
     The exception is the alert about polls: a fetcher that keeps restarting and never polls must trigger it.

@@ -99,7 +99,7 @@ def test_names_of_the_unknown() -> None:
     assert with_names(event(5, CHAT + 7), {5: Name()}) == event(5, CHAT + 7)
 
 
-def test_a_chats_title_is_no_users_name() -> None:
+def test_a_chats_title_is_not_a_users_name() -> None:
     """A user whose id equals a chat's peer id never gets the chat's title."""
     assert filled({CHAT + 7: Name("Беседа")}, event(CHAT + 7, CHAT + 7)) == [("", "Беседа")]
     assert filled({MAIL: Name("почта")}, event(MAIL, 5)) == [("", "")]
@@ -248,7 +248,7 @@ def test_memory_is_bounded(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     assert len(vk.asked) == 2
 
 
-def test_what_another_fetcher_has_cached(builder: EntryBuilder, cache: Cache) -> None:
+def test_a_title_that_another_fetcher_has_cached(builder: EntryBuilder, cache: Cache) -> None:
     """A newer title that another fetcher has cached is used once this fetcher's memory is emptied."""
     names(builder, event(5, CHAT + 7))
     cache.known[CHAT + 7] = Name("Newer")
@@ -257,7 +257,7 @@ def test_what_another_fetcher_has_cached(builder: EntryBuilder, cache: Cache) ->
     assert names(builder, event(5, CHAT + 7)) == [("name of 5", "Newer")]
 
 
-def test_a_title_is_known_to_all(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
+def test_a_new_title_applies_to_later_batches(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """The latest title in a batch applies to the next batches, and is cached."""
     names(builder, event(5, CHAT + 7, "New"), event(5, CHAT + 8), event(5, CHAT + 7, "Newest"))
     assert cache.known[CHAT + 7] == Name("Newest")
@@ -278,7 +278,7 @@ def test_redis_goes_down_while_names_are_cached(builder: EntryBuilder, cache: Ca
     assert len(vk.asked) == 1
 
 
-def test_names_that_come_while_redis_is_down_are_not_cached(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
+def test_names_that_arrive_while_redis_is_down_are_not_cached(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """During an outage, thousands of names would gather and be written all at once when Redis is back.
 
     Titles from updates are the exception, because the cache does not know them.

@@ -101,7 +101,7 @@ def test_every_sentence_is_explained(name: str) -> None:
 
 
 @page
-def test_every_explained_sentence_is_one(name: str) -> None:
+def test_every_explained_sentence_exists(name: str) -> None:
     """The page quotes only what the code says."""
     said = sentences()
     assert not [quote for quote in quotes(PAGES[name]) if not any(is_explained(one, quote) for one in said)]
@@ -113,7 +113,7 @@ def test_every_reason_is_explained(name: str) -> None:
     assert [text for text in connection.REASONS.values() if f"`{text}`" not in PAGES[name]] == []
 
 
-def test_another_word_is_noticed() -> None:
+def test_a_changed_sentence_is_noticed() -> None:
     """A sentence that was changed no longer counts as explained, which the first two tests rely on."""
     assert is_explained("METRICS_PORT: port … cannot be opened (…): …", "METRICS_PORT: port … cannot be opened (…)")
     assert not is_explained("METRICS_PORT: port … cannot be used (…): …", "METRICS_PORT: port … cannot be opened (…)")

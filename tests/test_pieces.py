@@ -70,7 +70,7 @@ def test_a_commit_is_at_most_500_events_and_1_mib(size: int, pending: int, fits:
     ("count", "size", "has_room"),
     [(500, 2**20, True), (501, 1, False), (1, 2**20 + 1, False), (0, 0, True)],
 )
-def test_whether_there_is_room(count: int, size: int, has_room: bool) -> None:
+def test_entries_and_their_bytes_are_limited(count: int, size: int, has_room: bool) -> None:
     """Both the number of entries and their bytes are limited."""
     assert PieceSize().has_room(count, size) is has_room
 
@@ -80,7 +80,7 @@ def test_updates_that_are_not_published_count_by_number() -> None:
     assert PieceSize().how_many([None] * 1000) == 500
 
 
-def test_a_time_out_halves_down_to_a_single_event() -> None:
+def test_timeouts_halve_the_size_down_to_one_event() -> None:
     """The size of the next commit never falls below one event."""
     assert send(PieceSize(), limit=0, times=11) == [-500, -250, -125, -62, -31, -15, -7, -3, -1, -1, -1]
 
@@ -92,7 +92,7 @@ def test_a_small_commit_that_times_out_makes_the_next_one_smaller() -> None:
     assert piece.how_many(entries(1000)) == 50
 
 
-def test_successes_grow_again() -> None:
+def test_successes_restore_the_size() -> None:
     """On any link, the size grows back to the limits."""
     piece = PieceSize()
     send(piece, limit=0, times=20)
@@ -102,7 +102,7 @@ def test_successes_grow_again() -> None:
     assert grown(piece)
 
 
-def test_it_is_not_grown_beyond_its_limits() -> None:
+def test_the_size_does_not_exceed_its_limits() -> None:
     """However many commits succeed, one timeout halves the size."""
     piece = PieceSize()
     send(piece, UNLIMITED, times=40)
@@ -150,7 +150,7 @@ def test_an_outage_is_forgotten_soon(pending: int) -> None:
     assert send(piece, UNLIMITED, times=25)[-1] == 500
 
 
-def test_a_size_that_has_timed_out_passes() -> None:
+def test_a_size_that_has_timed_out_succeeds_later() -> None:
     """When a size that has timed out succeeds, it and larger sizes count as possible again."""
     piece = PieceSize()
     assert send(piece, limit=60_000) == [-500]
@@ -185,7 +185,7 @@ def test_growth_is_tried_after_a_few_successes_only() -> None:
         ("bbb" + "s" * 10, 500),
     ],
 )
-def test_connections_that_break(happens: str, fits: int) -> None:
+def test_three_broken_connections_halve_the_size(happens: str, fits: int) -> None:
     """After three broken connections in a row, the commit is halved: it may take longer than connections live.
 
     "b" is a broken connection, "s" a success, "-" a success of a small commit. Growth waits as it does after a timeout.

@@ -155,7 +155,7 @@ def test_the_fetcher_does_not_publish_it_again(fetch: Fetch, vk: VK, client: Any
     assert ids(client) == [repeated["event_id"], forgotten["event_id"], new["event_id"]]
 
 
-def test_what_stays(run: Any, client: Any, bury: Bury) -> None:
+def test_dead_letters_that_stay(run: Any, client: Any, bury: Bury) -> None:
     """Each of these stays unchanged, and its current reason is printed; the dead letters around it are published."""
     without_user = message()
     del without_user["object"]["message"]["from_id"]
@@ -238,7 +238,7 @@ def test_vk_fails_once(run: Any, vk: VK, client: Any, bury: Bury) -> None:
     assert all(event["user"]["name"] for event in events(client))
 
 
-def test_one_chat_that_vk_cannot_tell(run: Any, vk: VK, client: Any, bury: Bury) -> None:
+def test_one_chat_whose_title_vk_cannot_return(run: Any, vk: VK, client: Any, bury: Bury) -> None:
     """Dead letters of that chat stay, because events are published only with their names; others are not delayed."""
     chats = [1, 1, 1, 1, 2, 3, 4, 5]
     bury(*[message(peer=CHAT + chat) for chat in chats])
@@ -261,7 +261,7 @@ def test_one_request_that_vk_does_not_answer(run: Any, vk: VK, client: Any, bury
     assert count == "published: 2, stay: 1"
 
 
-def test_vk_is_away(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
+def test_vk_is_down(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
     """The command ends after three requests, with code 1 and one sentence.
 
     All dead letters stay, and the next run publishes them.
@@ -470,7 +470,7 @@ def taken(client: Any, group: str, count: int, **options: Any) -> list[str]:
         return [event.event_id for event in itertools.islice(found, count)]
 
 
-def test_given_back_to_the_group_alone(fetch: Fetch, client: Any, failed: list[str]) -> None:
+def test_events_are_given_back_only_to_their_group(fetch: Fetch, client: Any, failed: list[str]) -> None:
     """The group gets each event again, with all its attempts, at once whatever the consumers' `idle` is.
 
     Other groups get nothing.
@@ -485,7 +485,7 @@ def test_given_back_to_the_group_alone(fetch: Fetch, client: Any, failed: list[s
     assert taken(client, "other", 1) == ["4"]
 
 
-def test_what_stays_of_a_group(run: Any, client: Any, failed: list[str]) -> None:
+def test_dead_letters_of_a_group_that_stay(run: Any, client: Any, failed: list[str]) -> None:
     """These are events that were trimmed from the stream, and entries that are not dead letters."""
     client.xdel("events", failed[1])
     client.xadd(GROUPS_LETTERS, {"note": "by hand"})
@@ -513,7 +513,7 @@ def test_a_group_that_does_not_exist(run: Any, client: Any, failed: list[str]) -
     assert [group["name"] for group in client.xinfo_groups("events")] == ["other"]
 
 
-def test_what_a_consumer_has_in_hand_is_left_to_it(run: Any, client: Any, failed: list[str]) -> None:
+def test_an_event_that_a_consumer_is_handling_is_not_given_back(run: Any, client: Any, failed: list[str]) -> None:
     """A consumer that crashed before its XACK gets the event again, so a second one must not get it."""
     client.xclaim("events", "moderation", "moderation-1", 0, [failed[0]], force=True)
     assert run("moderation") == ["given back to the group moderation: 3, stay: 0"]
@@ -533,7 +533,7 @@ def test_a_pending_event_that_is_trimmed(run: Any, client: Any, failed: list[str
 
 
 @pytest.mark.long
-def test_what_fails_again_does_not_go_round(fetch: Fetch, client: Any, failed: list[str]) -> None:
+def test_an_event_that_fails_again_does_not_loop_forever(fetch: Fetch, client: Any, failed: list[str]) -> None:
     """The command ends, even if a consumer keeps setting aside the events that it gives back."""
     ended = threading.Event()
     fields = dict(client.xrange(GROUPS_LETTERS)[0][1])

@@ -93,7 +93,7 @@ def fail_over(store: Store, replica: Store, *fetchers: Fetcher) -> None:
 # From VK to the bus
 
 
-def test_what_vk_answers_is_committed_before_the_next_poll(begun: Fetcher, store: Store) -> None:
+def test_an_answer_is_committed_before_the_next_poll(begun: Fetcher, store: Store) -> None:
     """The fetcher polls from the checkpoint, commits, and polls from where the answer ended."""
     begun.history.push("a", "b")
     begun.run(lambda: begun.vk.polled_at[-1] == 12 and begun.vk.waits[-1] == 25)
@@ -173,7 +173,7 @@ def test_an_update_that_is_malformed(begun: Fetcher, store: Store, caplog: pytes
     assert store.seen == ["a", "x", "b"]
 
 
-def test_a_large_answer_goes_out_in_pieces(begun: Fetcher, store: Store) -> None:
+def test_a_large_answer_is_committed_in_pieces(begun: Fetcher, store: Store) -> None:
     """A commit has at most 500 updates; a kill between two commits loses and repeats nothing."""
     begun.history.batch = 2000
     begun.history.push(*numbers(300), update("x", malformed="why"), *numbers(900, 300))
@@ -245,7 +245,7 @@ STORIES = {
 
 
 @pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
-def test_all_goes_out_in_vks_order(
+def test_everything_is_published_in_vks_order(
     begun: Fetcher, store: Store, story: Story, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each update is published once and each gap recorded in its place, even if a copy lacks them; the log matches."""
@@ -269,7 +269,7 @@ def test_all_goes_out_in_vks_order(
     assert caplog.messages == story.log
 
 
-def test_vk_restarts_its_numbering_without_a_word(begun: Fetcher, store: Store) -> None:
+def test_vk_restarts_its_numbering_silently(begun: Fetcher, store: Store) -> None:
     """A lower ts in an answer reveals it: the answer's updates are published, and the gap is recorded."""
     begun.vk.script = [answer(10, 3, "a")]
     begun.history.begin_at(3)
@@ -280,7 +280,9 @@ def test_vk_restarts_its_numbering_without_a_word(begun: Fetcher, store: Store) 
 
 
 @pytest.mark.parametrize("repeated", [answer(10, 10, "a"), answer(10, 10, "a", gap="forgotten")])
-def test_vk_does_not_move_on(begun: Fetcher, store: Store, repeated: Answer, caplog: pytest.LogCaptureFixture) -> None:
+def test_vk_does_not_advance_ts(
+    begun: Fetcher, store: Store, repeated: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
     """Updates at an unchanged ts are published once, VK is not polled in a tight loop, and no gap is recorded."""
     begun.vk.script = [repeated] * 5
     polls = len(begun.vk.polls)
@@ -302,7 +304,7 @@ def forget(store: Store, ts: Position) -> None:
     store.checkpoint = ts
 
 
-def test_what_is_missing_is_taken_from_what_was_committed_lately(begun: Fetcher, store: Store) -> None:
+def test_the_replay_buffer_supplies_missing_updates(begun: Fetcher, store: Store) -> None:
     """The replay buffer supplies it, even if VK has forgotten it."""
     begun.history.push("a", "b")
     begun.settle()
@@ -375,7 +377,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("case", MISSING.values(), ids=MISSING)
-def test_what_is_missing_is_asked_for(
+def test_missing_updates_are_requested_from_vk(
     behind: Fetcher, store: Store, case: Missing, caplog: pytest.LogCaptureFixture
 ) -> None:
     """VK is polled at the checkpoint with a short wait; what it does not have becomes a gap, and order is kept."""
@@ -393,7 +395,7 @@ def test_what_is_missing_is_asked_for(
     assert store.checkpoint == (place(4, epoch=1) if case.restarts else place(13))
 
 
-def test_what_is_missing_is_asked_for_whatever_is_held_of_the_next_epoch(behind: Fetcher) -> None:
+def test_missing_updates_are_requested_while_the_next_epoch_is_pending(behind: Fetcher) -> None:
     """What is missing belongs to the epoch of the oldest pending update, so VK can still be polled for it."""
     behind.bus.failure = REDIS_DOWN
     behind.history.begin_at(3)
@@ -405,7 +407,7 @@ def test_what_is_missing_is_asked_for_whatever_is_held_of_the_next_epoch(behind:
     assert 10 in behind.vk.polled_at
 
 
-def test_what_is_missing_is_of_an_earlier_epoch(behind: Fetcher, store: Store) -> None:
+def test_missing_updates_of_an_earlier_epoch_become_a_gap(behind: Fetcher, store: Store) -> None:
     """VK no longer has any of it, so it becomes a gap at once, without a poll."""
     behind.history.begin_at(3)
     behind.history.push("d")
@@ -455,7 +457,7 @@ def test_another_fetcher_has_filled_a_gap(
     assert len(set(store.ids)) == len(store.ids)
 
 
-def test_another_fetcher_was_further_in_the_epoch_before(begun: Fetcher, store: Store) -> None:
+def test_another_fetcher_was_further_in_the_previous_epoch(begun: Fetcher, store: Store) -> None:
     """The rest of that epoch becomes a gap up to the restart, with the reason."""
     begun.history.begin_at(3)
 
@@ -471,7 +473,7 @@ def test_another_fetcher_was_further_in_the_epoch_before(begun: Fetcher, store: 
 # Redis fails
 
 
-def test_batches_are_held_while_redis_is_away(begun: Fetcher, store: Store) -> None:
+def test_batches_are_held_while_redis_is_down(begun: Fetcher, store: Store) -> None:
     """VK is polled all the time, with short waits, and names are looked up before Redis is back."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnect()
@@ -515,7 +517,7 @@ def test_only_what_the_bus_lacks_is_sent_again(begun: Fetcher, store: Store) -> 
     assert sum(commit.size for commit in begun.bus.commits[sent:]) < 51 * 10_500
 
 
-def test_a_link_whose_connections_break_moves_on(begun: Fetcher, store: Store) -> None:
+def test_commits_advance_over_a_link_whose_connections_break(begun: Fetcher, store: Store) -> None:
     """Each connection can carry 2 s of 128 KB/s; what is committed is not sent again, however often they break."""
     begun.bus.failure = REDIS_DOWN
     begun.history.push(*(update(id, size=1000) for id in numbers(3000)))
@@ -540,7 +542,7 @@ def test_a_link_whose_connections_break_moves_on(begun: Fetcher, store: Store) -
 
 
 @pytest.mark.parametrize(("count", "size", "least", "most"), [(3000, 0, 1000, 1100), (300, 200_000, 79, 90)])
-def test_what_was_committed_lately_is_bounded(
+def test_the_replay_buffer_is_bounded(
     begun: Fetcher, store: Store, count: int, size: int, least: int, most: int
 ) -> None:
     """The replay buffer has the latest 1,000 updates, or 16 MiB of them if that is fewer."""
@@ -875,7 +877,7 @@ def test_vk_fails_at_the_first_connection(fetcher: Fetcher, store: Store) -> Non
     assert store.ids == ["a"]
 
 
-def test_vk_is_asked_for_its_ts_only_if_something_is_held(fetcher: Fetcher, store: Store) -> None:
+def test_vks_ts_is_requested_only_if_something_is_held(fetcher: Fetcher, store: Store) -> None:
     """It is also requested only if the bus has another checkpoint, so that a start costs one request."""
     store.checkpoint = place(5)
     fetcher.history.oldest = 5
@@ -891,7 +893,7 @@ def test_vk_is_asked_for_its_ts_only_if_something_is_held(fetcher: Fetcher, stor
     assert fetcher.vk.renewed == 1
 
 
-def test_what_vk_has_is_read_without_a_pause_while_redis_is_away(begun: Fetcher) -> None:
+def test_vk_is_polled_without_a_pause_while_redis_is_down(begun: Fetcher) -> None:
     """VK forgets soon, so there is no pause, however small its answers are."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnect()
@@ -955,7 +957,7 @@ def pauses(begun: Fetcher, first: int) -> list[float]:
         (False, 0.0, 500, 2, [4, 4], 1),  # for no longer than commits take
     ],
 )
-def test_polls_that_follow_each_other(
+def test_successive_polls_keep_up_with_vk(
     begun: Fetcher,
     failing: bool,
     commit_time: float,
@@ -994,7 +996,7 @@ def test_a_failed_poll_makes_no_event_late(begun: Fetcher) -> None:
     assert not begun.held
 
 
-def test_polls_that_bring_nothing_are_rare(begun: Fetcher) -> None:
+def test_successive_polls_without_updates_are_rare(begun: Fetcher) -> None:
     """After such a poll, the next one needs another second of full answers, or another hundred updates in them."""
 
     def distances(count: int, pause: float) -> list[int]:
@@ -1009,7 +1011,7 @@ def test_polls_that_bring_nothing_are_rare(begun: Fetcher) -> None:
     assert set(distances(1, 0.2)) <= {5, 6, 7}
 
 
-def test_polls_follow_for_longer_the_longer_vk_has_more(begun: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_successive_polls_go_on_while_vk_has_more(begun: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """VK may put little into an answer: even with Redis nearby, it is read faster than new updates arrive."""
     monkeypatch.setattr("fetcher.core.relay.MAX_UNBUILT", 10_000)
     begun.vk.before_poll.append(lambda: begun.clock.sleep(0.005))
@@ -1022,7 +1024,7 @@ def test_polls_follow_for_longer_the_longer_vk_has_more(begun: Fetcher, monkeypa
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_burst_waits_for_no_further_one(begun: Fetcher, size: int) -> None:
+def test_a_burst_is_not_delayed_by_a_further_poll(begun: Fetcher, size: int) -> None:
     """That holds even if it is as large as any before: a poll that VK holds would delay it by a second."""
     bursts = {f"{number}": [f"{number}-{one}" for one in range(size)] for number in range(10)}
     begun.bus.cost = lambda commit: 0.05
@@ -1036,7 +1038,7 @@ def test_a_burst_waits_for_no_further_one(begun: Fetcher, size: int) -> None:
     assert not bursts
 
 
-def test_the_end_of_a_storm_waits_for_no_further_answer(begun: Fetcher) -> None:
+def test_the_end_of_a_storm_is_not_delayed_by_a_further_poll(begun: Fetcher) -> None:
     """Full answers suggest that there is more, but the last one is full as well, and no poll waits for the next."""
     begun.history.batch = 50
     begun.bus.cost = lambda commit: 0.3
@@ -1053,7 +1055,7 @@ def test_a_gap_is_progress() -> None:
         require_progress(20, answer(20, 20, "a"))
 
 
-def test_names_are_waited_for_so_long_and_no_longer(begun: Fetcher) -> None:
+def test_a_batch_waits_for_names_until_the_timeout(begun: Fetcher) -> None:
     """A batch waits for NAMES_TIMEOUT; meanwhile `doing` says what is being tried, in case the log reports it."""
     begun.vk.names_failure = VK_DOWN
     hold(begun, "a")
@@ -1173,7 +1175,7 @@ def test_commits_get_through_a_slow_link(begun: Fetcher, store: Store, limit: in
     assert begun.bus.commits[-1].count == 400
 
 
-def test_a_slow_redis_is_no_outage(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_slow_redis_is_not_an_outage(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """With replies after 0.8 to 1.5 s at 40 updates a second, pieces do not shrink and nothing fails."""
     seconds = itertools.cycle([0.8, 1.5, 1.1])
     begun.bus.cost = lambda commit: next(seconds)
@@ -1185,7 +1187,7 @@ def test_a_slow_redis_is_no_outage(begun: Fetcher, store: Store, caplog: pytest.
 
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("rate", [2, 20, 50])
-def test_steady_traffic_goes_out_at_once(begun: Fetcher, store: Store, rate: float) -> None:
+def test_steady_traffic_is_published_at_once(begun: Fetcher, store: Store, rate: float) -> None:
     """VK answers as soon as there is an update, and no update waits for the next one."""
     begun.history.flow(rate)
     ages: list[float] = []
@@ -1203,7 +1205,7 @@ def test_steady_traffic_goes_out_at_once(begun: Fetcher, store: Store, rate: flo
 # Names
 
 
-def test_a_failed_look_up_concerns_vk_alone(begun: Fetcher, store: Store) -> None:
+def test_a_failed_lookup_does_not_affect_redis(begun: Fetcher, store: Store) -> None:
     """Redis counts as up, heartbeats are set, nothing is read from the bus again, and polling continues."""
     for failure in (VK_DOWN, VK_FATAL):
         begun.vk.names_failure = failure
@@ -1221,7 +1223,7 @@ def test_a_failed_look_up_concerns_vk_alone(begun: Fetcher, store: Store) -> Non
 
 
 @pytest.mark.parametrize("kind", ["names_failure", "full_failure"])
-def test_look_ups_never_block_for_longer(begun: Fetcher, store: Store, kind: str) -> None:
+def test_failing_lookups_delay_events_by_at_most_30_s(begun: Fetcher, store: Store, kind: str) -> None:
     """Events are published within 30 s, with the names that are known, and VK is polled all the time."""
     begun.history.push("known")
     begun.settle()
@@ -1283,7 +1285,7 @@ def test_an_outage_of_names_delays_one_batch(begun: Fetcher, store: Store, caplo
 
 
 @pytest.mark.parametrize("kind", ["names_failure", "full_failure"])
-def test_a_token_that_is_refused_in_look_ups(
+def test_a_token_that_is_refused_in_lookups(
     begun: Fetcher, store: Store, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Events are published within 30 s; then the fetcher ends, but not while it holds any."""
@@ -1301,7 +1303,7 @@ def test_a_token_that_is_refused_in_look_ups(
     assert begun.clock.now - started < 45
 
 
-def test_names_given_up_while_redis_is_away(begun: Fetcher, store: Store) -> None:
+def test_names_given_up_while_redis_is_down(begun: Fetcher, store: Store) -> None:
     """The 30 s begin when the batch arrives, so it does not wait again when Redis is back."""
     begun.vk.names_failure = VK_DOWN
     hold(begun, "a")
@@ -1317,9 +1319,7 @@ def test_names_given_up_while_redis_is_away(begun: Fetcher, store: Store) -> Non
 
 @pytest.mark.parametrize("failure", [REDIS_FATAL, BUG])
 @pytest.mark.parametrize("has_begun", [False, True])
-def test_what_only_people_can_fix_ends_it_while_nothing_is_held(
-    fetcher: Fetcher, has_begun: bool, failure: Exception
-) -> None:
+def test_a_fatal_error_ends_it_while_nothing_is_held(fetcher: Fetcher, has_begun: bool, failure: Exception) -> None:
     """The fetcher does not poll again, because it could lose what the poll brings."""
     if has_begun:
         fetcher.poll(3)
@@ -1332,7 +1332,7 @@ def test_what_only_people_can_fix_ends_it_while_nothing_is_held(
 
 
 @pytest.mark.parametrize("failure", [VK_FATAL, BUG])
-def test_a_poll_that_fails_for_good_ends_it_while_nothing_is_held(begun: Fetcher, failure: Exception) -> None:
+def test_a_fatal_poll_ends_it_while_nothing_is_held(begun: Fetcher, failure: Exception) -> None:
     """It ends the fetcher, whatever else has failed before."""
     begun.bus.failure = REDIS_DOWN
     begun.bus.disconnect()
@@ -1353,7 +1353,7 @@ AGAIN = "trying again, because 2 updates are not on the bus yet"
     ],
     ids=["Redis", "VK", "bug"],
 )
-def test_what_only_people_can_fix_costs_no_memory(
+def test_a_fatal_error_does_not_end_it_while_updates_are_held(
     begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture,
     failure: Exception, said: str, has_traceback: bool, is_up: int,
 ) -> None:  # fmt: skip
@@ -1405,7 +1405,7 @@ def test_a_failure_is_logged_once_a_minute(begun: Fetcher, caplog: pytest.LogCap
     assert caplog.messages[7:] == [f"{REDIS_DOWN}: trying again"] * 2
 
 
-def test_an_error_that_vk_words_anew_each_time(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_whose_text_changes_each_time(begun: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
     """It counts as the same error, logged once a minute; an error with another code is logged at once."""
     texts = [f"VK error 10 in execute: request {number}" for number in range(20)]
     begun.vk.script = [TransientError(text) for text in (*texts, "VK error 1 in execute: request 20")]
@@ -1427,7 +1427,7 @@ def test_a_link_that_breaks_every_few_seconds(
     assert caplog.messages == [f"{VK_DOWN}: trying again", "Recovered"] * 3
 
 
-def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_retries_forever_in_silence(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """If updates are held for over 30 s, a line a minute says how many, for how long, and what is being tried.
 
     One line says when that ends.
@@ -1456,7 +1456,7 @@ def test_nothing_goes_round_in_silence(begun: Fetcher, store: Store, caplog: pyt
         ("read_failure", "asking Redis which of the latest updates it has"),
     ],
 )
-def test_what_is_being_tried_while_updates_are_held(
+def test_the_log_says_what_is_being_tried(
     begun: Fetcher, failing: str, doing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log line about held updates says it in words."""
@@ -1468,14 +1468,14 @@ def test_what_is_being_tried_while_updates_are_held(
     assert doing in stalled[0]
 
 
-def test_that_vk_is_asked_for_what_is_missing(behind: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_says_that_missing_updates_are_requested(behind: Fetcher, caplog: pytest.LogCaptureFixture) -> None:
     """If VK does not answer, the log says that the fetcher is requesting what is missing."""
     behind.vk.script = [VK_DOWN] * 1000
     behind.run_for(45)
     assert "asking VK for what is missing after ts 10" in caplog.text
 
 
-def test_a_long_poll_is_no_stall(history: History, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_poll_is_not_a_stall(history: History, store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """With POLL_WAIT=90 the first update may arrive after a minute of silence, in which none was held."""
     fetcher = Fetcher(history, store, poll_wait=90)
     fetcher.poll(2)
@@ -1550,7 +1550,7 @@ def test_heartbeats_are_spaced(begun: Fetcher) -> None:
     assert len(beats) == total + 1
 
 
-def test_what_is_counted(begun: Fetcher, store: Store) -> None:
+def test_each_event_is_counted_once(begun: Fetcher, store: Store) -> None:
     """Each event counts once, even if it is in a piece, refused at first or committed again.
 
     Ages are only measured for events that have VK's date.
@@ -1571,7 +1571,7 @@ def test_what_is_counted(begun: Fetcher, store: Store) -> None:
     assert begun.metrics.commit_seconds.values == pytest.approx([0.001] * len(begun.metrics.commit_seconds.values))
 
 
-def test_what_is_held_is_counted(begun: Fetcher) -> None:
+def test_held_updates_are_counted(begun: Fetcher) -> None:
     """The metrics also show whether Redis is up, and when VK was last polled."""
     begun.poll()
     assert (begun.metrics.redis_up.values[-1], begun.metrics.held_updates.values[-1]) == (1, 0)
@@ -1609,7 +1609,7 @@ def test_an_outage_and_then_a_failover(begun: Fetcher, store: Store) -> None:
     assert not store.dead
 
 
-def test_a_restart_while_redis_is_away(begun: Fetcher, store: Store) -> None:
+def test_a_restart_while_redis_is_down(begun: Fetcher, store: Store) -> None:
     """The one update that nobody has any more becomes a recorded gap; everything after the restart is published."""
     begun.history.push(*numbers(219))
     begun.settle()

@@ -57,7 +57,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_what_is_logged_and_counted_is_what_the_script_did(
+def test_only_what_the_script_recorded_is_logged_and_counted(
     case: Case, reports: Reports, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What was offered does not count: another fetcher may have been faster."""
@@ -74,9 +74,7 @@ def test_what_is_logged_and_counted_is_what_the_script_did(
     assert {name: value for name, value in counted.items() if value} == case.counted
 
 
-def test_a_stall_is_what_lasts_for_longer_than_its_limit(
-    clock: Clock, reports: Reports, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_stall_is_logged_after_its_limit(clock: Clock, reports: Reports, caplog: pytest.LogCaptureFixture) -> None:
     """A commit that does not move the checkpoint is progress, too; each line is logged at most once a minute."""
     here = Pending("batch", SINCE, SINCE, entries=[A])
     reports.holds(7, True)

@@ -102,7 +102,7 @@ def test_the_open_type_is_outside_of_the_union() -> None:
     assert "OtherEvent" not in referred(DEFINITIONS["Event"])
 
 
-def test_generators_find_a_name_for_everything() -> None:
+def test_every_object_has_a_title() -> None:
     """Code generators use the title; an object without one gets an invented name like Event1 or EventSchema."""
     assert {name: definition["title"] for name, definition in DEFINITIONS.items()} == {
         name: name for name in DEFINITIONS
@@ -118,7 +118,7 @@ def test_generators_find_a_name_for_everything() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FROM_SAMPLES))
-def test_what_is_built_of_each_sample_is_valid(name: str) -> None:
+def test_the_event_of_each_sample_is_valid(name: str) -> None:
     """The event is valid with and without names, and has nothing that the schema does not name."""
     event = FROM_SAMPLES[name]
     check(event)
@@ -139,7 +139,7 @@ def test_raw_of_each_type_is_valid(type: str) -> None:
 
 @pytest.mark.parametrize("event_type", EVENTS)
 @pytest.mark.parametrize("claimed", EVENTS)
-def test_the_type_says_what_is_there(event_type: str, claimed: str) -> None:
+def test_the_type_determines_the_attribute(event_type: str, claimed: str) -> None:
     """An event with another type's name lacks what that type has, or has what that type lacks."""
     event = EVENTS[event_type] | {"event_type": claimed}
     assert VALIDATOR.is_valid(event) == (ALWAYS[claimed] <= event.keys())
@@ -186,7 +186,7 @@ OTHERS: list[Any] = ["text", 1.5, True, None, [[]], {"more": 1}]
 
 
 @pytest.mark.parametrize(("name", "path"), PLACES)
-def test_nothing_is_missing_or_of_another_type(name: str, path: tuple[Any, ...]) -> None:
+def test_every_key_is_required_and_has_a_type(name: str, path: tuple[Any, ...]) -> None:
     """Every key that is always present is required, and every key has a type."""
     event = FULL[name]
     nullable = {("message", "reply"), ("action", "user")}

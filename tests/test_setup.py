@@ -194,7 +194,7 @@ def test_missing_rights(setup: Setup, vk: VK, rights: list[str], missing: str) -
     })  # fmt: skip
 
 
-def test_vk_is_away(process: Setup, vk: VK) -> None:
+def test_vk_is_down(process: Setup, vk: VK) -> None:
     """One line reports the outage; Redis is checked all the same."""
     vk.down()
     again = "try again when VK answers (VK's API is unavailable (ConnectionError))"
@@ -230,7 +230,7 @@ def test_vk_fails_once(setup: Setup, vk: VK, method: str, before: list[str]) -> 
         ("groups.getLongPollSettings", {"is_enabled": True, "api_version": "5.199", "events": ["a"]}),
     ],
 )
-def test_vk_answers_oddly(setup: Setup, vk: VK, method: str, answer: Any) -> None:
+def test_vk_returns_an_unreadable_answer(setup: Setup, vk: VK, method: str, answer: Any) -> None:
     """One line says that the answer cannot be read, and nothing is changed because of it."""
     vk.fail_api({"response": answer}, times=9, method=method)
     code, lines = setup()
@@ -253,7 +253,7 @@ def test_vk_has_no_types_yet(setup: Setup, vk: VK) -> None:
 # --- Redis -------------------------------------------------------------------------------------------------------
 
 
-def test_redis_is_away(process: Setup) -> None:
+def test_redis_is_down(process: Setup) -> None:
     """One line reports it, with the remedy."""
     code, lines = process(REDIS_URL=f"redis://user:Very-Secret@{HOST}:{free_port()}/0")
     assert code == 1

@@ -261,7 +261,7 @@ def test_title_of_a_hidden_chat(vk: VK, bus: Bus) -> None:
 # People and chats
 
 
-def test_everybody_by_name(vk: VK, bus: Bus) -> None:
+def test_every_user_and_peer_is_named(vk: VK, bus: Bus) -> None:
     """Whoever acts, wherever: one request resolves the names of user and peer."""
     vk.people |= {
         5: {"first_name": "Анна", "last_name": "Черных", "domain": "anna", "screen_name": "other"},
@@ -312,7 +312,7 @@ def test_chats_that_refuse(vk: VK, bus: Bus, code: int) -> None:
 
 
 @pytest.mark.long
-def test_nobody_is_asked_for_twice(vk: VK, bus: Bus) -> None:
+def test_nobody_is_looked_up_twice(vk: VK, bus: Bus) -> None:
     """A batch costs one request if it has somebody new, and none if all are known, or known to be unknown."""
     vk.unknown.add(6)
     vk.hidden.add(CHAT + 2)
@@ -325,7 +325,7 @@ def test_nobody_is_asked_for_twice(vk: VK, bus: Bus) -> None:
 
 
 @pytest.mark.long
-def test_nobody_is_asked_for_twice_while_redis_is_away(vk: VK, server: Server, bus: Bus) -> None:
+def test_nobody_is_looked_up_twice_while_redis_is_down(vk: VK, server: Server, bus: Bus) -> None:
     """Updates held for Redis are looked up once: a batch knows the names, and titles, of the batches before it."""
     server.stop()
     for newcomer in (PERSON + 1, PERSON + 2, PERSON + 3):
@@ -350,7 +350,7 @@ def kicked(member: int, **more: Any) -> Json:
     return message("", action={"type": "chat_kick_user", "member_id": member, **more})
 
 
-def test_whom_an_action_concerns(vk: VK, bus: Bus) -> None:
+def test_users_of_actions_are_named(vk: VK, bus: Bus) -> None:
     """Users who were invited or excluded are named like anybody else, by the same request."""
     vk.people[5] = {"first_name": "Анна", "last_name": "Черных", "domain": "anna"}
     vk.communities[3] = {"name": "Паб", "screen_name": "pub"}

@@ -83,7 +83,7 @@ def test_history_that_becomes_shorter(vk: VK) -> None:
     assert len(poll(vk, key, 1003)["updates"]) == 2
 
 
-def test_vk_begins_anew(vk: VK) -> None:
+def test_vk_restarts_its_numbering(vk: VK) -> None:
     """Earlier keys get failed 3, and a ts from before the restart failed 1; updates are counted from the new ts."""
     key = new_key(vk)
     vk.push(message())
@@ -126,7 +126,7 @@ def test_unreadable_until_a_new_key(keys: int, ts: int | None, vk: VK) -> None:
         assert poll(vk, given[0], 1001)["updates"] == []
 
 
-def test_waiting(vk: VK) -> None:
+def test_polls_wait_as_long_as_requested(vk: VK) -> None:
     """A poll waits for as long as it requests, which may be 0, but no longer than VK allows."""
     key = new_key(vk)
     begun = time.monotonic()

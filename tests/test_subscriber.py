@@ -262,7 +262,7 @@ def test_live_subscribers_get_exactly_their_types_in_order(server: Server, clien
     other.wait_for(*(f"other {id}" for id in range(100)))
 
 
-def test_an_event_is_as_it_was_published(server: Server, client: Any) -> None:
+def test_an_event_equals_the_published_one(server: Server, client: Any) -> None:
     client.xgroup_create("events", GROUP, "$", mkstream=True)
     client.xadd("events", {"event": text(event("ид", "command"))})
     for given in consume(client, GROUP, "a"):
@@ -271,7 +271,7 @@ def test_an_event_is_as_it_was_published(server: Server, client: Any) -> None:
         break
 
 
-def test_a_subscriber_subscribes_again_when_redis_was_away(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_subscriber_resubscribes_after_an_outage_of_redis(caplog: pytest.LogCaptureFixture) -> None:
     """That Redis breaks every few seconds is logged only once."""
     with own_server() as server:
         own = server.client(retry=ONCE)
@@ -317,7 +317,7 @@ class Other(socketserver.BaseRequestHandler):
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_an_answer_that_is_not_redis_is_an_outage(live: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_answer_that_is_not_from_redis_is_an_outage(live: bool, caplog: pytest.LogCaptureFixture) -> None:
     other = Loopback(free_port(), Other)
     own = redis.Redis(HOST, other.server_address[1], retry=ONCE)
     reading = Reading(subscribe(own) if live else consume(own, GROUP, "a", start="0"))
@@ -330,7 +330,7 @@ def test_an_answer_that_is_not_redis_is_an_outage(live: bool, caplog: pytest.Log
         reading.wait_for(1)
 
 
-def test_silence_is_no_failure(server: Server, client: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_silence_is_not_a_failure(server: Server, client: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is logged, even if the silence is longer than the client's timeout."""
     own = server.client(socket_timeout=0.5, retry=ONCE)
     live, durable = Reading(subscribe(own, "message")), Reading(consume(own, GROUP, "a"))
@@ -348,7 +348,7 @@ def test_silence_is_no_failure(server: Server, client: Any, caplog: pytest.LogCa
 @pytest.mark.parametrize(
     "data", [b"garbage", b"", b"null", b'{"event_type": "message"}', b"[" * 100_000, b"\xff\xfe\x00"]
 )  # fmt: skip
-def test_what_is_no_event_is_logged_and_passed_over(
+def test_a_message_that_is_not_an_event_is_logged_and_skipped(
     server: Server, client: Any, caplog: pytest.LogCaptureFixture, decode: bool, data: bytes
 ) -> None:
     own = server.client(decode_responses=decode, retry=ONCE)
@@ -368,7 +368,7 @@ def test_what_is_no_event_is_logged_and_passed_over(
     assert len(pending(client, "events")) == 1  # the event in hand
 
 
-def test_an_entry_without_the_field_is_no_event(client: Any) -> None:
+def test_an_entry_without_the_field_is_not_an_event(client: Any) -> None:
     client.xadd("events", {"other": "field"})
     add(client, "events", 1)
     assert take(consume(client, GROUP, "a", start="0")) == ["1"]
@@ -382,7 +382,7 @@ READERS: list[Callable[[Any], Iterator[Event]]] = [
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_what_the_caller_has_to_fix_is_raised(read: Callable[[Any], Iterator[Event]]) -> None:
+def test_errors_that_the_caller_must_fix_are_raised(read: Callable[[Any], Iterator[Event]]) -> None:
     rules = ["user limited on >secret ~other* resetchannels &other* +@all"]
     with Server(password="right", acl=rules) as server:
         with server.client(password="wrong", retry=ONCE) as own, pytest.raises(redis.AuthenticationError):
@@ -467,7 +467,7 @@ def test_a_connection_that_swallows_everything_is_given_up(
         end(server)
 
 
-def test_who_listens_to_a_silent_channel_keeps_its_connection(
+def test_a_subscriber_of_a_silent_channel_keeps_its_connection(
     server: Server, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.3)
@@ -487,7 +487,7 @@ def test_who_listens_to_a_silent_channel_keeps_its_connection(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_event_is_acknowledged_when_the_next_is_asked_for(server: Server, client: Any, kind: Any) -> None:
+def test_an_event_is_acknowledged_when_the_next_is_requested(server: Server, client: Any, kind: Any) -> None:
     entries = add(client, "events", 1, 2)
     own = server.client(**kind)
     events = consume(own, GROUP, "a", start="0")
@@ -546,7 +546,7 @@ def test_one_event_is_in_hand_at_a_time(client: Any) -> None:
     assert take(consume(client, GROUP, "quick"), 9) == [str(id) for id in range(1, 10)]
 
 
-def test_a_left_event_is_taken_over_when_it_was_idle_for_long(client: Any) -> None:
+def test_an_abandoned_event_is_claimed_once_it_was_idle_long_enough(client: Any) -> None:
     entries = add(client, "events", 1, 2)
     client.xgroup_create("events", GROUP, "0")
     client.xreadgroup(GROUP, "dead", {"events": ">"}, count=1)
@@ -558,7 +558,7 @@ def test_a_left_event_is_taken_over_when_it_was_idle_for_long(client: Any) -> No
     assert time.monotonic() - begun >= 1
 
 
-def test_a_left_event_is_found_behind_those_in_others_hands(client: Any) -> None:
+def test_an_abandoned_event_is_found_behind_those_of_other_consumers(client: Any) -> None:
     """XAUTOCLAIM looks at ten entries at a time, and `idle` is a minute by default."""
     *_, last = add(client, "events", *range(25))
     client.xgroup_create("events", GROUP, "0")
@@ -567,7 +567,7 @@ def test_a_left_event_is_found_behind_those_in_others_hands(client: Any) -> None
     assert take(consume(client, GROUP, "a")) == ["24"]
 
 
-def test_left_events_are_taken_over_from_a_busy_stream_too(client: Any) -> None:
+def test_abandoned_events_are_claimed_from_a_busy_stream_too(client: Any) -> None:
     client.xgroup_create("events", GROUP, "0", mkstream=True)
     (left,) = add(client, "events", "left")
     client.xreadgroup(GROUP, "dead", {"events": ">"})
@@ -578,7 +578,7 @@ def test_left_events_are_taken_over_from_a_busy_stream_too(client: Any) -> None:
     wait_until(lambda: "left" in reading.got)
 
 
-def test_a_slow_consumer_does_not_take_over_from_itself(client: Any) -> None:
+def test_a_slow_consumer_does_not_claim_its_own_event(client: Any) -> None:
     add(client, "events", 1, 2, 3)
     reading = Reading(consume(client, GROUP, "a", start="0", idle=0.01), lambda event: time.sleep(0.2))
     reading.wait_for(1, 2, 3)
@@ -588,7 +588,7 @@ def test_a_slow_consumer_does_not_take_over_from_itself(client: Any) -> None:
     reading.wait_for(1, 2, 3)
 
 
-def test_what_was_trimmed_is_logged_and_passed_over(client: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_trimmed_entries_are_logged_and_skipped(client: Any, caplog: pytest.LogCaptureFixture) -> None:
     entries = add(client, "events", *range(6))
     client.xgroup_create("events", GROUP, "0")
     client.xreadgroup(GROUP, "a", {"events": ">"}, count=2)
@@ -604,7 +604,7 @@ def test_what_was_trimmed_is_logged_and_passed_over(client: Any, caplog: pytest.
         assert any("rimmed" in message and entry in message for message in caplog.messages)
 
 
-def test_redis_6_2_is_read_from(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_consumer_works_with_redis_6_2(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its XAUTOCLAIM does not say which entries were trimmed, and claims those, too."""
     ask = connection.Connection.ask
 
@@ -641,7 +641,7 @@ def test_slow_consumers_share_the_work_fairly(client: Any) -> None:
     assert sorted(int(id) for reading in readings for id in reading.got) == list(range(30))
 
 
-def test_what_was_read_ahead_is_released_when_the_handler_becomes_slow(client: Any) -> None:
+def test_events_read_ahead_are_released_when_the_handler_becomes_slow(client: Any) -> None:
     """Others get those events at once, long before they would count as abandoned; nothing is handled twice."""
     fill(client, 400)
     turned = threading.Event()
@@ -660,7 +660,7 @@ def test_what_was_read_ahead_is_released_when_the_handler_becomes_slow(client: A
     assert sorted(map(int, slow.got + quick.got)) == list(range(400))
 
 
-def test_a_consumer_alone_keeps_the_order_when_its_handler_becomes_slow(client: Any) -> None:
+def test_a_single_consumer_keeps_the_order_when_its_handler_becomes_slow(client: Any) -> None:
     fill(client, 400)
     slow = {200, 201, 333}
     reading = Reading(
@@ -669,7 +669,7 @@ def test_a_consumer_alone_keeps_the_order_when_its_handler_becomes_slow(client: 
     reading.wait_for(*range(400))
 
 
-def test_what_waited_for_too_long_is_handled_by_one_only(client: Any) -> None:
+def test_events_that_waited_too_long_are_handled_by_only_one_consumer(client: Any) -> None:
     """If a handler takes longer than `idle`, others take over what was read ahead, and the slow consumer drops it."""
     fill(client, 400)
     turned = threading.Event()
@@ -689,7 +689,7 @@ def test_what_waited_for_too_long_is_handled_by_one_only(client: Any) -> None:
     assert [id for id, count in times.items() if count > 1] == ["250"]  # its handler took too long
 
 
-def test_what_was_read_ahead_is_released_when_the_loop_is_left(client: Any) -> None:
+def test_events_read_ahead_are_released_when_the_loop_ends(client: Any) -> None:
     """The event in hand stays unacknowledged."""
     fill(client, 400)
     events = consume(client, GROUP, "leaving", start="0")
@@ -712,7 +712,7 @@ class Interrupted(redis.Connection):
         super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
 
 
-def test_an_interrupted_consumer_ends_without_another_word(
+def test_an_interrupted_consumer_raises_only_the_interrupt(
     server: Server, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the consumer was doing, it raises only the KeyboardInterrupt."""
@@ -855,7 +855,7 @@ def dead_letters(client: Any) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("attempts", [1, 3])
 @pytest.mark.parametrize("poison", ["0", "2", "60"])
-def test_what_fails_too_often_becomes_a_dead_letter(
+def test_an_event_that_fails_too_often_becomes_a_dead_letter(
     client: Any, caplog: pytest.LogCaptureFixture, attempts: int, poison: str
 ) -> None:
     """It is given exactly `attempts` times, even if it was read ahead; its neighbours are handled once."""
@@ -876,7 +876,7 @@ def test_what_fails_too_often_becomes_a_dead_letter(
 
 
 @pytest.mark.parametrize("attempts", [None, 0, -1])
-def test_without_attempts_it_is_given_for_ever(client: Any, attempts: int | None) -> None:
+def test_without_attempts_an_event_is_redelivered_forever(client: Any, attempts: int | None) -> None:
     """A number below 1 is no limit, so no unhandled event is set aside."""
     add(client, "events", 1, 2)
     for _ in range(10):
@@ -884,7 +884,7 @@ def test_without_attempts_it_is_given_for_ever(client: Any, attempts: int | None
     assert dead_letters(client) == []
 
 
-def test_what_failed_in_others_hands_counts_too(client: Any) -> None:
+def test_attempts_of_other_consumers_count_too(client: Any) -> None:
     add(client, "events", 1, 2)
     for name in "ab":
         own = consume(client, GROUP, name, start="0", idle=0.3, attempts=2)
@@ -894,7 +894,7 @@ def test_what_failed_in_others_hands_counts_too(client: Any) -> None:
     assert [letter["attempts"] for letter in dead_letters(client)] == ["2"]
 
 
-def test_what_was_only_read_is_no_attempt(server: Server, client: Any) -> None:
+def test_reading_an_event_is_not_an_attempt(server: Server, client: Any) -> None:
     """Events whose reply was lost, or which were read ahead but never handed over, have had no attempt."""
     fill(client, 100)
     with Proxy(server.port) as proxy:
@@ -952,7 +952,7 @@ def test_an_event_that_was_read_ahead_costs_no_round_trip(
 
 
 @pytest.mark.parametrize("attempts", [None, 1])
-def test_a_distant_redis_is_read_from(
+def test_a_consumer_works_with_a_distant_redis(
     server: Server, client: Any, monkeypatch: pytest.MonkeyPatch, attempts: int | None
 ) -> None:
     """This works even if a search for abandoned entries takes longer than the time until the next search."""
@@ -975,7 +975,7 @@ def test_a_distant_redis_costs_no_round_trip_for_each_event(server: Server, clie
 
 
 @pytest.mark.parametrize("attempts", [None, 3])
-def test_a_distant_redis_is_read_from_by_short_lived_connections(
+def test_a_consumer_works_with_a_distant_redis_over_short_lived_connections(
     server: Server, client: Any, attempts: int | None
 ) -> None:
     """Two round trips bring many new events, not just one."""
@@ -1011,7 +1011,7 @@ def test_no_more_is_read_ahead_than_the_link_brings_in_time(server: Server, clie
         assert sum(proxy.sent) < 3 * size
 
 
-def test_less_is_read_ahead_after_a_time_out(
+def test_less_is_read_ahead_after_a_timeout(
     server: Server, client: Any, driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In asyncio, the whole reply has to arrive within the timeout, long before half of `idle` has passed."""
@@ -1024,7 +1024,9 @@ def test_less_is_read_ahead_after_a_time_out(
 
 
 @pytest.mark.parametrize("attempts", [None, 3])
-def test_a_redis_farther_away_than_idle_is_read_from(server: Server, client: Any, attempts: int | None) -> None:
+def test_a_consumer_works_with_a_redis_farther_away_than_idle(
+    server: Server, client: Any, attempts: int | None
+) -> None:
     """A consumer that checked whether an event is still its own would get the answer too late, and check forever."""
     add(client, "events", 1, 2, 3)
     with Proxy(server.port, delay=0.05) as proxy:
@@ -1035,7 +1037,7 @@ def test_a_redis_farther_away_than_idle_is_read_from(server: Server, client: Any
 
 @pytest.mark.long
 @pytest.mark.parametrize("lose", ["acknowledge", "trim", "delete", "destroy"])
-def test_attempts_of_what_is_no_longer_pending_are_forgotten(client: Any, lose: str) -> None:
+def test_attempts_of_entries_no_longer_pending_are_forgotten(client: Any, lose: str) -> None:
     """However the entries are lost, the hash of attempts does not keep growing."""
     entries = add(client, "events", *range(3))
     client.xgroup_create("events", GROUP, "0")
@@ -1067,7 +1069,7 @@ def test_attempts_are_counted_across_lost_connections(server: Server, client: An
         end(server)
 
 
-def test_a_dead_letter_whose_reply_is_lost_is_not_given_once_more(server: Server, client: Any) -> None:
+def test_a_dead_letter_whose_reply_is_lost_is_not_redelivered(server: Server, client: Any) -> None:
     """The dead letter itself may then be recorded twice."""
     entry, _ = add(client, "events", 1, 2)
     assert handle_until_it_fails(consume(client, GROUP, "a", start="0", attempts=1), "1", "2") == ["1"]
@@ -1114,7 +1116,7 @@ def test_consumers_that_begin_together_agree_on_one_group(client: Any) -> None:
 
 
 @pytest.mark.parametrize("restart", [Server.stop, Server.kill])
-def test_a_handled_event_is_not_given_again_after_a_restart_of_redis(restart: Callable[[Server], None]) -> None:
+def test_a_handled_event_is_not_redelivered_after_a_restart_of_redis(restart: Callable[[Server], None]) -> None:
     """Its acknowledgement waits until Redis is back."""
     with Server(aof=True) as server, server.client(retry=ONCE) as own:
         with server.client() as client:
@@ -1147,7 +1149,7 @@ def test_a_lost_reply_loses_no_event_and_repeats_none(server: Server, client: An
         end(server)
 
 
-def test_a_redis_that_takes_no_writes_is_waited_for(
+def test_a_consumer_waits_for_a_redis_that_refuses_writes(
     server: Server, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with own_server() as primary:

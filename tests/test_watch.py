@@ -80,7 +80,7 @@ def test_an_event_is_one_line(event: Event, line: str) -> None:
 
 
 @pytest.mark.parametrize("control", ["\x1b", "\x07", "\x9b", "\x7f", "\u202e", "\u2066", "\u2028", "\x00"])
-def test_no_text_moves_the_terminal(control: str) -> None:
+def test_texts_cannot_control_the_terminal(control: str) -> None:
     """Anyone can write to the operator's screen through the community, so all texts are made harmless."""
     user = USER._replace(name=f"a{control}b", nick=f"c{control}d")
     peer = CHAT._replace(name=f"e{control}f")
@@ -179,7 +179,7 @@ def owner(server: Server) -> Iterator[redis.Redis]:
 LETTERS = "{events}:dead-letter"
 
 
-def test_events_dead_letters_and_gaps_come_as_they_happen(server: Server, owner: redis.Redis) -> None:
+def test_events_dead_letters_and_gaps_appear_as_they_happen(server: Server, owner: redis.Redis) -> None:
     """Each is one line, and earlier entries are left out. A pipe gets nothing else."""
     put(owner, "old")
     owner.xadd(LETTERS, {"update": "old", "error": "old"})
@@ -244,7 +244,7 @@ def test_a_terminal_has_a_last_line(server: Server, owner: redis.Redis, group: s
         assert shown.output.endswith("\n"), "the shell's prompt begins a line"
 
 
-def test_the_rate_is_that_of_late(server: Server, owner: redis.Redis) -> None:
+def test_the_rate_falls_when_nothing_arrives(server: Server, owner: redis.Redis) -> None:
     """The rate falls again when nothing arrives."""
     with Watch(server.url, terminal=True, constants={"fetcher.commands.watch:RATE_WINDOW": 1.0}) as shown:
         for _ in range(4):
@@ -253,7 +253,7 @@ def test_the_rate_is_that_of_late(server: Server, owner: redis.Redis) -> None:
         wait_until(lambda: "0.0 events/s" in shown.screen[-1], what="the end of the rate")
 
 
-def test_nobody_alive_is_shown(server: Server, owner: redis.Redis) -> None:
+def test_a_missing_fetcher_is_shown(server: Server, owner: redis.Redis) -> None:
     """The operator sees that no fetcher runs; a heartbeat that appears later is found."""
     with Watch(server.url, terminal=True, constants={"fetcher.commands.watch:SCAN_INTERVAL": 0.1}) as shown:
         shown.wait_for("fetchers alive: none")
@@ -307,7 +307,7 @@ def test_redis_may_come_later(server: Server, owner: redis.Redis) -> None:
         shown.wait_for("first")
 
 
-def test_a_closed_pipe_is_the_end(server: Server, owner: redis.Redis) -> None:
+def test_a_closed_pipe_ends_it(server: Server, owner: redis.Redis) -> None:
     """In `--watch | head -1`, the command ends with code 0 and no traceback."""
     command = f"{sys.executable} -m tests.run --watch | head -1; echo ${{PIPESTATUS[0]}}"
     environment = os.environ | {"REDIS_URL": server.url, "BUS": "events", "TOKEN": "", "GROUPID": ""}
@@ -330,7 +330,7 @@ def test_a_closed_pipe_is_the_end(server: Server, owner: redis.Redis) -> None:
         ("+@all ~* &* >other", "Redis refuses the user or the password"),
     ],
 )
-def test_what_the_operator_must_fix_ends_it(rules: str, sentence: str) -> None:
+def test_an_error_that_only_the_operator_can_fix_ends_it(rules: str, sentence: str) -> None:
     """A wrong password or a missing permission gives one sentence and exit code 1."""
     user = f"user limited on {'' if '>' in rules else '>secret'} {rules}"
     with Server(acl=[user]) as server:

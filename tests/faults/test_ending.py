@@ -38,7 +38,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.skipif(not PROC.exists(), reason="/proc says which processes there are")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_of_a_soak(number: int, directory: Path) -> None:
+def test_a_soak_leaves_nothing_behind(number: int, directory: Path) -> None:
     """SIGTERM, Ctrl-C or kill -9 of the first process ends workers, fetchers and servers, and removes their files."""
     command = [sys.executable, "-m", "tests.faults", "--minutes", "30", "--only", "one fetcher", "--seed", "1"]
     environment = os.environ | {"TMPDIR": str(directory)}

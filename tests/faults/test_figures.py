@@ -7,7 +7,7 @@ from tests.faults.recording import THIS, RecordingVK
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_vk_has_the_settings_of_each(scenario: Scenario) -> None:
+def test_each_scenario_has_valid_settings_of_vk(scenario: Scenario) -> None:
     """A scenario that named another setting would end the whole command."""
     vk = RecordingVK(**scenario.of_vk)
     assert {name: getattr(vk, name) for name in scenario.of_vk} == scenario.of_vk

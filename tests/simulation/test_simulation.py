@@ -73,7 +73,7 @@ def test_a_broken_core_is_noticed(way: str) -> None:
     assert not violation.startswith("a bug: TypeError"), "the wrong part does not fit"
 
 
-def test_what_is_in_memory_does_what_a_server_does() -> None:
+def test_the_store_in_memory_behaves_like_a_server() -> None:
     """Random calls of commit.lua have the same answers and leave the same state in memory as on a server."""
     rng = random.Random(1)
     with Server() as server, server.client() as client, client.pubsub(ignore_subscribe_messages=True) as heard:
