@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from bench import consumers, measures
-from bench.stage import BATCH, LATENCY, RPS
+from bench.environment import BATCH, LATENCY, RPS
 from tests.servers import Server
 
 HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ class Measure(NamedTuple):
 
 TABLE = [
     Measure("cold", "cold storm, events/s", 1),
-    Measure("asked", "API requests per 1,000 events of the cold storm", 1),
+    Measure("requests", "API requests per 1,000 events of the cold storm", 1),
     Measure("limit", "API requests/s in the cold storm, share of VK's limit, %", 0),
     Measure("warm", "warm storm, events/s", 0),
     Measure("cpu", "CPU per event, names warm, in a storm, µs", 1),
@@ -105,21 +105,21 @@ def main() -> None:
     for number in range(options.rounds):
         shift = number % len(options.only)
         for name in options.only[shift:] + options.only[:shift]:
-            say(f"round {number + 1} of {options.rounds}: {name}")
-            once(name, options, number, rounds[name], delays[name])
+            report_progress(f"round {number + 1} of {options.rounds}: {name}")
+            measure_once(name, options, number, rounds[name], delays[name])
     growth = {}
     for name in (OURS, FLOOR):
         if name in options.only and options.grow:
-            say(f"growth to {options.grow} events: {name}")
+            report_progress(f"growth to {options.grow} events: {name}")
             growth[name] = measures.growth(MODULES[name], powers(options.grow), 99)
     held, fetchers = {}, {}
     for link, delay in LINKS.items():
-        say(f"{options.held} updates are held and drained: {link}")
+        report_progress(f"{options.held} updates are held and drained: {link}")
         held[link] = measures.drain(MODULES[OURS], options.held, delay, 77)
     for count in FETCHERS:
-        say(f"fetchers side by side: {count}")
+        report_progress(f"fetchers side by side: {count}")
         fetchers[count] = measures.side_by_side(MODULES[OURS], count, options.events, 88)
-    say("consumers")
+    report_progress("consumers")
     rates = consumers.measure(2 * options.events, options.rounds)
     parts = measures.parts()
 
@@ -139,7 +139,7 @@ def main() -> None:
         PAGE.write_text(marked.sub(lambda _: text, page), encoding="utf-8")
 
 
-def once(
+def measure_once(
     name: str, options: argparse.Namespace, number: int, values: dict[str, list[float]], delays: list[float]
 ) -> None:
     """Measure one contender once, with the same updates as all others of this round."""
@@ -160,9 +160,9 @@ def part(events: int) -> int:
     return max(3, events // 300)
 
 
-def powers(most: int) -> list[int]:
-    """Return 1,000, 10,000 and so on up to `most`."""
-    return [10**power for power in range(3, 10) if 10**power <= most]
+def powers(end: int) -> list[int]:
+    """Return 1,000, 10,000 and so on up to `end`."""
+    return [10**power for power in range(3, 10) if 10**power <= end]
 
 
 def contenders_table(rounds: Rounds, options: argparse.Namespace) -> str:
@@ -190,8 +190,8 @@ def goals_table(rounds: Rounds, parts: measures.Values) -> str:
         rows.append([name, wanted, f"{reached:.{0 if reached >= 10 else 2}f}{'' if met else ' (missed)'}"])
         if not met:
             missed.append(f"- {name}: {goal.reason.format(**reasons(rounds, parts))}.")
-    told = "Missed, and why:\n\n" + "\n".join(missed) if missed else "All goals are reached."
-    return table(["goal, in the same run", "goal", "reached"], rows) + f"\n\n{told}"
+    summary = "Missed, and why:\n\n" + "\n".join(missed) if missed else "All goals are reached."
+    return table(["goal, in the same run", "goal", "reached"], rows) + f"\n\n{summary}"
 
 
 def reasons(rounds: Rounds, parts: measures.Values) -> dict[str, float]:
@@ -204,14 +204,14 @@ def reasons(rounds: Rounds, parts: measures.Values) -> dict[str, float]:
     }  # fmt: skip
 
 
-def growth_table(growth: dict[str, Any], most: int) -> str:
+def growth_table(growth: dict[str, Any], end: int) -> str:
     """Return the memory and CPU of one process as it handles more and more events."""
     rows = [
         [f"{name}: {unit}", *(f"{values[key]:.{digits}f}" for _, values in points)]
         for key, unit, digits in (("memory", "resident memory, MiB", 1), ("cpu", "CPU per event, µs", 0))
         for name, points in growth.items()
     ]
-    return table(["one process, after this many events", *(f"{size:,}" for size in powers(most))], rows) if rows else ""
+    return table(["one process, after this many events", *(f"{size:,}" for size in powers(end))], rows) if rows else ""
 
 
 def held_table(held: dict[str, measures.Values], count: int) -> str:
@@ -276,7 +276,7 @@ def processor() -> str:
     return platform.machine()
 
 
-def say(sentence: str) -> None:
+def report_progress(sentence: str) -> None:
     """Report the progress."""
     print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
 

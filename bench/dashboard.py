@@ -28,7 +28,7 @@ from tests.processes import ROOT, Fetcher
 from tests.servers import Server
 from tests.vk import VK, button, message, reaction, update
 
-SECONDS, AWAY_FROM, AWAY_FOR = 200, 90, 30
+SECONDS, OUTAGE_START, OUTAGE_LENGTH = 200, 90, 30
 MAKE = [message, message, message, lambda **more: message("/help", **more), button, reaction]
 CONFIG = """
 global: {{scrape_interval: 1s}}
@@ -97,11 +97,11 @@ def main() -> None:
                 threading.Thread(target=write, args=(vk, ended), daemon=True).start()
                 time.sleep(15)
                 start = time.time()
-                time.sleep(AWAY_FROM)
+                time.sleep(OUTAGE_START)
                 server.stop()
-                time.sleep(AWAY_FOR)
+                time.sleep(OUTAGE_LENGTH)
                 server.start()
-                time.sleep(SECONDS - AWAY_FROM - AWAY_FOR)
+                time.sleep(SECONDS - OUTAGE_START - OUTAGE_LENGTH)
                 rows = max(panel["gridPos"]["y"] for panel in panels)
                 figure = plt.figure(figsize=(14, 12))
                 for panel in panels:

@@ -7,7 +7,7 @@ from redis import Redis
 from vk_api import VkApiGroup
 from vk_api.bot_longpoll import VkBotLongPoll
 
-from tests.run import lead_vk_to
+from tests.run import redirect_vk_to
 
 
 def main() -> None:
@@ -24,5 +24,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    lead_vk_to(os.environ["VK_URL"])
+    redirect_vk_to(os.environ["VK_URL"])
     main()

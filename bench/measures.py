@@ -10,7 +10,7 @@ from statistics import median
 from timeit import repeat
 from typing import Any
 
-from bench.stage import BATCH, LATENCY, RPS, Contender, Subscriber, VKProcess, apart
+from bench.environment import BATCH, LATENCY, RPS, Contender, Subscriber, VKProcess, own_processor
 from fetcher.core.backlog import Pending
 from fetcher.core.history import Entry, Name, Position
 from fetcher.fastjson import event_to_json, loads
@@ -20,7 +20,7 @@ from tests.servers import Proxy, Server, bus_at, wait_until
 from tests.vk import GROUP, VK, traffic
 
 PEOPLE, CHATS = 1000, 50
-SETTLED = 1.5  # seconds after the first poll, in which a contender sends its start-up requests
+SETTLE_TIME = 1.5  # seconds after the first poll, in which a contender sends its start-up requests
 CHUNK = 10_000  # updates that are pushed at once
 
 Values = dict[str, float]
@@ -28,45 +28,45 @@ Values = dict[str, float]
 
 def storm(module: str, count: int, seed: int) -> Values:
     """Push `count` updates from people whose names are unknown, then as many with known names."""
-    with stage(module) as (vk, bus, it):
-        at_rest = it.memory()
-        asked = vk.stats()["api"]
+    with environment(module) as (vk, bus, contender):
+        at_rest = contender.memory()
+        requests = vk.stats()["api"]
         vk.push(traffic(seed, PEOPLE, CHATS, count))
         begun = time.monotonic()
-        cold = bus.take(count, it) - begun
-        asked = vk.stats()["api"] - asked
-        memory = it.memory()
+        cold = bus.take(count, contender) - begun
+        requests = vk.stats()["api"] - requests
+        memory = contender.memory()
         time.sleep(0.2)
-        computed = it.cpu()
+        computed = contender.cpu()
         vk.push(traffic(seed + 1, PEOPLE, CHATS, count))
         begun = time.monotonic()
-        warm = bus.take(count, it) - begun
+        warm = bus.take(count, contender) - begun
         time.sleep(0.2)
-        computed = it.cpu() - computed
+        computed = contender.cpu() - computed
         refused = vk.stats()["too_many"]
     return {
-        "cold": count / cold, "asked": 1000 * asked / count, "refused": refused, "warm": count / warm,
+        "cold": count / cold, "requests": 1000 * requests / count, "refused": refused, "warm": count / warm,
         "cpu": 1e6 * computed / count, "memory": memory / 2**20, "at_rest": at_rest / 2**20,
-        "limit": 100 * asked / cold / RPS,
+        "limit": 100 * requests / cold / RPS,
     }  # fmt: skip
 
 
 @contextmanager
-def stage(module: str) -> Iterator[tuple[VKProcess, Subscriber, Contender]]:
+def environment(module: str) -> Iterator[tuple[VKProcess, Subscriber, Contender]]:
     """Yield a VK in a process of its own, a subscriber and the contender, once the contender has settled."""
     with (
         Server() as redis, VKProcess() as vk, Subscriber(redis.port) as bus,
-        Contender(module, vk.url, redis.url) as it,
+        Contender(module, vk.url, redis.url) as contender,
     ):  # fmt: skip
-        wait_for_poll(lambda: bool(vk.stats()["polls"]), it)
-        time.sleep(SETTLED)
-        yield vk, bus, it
+        wait_for_poll(lambda: bool(vk.stats()["polls"]), contender)
+        time.sleep(SETTLE_TIME)
+        yield vk, bus, contender
 
 
 def start(module: str) -> Values:
     """Start the contender, and measure the time until its first poll."""
-    with Server() as redis, VK(latency=LATENCY, rps=RPS) as vk, Contender(module, vk.url, redis.url) as it:
-        return {"start": first_poll(vk, it) - it.started}
+    with Server() as redis, VK(latency=LATENCY, rps=RPS) as vk, Contender(module, vk.url, redis.url) as contender:
+        return {"start": first_poll(vk, contender) - contender.started}
 
 
 def delay(module: str, count: int, known: bool, seed: int) -> tuple[Values, list[float]]:
@@ -75,26 +75,26 @@ def delay(module: str, count: int, known: bool, seed: int) -> tuple[Values, list
     VK runs in this process, so that nothing stands between the push and VK's log. Also return the delays, in seconds.
     """
     with (
-        apart() as own, Server() as redis, VK(latency=LATENCY, rps=RPS, batch=BATCH) as vk,
-        Subscriber(redis.port) as bus, Contender(module, vk.url, redis.url, own) as it,
+        own_processor() as own, Server() as redis, VK(latency=LATENCY, rps=RPS, batch=BATCH) as vk,
+        Subscriber(redis.port) as bus, Contender(module, vk.url, redis.url, own) as contender,
     ):  # fmt: skip
-        first_poll(vk, it)
-        time.sleep(SETTLED)
+        first_poll(vk, contender)
+        time.sleep(SETTLE_TIME)
         people, chats, rng = 20, 3, random.Random(seed)
         if known:
             vk.push(*traffic(seed, people, chats, 200))
-            bus.take(200, it)
+            bus.take(200, contender)
         updates = traffic(seed + 1, people, chats, count)
         gc.collect()
         gc.disable()
-        computed = it.cpu()
+        computed = contender.cpu()
         delays = []
         for update in updates:
             time.sleep(rng.uniform(0.005, 0.015))
             begun = time.monotonic()
             vk.push(update)
-            delays.append(bus.take(1, it) - begun)
-        computed = it.cpu() - computed
+            delays.append(bus.take(1, contender) - begun)
+        computed = contender.cpu() - computed
         gc.enable()
     values = {"delay": 1e3 * median(delays), "single": 1e6 * computed / count}
     return values | {"delay99": 1e3 * sorted(delays)[len(delays) * 99 // 100]}, delays
@@ -103,17 +103,19 @@ def delay(module: str, count: int, known: bool, seed: int) -> tuple[Values, list
 def growth(module: str, sizes: list[int], seed: int) -> list[tuple[int, Values]]:
     """Push more and more updates to one process; return its memory at each size, and its CPU since the last size."""
     points = []
-    with stage(module) as (vk, bus, it):
+    with environment(module) as (vk, bus, contender):
         done = 0
         for size in sizes:
-            count, computed = size - done, it.cpu()
+            count, computed = size - done, contender.cpu()
             while done < size:
                 chunk = min(CHUNK, size - done)
                 vk.push(traffic(seed + done, PEOPLE, CHATS, chunk))
-                bus.take(chunk, it)
+                bus.take(chunk, contender)
                 done += chunk
             time.sleep(0.2)
-            points.append((size, {"memory": it.memory() / 2**20, "cpu": 1e6 * (it.cpu() - computed) / count}))
+            points.append(
+                (size, {"memory": contender.memory() / 2**20, "cpu": 1e6 * (contender.cpu() - computed) / count})
+            )
     return points
 
 
@@ -126,16 +128,16 @@ def drain(module: str, count: int, delay: float, seed: int) -> Values:
     with (
         Server() as redis, Proxy(redis.port, delay=delay) as link,
         VK(latency=LATENCY, rps=RPS, batch=BATCH, kept=2 * count) as vk,
-        Subscriber(redis.port) as bus, Contender(module, vk.url, link.url) as it,
+        Subscriber(redis.port) as bus, Contender(module, vk.url, link.url) as contender,
     ):  # fmt: skip
-        first_poll(vk, it)
-        time.sleep(SETTLED)
+        first_poll(vk, contender)
+        time.sleep(SETTLE_TIME)
         link.down()
         last = str(vk.push(*traffic(seed, PEOPLE, CHATS, count)))
         wait_until(lambda: any(one.params.get("ts") == last for one in vk.requests[-10:]), 60, "the last poll")
-        memory = it.memory()
+        memory = contender.memory()
         link.up()
-        done = bus.take(count, it)
+        done = bus.take(count, contender)
     return {"drain": done - bus.first_at, "held": memory / 2**20}
 
 
@@ -146,13 +148,13 @@ def side_by_side(module: str, fetchers: int, count: int, seed: int) -> Values:
         redis.client() as client,
         VKProcess() as vk,
         Subscriber(redis.port) as bus,
-        ExitStack() as on,
+        ExitStack() as stack,
     ):
-        all_of_them = [on.enter_context(Contender(module, vk.url, redis.url)) for _ in range(fetchers)]
+        contenders = [stack.enter_context(Contender(module, vk.url, redis.url)) for _ in range(fetchers)]
 
         def computed() -> tuple[float, float]:
             info = client.info("cpu")
-            return sum(it.cpu() for it in all_of_them), info["used_cpu_user"] + info["used_cpu_sys"]
+            return sum(contender.cpu() for contender in contenders), info["used_cpu_user"] + info["used_cpu_sys"]
 
         def settled() -> tuple[float, float]:
             before, now = (-1.0, 0.0), computed()
@@ -162,12 +164,12 @@ def side_by_side(module: str, fetchers: int, count: int, seed: int) -> Values:
             return now
 
         wait_until(lambda: vk.stats()["polls"] >= fetchers, 60, "the first polls")
-        time.sleep(SETTLED)
+        time.sleep(SETTLE_TIME)
         vk.push(traffic(seed, PEOPLE, CHATS, count))
-        bus.take(count, all_of_them[0])
+        bus.take(count, contenders[0])
         ours, of_redis = settled()
         vk.push(traffic(seed + 1, PEOPLE, CHATS, count))
-        bus.take(count, all_of_them[0])
+        bus.take(count, contenders[0])
         ours_after, of_redis_after = settled()
     return {"cpu": 1e6 * (ours_after - ours) / count, "redis": 1e6 * (of_redis_after - of_redis) / count}
 
@@ -209,14 +211,14 @@ def parts() -> Values:
     return figures
 
 
-def wait_for_poll(polled: Callable[[], bool], it: Contender) -> None:
+def wait_for_poll(polled: Callable[[], bool], contender: Contender) -> None:
     """Wait for the contender's first poll; if it ends instead, exit with what it printed."""
-    wait_until(lambda: polled() or it.process.poll() is not None, 30, "the first poll")
+    wait_until(lambda: polled() or contender.process.poll() is not None, 30, "the first poll")
     if not polled():
-        raise SystemExit(f"It has ended before its first poll, and printed:\n{it.errors}")
+        raise SystemExit(f"It has ended before its first poll, and printed:\n{contender.errors}")
 
 
-def first_poll(vk: VK, it: Contender) -> float:
+def first_poll(vk: VK, contender: Contender) -> float:
     """Wait for the first poll, and return when VK received it."""
     polls: list[Any] = []
 
@@ -224,5 +226,5 @@ def first_poll(vk: VK, it: Contender) -> float:
         polls.extend(request.time for request in vk.requests if request.kind == "poll")
         return bool(polls)
 
-    wait_for_poll(polled, it)
+    wait_for_poll(polled, contender)
     return float(polls[0])

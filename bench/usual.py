@@ -8,7 +8,7 @@ from vk_api import VkApiGroup
 from vk_api.bot_longpoll import VkBotLongPoll
 
 from bench.messages import event, who_and_where
-from tests.run import lead_vk_to
+from tests.run import redirect_vk_to
 
 
 def main() -> None:
@@ -27,5 +27,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    lead_vk_to(os.environ["VK_URL"])
+    redirect_vk_to(os.environ["VK_URL"])
     main()

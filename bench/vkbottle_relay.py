@@ -33,8 +33,8 @@ async def main() -> None:
         for update in batch["updates"]:
             user_id, peer_id = who_and_where(update)
             if user_id not in users:
-                asked = await api.request("users.get", {"user_ids": user_id, "fields": "domain", "lang": "ru"})
-                users[user_id] = asked["response"][0]
+                answer = await api.request("users.get", {"user_ids": user_id, "fields": "domain", "lang": "ru"})
+                users[user_id] = answer["response"][0]
             if peer_id not in titles and peer_id == user_id:
                 titles[peer_id] = "{first_name} {last_name}".format(**users[user_id])
             elif peer_id not in titles:

@@ -141,8 +141,8 @@ def serve(requests: socket.socket) -> list[int]:
                 if ended:
                     report(running.pop(pid), os.waitstatus_to_exitcode(status))
         if requests in ready:
-            asked, files, _, _ = socket.recv_fds(requests, 1, MAX_FILES)
-            if not asked:
+            data, files, _, _ = socket.recv_fds(requests, 1, MAX_FILES)
+            if not data:
                 break
             pid = os.fork()
             if not pid:
@@ -160,10 +160,10 @@ def serve(requests: socket.socket) -> list[int]:
     sys.exit()
 
 
-def report(asked: socket.socket, number: int) -> None:
+def report(client: socket.socket, number: int) -> None:
     """Send a number to the process that requested the copy, if it still exists."""
     with contextlib.suppress(OSError):
-        asked.sendall(array.array(NUMBER, [number]))
+        client.sendall(array.array(NUMBER, [number]))
 
 
 def reopened(file: int, like: TextIO) -> TextIO:
@@ -179,9 +179,9 @@ def become(files: list[int]) -> None:
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    with socket.socket(fileno=files[-1]) as asked, asked.makefile() as lines:
+    with socket.socket(fileno=files[-1]) as client, client.makefile() as lines:
         request = json.loads(lines.readline())
-        report(asked, os.getpid())  # only now does it have a session of its own
+        report(client, os.getpid())  # only now does it have a session of its own
         for number, file in enumerate(files[:-1]):
             os.dup2(file, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))

@@ -97,7 +97,7 @@ class Trial(NamedTuple):
 
             with world.simulated():
                 for seed in range(self.histories):
-                    if chaos.play(seed).violation:
+                    if chaos.run(seed).violation:
                         os._exit(2)
         os._exit(0)
 
@@ -308,7 +308,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Change a module in many small ways.")
     parser.add_argument("module", type=pathlib.Path, help="the file")
     parser.add_argument("--tests", nargs="*", default=[], metavar="FILE", help="run these tests with each mutant")
-    parser.add_argument("--histories", type=int, default=0, help="histories of the simulation to play with each")
+    parser.add_argument("--histories", type=int, default=0, help="histories of the simulation to run with each")
     parser.add_argument("--lines", default="1-100000", metavar="FROM-TO", help="mutants of these lines alone")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time (default: 1)")
     parser.add_argument("--goal", type=float, default=0.0, help="per cent that have to be noticed")

@@ -21,10 +21,10 @@ START: dict[str, Any] = {"response": {"key": KEY, "server": SERVER, "ts": "1000"
 QUIET_POLL: dict[str, Any] = {"ts": "1000", "updates": []}
 
 # Errors of VK's API: transient ones, those that only the operator can fix, always or at the start, and some others.
-PASSING = [1, 6, 9, 10, 13, 14, 29, 36, 43, 995]
-FATAL = [5, 27, 28, 42, 1117]
-FATAL_AT_START = [15, 100, 125]
-OTHER = [3, 7, 17, 18, 30, 203, 917, 4242]
+TRANSIENT_CODES = [1, 6, 9, 10, 13, 14, 29, 36, 43, 995]
+FATAL_CODES = [5, 27, 28, 42, 1117]
+FATAL_AT_START_CODES = [15, 100, 125]
+OTHER_CODES = [3, 7, 17, 18, 30, 203, 917, 4242]
 
 # Ways in which a request fails, and JSON that is not an answer of the API.
 BROKEN: list[Any] = [
@@ -141,9 +141,9 @@ class Net:
             return answer[0], dict(answer[2:]), answer[1]
         return 200, {}, json.dumps(answer)
 
-    def asked(self, name: str) -> list[dict[str, str]]:
+    def params_of(self, name: str) -> list[dict[str, str]]:
         """Return the parameters of each request with this name."""
-        return [params for _, asked, params, _ in self.requests if asked == name]
+        return [params for _, requested, params, _ in self.requests if requested == name]
 
     def timeouts(self) -> list[tuple[str, Any]]:
         """Return the name and the timeout of each request."""
@@ -164,8 +164,8 @@ def person(id: int) -> dict[str, Any]:
     return {"id": id, "first_name": "Анна", "last_name": f"{id}-я", "domain": f"anna{id}"}
 
 
-def odd(*values: Any) -> list[Any]:
-    """List values of all kinds."""
+def mixed(*values: Any) -> list[Any]:
+    """List values of different types; mypy would require an annotation for a literal of them."""
     return list(values)
 
 

@@ -16,7 +16,7 @@ HOSTS = {"api.vk.ru", "api.vk.com", "lp.vk.ru", "lp.vk.com"}
 NOWHERE = "http://127.0.0.1:1"  # used without VK_URL, so that the real VK is never reached
 
 
-def lead_vk_to(url: str) -> None:
+def redirect_vk_to(url: str) -> None:
     """Redirect all requests for VK to this address.
 
     This replaces HTTPAdapter.send(), so that adapters of the program keep their place and their timeouts.
@@ -44,27 +44,27 @@ def set_constants(constants: dict[str, Any]) -> None:
         setattr(holder, name, value)
 
 
-def keep_coverage() -> None:
+def save_coverage() -> None:
     """Measure coverage and save it at the end, even if the program leaves by os._exit()."""
     import coverage
 
     coverage.process_startup()  # does nothing if the interpreter has already started it
     leave = os._exit
 
-    def keep_and_leave(status: int) -> None:
+    def save_and_exit(status: int) -> None:
         if measured := coverage.Coverage.current():
             measured.stop()
             measured.save()
         leave(status)
 
-    os._exit = keep_and_leave  # type: ignore[assignment]
+    os._exit = save_and_exit  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
     if os.environ.get("COVERAGE_PROCESS_START"):
-        keep_coverage()
+        save_coverage()
     program = importlib.import_module("fetcher.__main__")  # imported here, because importing it blocks signals
-    lead_vk_to(os.environ.get("VK_URL", NOWHERE))
+    redirect_vk_to(os.environ.get("VK_URL", NOWHERE))
     set_constants(json.loads(os.environ.get("CONSTANTS", "{}")))
     sys.argv[0] = "event-fetcher"
     sys.exit(program.main())

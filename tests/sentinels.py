@@ -65,7 +65,7 @@ class Sentinel:
             self._process.kill()
             self._process.wait()
 
-    def knows_everybody(self) -> bool:
+    def has_found_all(self) -> bool:
         """Return whether it has found the replica and the other sentinels."""
         with self.client() as client:
             state = client.sentinel_masters()[MASTER]
@@ -102,5 +102,5 @@ def sentinels(password: str | None = None, sentinel_password: str | None = None)
         servers = [stack.enter_context(Server(password=password, aof=True)) for _ in range(2)]
         servers[1].replica_of(servers[0])
         watching = [stack.enter_context(Sentinel(servers[0], sentinel_password)) for _ in range(3)]
-        wait_until(lambda: all(sentinel.knows_everybody() for sentinel in watching), 30, "what the sentinels know")
+        wait_until(lambda: all(sentinel.has_found_all() for sentinel in watching), 30, "what the sentinels know")
         yield Watched(servers, watching)

@@ -333,7 +333,7 @@ class Proxy:
                 connection.is_cut = True
             self._changed.notify_all()
         for connection in connections:
-            _hang_up(connection.request)
+            _shut_down(connection.request)
         if self._server and not connections:
             self._server.disconnect()
 
@@ -408,21 +408,21 @@ class Proxy:
                     return True
             return False
 
-    def dooms(self, data: bytes) -> bool:
+    def must_drop_reply(self, data: bytes) -> bool:
         """Return whether the reply to the command with this data is to be lost."""
         with self._changed:
-            dooms = self._to_drop > 0 and self._matching in data
-            self._to_drop -= dooms
-            return dooms
+            is_due = self._to_drop > 0 and self._matching in data
+            self._to_drop -= is_due
+            return is_due
 
     def unfinished(self, data: bytes) -> bytes:
         """Return the end of the data, in which a match may begin that continues in the next piece."""
         return data[max(0, len(data) - len(self._matching) + 1) :]
 
     def drops(self, connection: "_Connection", reply: bytes) -> bool:
-        """Return whether this reply to a doomed command is lost, and the connection with it."""
+        """Return whether this reply is to be dropped, and the connection with it."""
         with self._changed:
-            connection.is_doomed = False
+            connection.drops_reply = False
             if reply.startswith(b"-NOSCRIPT"):
                 self._to_drop += 1
                 return False
@@ -438,7 +438,7 @@ class _Connection(socketserver.BaseRequestHandler):
     def __init__(self, proxy: Proxy, *of_connection: Any) -> None:
         self.proxy = proxy
         self.is_cut = False
-        self.is_doomed = False  # whether the reply to one of its commands is to be lost
+        self.drops_reply = False  # whether the reply to one of its commands is to be lost
         self.is_over = threading.Event()
         self.passed_at = time.monotonic()  # when data last passed
         super().__init__(*of_connection)
@@ -480,8 +480,8 @@ class _Connection(socketserver.BaseRequestHandler):
     def _read(self, end: socket.socket, pieces: Pieces) -> None:
         with contextlib.suppress(OSError):
             while data := end.recv(65536):
-                if self.is_doomed and end is not self.request and self.proxy.drops(self, data):
-                    _hang_up(self.request)
+                if self.drops_reply and end is not self.request and self.proxy.drops(self, data):
+                    _shut_down(self.request)
                     break
                 pieces.put((time.monotonic(), data))
         pieces.put((time.monotonic(), b""))
@@ -498,16 +498,16 @@ class _Connection(socketserver.BaseRequestHandler):
                 for piece in () if is_broken else self.proxy.paced(self, direction, read_at, data):
                     if direction == TO_SERVER:
                         recent += piece
-                        self.is_doomed = self.proxy.dooms(recent) or self.is_doomed
+                        self.drops_reply = self.proxy.must_drop_reply(recent) or self.drops_reply
                         recent = self.proxy.unfinished(recent)
                     end.sendall(piece)
                     self.passed_at = time.monotonic()
             except OSError:
                 is_broken = True
         self.proxy.wait(self, read_at + self.proxy.delay)
-        _hang_up(end)
+        _shut_down(end)
 
 
-def _hang_up(connection: socket.socket) -> None:
+def _shut_down(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

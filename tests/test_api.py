@@ -25,7 +25,18 @@ from fetcher.vk.api import FATAL as HINTS
 from fetcher.vk.api import FATAL_AT_START as HINTS_AT_START
 from fetcher.vk.api import MIN_PAUSE, TOO_LARGE, Api, Session, translate_errors
 from tests import HOST, Loopback, free_port
-from tests.net import BROKEN, FATAL, FATAL_AT_START, NO_ANSWERS, OTHER, PASSING, START, Metrics, Net, named
+from tests.net import (
+    BROKEN,
+    FATAL_AT_START_CODES,
+    FATAL_CODES,
+    NO_ANSWERS,
+    OTHER_CODES,
+    START,
+    TRANSIENT_CODES,
+    Metrics,
+    Net,
+    named,
+)
 from tests.vk import GROUP, TOKEN, VK, error
 
 SERVER, OK = "groups.getLongPollServer", {"response": [1]}
@@ -60,7 +71,7 @@ def test_parameters_of_a_request(api: Api, net: Net) -> None:
     assert call(api) == [{"id": 1}]
     api.method("users.get", {"lang": "en"})
     usual = {"v": "5.199", "access_token": TOKEN}
-    assert net.asked("users.get") == [{"user_ids": "1", "lang": "ru"} | usual, {"lang": "en"} | usual]
+    assert net.params_of("users.get") == [{"user_ids": "1", "lang": "ru"} | usual, {"lang": "en"} | usual]
     assert api.method("users.get")
 
 
@@ -187,49 +198,49 @@ def test_a_redirect_is_not_followed(api: Api, net: Net, status: int) -> None:
     net.answers |= {"users.get": [moved], "elsewhere": [error(5)]}
     with pytest.raises(TransientError, match="VK's API returns an unreadable answer"):
         call(api)
-    assert not net.asked("elsewhere")
+    assert not net.params_of("elsewhere")
 
 
 # What VK's errors mean
 
 
 @pytest.mark.parametrize("method", [SERVER, "users.get", "execute"])
-@pytest.mark.parametrize("code", PASSING + FATAL + FATAL_AT_START + OTHER)
+@pytest.mark.parametrize("code", TRANSIENT_CODES + FATAL_CODES + FATAL_AT_START_CODES + OTHER_CODES)
 def test_each_error(api: Api, net: Net, code: int, method: str) -> None:
     """Each error is a sentence with VK's code and text; a fatal one first says what to do, and is fatal at once."""
     net.answers[method] = [error(code, "Why")]
     sentence = f"VK error {code} in {method}: Why"
     with pytest.raises((TransientError, VkFatalError)) as raised:
         call(api, method)
-    if code in FATAL or (code in FATAL_AT_START and method == SERVER):
+    if code in FATAL_CODES or (code in FATAL_AT_START_CODES and method == SERVER):
         assert type(raised.value) is VkFatalError
         assert str(raised.value) == f"{HINTS_AT_START[code]} ({sentence})"
     else:
-        passing = CallFailed if code == TOO_LARGE else TransientError
-        assert type(raised.value) is (passing if code in PASSING else RequestRejected)
+        transient = CallFailed if code == TOO_LARGE else TransientError
+        assert type(raised.value) is (transient if code in TRANSIENT_CODES else RequestRejected)
         assert str(raised.value) == sentence
     assert raised.value.__suppress_context__
 
 
 def test_every_fatal_error_has_a_hint() -> None:
     """Each error that only the operator can fix has a sentence that says how; nothing else is fatal."""
-    assert [*HINTS] == FATAL
-    assert sorted(HINTS_AT_START) == sorted(FATAL + FATAL_AT_START)
+    assert [*HINTS] == FATAL_CODES
+    assert sorted(HINTS_AT_START) == sorted(FATAL_CODES + FATAL_AT_START_CODES)
     assert len(set(HINTS_AT_START.values())) == len(HINTS_AT_START)
     assert all(HINTS_AT_START.values())
 
 
-@pytest.mark.parametrize("code", PASSING + FATAL + FATAL_AT_START + OTHER)
+@pytest.mark.parametrize("code", TRANSIENT_CODES + FATAL_CODES + FATAL_AT_START_CODES + OTHER_CODES)
 def test_each_error_of_a_call_inside(api: Api, code: int) -> None:
     """An error of one call inside an execute is never fatal, not even if it is about the token."""
     failure = api.failure("users.get", error(code)["error"], inside=True)
-    assert type(failure) is (CallFailed if code in PASSING else RequestRejected)
+    assert type(failure) is (CallFailed if code in TRANSIENT_CODES else RequestRejected)
 
 
-@pytest.mark.parametrize("odd", [None, 5, "text", [], {}, {"error_msg": "no code"}, {"error_code": [917]}])
-def test_a_malformed_error_of_a_call_inside(api: Api, odd: Any) -> None:
+@pytest.mark.parametrize("malformed", [None, 5, "text", [], {}, {"error_msg": "no code"}, {"error_code": [917]}])
+def test_a_malformed_error_of_a_call_inside(api: Api, malformed: Any) -> None:
     """A malformed error counts as VK's "unknown error" (code 1), which is transient and does not pause requests."""
-    failure = api.failure("users.get", odd, inside=True)
+    failure = api.failure("users.get", malformed, inside=True)
     assert type(failure) is CallFailed
     assert "VK error 1 in users.get" in str(failure)
     assert call(api)
@@ -253,7 +264,7 @@ def test_requests_and_errors_are_counted(api: Api, net: Net) -> None:
     assert api.metrics.vk_errors.counts == {10: 1, 917: 1}
 
 
-@pytest.mark.parametrize("code", OTHER)
+@pytest.mark.parametrize("code", OTHER_CODES)
 def test_all_other_errors_reject_the_request(api: Api, net: Net, code: int) -> None:
     """The loop treats a rejected request as transient, but repeating the same request is of no use."""
     net.answers["users.get"] = [error(code), OK]
@@ -262,7 +273,7 @@ def test_all_other_errors_reject_the_request(api: Api, net: Net, code: int) -> N
     assert call(api) == [1]
 
 
-@pytest.mark.parametrize("code", PASSING + OTHER)
+@pytest.mark.parametrize("code", TRANSIENT_CODES + OTHER_CODES)
 def test_errors_at_the_start_are_transient(api: Api, net: Net, code: int) -> None:
     """These errors are transient: the loop sends the request again."""
     net.answers[SERVER] = [error(code, "Why"), START]
@@ -345,11 +356,11 @@ def test_vk_apis_error_handlers_are_off(api: Api, net: Net) -> None:
 def test_an_unreadable_answer_is_transient(api: Api, net: Net, answer: Any) -> None:
     """A missing or unreadable answer is a transient error that contains no secret."""
     net.answers["users.get"] = [answer, OK]
-    with pytest.raises(TransientError) as told:
+    with pytest.raises(TransientError) as raised:
         call(api)
-    assert type(told.value) is TransientError
-    assert told.value.__suppress_context__
-    assert not re.search(f"{TOKEN}|access_token|http:|https:", str(told.value))
+    assert type(raised.value) is TransientError
+    assert raised.value.__suppress_context__
+    assert not re.search(f"{TOKEN}|access_token|http:|https:", str(raised.value))
     assert call(api) == [1]
 
 
@@ -361,7 +372,7 @@ def raising(failure: Exception) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize(
-    ("failure", "said"),
+    ("failure", "sentence"),
     [
         (ConnectionError("secret"), r"is unavailable \(ConnectionError\)"),
         (urllib3.exceptions.HTTPError("secret"), r"is unavailable \(HTTPError\)"),
@@ -371,14 +382,14 @@ def raising(failure: Exception) -> Callable[[], None]:
         (AttributeError("secret"), r"unreadable answer \(AttributeError\)"),
     ],
 )
-def test_exceptions_of_libraries_are_translated(failure: Exception, said: str) -> None:
+def test_exceptions_of_libraries_are_translated(failure: Exception, sentence: str) -> None:
     """Exceptions of libraries become ours, without their text; our own are passed on unchanged."""
     with (
-        pytest.raises(TransientError, match=f"VK's long poll .*{said}") as told,
+        pytest.raises(TransientError, match=f"VK's long poll .*{sentence}") as raised,
         translate_errors("long poll"),
     ):
         raising(failure)()
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(raised.value)
     for ours in (VkFatalError("ours"), RequestRejected("ours")):
         with pytest.raises(type(ours), match="ours"), translate_errors("API"):
             raising(ours)()

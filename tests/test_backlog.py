@@ -156,14 +156,14 @@ def test_the_ts_at_which_vk_is_polled() -> None:
 
 def test_batches_are_built_together() -> None:
     """As many whole batches as fit are built together, a large one alone; gaps and built batches are skipped."""
-    most = limits.MAX_UNBUILT
+    max_unbuilt = limits.MAX_UNBUILT
     backlog = started(gap(10, 11))
-    for answer in (batch(11, 12, "a" * (most + 5)), batch(12, 13, "b")):
+    for answer in (batch(11, 12, "a" * (max_unbuilt + 5)), batch(12, 13, "b")):
         backlog.add(answer, 0)
     assert [one.since for one in backlog.unbuilt()] == [place(11)]
     built(backlog)
     assert backlog.unbuilt() == []
-    for answer in (batch(13, 14, "c" * (most - 5)), gap(14, 15, "d" * 5, 16), batch(16, 17, "e")):
+    for answer in (batch(13, 14, "c" * (max_unbuilt - 5)), gap(14, 15, "d" * 5, 16), batch(16, 17, "e")):
         backlog.add(answer, 0)
     assert [one.since for one in backlog.unbuilt()] == [place(13), place(15)]
 
@@ -227,7 +227,7 @@ def test_nothing_is_committed_before_it_is_built() -> None:
     assert next_commit(backlog).until == place(11)
 
 
-@pytest.mark.parametrize("second", [batch(12, 13, "b"), batch(10, 12, "b")], ids=["a hole", "an overlap"])
+@pytest.mark.parametrize("second", [batch(12, 13, "b"), batch(10, 12, "b")], ids=["missing updates", "an overlap"])
 def test_only_adjacent_batches_share_a_commit(second: Answer) -> None:
     """If two batches overlap, or updates between them are missing, the bus must answer for each of them."""
     backlog = started(batch(10, 11, "a"))

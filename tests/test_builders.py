@@ -67,8 +67,8 @@ def test_samples(name: str) -> None:
     """Each sample gives exactly its event, its dead letter's reason, or nothing, and is not modified."""
     given, expected = copy.deepcopy(SAMPLES[name]), copy.deepcopy(SAMPLES[name])
     del expected["update"]
-    told = outcome(given["update"], pattern_for(given["update"]))
-    assert json.dumps(told) == json.dumps(expected), "the order of keys, and 1 is not 1.0 or true"
+    result = outcome(given["update"], pattern_for(given["update"]))
+    assert json.dumps(result) == json.dumps(expected), "the order of keys, and 1 is not 1.0 or true"
     assert json.dumps(given) == json.dumps(SAMPLES[name])
 
 
@@ -123,7 +123,7 @@ def test_payload_too_deep() -> None:
 @pytest.mark.parametrize("number", [10**400, 2**63, -(2**63), "9" * 20, 1e300, NotFinite("nan"), float("inf")])
 def test_numbers_out_of_range(number: Any) -> None:
     """An id that is no 64-bit integer makes a dead letter, wherever it is; such a date counts as missing."""
-    for odd in (
+    for malformed in (
         message(from_id=number),
         message(peer_id=number),
         message(conversation_message_id=number),
@@ -132,16 +132,16 @@ def test_numbers_out_of_range(number: Any) -> None:
         button(user=number),
         reaction(number),
     ):
-        assert outcome(odd).keys() == {"dead_letter"}
+        assert outcome(malformed).keys() == {"dead_letter"}
     assert outcome(message(date=number)).keys() == {"event"}
 
 
 @pytest.mark.parametrize(
-    ("odd", "noun"), [(button(conversation_message_id=None), "button"), (reaction(cmid=None), "reaction")]
+    ("update", "noun"), [(button(conversation_message_id=None), "button"), (reaction(cmid=None), "reaction")]
 )
-def test_a_message_without_a_number(odd: Any, noun: str) -> None:
+def test_a_message_without_a_number(update: Any, noun: str) -> None:
     """The message's number is 0 if VK does not send it."""
-    assert outcome(odd)["event"][noun]["cmid"] == 0
+    assert outcome(update)["event"][noun]["cmid"] == 0
 
 
 def test_ids_of_64_bits() -> None:
@@ -182,13 +182,13 @@ def test_an_object_with_other_fields_is_not_a_notice() -> None:
 def test_raw_of_samples(name: str) -> None:
     """RAW=1 only adds VK's update at the end of an event; a malformed update still makes the same dead letter."""
     update = copy.deepcopy(SAMPLES[name]["update"])
-    told = outcome(update, pattern_for(update), raw=True)
+    result = outcome(update, pattern_for(update), raw=True)
     if name == "nan-unpublished":
-        assert told == {"dead_letter": NO_JSON}
+        assert result == {"dead_letter": NO_JSON}
     elif "event" in SAMPLES[name]:
-        assert json.dumps(told["event"]) == json.dumps(SAMPLES[name]["event"] | {"raw": SAMPLES[name]["update"]})
+        assert json.dumps(result["event"]) == json.dumps(SAMPLES[name]["event"] | {"raw": SAMPLES[name]["update"]})
     else:
-        assert told == {"dead_letter": SAMPLES[name]["dead_letter"]}
+        assert result == {"dead_letter": SAMPLES[name]["dead_letter"]}
 
 
 @pytest.mark.parametrize("type", sorted(OTHER_TYPES.keys() - BUILDERS.keys()))
@@ -293,22 +293,22 @@ def test_only_a_cropped_message_is_looked_up() -> None:
         assert cropped_message(other) is None
 
 
-ODD: list[Any] = [None, 5, "message_new", [], {}, {"type": []}, {"type": "message_new"}]
-ODD += [update("message_new", None), update("message_new", []), update("message_new", {"message": "text"})]
+MALFORMED: list[Any] = [None, 5, "message_new", [], {}, {"type": []}, {"type": "message_new"}]
+MALFORMED += [update("message_new", None), update("message_new", []), update("message_new", {"message": "text"})]
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "update",
     [
-        *ODD,
+        *MALFORMED,
         message(is_cropped=True, peer_id=None),
         message(is_cropped=True, peer_id=[]),
         message(is_cropped=True, conversation_message_id="first"),
     ],
 )
-def test_a_malformed_cropped_message_is_not_looked_up(odd: Any) -> None:
+def test_a_malformed_cropped_message_is_not_looked_up(update: Any) -> None:
     """Nothing is looked up for a malformed update: building it reports what is wrong."""
-    assert cropped_message(odd) is None
+    assert cropped_message(update) is None
 
 
 def test_full_message_replaces_the_cropped_one() -> None:
@@ -447,11 +447,11 @@ ATTRIBUTES = {"message_new": "message", "message_event": "button", "message_reac
 @example({"type": "message_new", "event_id": "1", "object": {"message": {"from_id": 1e300, "peer_id": 1e300}}}, False)
 def test_any_update(update: Any, raw: bool) -> None:
     """Any update makes an event that survives its way over the bus, or nothing, or a dead letter with a reason."""
-    told = outcome(update, raw=raw)
-    if "event" not in told:
-        assert told.get("dead_letter") or not (raw or update["type"] in BUILDERS)
+    result = outcome(update, raw=raw)
+    if "event" not in result:
+        assert result.get("dead_letter") or not (raw or update["type"] in BUILDERS)
         return
-    data = told["event"]
+    data = result["event"]
     text = json.dumps(data, allow_nan=False)
     event = Event.from_dict(json.loads(text))  # raises if a value is not of its annotated type
     assert json.dumps(event.as_dict()) == text

@@ -180,8 +180,8 @@ def test_seen_and_the_checkpoint_decide_what_is_recorded(
     letters = entries(client, DEAD)
     assert len(letters) == row.recorded.count("!") + bool(row.left_out)
     if row.left_out:
-        said = f"{row.left_out} updates came so late that they may be on the bus already"
-        assert letters == [{"since": str(row.commit.since), "until": str(row.commit.until), "error": said}]
+        error = f"{row.left_out} updates came so late that they may be on the bus already"
+        assert letters == [{"since": str(row.commit.since), "until": str(row.commit.until), "error": error}]
     if not row.recorded and not row.left_out and row.checkpoint == row.stored:
         assert client.zrange(SEEN, 0, -1) == before
 
@@ -428,17 +428,17 @@ def test_permissions_are_not_checked_before_redis_7(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "error"),
     [({"maxmemory": 1}, "OutOfMemoryError|OOM"), ({"min_replicas_to_write": 1}, "NOREPLICAS|NoReplicas")],
 )
-def test_redis_takes_no_writes(setting: dict[str, Any], said: str, full_commit: Pending) -> None:
+def test_redis_takes_no_writes(setting: dict[str, Any], error: str, full_commit: Pending) -> None:
     """If Redis is out of memory or has too few replicas, nothing is written, and the error is transient."""
     with Server() as server:
         bus = bus_at(server.url)
         bus.read([], Position(0, 10))
         before = contents(server)
         server.config(**setting)
-        with pytest.raises(RedisUnavailable, match=said):
+        with pytest.raises(RedisUnavailable, match=error):
             bus.commit(full_commit)
         assert contents(server) == before
         server.config(**dict.fromkeys(setting, 0))

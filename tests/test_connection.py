@@ -276,7 +276,7 @@ def test_a_failover_is_followed(watched: Watched, fault: str) -> None:
         former.start()
     former.resume()
     wait_until(lambda: follows(former, watched.primary), what="the replica")
-    wait_until(lambda: all(sentinel.knows_everybody() for sentinel in watched.sentinels), what="peace")
+    wait_until(lambda: all(sentinel.has_found_all() for sentinel in watched.sentinels), what="the sentinels")
 
 
 def test_any_sentinel_will_do(watched: Watched) -> None:
@@ -289,7 +289,7 @@ def test_any_sentinel_will_do(watched: Watched) -> None:
     finally:
         for sentinel in watched.sentinels[:2]:
             sentinel.start()
-        wait_until(lambda: all(sentinel.knows_everybody() for sentinel in watched.sentinels), what="peace")
+        wait_until(lambda: all(sentinel.has_found_all() for sentinel in watched.sentinels), what="the sentinels")
 
 
 def test_tls_is_for_sentinels_and_master() -> None:
@@ -299,17 +299,17 @@ def test_tls_is_for_sentinels_and_master() -> None:
     assert isinstance(connection, SSLConnection)
     assert connection.ca_certs == "/run/ca.pem"
     for sentinel in client.connection_pool.sentinel_manager.sentinels:
-        asked = sentinel.connection_pool.make_connection()
-        assert isinstance(asked, SSLConnection)
-        assert (asked.ca_certs, asked.port) == ("/run/ca.pem", 26379)
+        connection = sentinel.connection_pool.make_connection()
+        assert isinstance(connection, SSLConnection)
+        assert (connection.ca_certs, connection.port) == ("/run/ca.pem", 26379)
 
 
 def test_sentinels_share_one_timeout() -> None:
     """Sentinels share one timeout: they are queried in turn, and VK is polled only between two requests to Redis."""
     client = make_client("redis+sentinel://one,two,three,four/mymaster", OPTIONS)
     for sentinel in client.connection_pool.sentinel_manager.sentinels:
-        asked = sentinel.connection_pool.make_connection()
-        assert (asked.socket_timeout, asked.socket_connect_timeout) == (0.25, 0.25)
+        connection = sentinel.connection_pool.make_connection()
+        assert (connection.socket_timeout, connection.socket_connect_timeout) == (0.25, 0.25)
     connection = client.connection_pool.make_connection()
     assert (connection.socket_timeout, connection.socket_connect_timeout) == (1.0, 1.0)
 
@@ -393,13 +393,13 @@ def test_a_redis_with_too_many_clients_says_so() -> None:
     """The error names the limit of clients: an operator must not look for the cause in the network, which is fine."""
     with Server() as server, server.client() as owner:
         owner.config_set("maxclients", 1)
-        said = "Redis is unavailable (max number of clients reached)"
+        expected = "Redis is unavailable (max number of clients reached)"
         # Redis may reset the connection instead.
-        wait_until(lambda: sentence(server.url, RedisUnavailable, "PING") == said)
+        wait_until(lambda: sentence(server.url, RedisUnavailable, "PING") == expected)
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "expected"),
     [
         (["AUTH", "nobody", "secret"], "Redis refuses the user or the password"),
         (["EVAL", "return redis.error_reply('NOAUTH Authentication required.')", "0"], "Redis refuses the user"),
@@ -409,20 +409,20 @@ def test_a_redis_with_too_many_clients_says_so() -> None:
         (["LPOP", "stream"], "Redis refuses a permission"),
     ],
 )
-def test_errors_that_only_the_operator_can_fix_are_fatal(command: list[str], said: str) -> None:
+def test_errors_that_only_the_operator_can_fix_are_fatal(command: list[str], expected: str) -> None:
     """What only the operator can fix is fatal, whether a command or a script reports it."""
     rules = "user limited on >secret ~* &* +@all -lpop"
     with Server(acl=[rules]) as server, server.client() as owner:
         owner.xadd("stream", {"a": "b"})
-        assert said in sentence(f"redis://limited:secret@{HOST}:{server.port}", RedisFatalError, *command)
+        assert expected in sentence(f"redis://limited:secret@{HOST}:{server.port}", RedisFatalError, *command)
 
 
 def test_a_refused_cluster_slots_is_fatal() -> None:
     """A refused CLUSTER SLOTS is fatal, although redis-py hides it behind an error that is usually transient."""
     with cluster(1) as (node,), node.client() as owner:
         owner.execute_command("ACL", "SETUSER", "limited", "on", ">secret", "~*", "+@all", "-cluster|slots")
-        said = sentence(f"redis://limited:secret@{HOST}:{node.port}", RedisFatalError, "PING")
-        assert "Redis refuses a permission" in said
+        error = sentence(f"redis://limited:secret@{HOST}:{node.port}", RedisFatalError, "PING")
+        assert "Redis refuses a permission" in error
 
 
 @pytest.mark.parametrize(("key", "kind"), [("text", RedisFatalError), ("other", RedisUnavailable)])

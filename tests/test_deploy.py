@@ -42,7 +42,7 @@ ACL = {  # a rule in parentheses is a single rule, although it has a space
     name: re.findall(r"\(.+?\)|\S+", rules)
     for name, rules in re.findall("^user (.+?) on >SECRET (.+)$", OPERATIONS, re.MULTILINE)
 }
-UNFELT = {"+info", "+exists", "+zmscore"}  # rules that the fetcher itself can do without
+OPTIONAL = {"+info", "+exists", "+zmscore"}  # rules that the fetcher itself can do without
 
 
 def rules(user: str) -> list[str]:
@@ -117,7 +117,7 @@ def test_the_rules_suffice_for_the_fetcher(try_acl: Any) -> None:
     assert not refused(bus)
 
 
-@pytest.mark.parametrize("rule", sorted(set(rules("fetcher")) - UNFELT))
+@pytest.mark.parametrize("rule", sorted(set(rules("fetcher")) - OPTIONAL))
 def test_each_rule_is_needed_by_the_fetcher(try_acl: Any, rule: str) -> None:
     """Without a rule the fetcher says so and changes nothing; as soon as it has the rule, everything is published once.
 
@@ -137,7 +137,7 @@ def test_each_rule_is_needed_by_the_fetcher(try_acl: Any, rule: str) -> None:
     assert bus.has_everything_once()
 
 
-@pytest.mark.parametrize("rule", sorted(UNFELT))
+@pytest.mark.parametrize("rule", sorted(OPTIONAL))
 def test_rules_that_the_fetcher_itself_can_do_without(try_acl: Any, rule: str) -> None:
     """+info is for clusters, +exists for --health, and without +zmscore the fetcher commits more batches again."""
     bus, fetcher = try_acl(rule)
@@ -288,9 +288,9 @@ def job(tmp_path: Path) -> Callable[..., tuple[int, str, list[str]]]:
             capture_output=True,
             text=True,
         )
-        told = calls.read_text().splitlines()
-        assert all(line.startswith(f"{ROOT}: ") for line in told), "the build's context is not the project"
-        return done.returncode, done.stderr, [line.removeprefix(f"{ROOT}: ") for line in told]
+        lines = calls.read_text().splitlines()
+        assert all(line.startswith(f"{ROOT}: ") for line in lines), "the build's context is not the project"
+        return done.returncode, done.stderr, [line.removeprefix(f"{ROOT}: ") for line in lines]
 
     return run
 
@@ -345,10 +345,10 @@ def test_the_job_stops_at_a_failed_step(job: Any, failing: str, last: str) -> No
 def test_the_job_names_a_missing_credential(job: Any, name: str) -> None:
     """A missing credential gives one sentence before anything is done."""
     for credentials in (SECRETS | {name: ""}, {other: SECRETS[other] for other in SECRETS.keys() - {name}}):
-        code, said, calls = job(**credentials)
+        code, error, calls = job(**credentials)
         assert code != 0
-        assert said.count("\n") == 1
-        assert f"{name} is not set" in said
+        assert error.count("\n") == 1
+        assert f"{name} is not set" in error
         assert not calls
 
 
@@ -436,9 +436,9 @@ def test_run_time_requirements_have_their_own_file() -> None:
 
 def test_requirements_cover_the_ranges_of_the_package() -> None:
     """Everything that setup.py requires is pinned."""
-    asked = re.findall(r'"([\w-]+)(?:\[\w+\])?>=', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    required = re.findall(r'"([\w-]+)(?:\[\w+\])?>=', (ROOT / "setup.py").read_text(encoding="utf-8"))
     pinned = pins("requirements.txt") | pins("requirements-lint.txt")
-    assert {name.replace("-", "_").lower() for name in asked} - {"_"} <= pinned.keys() | {"setuptools"}
+    assert {name.replace("-", "_").lower() for name in required} - {"_"} <= pinned.keys() | {"setuptools"}
 
 
 # --- Compose and .env ------------------------------------------------------------------------------------

@@ -141,12 +141,12 @@ def published(server: Server) -> list[str]:
 def test_settings_and_their_defaults(text: str) -> None:
     """The table has every setting, and setting a documented default changes nothing."""
     needed = {"TOKEN": "token", "GROUPID": "1"}
-    told = {code(row[0]): code(row[1]) for row in table(text, "`BUS`")}
-    assert told.keys() == SETTINGS
-    assert {name for name in told if not told[name]} == {*needed, "TOKEN_FILE", "METRICS_PORT"}
+    documented = {code(row[0]): code(row[1]) for row in table(text, "`BUS`")}
+    assert documented.keys() == SETTINGS
+    assert {name for name in documented if not documented[name]} == {*needed, "TOKEN_FILE", "METRICS_PORT"}
     usual = config.parse(needed)
     assert usual.metrics_port == 0
-    for name, default in told.items():
+    for name, default in documented.items():
         if default:
             assert config.parse(needed | {name: default}) == usual, name
     for name in needed:
@@ -175,8 +175,8 @@ def program() -> Program:
 @readme
 def test_options(text: str, program: Program) -> None:
     """The table of commands has every option of the program, and no other one."""
-    told = " ".join(row[0] for row in table(text, "`--demo`"))
-    assert set(re.findall("--[a-z]+", told)) == program.options
+    documented = " ".join(row[0] for row in table(text, "`--demo`"))
+    assert set(re.findall("--[a-z]+", documented)) == program.options
 
 
 @pytest.mark.parametrize("name", ["docs/operations.md", "docs/operations.ru.md"])
@@ -287,8 +287,8 @@ def demonstrated() -> list[str]:
 def test_the_lines_are_what_the_demo_prints(text: str, demonstrated: list[str]) -> None:
     """The READMEs show what the demo prints for one event of each type, except message numbers, which vary."""
     (shown,) = blocks(text, "text")
-    told, printed = (re.sub(r"(?<=message )\d+", "N", lines) for lines in (shown, "\n".join(demonstrated)))
-    assert told.splitlines() == printed.splitlines()
+    documented, printed = (re.sub(r"(?<=message )\d+", "N", lines) for lines in (shown, "\n".join(demonstrated)))
+    assert documented.splitlines() == printed.splitlines()
 
 
 @pytest.mark.parametrize("name", ["subscribe", "consume"])
@@ -303,15 +303,15 @@ def test_consumers(name: str, server: Server, published: list[str], tmp_path: Pa
     (tmp_path / "consumer.py").write_text(program.replace("Redis()", f"Redis(port={server.port})"), encoding="utf-8")
     ended = threading.Event()
 
-    def talk() -> None:
+    def publish() -> None:
         client = server.client()
         while not ended.wait(0.02):
             for event in published:
                 client.publish(channel("events", json.loads(event)["event_type"]), event)
                 client.xadd("events", {"event": event})
 
-    talking = threading.Thread(target=talk)
-    talking.start()
+    publisher = threading.Thread(target=publish)
+    publisher.start()
     environment = uncovered() | {"PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "consumer.py"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
@@ -323,7 +323,7 @@ def test_consumers(name: str, server: Server, published: list[str], tmp_path: Pa
             _, errors = process.communicate(timeout=80)
     finally:
         ended.set()
-        talking.join()
+        publisher.join()
     place, _, text = line.rstrip().partition(": ")
     assert place == "Руслан Башинский in «FUNCKA | TOASTER | DEV | CHAT»"
     assert text in ("Hi!", "/command")
@@ -368,8 +368,8 @@ def test_commands(module: str, options: str) -> None:
 @readme
 def test_files_of_the_commands(text: str) -> None:
     """Every file that the commands copy, build or install exists."""
-    told = " ".join(blocks(text, "sh"))
-    assert all(name in told for name in ("cp .env.example .env", "docker compose up -d", "pip install ."))
+    commands = " ".join(blocks(text, "sh"))
+    assert all(name in commands for name in ("cp .env.example .env", "docker compose up -d", "pip install ."))
     assert all((ROOT / name).exists() for name in (".env.example", "compose.yaml", "setup.py", "requirements.txt"))
     extras = re.findall(r"'\.\[(\w+)\]'", text)
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
@@ -384,12 +384,12 @@ def test_files_of_the_commands(text: str) -> None:
 def test_the_readme_has_the_figures_of_the_pages(text: str) -> None:
     """The figures in the table of pages are also in the page that each row links to."""
     rows = table(text, "[Benchmark](docs/benchmark.md)" if text is ENGLISH else "[Скорость](docs/benchmark.md) (англ.)")
-    told = 0
+    count = 0
     for page, result in rows:
         (link,) = links(page)
-        told += len(figures(result))
+        count += len(figures(result))
         assert figures(result) <= figures(TEXTS[link]), link
-    assert told
+    assert count
 
 
 @pytest.mark.parametrize("name", MARKERS)
@@ -480,9 +480,9 @@ def test_the_map_has_every_file() -> None:
     paths = [path for path in (ROOT / "fetcher").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".typed")]
     packages = {path for path in paths if path.name == "__init__.py" and path.parent != ROOT / "fetcher"}
     files = {path.relative_to(ROOT / "fetcher").as_posix() for path in {*paths} - packages}
-    told = [code(row[0]) for row in table(GUIDE, "`main.py`")]
-    assert {name.removeprefix("fetcher/") for name in told if name.startswith("fetcher/")} == files
-    assert all((ROOT / name).exists() for name in told)
+    documented = [code(row[0]) for row in table(GUIDE, "`main.py`")]
+    assert {name.removeprefix("fetcher/") for name in documented if name.startswith("fetcher/")} == files
+    assert all((ROOT / name).exists() for name in documented)
 
 
 # Add an event type

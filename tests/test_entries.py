@@ -29,18 +29,18 @@ class VK(Lookups):
         self.full: dict[tuple[int, int], dict[str, Any]] = {}
         self.failure: Failure = None
         self.full_failure: Failure = None  # of full messages alone
-        self.asked: list[set[Any]] = []
+        self.requested: list[set[Any]] = []
 
     def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
-        self.asked.append(set(ids))
-        return ({} if self.failure else {id: Name(f"name of {id}") for id in self.asked[-1]}), self.failure
+        self.requested.append(set(ids))
+        return ({} if self.failure else {id: Name(f"name of {id}") for id in self.requested[-1]}), self.failure
 
     def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], dict[str, Any]], Failure]:
         if not places:
             return {}, None
-        self.asked.append(set(places))
+        self.requested.append(set(places))
         return {
-            place: self.full[place] for place in self.asked[-1] if place in self.full
+            place: self.full[place] for place in self.requested[-1] if place in self.full
         }, self.full_failure or self.failure
 
 
@@ -113,7 +113,7 @@ def test_several_batches_are_built_at_once(vk: VK) -> None:
     batches = [batch(message("a"), message("b")), batch(), batch(message("c"))]
     texts = [[event(entry)["message"]["text"] for entry in entries] for entries in build(vk, *batches)]
     assert texts == [["a", "b"], [], ["c"]]
-    assert len(vk.asked) == 1
+    assert len(vk.requested) == 1
     assert not any(one.updates for one in batches)
 
 
@@ -250,10 +250,10 @@ def test_names_are_looked_up_again_after_another_fetchers_updates(vk: VK) -> Non
     entries = builder(vk)
 
     def build(since: int, until: int) -> int:
-        vk.asked.clear()
+        vk.requested.clear()
         begin, end = Position(0, since), Position(0, until)
         entries.build([Pending("batch", begin, end, [message("a")]), Pending("batch", end, end)], give_up=False)
-        return len(vk.asked)
+        return len(vk.requested)
 
     assert [build(10, 20), build(20, 30), build(25, 30), build(12, 20), build(30, 40)] == [1, 0, 0, 0, 0]
     assert [build(41, 50), build(50, 60)] == [1, 0]
@@ -274,18 +274,18 @@ def test_cropped_messages_are_completed(vk: VK) -> None:
     assert (event(first)["event_type"], event(first)["message"]["text"]) == ("command", "/full")
     assert event(second)["message"]["text"] == "a"
     assert event(third)["message"]["text"] == "cropped"
-    assert vk.asked[0] == {(5, 1), (5, 2)}
+    assert vk.requested[0] == {(5, 1), (5, 2)}
     build(vk, batch(message("a")))
-    assert len(vk.asked) == 3, "names twice, messages once"
+    assert len(vk.requested) == 3, "names twice, messages once"
 
 
 def test_with_raw_the_update_is_whole(vk: VK) -> None:
     """`raw` has the full message, and is no longer cropped."""
     vk.full[5, 1] = {"text": "full", "conversation_message_id": 1}
     ((entry,),) = build(vk, batch(cropped(1)), raw=True)
-    told = event(entry)["raw"]["object"]["message"]
-    assert told["text"] == "full"
-    assert "is_cropped" not in told
+    full = event(entry)["raw"]["object"]["message"]
+    assert full["text"] == "full"
+    assert "is_cropped" not in full
 
 
 # What fails
@@ -325,7 +325,7 @@ def test_known_full_messages_are_not_requested_again(vk: VK) -> None:
     vk.full_failure = None
     ((first, second),) = build(vk, one)
     assert [event(entry)["message"]["text"] for entry in (first, second)] == ["full", "cropped"]
-    assert vk.asked[:2] == [{(5, 1), (5, 2)}, {(5, 2)}]
+    assert vk.requested[:2] == [{(5, 1), (5, 2)}, {(5, 2)}]
 
 
 def test_the_failure_of_full_messages_is_returned(vk: VK) -> None:

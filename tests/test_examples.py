@@ -25,7 +25,7 @@ from tests.forks import LIBRARIES, ROOT, template
 from tests.processes import Fetcher
 from tests.servers import Server
 from tests.servers import wait_until as wait_for_it
-from tests.vk import CHAT, METHODS, PEER, PERSON, VK, Refused, message, reaction, update
+from tests.vk import CHAT, METHODS, PEER, PERSON, VK, RequestRejected, message, reaction, update
 
 LONG = 80  # seconds, a ceiling: on a busy machine an example may be slow to import what it needs
 wait_until = functools.partial(wait_for_it, timeout=LONG)
@@ -34,8 +34,8 @@ EXAMPLES = ROOT / "examples"
 VKBOTTLE, WITH_VKBOTTLE = ("vkbottle", *LIBRARIES), ("async_bot", "vkbottle_bot")
 RUN = """
 import runpy
-from tests.run import lead_vk_to
-lead_vk_to({url!r})
+from tests.run import redirect_vk_to
+redirect_vk_to({url!r})
 if {name!r} in {WITH_VKBOTTLE}:
     from vkbottle import AiohttpClient
     request = AiohttpClient.request
@@ -124,7 +124,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def send(vk: VK, params: dict[str, Any]) -> Any:
         peer = params.get("peer_ids") or params.get("peer_id") or params.get("user_id") or CHAT + int(params["chat_id"])
         if int(peer) == 666:
-            raise Refused(901, "Can't send messages for users without permission")
+            raise RequestRejected(901, "Can't send messages for users without permission")
         sent.append(params | {"peer": int(peer)})
         return [{"peer_id": int(peer), "message_id": 0}] if "peer_ids" in params else 0
 

@@ -18,20 +18,20 @@ from fetcher.vk.builders import BUILDERS
 from fetcher.vk.longpoll import LongPoll
 from tests.net import (
     BROKEN,
-    FATAL,
-    FATAL_AT_START,
+    FATAL_AT_START_CODES,
+    FATAL_CODES,
     KEY,
     NO_ANSWERS,
-    OTHER,
-    PASSING,
+    OTHER_CODES,
     QUIET_POLL,
     SERVER,
     SETTINGS,
     START,
+    TRANSIENT_CODES,
     Metrics,
     Net,
+    mixed,
     named,
-    odd,
 )
 from tests.vk import GROUP, TOKEN, error
 
@@ -61,13 +61,13 @@ def polling(longpoll: LongPoll, net: Net) -> LongPoll:
     return longpoll
 
 
-def found(answer: Answer, polled: int = 1000) -> list[tuple[Any, ...]]:
+def without_size(answer: Answer, polled: int = 1000) -> list[tuple[Any, ...]]:
     """Return the gap in an answer, if there is one, and the answer without its size."""
     return [(polled, answer.since, answer.gap)] * bool(answer.gap) + [answer[:3]]
 
 
 def empty(answer: Answer) -> bool:
-    return found(answer) == [(1000, 1000, [])]
+    return without_size(answer) == [(1000, 1000, [])]
 
 
 def server_of(longpoll: LongPoll) -> str:
@@ -77,7 +77,7 @@ def server_of(longpoll: LongPoll) -> str:
 
 def keys(net: Net) -> list[tuple[str, str]]:
     """Return the key and the ts of each poll."""
-    return [(params["key"], params["ts"]) for params in net.asked("poll")]
+    return [(params["key"], params["ts"]) for params in net.params_of("poll")]
 
 
 # What is requested
@@ -87,7 +87,7 @@ def test_creating_the_long_poll_sends_no_request(longpoll: LongPoll, net: Net) -
     """The server is not requested before it is needed."""
     assert not net.requests
     assert longpoll.renew() == 1000
-    assert net.asked("groups.getLongPollServer") == [
+    assert net.params_of("groups.getLongPollServer") == [
         {"group_id": str(GROUP), "lang": "ru", "v": "5.199", "access_token": TOKEN}
     ]
 
@@ -96,7 +96,7 @@ def test_parameters_of_a_poll(polling: LongPoll, net: Net) -> None:
     """A poll sends act, key, ts and wait to VK's server."""
     net.answers["poll"] = [{"ts": "1002", "updates": [1, 2]}]
     assert polling.poll(1000, 25) == Answer(1000, 1002, [1, 2], len('{"ts": "1002", "updates": [1, 2]}'))
-    assert net.asked("poll") == [{"act": "a_check", "key": KEY, "ts": "1000", "wait": "25"}]
+    assert net.params_of("poll") == [{"act": "a_check", "key": KEY, "ts": "1000", "wait": "25"}]
 
 
 def test_a_poll_with_wait_0_is_abandoned_if_it_is_held_back(polling: LongPoll, net: Net) -> None:
@@ -110,7 +110,7 @@ def test_a_poll_with_wait_0_is_abandoned_if_it_is_held_back(polling: LongPoll, n
     assert polling.poll(1002, 0) == Answer(1002, 1002, [])
     (_, (connect, read)) = net.timeouts()[-1]
     assert (connect, read) == (5, 14.1)
-    assert net.asked("poll")[-1]["wait"] == "1"
+    assert net.params_of("poll")[-1]["wait"] == "1"
     assert net.clock.now < polling.renew_at - 1000, "nothing is wrong with this key"
     net.answers["poll"] = [QUIET_POLL]
     polling.poll(1000, 25)
@@ -125,7 +125,7 @@ def test_a_poll_with_wait_0_takes_no_new_key(polling: LongPoll, net: Net) -> Non
     net.clock.now = polling.renew_at + 1
     net.answers["poll"] = [requests.ReadTimeout()]
     assert polling.poll(1000, 0) == Answer(1000, 1000, [])
-    assert not net.asked("groups.getLongPollServer")
+    assert not net.params_of("groups.getLongPollServer")
 
 
 def test_polls_need_no_pause(polling: LongPoll, net: Net) -> None:
@@ -183,7 +183,7 @@ def test_a_new_key_in_a_pause(polling: LongPoll, net: Net) -> None:
             polling.api.method("execute")
     net.answers["poll"] = [{"failed": 2}, QUIET_POLL]
     assert empty(polling.poll(1000, 25))
-    assert len(net.asked("groups.getLongPollServer")) == 1
+    assert len(net.params_of("groups.getLongPollServer")) == 1
     net.clock.now += 1
     with pytest.raises(TransientError, match="pause"):
         polling.api.method("execute")
@@ -193,13 +193,13 @@ def test_a_redirect_of_a_poll(polling: LongPoll, net: Net) -> None:
     """A redirect of a poll is followed, because a poll has all its parameters in its address."""
     net.answers["poll"] = [(301, "", ("Location", f"{SERVER}?new=1")), QUIET_POLL]
     assert empty(polling.poll(1000, 25))
-    assert [params.get("new") for params in net.asked("poll")] == [None, "1"]
+    assert [params.get("new") for params in net.params_of("poll")] == [None, "1"]
 
 
 # The server and its key
 
 
-@pytest.mark.parametrize("code", FATAL + FATAL_AT_START)
+@pytest.mark.parametrize("code", FATAL_CODES + FATAL_AT_START_CODES)
 def test_fatal_at_start(longpoll: LongPoll, net: Net, code: int) -> None:
     """Only the operator can fix these errors: a sentence says how, with VK's own words."""
     net.answers["groups.getLongPollServer"] = [error(code, "Why")]
@@ -207,7 +207,7 @@ def test_fatal_at_start(longpoll: LongPoll, net: Net, code: int) -> None:
         longpoll.renew()
 
 
-@pytest.mark.parametrize("code", PASSING + OTHER)
+@pytest.mark.parametrize("code", TRANSIENT_CODES + OTHER_CODES)
 def test_errors_at_the_start_are_transient(longpoll: LongPoll, net: Net, code: int) -> None:
     """These errors are transient: the loop requests the server again."""
     net.answers["groups.getLongPollServer"] = [error(code, "Why"), START]
@@ -221,11 +221,11 @@ def test_errors_at_the_start_are_transient(longpoll: LongPoll, net: Net, code: i
 def test_no_answer_at_the_start(longpoll: LongPoll, net: Net, answer: Any) -> None:
     """A missing or unreadable answer is a transient error that contains no secret."""
     net.answers["groups.getLongPollServer"] = [answer, START]
-    with pytest.raises(TransientError) as told:
+    with pytest.raises(TransientError) as raised:
         longpoll.renew()
-    assert type(told.value) is TransientError
-    assert told.value.__suppress_context__
-    assert not re.search(f"{TOKEN}|access_token|http:|https:", str(told.value))
+    assert type(raised.value) is TransientError
+    assert raised.value.__suppress_context__
+    assert not re.search(f"{TOKEN}|access_token|http:|https:", str(raised.value))
     assert longpoll.renew() == 1000
 
 
@@ -238,8 +238,8 @@ SERVERS: list[Any] = [
     {"key": KEY, "ts": "1"},
     {"server": SERVER, "ts": "1"},
 ]
-SERVERS += [{"key": KEY, "server": SERVER, "ts": ts} for ts in odd(None, "", "abc", -1, 1.5, True, [], {}, "1 ", "٣")]
-SERVERS += [{"key": KEY, "server": server, "ts": "1"} for server in odd(None, "", 5, [], "lp.vk.ru/whp/1")]
+SERVERS += [{"key": KEY, "server": SERVER, "ts": ts} for ts in mixed(None, "", "abc", -1, 1.5, True, [], {}, "1 ", "٣")]
+SERVERS += [{"key": KEY, "server": server, "ts": "1"} for server in mixed(None, "", 5, [], "lp.vk.ru/whp/1")]
 
 
 @pytest.mark.parametrize("server", named(SERVERS))
@@ -307,7 +307,7 @@ def test_vk_apis_check_and_listen_work(longpoll: LongPoll, net: Net) -> None:
 def test_poll(polling: LongPoll, net: Net, answer: Any, expected: Answer) -> None:
     """A poll returns the updates as they are, with the ts where they begin and end."""
     net.answers["poll"] = [answer]
-    assert found(polling.poll(1000, 25)) == [expected[:3]]
+    assert without_size(polling.poll(1000, 25)) == [expected[:3]]
 
 
 def test_the_size_of_an_answer(polling: LongPoll, net: Net) -> None:
@@ -319,9 +319,9 @@ def test_the_size_of_an_answer(polling: LongPoll, net: Net) -> None:
 
 UNREADABLE: list[Any] = [
     *(None, 5, "text", [], {}, {"updates": []}, {"ts": "1001"}),
-    *({"ts": "1001", "updates": updates} for updates in odd(None, {}, "text", 5)),
-    *({"ts": ts, "updates": []} for ts in odd(None, "", "abc", -1, 1.5, True, [], "1 ", "٣", "1" * 31)),
-    *({"ts": "1001", "updates": [], "failed": failed} for failed in odd(4, -1, "1", None, [], {})),
+    *({"ts": "1001", "updates": updates} for updates in mixed(None, {}, "text", 5)),
+    *({"ts": ts, "updates": []} for ts in mixed(None, "", "abc", -1, 1.5, True, [], "1 ", "٣", "1" * 31)),
+    *({"ts": "1001", "updates": [], "failed": failed} for failed in mixed(4, -1, "1", None, [], {})),
     *({"failed": 4, "min_version": 0, "max_version": 19}, {"failed": 1}, {"failed": 1, "ts": "new"}),
     (200, b"\x1f\x8bnonsense", ("Content-Encoding", "gzip")),
     *((200, "<html>"), (200, ""), (200, '{"ts": "1001", "updates": [{"type":'), (200, "[" * 100_000)),
@@ -333,21 +333,21 @@ UNREADABLE: list[Any] = [
 def test_poll_is_unreadable(polling: LongPoll, net: Net, answer: Any) -> None:
     """An answer of another form is an error that quotes no key; the same ts is polled again."""
     net.answers["poll"] = [answer, {"ts": "1001", "updates": [5]}]
-    with pytest.raises(MalformedResponse) as told:
+    with pytest.raises(MalformedResponse) as raised:
         polling.poll(1000, 25)
-    assert not re.search(f"http|{KEY}", str(told.value))
-    assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
+    assert not re.search(f"http|{KEY}", str(raised.value))
+    assert without_size(polling.poll(1000, 25)) == [(1000, 1001, [5])]
 
 
 @pytest.mark.parametrize("failure", named([failure for failure in BROKEN if isinstance(failure, Exception)]))
 def test_poll_is_broken(polling: LongPoll, net: Net, failure: Exception) -> None:
     """Network failures are transient, and the error does not contain the key."""
     net.answers["poll"] = [type(failure)(f"{SERVER}?key={KEY}"), {"ts": "1001", "updates": [5]}]
-    with pytest.raises(TransientError) as told:
+    with pytest.raises(TransientError) as raised:
         polling.poll(1000, 25)
-    assert isinstance(told.value, MalformedResponse) == isinstance(failure, UnicodeError)
-    assert not re.search(f"http|{KEY}", str(told.value))
-    assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
+    assert isinstance(raised.value, MalformedResponse) == isinstance(failure, UnicodeError)
+    assert not re.search(f"http|{KEY}", str(raised.value))
+    assert without_size(polling.poll(1000, 25)) == [(1000, 1001, [5])]
 
 
 FORGOTTEN = "VK has forgotten the updates in between"
@@ -355,11 +355,11 @@ FORGOTTEN = "VK has forgotten the updates in between"
 
 def test_failed_1(polling: LongPoll, net: Net) -> None:
     """If VK has forgotten updates, one poll returns a gap up to VK's new ts and what follows it, with the same key."""
-    odd = {"failed": 1, "ts": 2593, "error": {"code": 1}}
-    net.answers["poll"] = [odd, {"ts": "2594", "updates": [5]}]
-    assert found(polling.poll(1000, 25)) == [(1000, 2593, f"{FORGOTTEN} (failed 1)"), (2593, 2594, [5])]
-    assert [(params["ts"], params["wait"]) for params in net.asked("poll")] == [("1000", "25"), ("2593", "1")]
-    assert not net.asked("groups.getLongPollServer")
+    answer = {"failed": 1, "ts": 2593, "error": {"code": 1}}
+    net.answers["poll"] = [answer, {"ts": "2594", "updates": [5]}]
+    assert without_size(polling.poll(1000, 25)) == [(1000, 2593, f"{FORGOTTEN} (failed 1)"), (2593, 2594, [5])]
+    assert [(params["ts"], params["wait"]) for params in net.params_of("poll")] == [("1000", "25"), ("2593", "1")]
+    assert not net.params_of("groups.getLongPollServer")
 
 
 def test_after_a_gap_the_key_is_not_behind(polling: LongPoll, net: Net) -> None:
@@ -368,14 +368,14 @@ def test_after_a_gap_the_key_is_not_behind(polling: LongPoll, net: Net) -> None:
     net.answers["poll"] = [{"failed": 1, "ts": 2593}, {"ts": "2593", "updates": []}]
     for ts in (1000, 2593, 2593):
         polling.poll(ts, 25)
-    assert not net.asked("groups.getLongPollServer")
+    assert not net.params_of("groups.getLongPollServer")
 
 
 def test_gaps_that_follow_each_other_are_one(polling: LongPoll, net: Net) -> None:
     """If VK has also forgotten the ts that it names, there is a single gap, up to the ts of a new key."""
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "1027"}}]
     net.answers["poll"] = [{"failed": 1, "ts": ts} for ts in (1001, 1003)] + [{"ts": "1027", "updates": []}]
-    assert found(polling.poll(1000, 25)) == [(1000, 1027, f"{FORGOTTEN} (failed 1)"), (1027, 1027, [])]
+    assert without_size(polling.poll(1000, 25)) == [(1000, 1027, f"{FORGOTTEN} (failed 1)"), (1027, 1027, [])]
 
 
 def test_vk_has_forgotten_everything_that_it_names(polling: LongPoll, net: Net) -> None:
@@ -390,7 +390,7 @@ def test_failed_2(polling: LongPoll, net: Net) -> None:
     """If the key has expired, the poll takes a new key and server and goes on at the same ts, without a gap."""
     net.answers["groups.getLongPollServer"] = [{"response": {"key": "new", "server": SERVER + "0", "ts": "2000"}}]
     net.answers["poll"] = [{"failed": 2}, {"ts": "1001", "updates": [5]}, QUIET_POLL]
-    assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
+    assert without_size(polling.poll(1000, 25)) == [(1000, 1001, [5])]
     assert keys(net) == [(KEY, "1000"), ("new", "1000")]
     assert polling.latest_ts == 2000
     polling.poll(1000, 25)
@@ -403,7 +403,7 @@ def test_failed_2_repeatedly(polling: LongPoll, net: Net) -> None:
     begun = net.clock.now
     with pytest.raises(TransientError, match="refuses every key and ts"):
         polling.poll(1000, 25)
-    assert len(net.asked("groups.getLongPollServer")) == 4
+    assert len(net.params_of("groups.getLongPollServer")) == 4
     assert net.clock.now >= begun + 3
 
 
@@ -413,7 +413,7 @@ def test_failed_2_and_no_new_key(polling: LongPoll, net: Net) -> None:
     net.answers["groups.getLongPollServer"] = [error(10), START]
     with pytest.raises(TransientError, match="10"):
         polling.poll(1000, 25)
-    assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
+    assert without_size(polling.poll(1000, 25)) == [(1000, 1001, [5])]
 
 
 @pytest.mark.parametrize("first", [[], [{"failed": 2, "ts": "odd"}]], ids=["at once", "after failed 2"])
@@ -421,7 +421,7 @@ def test_failed_3(polling: LongPoll, net: Net, first: list[Any]) -> None:
     """If VK has lost its history, the poll takes a new key, and there is a gap up to VK's latest ts."""
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     net.answers["poll"] = [*first, {"failed": 3, "ts": "odd"}, {"ts": "2000", "updates": []}]
-    assert found(polling.poll(1000, 25)) == [(1000, 2000, f"{FORGOTTEN} (failed 3)"), (2000, 2000, [])]
+    assert without_size(polling.poll(1000, 25)) == [(1000, 2000, f"{FORGOTTEN} (failed 3)"), (2000, 2000, [])]
     assert keys(net)[-1] == ("new", "2000")
 
 
@@ -430,7 +430,7 @@ def test_failed_3_and_a_key_that_is_behind(polling: LongPoll, net: Net, until: i
     """If VK's answer at a lower ts of the new key reaches the polled ts, nothing is missing, and some is repeated."""
     net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "998"}}]
     net.answers["poll"] = [{"failed": 3}, {"ts": str(until), "updates": [4, 5, 6, 7][: until - 998]}]
-    assert found(polling.poll(1000, 25)) == [(1000, until, updates)]
+    assert without_size(polling.poll(1000, 25)) == [(1000, until, updates)]
 
 
 def test_failed_3_and_no_new_key(polling: LongPoll, net: Net) -> None:
@@ -442,7 +442,7 @@ def test_failed_3_and_no_new_key(polling: LongPoll, net: Net) -> None:
     assert polling.poll(1000, 25).gap
 
 
-KEY_TROUBLES: dict[str, list[Any]] = {
+KEY_FAILURES: dict[str, list[Any]] = {
     "keys that expire at once": [{"failed": 2}],
     "histories that are lost at once": [{"failed": 3}],
     "answers of both kinds": [{"failed": 2}, {"failed": 3}] * 500,
@@ -451,8 +451,8 @@ KEY_TROUBLES: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("answers", KEY_TROUBLES.values(), ids=KEY_TROUBLES)
-@pytest.mark.parametrize("key", [START, error(10), (200, "<html>")], ids=["a key", "no key", "an odd key"])
+@pytest.mark.parametrize("answers", KEY_FAILURES.values(), ids=KEY_FAILURES)
+@pytest.mark.parametrize("key", [START, error(10), (200, "<html>")], ids=["a key", "no key", "a malformed key"])
 def test_keys_are_requested_at_most_once_a_second(longpoll: LongPoll, net: Net, answers: list[Any], key: Any) -> None:
     """Whatever goes wrong, keys are requested at most once a second, because VK answers error 29 to faster requests."""
     net.answers |= {"poll": list(answers), "groups.getLongPollServer": [START, key]}
@@ -479,9 +479,9 @@ def test_servers_that_are_a_few_updates_apart(polling: LongPoll, net: Net, apart
     net.answers["poll"] = [behind, behind, behind, {"ts": "1001", "updates": [5]}]
     with pytest.raises(TransientError, match="an earlier ts than it was polled at"):
         polling.poll(1000, 25)
-    assert len(net.asked("groups.getLongPollServer")) == 1
-    assert found(polling.poll(1000, 25)) == [(1000, 1001, [5])]
-    assert len(net.asked("groups.getLongPollServer")) == 1, "the first thing is to poll once more"
+    assert len(net.params_of("groups.getLongPollServer")) == 1
+    assert without_size(polling.poll(1000, 25)) == [(1000, 1001, [5])]
+    assert len(net.params_of("groups.getLongPollServer")) == 1, "the first thing is to poll once more"
 
 
 def test_vk_restarts_its_numbering(polling: LongPoll, net: Net) -> None:
@@ -491,7 +491,7 @@ def test_vk_restarts_its_numbering(polling: LongPoll, net: Net) -> None:
     net.answers["poll"] = [lower, lower, forgotten, forgotten, {"ts": "31", "updates": [6]}]
     expected = [[(1000, 30, [5])], [(1000, 30, f"{FORGOTTEN} (failed 1)"), (30, 31, [6])]]
     for answers in expected:
-        assert found(polling.poll(1000, 25)) == answers
+        assert without_size(polling.poll(1000, 25)) == answers
 
 
 @pytest.mark.parametrize("latest", ["35", "1000"])
@@ -506,15 +506,15 @@ def test_vk_waits_for_a_ts_that_is_far_ahead(polling: LongPoll, net: Net, latest
     for _ in range(3):
         assert empty(polling.poll(1000, 25))
         net.clock.now += 25
-    assert len(net.asked("groups.getLongPollServer")) == 1
+    assert len(net.params_of("groups.getLongPollServer")) == 1
     if latest == "35":
         net.answers["poll"] = [{"ts": "35", "updates": [5]}]
-        assert found(polling.poll(1000, 25)) == [(1000, 30, "VK restarted its numbering"), (30, 35, [5])]
+        assert without_size(polling.poll(1000, 25)) == [(1000, 30, "VK restarted its numbering"), (30, 35, [5])]
         return
     assert empty(polling.poll(1000, 25))
     net.clock.now += 3500
     assert empty(polling.poll(1000, 25))
-    assert len(net.asked("groups.getLongPollServer")) == 2, "the second key is no reason for a third"
+    assert len(net.params_of("groups.getLongPollServer")) == 2, "the second key is no reason for a third"
     assert {ts for _, ts in keys(net)} == {"1000"}
 
 
@@ -529,7 +529,7 @@ def test_keys_whose_ts_is_behind_for_long(polling: LongPoll, net: Net) -> None:
     assert [ts for _, ts in keys(net)] == ["1000", "1000", "998", "1000"]
     net.clock.now += 3500
     assert empty(polling.poll(1000, 25))
-    assert len(net.asked("groups.getLongPollServer")) == 2, "VK has said that it is here"
+    assert len(net.params_of("groups.getLongPollServer")) == 2, "VK has said that it is here"
 
 
 def test_one_lower_ts_of_a_new_key_proves_nothing(polling: LongPoll, net: Net) -> None:
@@ -545,7 +545,7 @@ def test_one_lower_ts_of_a_new_key_proves_nothing(polling: LongPoll, net: Net) -
     polling.poll(1000, 25)
     net.clock.now += 3599
     polling.poll(1002, 25)
-    assert len(net.asked("groups.getLongPollServer")) == 2
+    assert len(net.params_of("groups.getLongPollServer")) == 2
 
 
 # Places that cannot be read
@@ -570,7 +570,7 @@ def test_an_unreadable_ts_is_skipped(polling: LongPoll, net: Net) -> None:
     unreadable_for_ten_minutes(polling, net)
     net.answers["poll"] = [{"ts": "2000", "updates": []}, HTML, {"ts": "2001", "updates": [5]}]
     gap = (1000, 2000, "VK's answer there could not be read for too long")
-    assert found(polling.poll(1000, 25)) == [gap, (2000, 2001, [5])]
+    assert without_size(polling.poll(1000, 25)) == [gap, (2000, 2001, [5])]
     assert keys(net) == [("new", "2000"), ("new", "1000"), ("new", "2000")]
 
 
@@ -581,7 +581,7 @@ def test_an_unreadable_ts_is_skipped_though_the_latest_is_refused(polling: LongP
     refused = {"failed": 1, "ts": 2001}
     net.answers["poll"] = [refused, HTML, refused, {"ts": "2001", "updates": []}]
     gap = (1000, 2000, "VK's answer there could not be read for too long")
-    assert found(polling.poll(1000, 25)) == [gap, (2000, 2001, [])]
+    assert without_size(polling.poll(1000, 25)) == [gap, (2000, 2001, [])]
 
 
 def test_a_new_key_makes_the_ts_readable(polling: LongPoll, net: Net) -> None:
@@ -589,10 +589,10 @@ def test_a_new_key_makes_the_ts_readable(polling: LongPoll, net: Net) -> None:
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
     net.answers["poll"] = [{"ts": "2000", "updates": []}, {"ts": "1002", "updates": [1, 2]}, HTML]
-    assert found(polling.poll(1000, 25)) == [(1000, 1002, [1, 2])]
+    assert without_size(polling.poll(1000, 25)) == [(1000, 1002, [1, 2])]
     with pytest.raises(MalformedResponse):
         polling.poll(1000, 25)
-    assert len(keys(net)) == 3, "its ten minutes begin anew"
+    assert len(keys(net)) == 3, "its ten minutes begin again"
 
 
 def test_vk_has_forgotten_the_unreadable_ts(polling: LongPoll, net: Net) -> None:
@@ -600,7 +600,7 @@ def test_vk_has_forgotten_the_unreadable_ts(polling: LongPoll, net: Net) -> None
     net.answers["groups.getLongPollServer"] = [NEW_KEY]
     unreadable_for_ten_minutes(polling, net)
     net.answers["poll"] = [{"ts": "2000", "updates": []}, {"failed": 1, "ts": 1500}, {"ts": "1500", "updates": []}]
-    assert found(polling.poll(1000, 25)) == [(1000, 1500, f"{FORGOTTEN} (failed 1)"), (1500, 1500, [])]
+    assert without_size(polling.poll(1000, 25)) == [(1000, 1500, f"{FORGOTTEN} (failed 1)"), (1500, 1500, [])]
 
 
 @pytest.mark.parametrize("failing", ["key", "latest ts", "latest ts refused", "old ts"])
@@ -613,9 +613,9 @@ def test_a_failure_while_a_ts_is_skipped(polling: LongPoll, net: Net, failing: s
     answers["latest ts refused"] = [{"failed": 2}]
     net.answers["groups.getLongPollServer"] = [NEW_KEY, error(10) if failing == "key" else NEW_KEY, NEW_KEY]
     net.answers["poll"] = [*answers[failing], HTML]
-    with pytest.raises(TransientError) as told:
+    with pytest.raises(TransientError) as raised:
         polling.poll(1000, 25)
-    assert type(told.value) is (MalformedResponse if failing == "latest ts refused" else TransientError)
+    assert type(raised.value) is (MalformedResponse if failing == "latest ts refused" else TransientError)
     with pytest.raises(MalformedResponse):
         polling.poll(1000, 25)
     net.clock.now += 57
@@ -668,7 +668,7 @@ def test_the_server_has_moved(polling: LongPoll, net: Net, answer: Any) -> None:
             polling.poll(1000, 25)
         assert server_of(polling) != "https://lp.vk.ru/new"
         net.clock.now += 6
-    assert found(polling.poll(1000, 25)) == [(1000, 1002, [1, 2])]
+    assert without_size(polling.poll(1000, 25)) == [(1000, 1002, [1, 2])]
     assert server_of(polling) == "https://lp.vk.ru/new"
 
 
@@ -679,7 +679,7 @@ def test_the_server_is_down(polling: LongPoll, net: Net) -> None:
         with pytest.raises(TransientError):
             polling.poll(1000, 25)
         net.clock.now += 4
-    assert len(net.asked("groups.getLongPollServer")) == 2
+    assert len(net.params_of("groups.getLongPollServer")) == 2
 
 
 def test_the_key_is_renewed_after_an_hour_of_silence(polling: LongPoll, net: Net) -> None:
@@ -690,13 +690,13 @@ def test_the_key_is_renewed_after_an_hour_of_silence(polling: LongPoll, net: Net
     polling.poll(1000, 25)
     net.clock.now += 3500
     polling.poll(1001, 25)
-    assert not net.asked("groups.getLongPollServer")
+    assert not net.params_of("groups.getLongPollServer")
     net.clock.now += 101
-    assert found(polling.poll(1001, 25)) == [(1001, 1001, [])]
+    assert without_size(polling.poll(1001, 25)) == [(1001, 1001, [])]
     assert keys(net)[-1] == ("new", "1001")
     net.clock.now += 3599
     polling.poll(1001, 25)
-    assert len(net.asked("groups.getLongPollServer")) == 1
+    assert len(net.params_of("groups.getLongPollServer")) == 1
 
 
 @pytest.mark.parametrize("failure", [error(10), error(5)], ids=["passing", "fatal"])
@@ -714,10 +714,10 @@ def test_renewal_fails(polling: LongPoll, net: Net, failure: Any, caplog: pytest
         assert empty(polling.poll(1000, 25))
         net.clock.now += 59
         assert empty(polling.poll(1000, 25))
-        assert len(net.asked("groups.getLongPollServer")) == tries
+        assert len(net.params_of("groups.getLongPollServer")) == tries
         net.clock.now += 2
-    said = "VK error 10 in groups.getLongPollServer: Error of the tests: the old key stays in use"
-    assert caplog.messages == ([said] * 2 if failure == error(10) else [])
+    sentence = "VK error 10 in groups.getLongPollServer: Error of the tests: the old key stays in use"
+    assert caplog.messages == ([sentence] * 2 if failure == error(10) else [])
 
 
 def test_renewal_fails_during_an_outage(polling: LongPoll, net: Net, caplog: pytest.LogCaptureFixture) -> None:
@@ -728,7 +728,7 @@ def test_renewal_fails_during_an_outage(polling: LongPoll, net: Net, caplog: pyt
         with pytest.raises(TransientError):
             polling.poll(1000, 25)
         net.clock.now += 11
-    assert len(net.asked("groups.getLongPollServer")) == 5
+    assert len(net.params_of("groups.getLongPollServer")) == 5
     assert caplog.messages == ["VK's API is unavailable (ConnectionError): the old key stays in use"]
 
 
@@ -740,13 +740,13 @@ def test_the_first_poll_is_short(longpoll: LongPoll, net: Net) -> None:
     longpoll.renew()
     for _ in range(3):
         longpoll.poll(1000, 25)
-    assert [params["wait"] for params in net.asked("poll")] == ["1", "25", "25"]
+    assert [params["wait"] for params in net.params_of("poll")] == ["1", "25", "25"]
     assert [name for _, name, *_ in net.requests][:3] == [
         "groups.getLongPollServer",
         "poll",
         "groups.getLongPollSettings",
     ]
-    assert len(net.asked("groups.getLongPollSettings")) == 1
+    assert len(net.params_of("groups.getLongPollSettings")) == 1
 
 
 def test_a_first_poll_that_fails_is_short_again(longpoll: LongPoll, net: Net) -> None:
@@ -755,12 +755,12 @@ def test_a_first_poll_that_fails_is_short_again(longpoll: LongPoll, net: Net) ->
     longpoll.renew()
     with pytest.raises(TransientError):
         longpoll.poll(1000, 25)
-    assert not net.asked("groups.getLongPollSettings")
+    assert not net.params_of("groups.getLongPollSettings")
     longpoll.poll(1000, 25)
-    assert not net.asked("groups.getLongPollSettings")
+    assert not net.params_of("groups.getLongPollSettings")
     longpoll.poll(1000, 25)
-    assert [params["wait"] for params in net.asked("poll")] == ["1", "1", "25"]
-    assert len(net.asked("groups.getLongPollSettings")) == 1
+    assert [params["wait"] for params in net.params_of("poll")] == ["1", "1", "25"]
+    assert len(net.params_of("groups.getLongPollSettings")) == 1
 
 
 def test_the_settings_are_requested_once(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture) -> None:
@@ -771,7 +771,7 @@ def test_the_settings_are_requested_once(longpoll: LongPoll, net: Net, caplog: p
     for _ in range(3):
         with pytest.raises(TransientError):
             longpoll.poll(1000, 25)
-    assert len(net.asked("groups.getLongPollSettings")) == 1
+    assert len(net.params_of("groups.getLongPollSettings")) == 1
     assert len([message for message in caplog.messages if "5.80" in message]) == 1
 
 
@@ -780,7 +780,7 @@ def settings(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, ans
     caplog.set_level(logging.INFO, "fetcher")
     net.answers["groups.getLongPollSettings"] = [answer]
     longpoll.poll(longpoll.renew(), 25)
-    assert not net.asked("groups.getLongPollSettings"), "the first answer does not wait for them"
+    assert not net.params_of("groups.getLongPollSettings"), "the first answer does not wait for them"
     longpoll.poll(1000, 25)
     return [record.getMessage() for record in caplog.records]
 
@@ -801,7 +801,7 @@ def test_settings_off(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFix
     assert empty(longpoll.poll(1000, 25))
 
 
-@pytest.mark.parametrize("code", FATAL)
+@pytest.mark.parametrize("code", FATAL_CODES)
 def test_settings_and_a_token_that_vk_refuses(
     longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
@@ -833,7 +833,7 @@ def test_settings_without_types(longpoll: LongPoll, net: Net, caplog: pytest.Log
     assert ", ".join(BUILDERS) in warning
 
 
-ODD_SETTINGS: list[Any] = [
+MALFORMED_SETTINGS: list[Any] = [
     error(15),
     error(10),
     error(100),
@@ -841,10 +841,12 @@ ODD_SETTINGS: list[Any] = [
     {"response": []},
     {"response": {"is_enabled": True}},
 ]
-ODD_SETTINGS += [{"response": SETTINGS["response"] | {"api_version": version}} for version in odd("new", None, [])]
+MALFORMED_SETTINGS += [
+    {"response": SETTINGS["response"] | {"api_version": version}} for version in mixed("new", None, [])
+]
 
 
-@pytest.mark.parametrize("answer", named(ODD_SETTINGS + BROKEN + NO_ANSWERS))
+@pytest.mark.parametrize("answer", named(MALFORMED_SETTINGS + BROKEN + NO_ANSWERS))
 def test_settings_that_vk_does_not_return(
     longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, answer: Any
 ) -> None:

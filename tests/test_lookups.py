@@ -15,16 +15,16 @@ from fetcher.vk.api import Api
 from fetcher.vk.lookups import Lookups
 from tests.net import (
     BROKEN,
-    FATAL,
-    FATAL_AT_START,
+    FATAL_AT_START_CODES,
+    FATAL_CODES,
     NO_ANSWERS,
-    OTHER,
-    PASSING,
+    OTHER_CODES,
+    TRANSIENT_CODES,
     Metrics,
     Net,
     inside,
+    mixed,
     named,
-    odd,
     person,
     refusal,
 )
@@ -50,8 +50,8 @@ def vk(monkeypatch: pytest.MonkeyPatch) -> Iterator[VK]:
     monkeypatch.setattr("fetcher.vk.api.API_INTERVAL", 0)
 
     def answer(request: Any) -> tuple[int, dict[str, str], str]:
-        _, told = one.ask(request.url.rpartition("/")[2], dict(parse_qsl(request.body, keep_blank_values=True)))
-        return 200, {}, json.dumps(told)
+        _, response = one.ask(request.url.rpartition("/")[2], dict(parse_qsl(request.body, keep_blank_values=True)))
+        return 200, {}, json.dumps(response)
 
     with VK() as one, responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
         mock.add_callback(responses.POST, re.compile("https://api.vk.ru/method/"), answer)
@@ -65,7 +65,7 @@ def names_of(ids: Any) -> dict[int, Name]:
     return names
 
 
-def asked(vk: VK) -> list[tuple[str, str]]:
+def executed_calls(vk: VK) -> list[tuple[str, str]]:
     """List the calls inside each execute: the method, and the ids as they were sent."""
     calls = [call for request in vk.requests for call in request.inner]
     return [(method, next(values[name] for name in values if name.endswith("_ids"))) for method, values in calls]
@@ -78,7 +78,7 @@ def test_how_names_are_requested(lookups: Lookups, net: Net) -> None:
     """Names are requested in Russian, even inside an execute, with ids joined by commas, and the nick's fields."""
     net.answers["execute"] = [inside([], {"groups": []}, {"items": []})]
     assert lookups.names([6, 5, -3, -4, CHAT + 7, CHAT + 8])[1] is None
-    (params,) = net.asked("execute")
+    (params,) = net.params_of("execute")
     assert (params["v"], params["lang"], params["access_token"]) == ("5.199", "ru", TOKEN)
     calls = dict(inner_calls(params["code"]))
     assert calls["users.get"] == {"user_ids": "5,6", "lang": "ru", "fields": "domain,screen_name"}
@@ -105,7 +105,7 @@ def test_one_request_for_all(vk: VK) -> None:
         CHAT + 7: Name("Беседа"),
     }
     assert [request.name for request in vk.requests] == ["execute"]
-    assert sorted(asked(vk)) == [
+    assert sorted(executed_calls(vk)) == [
         ("groups.getById", "3"),
         ("messages.getConversationsById", str(CHAT + 7)),
         ("users.get", "5"),
@@ -120,8 +120,8 @@ def test_a_full_request(vk: VK) -> None:
     assert all(all((name.name, name.nick)) for id, name in names.items() if id < CHAT)
     assert names[CHAT + 150].name == "Беседа 150"
     assert [request.name for request in vk.requests] == ["execute"]
-    assert [method for method, _ in asked(vk)].count("users.get") == 2
-    assert max(vk.asked.values()) == 1
+    assert [method for method, _ in executed_calls(vk)].count("users.get") == 2
+    assert max(vk.lookup_counts.values()) == 1
 
 
 def test_more_than_a_request(vk: VK) -> None:
@@ -186,8 +186,8 @@ def test_a_refused_id_is_logged(vk: VK, caplog: pytest.LogCaptureFixture) -> Non
     caplog.set_level("DEBUG", "fetcher")
     vk.refused[CHAT + 7] = 917
     names_of([5, CHAT + 7])
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert re.fullmatch(rf"VK error 917 in messages.getConversationsById: .* of \[{CHAT + 7}\]", told)
+    (logged,) = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(rf"VK error 917 in messages.getConversationsById: .* of \[{CHAT + 7}\]", logged)
 
 
 # What VK refuses
@@ -216,7 +216,7 @@ def test_refused_among_others(vk: VK, refused: int) -> None:
     assert all(name.name for name in names.values())
     assert [request.name for request in vk.requests] == ["execute"] * 2
     kind = {method for method, _ in vk.requests[1].inner}
-    assert len(kind) == 1, "who was answered is not asked for again"
+    assert len(kind) == 1, "answered ids are not requested again"
 
 
 def test_several_refused(vk: VK) -> None:
@@ -244,13 +244,13 @@ def test_refused_ids_are_split(lookups: Lookups, net: Net) -> None:
     names = lookups.names([5, CHAT + 7, CHAT + 8])
     anna = Name("Анна 5-я", "Анна", "5-я", "anna5")
     assert names == ({5: anna, CHAT + 7: Name("Беседа"), CHAT + 8: Name()}, None)
-    first, second = (inner_calls(params["code"]) for params in net.asked("execute"))
+    first, second = (inner_calls(params["code"]) for params in net.params_of("execute"))
     assert [values["peer_ids"] for method, values in first if "peer_ids" in values] == [f"{CHAT + 7},{CHAT + 8}"]
     assert [values["peer_ids"] for method, values in second] == [str(CHAT + 7), str(CHAT + 8)]
     assert all(values["lang"] == "ru" for _, values in second)
 
 
-@pytest.mark.parametrize("code", FATAL_AT_START + OTHER)
+@pytest.mark.parametrize("code", FATAL_AT_START_CODES + OTHER_CODES)
 def test_a_request_that_is_refused(lookups: Lookups, net: Net, code: int) -> None:
     """Any other error, of the request or of a call inside, leaves names empty, and costs no further request."""
     net.answers["execute"] = [error(code)]
@@ -260,7 +260,7 @@ def test_a_request_that_is_refused(lookups: Lookups, net: Net, code: int) -> Non
     assert lookups.names([5]) == ({5: Name()}, None)
 
 
-@pytest.mark.parametrize("code", FATAL)
+@pytest.mark.parametrize("code", FATAL_CODES)
 def test_refused_inside(lookups: Lookups, net: Net, code: int) -> None:
     """Inside an execute, even an error about the token concerns only that person."""
     net.answers["execute"] = [inside(False, [], errors=[refusal(code)])]
@@ -270,7 +270,7 @@ def test_refused_inside(lookups: Lookups, net: Net, code: int) -> None:
 # What fails
 
 
-@pytest.mark.parametrize("code", FATAL)
+@pytest.mark.parametrize("code", FATAL_CODES)
 def test_a_token_that_vk_refuses(lookups: Lookups, net: Net, code: int) -> None:
     """A refused token is fatal for the whole request."""
     net.answers["execute"] = [error(code)]
@@ -280,7 +280,7 @@ def test_a_token_that_vk_refuses(lookups: Lookups, net: Net, code: int) -> None:
     assert str(code) in str(failure)
 
 
-@pytest.mark.parametrize(("code", "within"), [(code, within) for code in PASSING for within in (False, True)])
+@pytest.mark.parametrize(("code", "within"), [(code, within) for code in TRANSIENT_CODES for within in (False, True)])
 def test_transient_errors(lookups: Lookups, net: Net, code: int, within: bool) -> None:
     """A transient error may concern the whole request, or only one call inside: then the others are answered."""
     failing = [inside([person(5)], False, errors=[refusal(code)]) if within else error(code)]
@@ -329,10 +329,10 @@ CALLS: dict[str, tuple[list[int], list[Any], dict[int, str], str]] = {
     # who is looked up, VK's answers, nicks, and the failure
     "all answered": ([1, 2], [inside([person(1), person(2)])], {1: "anna1", 2: "anna2"}, ""),
     "one is refused, the other fails": ([1, 2], [failed(917), failed(917, 10)], {1: ""}, "VK error 10"),
-    "fails only in company": ([1, 2], [failed(10), inside([person(1)], [person(2)])], {1: "anna1", 2: "anna2"}, ""),
-    "all fail: nobody is asked for alone": ([*range(1, 1001)], [failed(10), failed(*[10] * 25)], {}, "VK error 10"),
-    "VK wants a pause: nothing is asked in it": ([1, 2], [failed(29)], {}, "VK error 29"),
-    "too large, each asked for alone": ([1, 2], [TOO_LARGE, inside([person(1)], [])], {1: "anna1", 2: ""}, ""),
+    "fails only with others": ([1, 2], [failed(10), inside([person(1)], [person(2)])], {1: "anna1", 2: "anna2"}, ""),
+    "all fail: none is requested alone": ([*range(1, 1001)], [failed(10), failed(*[10] * 25)], {}, "VK error 10"),
+    "VK wants a pause: no request during it": ([1, 2], [failed(29)], {}, "VK error 29"),
+    "too large, each requested alone": ([1, 2], [TOO_LARGE, inside([person(1)], [])], {1: "anna1", 2: ""}, ""),
     "too large, even so": (
         [1, 2], [TOO_LARGE] * 2 + [inside([person(1)]), inside([person(2)])], {1: "anna1", 2: "anna2"}, "",
     ),
@@ -341,17 +341,17 @@ CALLS: dict[str, tuple[list[int], list[Any], dict[int, str], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("ids", "answers", "nicks", "said"), CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize(("ids", "answers", "nicks", "error"), CALLS.values(), ids=CALLS)
 def test_calls_that_fail(
-    lookups: Lookups, net: Net, ids: list[int], answers: list[Any], nicks: dict[int, str], said: str
+    lookups: Lookups, net: Net, ids: list[int], answers: list[Any], nicks: dict[int, str], error: str
 ) -> None:
     """An id that fails among others is requested again alone, with few requests; then the loop tries again."""
     net.answers["execute"] = [*answers]
     names, failure = lookups.names(ids)
     assert {id: name.nick for id, name in names.items()} == nicks
     assert len(net.requests) == len(answers)
-    assert type(failure) is (CallFailed if said else type(None)), "not rejected"
-    assert said in str(failure)
+    assert type(failure) is (CallFailed if error else type(None)), "not rejected"
+    assert error in str(failure)
 
 
 def test_a_lookup_on_a_slow_api_ends_soon(lookups: Lookups, net: Net) -> None:
@@ -369,7 +369,7 @@ def test_a_lookup_on_a_slow_api_ends_soon(lookups: Lookups, net: Net) -> None:
 
 
 POOLS: list[Any] = [
-    *({"response": response} for response in odd(None, 5, True, "text", {}, {"0": []}, [], [[]], [[], {}, [], []])),
+    *({"response": response} for response in mixed(None, 5, True, "text", {}, {"0": []}, [], [[]], [[], {}, [], []])),
     inside(False, {}),
     inside(False, False, errors=[refusal(917)]),
     inside(False, {}, errors=5),
@@ -398,15 +398,18 @@ def test_a_malformed_error_of_a_call(lookups: Lookups, net: Net, errors: Any) ->
     assert type(failure) is CallFailed
 
 
-ODD: list[Any] = [None, 5, True, "text", [], {}, [None, 5, "text", []]]
-ODD += [{"groups": 5}, {"groups": [5]}, {"items": {}}, {"items": [5]}]
-ODD += [[{}], {"groups": [{}]}, {"items": [{}]}, {"items": [{"peer": 5}]}]
-ODD += [{"items": [{"peer": {"id": CHAT + 7}, "chat_settings": settings}]} for settings in odd(None, 5, [], {})]
-ODD += [*([{"id": id}] for id in odd(None, "x", [])), *({"groups": [{"id": id}]} for id in odd(None, "3", []))]
-ODD += [{"items": [{"peer": {"id": []}}]}, {"items": [{"conversation_message_id": []}]}]
+MALFORMED: list[Any] = [None, 5, True, "text", [], {}, [None, 5, "text", []]]
+MALFORMED += [{"groups": 5}, {"groups": [5]}, {"items": {}}, {"items": [5]}]
+MALFORMED += [[{}], {"groups": [{}]}, {"items": [{}]}, {"items": [{"peer": 5}]}]
+MALFORMED += [{"items": [{"peer": {"id": CHAT + 7}, "chat_settings": settings}]} for settings in mixed(None, 5, [], {})]
+MALFORMED += [
+    *([{"id": id}] for id in mixed(None, "x", [])),
+    *({"groups": [{"id": id}]} for id in mixed(None, "3", [])),
+]
+MALFORMED += [{"items": [{"peer": {"id": []}}]}, {"items": [{"conversation_message_id": []}]}]
 
 
-@pytest.mark.parametrize("answer", named(ODD))
+@pytest.mark.parametrize("answer", named(MALFORMED))
 def test_a_malformed_answer_of_a_call(lookups: Lookups, net: Net, answer: Any) -> None:
     """An inner answer of an undocumented form gives no names and no messages, but raises no error."""
     net.answers["execute"] = [inside(answer, answer, answer)]
@@ -453,7 +456,7 @@ def test_full_messages(lookups: Lookups, net: Net) -> None:
     net.answers["execute"] = [inside({"items": [full(2), full(1)]}, {"count": 0, "items": []})]
     places = {(5, 1), (5, 2), (5, 3), (CHAT + 7, 1)}
     assert lookups.full_messages(places) == ({(5, 1): full(1), (5, 2): full(2)}, None)
-    (params,) = net.asked("execute")
+    (params,) = net.params_of("execute")
     method = "messages.getByConversationMessageId"
     assert inner_calls(params["code"]) == [
         (method, {"conversation_message_ids": "1,2,3", "peer_id": 5, "lang": "ru"}),
@@ -465,7 +468,7 @@ def test_many_full_messages(lookups: Lookups, net: Net) -> None:
     """A call requests at most a hundred messages, because VK takes no more."""
     net.answers["execute"] = [inside({"items": [full(1)]}, {"items": []}, {"items": [full(201)]})]
     assert lookups.full_messages((5, cmid) for cmid in range(1, 202))[0].keys() == {(5, 1), (5, 201)}
-    calls = inner_calls(net.asked("execute")[0]["code"])
+    calls = inner_calls(net.params_of("execute")[0]["code"])
     assert [len(values["conversation_message_ids"].split(",")) for _, values in calls] == [100, 100, 1]
 
 

@@ -218,8 +218,8 @@ def test_a_storm_costs_few_requests(fetch: Fetch, server: Server) -> None:
         assert requests <= 60, requests
         assert vk.busiest_second() <= 20
         assert not vk.too_many
-        assert max(vk.asked.values()) == 1
-        assert sum(id > CHAT for id in vk.asked) == 50
+        assert max(vk.lookup_counts.values()) == 1
+        assert sum(id > CHAT for id in vk.lookup_counts) == 50
 
 
 def test_names_survive_a_restart(fetch: Fetch, vk: VK, server: Server) -> None:
@@ -231,12 +231,12 @@ def test_names_survive_a_restart(fetch: Fetch, vk: VK, server: Server) -> None:
     fetcher.restart()
     vk.push(message())
     arrived(server, 2)
-    assert set(vk.asked.values()) == {1}
+    assert set(vk.lookup_counts.values()) == {1}
     fetcher.settings["NAMES_TTL"] = 0
     fetcher.restart()
     vk.push(message())
     arrived(server, 3)
-    assert set(vk.asked.values()) == {2}
+    assert set(vk.lookup_counts.values()) == {2}
 
 
 @pytest.mark.long
@@ -329,7 +329,7 @@ def test_wrong_settings(fetch: Fetch, settings: dict[str, Any], named: list[str]
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "expected"),
     [
         ({"TOKEN": "wrong"}, "TOKEN"),
         ({"GROUPID": 5}, "GROUPID"),
@@ -338,7 +338,7 @@ def test_wrong_settings(fetch: Fetch, settings: dict[str, Any], named: list[str]
     ],
 )
 def test_errors_that_only_the_operator_can_fix(
-    fetch: Fetch, server: Server, settings: dict[str, Any], said: str
+    fetch: Fetch, server: Server, settings: dict[str, Any], expected: str
 ) -> None:
     """One sentence says what to fix, without a traceback, and the exit code is 1."""
     server.config(requirepass="right")
@@ -347,7 +347,7 @@ def test_errors_that_only_the_operator_can_fix(
     fetcher = fetch(**settings | {"REDIS_URL": server.url} | url)
     assert fetcher.wait() == EXIT_FATAL
     assert len(fetcher.lines) == 2
-    assert said in fetcher.lines[-1]
+    assert expected in fetcher.lines[-1]
 
 
 def test_long_poll_switched_off(fetch: Fetch, vk: VK) -> None:
@@ -728,7 +728,7 @@ def test_the_password_of_redis_is_changed_for_a_moment(fetch: Fetch, vk: VK, ser
     assert "right" not in fetcher.output
 
 
-def asked(vk: VK, method: str) -> bool:
+def has_requested(vk: VK, method: str) -> bool:
     """Return whether VK has received a request for this method."""
     return any(request.name == method for request in vk.requests)
 
@@ -742,7 +742,7 @@ def test_the_token_is_revoked_while_updates_are_pending(fetch: Fetch, vk: VK, se
     """The pending updates are published, if need be without names; the fetcher ends when it has nothing to lose."""
     fetcher = fetch(POLL_WAIT=1, constants={"fetcher.core.relay:NAMES_TIMEOUT": 2})
     started(server)
-    wait_until(lambda: asked(vk, "groups.getLongPollSettings"), what="the end of the start")
+    wait_until(lambda: has_requested(vk, "groups.getLongPollSettings"), what="the end of the start")
     vk.token = "another"
     server.stop()
     vk.push(message(), message())

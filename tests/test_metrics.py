@@ -135,9 +135,9 @@ EXPRESSIONS += [target["expr"] for panel in DASHBOARD["panels"] for target in pa
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_rules_and_panels_use_existing_metrics(expression: str) -> None:
     """The rules and panels use only metrics that the fetcher serves."""
-    asked = set(re.findall(r"\b(?:event_fetcher|process)_\w+", expression))
-    assert asked
-    assert asked - names() <= OF_THE_PROCESS & scraped().keys()
+    used = set(re.findall(r"\b(?:event_fetcher|process)_\w+", expression))
+    assert used
+    assert used - names() <= OF_THE_PROCESS & scraped().keys()
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)

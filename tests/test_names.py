@@ -124,13 +124,13 @@ class Cache:
     def __init__(self) -> None:
         self.names_ttl, self.is_connected = 600, True
         self.known: dict[int, Name] = {}
-        self.asked: list[set[int]] = []
+        self.requested: list[set[int]] = []
         self.down = False
 
     def names(self, ids: Iterable[int]) -> dict[int, Name]:
         if not ids:
             return {}
-        self.asked.append(set(ids))
+        self.requested.append(set(ids))
         if self.down:
             raise RedisUnavailable("Redis is unavailable")
         return {id: self.known[id] for id in ids if id in self.known}
@@ -145,14 +145,14 @@ class VK:
     """Returns a name for each id, an empty one if it is `unknown`, and a failure for those that are `failing`."""
 
     def __init__(self) -> None:
-        self.asked: list[set[int]] = []
+        self.requested: list[set[int]] = []
         self.failing: set[int] = set()
         self.unknown: set[int] = set()
         self.failure: TransientError | VkFatalError = DOWN
 
     def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], TransientError | VkFatalError | None]:
         ids = set(ids)
-        self.asked.append(ids)
+        self.requested.append(ids)
         names = {id: Name() if id in self.unknown else Name(f"name of {id}") for id in ids - self.failing}
         return names, self.failure if ids & self.failing else None
 
@@ -194,18 +194,18 @@ def test_memory_then_cache_then_vk(builder: EntryBuilder, cache: Cache, vk: VK) 
         ("name of 5", f"name of {CHAT + 7}"),
         ("Six", "Six"),
     ]
-    assert (cache.asked, vk.asked) == ([{5, 6, CHAT + 7}], [{5, CHAT + 7}])
+    assert (cache.requested, vk.requested) == ([{5, 6, CHAT + 7}], [{5, CHAT + 7}])
     assert cache.known == {5: Name("name of 5"), CHAT + 7: Name(f"name of {CHAT + 7}"), 6: Name("Six")}
     assert names(builder, event(5, 6)) == [("name of 5", "Six")]
-    assert (len(cache.asked), len(vk.asked)) == (1, 1)
+    assert (len(cache.requested), len(vk.requested)) == (1, 1)
 
 
 def test_nobody_to_look_up(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """A batch without events, or without ids to look up, sends no request."""
     assert names(builder) == []
     assert names(builder, event(MAIL, MAIL)) == [("", "")]
-    assert not cache.asked
-    assert not vk.asked
+    assert not cache.requested
+    assert not vk.requested
 
 
 @pytest.mark.parametrize(("ttl", "lasts"), [(600, NAMES_MEMORY_TTL), (10, 10)])
@@ -221,12 +221,12 @@ def test_memory_lasts_a_minute(
     for seconds in (0.0, lasts / 2, lasts / 2 - 0.1):
         clock.now += seconds
         assert names(builder, event(5, 5), event(6, 6)) == [FIVE, ("", "")]
-    assert (len(cache.asked), len(vk.asked)) == (1, 1)
+    assert (len(cache.requested), len(vk.requested)) == (1, 1)
     cache.known = {5: Name("Newer")}
     vk.unknown.clear()
     clock.now += 0.2
     assert names(builder, event(5, 5), event(6, 6)) == [("Newer", "Newer"), SIX]
-    assert (len(cache.asked), vk.asked[1:]) == (2, [{6}])
+    assert (len(cache.requested), vk.requested[1:]) == (2, [{6}])
 
 
 def test_without_a_cache_there_is_no_memory(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
@@ -234,18 +234,18 @@ def test_without_a_cache_there_is_no_memory(builder: EntryBuilder, cache: Cache,
     cache.names_ttl = 0
     for _ in range(3):
         assert names(builder, event(5, 5), event(5, CHAT + 7, "Title")) == [FIVE, ("name of 5", "Title")]
-    assert vk.asked == [{5, CHAT + 7}] * 3
+    assert vk.requested == [{5, CHAT + 7}] * 3
 
 
 def test_memory_is_bounded(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """When memory is full, it is emptied; the cache still has all names."""
     names(builder, *(event(id, id) for id in range(1, MAX_NAMES + 1)))
     assert names(builder, event(1, 1)) == [("name of 1", "name of 1")]
-    assert len(cache.asked) == 1, "it is as full as it may be"
+    assert len(cache.requested) == 1, "it is as full as it may be"
     names(builder, event(-7, -7))
     assert names(builder, event(1, 1)) == [("name of 1", "name of 1")]
-    assert cache.asked[-1] == {1}
-    assert len(vk.asked) == 2
+    assert cache.requested[-1] == {1}
+    assert len(vk.requested) == 2
 
 
 def test_a_title_that_another_fetcher_has_cached(builder: EntryBuilder, cache: Cache) -> None:
@@ -262,7 +262,7 @@ def test_a_new_title_applies_to_later_batches(builder: EntryBuilder, cache: Cach
     names(builder, event(5, CHAT + 7, "New"), event(5, CHAT + 8), event(5, CHAT + 7, "Newest"))
     assert cache.known[CHAT + 7] == Name("Newest")
     assert names(builder, event(5, CHAT + 7)) == [("name of 5", "Newest")]
-    assert len(vk.asked) == 1
+    assert len(vk.requested) == 1
 
 
 def test_redis_goes_down_while_names_are_cached(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
@@ -275,7 +275,7 @@ def test_redis_goes_down_while_names_are_cached(builder: EntryBuilder, cache: Ca
     cache.down = False
     assert names(builder, *batch) == [("name of 5", f"name of {CHAT + 7}"), ("name of 5", "Title")]
     assert cache.known[CHAT + 7] == Name("Title")
-    assert len(vk.asked) == 1
+    assert len(vk.requested) == 1
 
 
 def test_names_that_arrive_while_redis_is_down_are_not_cached(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
@@ -293,7 +293,7 @@ def test_the_cache_cannot_be_read(builder: EntryBuilder, cache: Cache, vk: VK) -
     cache.down = True
     with pytest.raises(RedisUnavailable):
         names(builder, event(5, 5))
-    assert not vk.asked
+    assert not vk.requested
 
 
 @pytest.mark.parametrize("failure", [DOWN, VkFatalError("VK refuses the token")])
@@ -305,7 +305,7 @@ def test_vk_fails(builder: EntryBuilder, cache: Cache, vk: VK, failure: Any) -> 
     assert cache.known.keys() == {5}
     vk.failing = set()
     assert names(builder, event(5, 5), event(6, 6)) == [FIVE, SIX]
-    assert vk.asked == [{5, 6}, {6}]
+    assert vk.requested == [{5, 6}, {6}]
     assert cache.known.keys() == {5, 6}
 
 

@@ -103,8 +103,8 @@ def test_every_sentence_is_explained(name: str) -> None:
 @page
 def test_every_explained_sentence_exists(name: str) -> None:
     """The page quotes only what the code says."""
-    said = sentences()
-    assert not [quote for quote in quotes(PAGES[name]) if not any(is_explained(one, quote) for one in said)]
+    logged = sentences()
+    assert not [quote for quote in quotes(PAGES[name]) if not any(is_explained(one, quote) for one in logged)]
 
 
 @page

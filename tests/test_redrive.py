@@ -21,16 +21,16 @@ from fetcher.errors import FatalError, TransientError
 from fetcher.events import Event
 from tests import HOST
 from tests.processes import Fetcher
-from tests.run import lead_vk_to
+from tests.run import redirect_vk_to
 from tests.servers import Proxy, Server, address, bus_at, cluster, wait_until
 from tests.test_deploy import acl, rules
 from tests.vk import CHAT, GROUP, PEER, PERSON, VK, button, error, message, reaction, update
 
 Fetch = Callable[..., Fetcher]
-LETTERS = "{events}:dead-letter"
+DEAD_LETTERS = "{events}:dead-letter"
 
 
-class Bury:
+class DeadLetterWriter:
     """Records dead letters as a fetcher of an older version did, in one commit per call."""
 
     def __init__(self, url: str) -> None:
@@ -72,24 +72,24 @@ def client(server: Server) -> Iterator[Any]:
 
 
 @pytest.fixture
-def bury(server: Server) -> Bury:
-    return Bury(server.url)
+def dead_letter(server: Server) -> DeadLetterWriter:
+    return DeadLetterWriter(server.url)
 
 
 @pytest.fixture
 def run(vk: VK, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Return a function that runs the command in this process and returns the lines that it prints."""
     monkeypatch.setattr(HTTPAdapter, "send", HTTPAdapter.send)  # so that monkeypatch restores it
-    lead_vk_to(vk.url)
+    redirect_vk_to(vk.url)
 
-    def here(group: str | None = None, raises: type[Exception] | None = None, **settings: Any) -> list[str]:
+    def run_command(group: str | None = None, raises: type[Exception] | None = None, **settings: Any) -> list[str]:
         usual = {"TOKEN": vk.token, "GROUPID": str(vk.group_id), "REDIS_URL": server.url}
         given = config.parse({name: str(value) for name, value in (usual | settings).items()})
         with pytest.raises(raises) if raises else contextlib.nullcontext():
             assert redrive(given, group) == 0
         return capsys.readouterr().out.splitlines()
 
-    return here
+    return run_command
 
 
 def events(client: Any) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ def test_a_dead_letter_becomes_the_event(fetch: Fetch, vk: VK, client: Any, serv
     fetcher.kill()
     expected = events(client)
     client.flushall()
-    Bury(server.url)(first, second)
+    DeadLetterWriter(server.url)(first, second)
     client.xadd("events", {"event": "{}"})
     with client.pubsub() as live:
         live.psubscribe("*")
@@ -139,13 +139,15 @@ def test_a_dead_letter_becomes_the_event(fetch: Fetch, vk: VK, client: Any, serv
     assert [(one["channel"], json.loads(one["data"])) for one in heard if one] == [
         ("events:command", expected[0]), ("events:button", expected[1]),
     ]  # fmt: skip
-    assert client.xlen(LETTERS) == 0
+    assert client.xlen(DEAD_LETTERS) == 0
 
 
-def test_the_fetcher_does_not_publish_it_again(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
+def test_the_fetcher_does_not_publish_it_again(
+    fetch: Fetch, vk: VK, client: Any, dead_letter: DeadLetterWriter
+) -> None:
     """VK may repeat the update at any time, even after `seen` has forgotten it."""
     repeated, forgotten, new = message(), message(), message()
-    bury(repeated, forgotten)
+    dead_letter(repeated, forgotten)
     client.zrem(f"{{events}}:seen:{GROUP}", forgotten["event_id"])
     fetcher = fetch()
     fetcher.wait_for("Polling VK", 60)
@@ -155,18 +157,18 @@ def test_the_fetcher_does_not_publish_it_again(fetch: Fetch, vk: VK, client: Any
     assert ids(client) == [repeated["event_id"], forgotten["event_id"], new["event_id"]]
 
 
-def test_dead_letters_that_stay(run: Any, client: Any, bury: Bury) -> None:
+def test_dead_letters_that_stay(run: Any, client: Any, dead_letter: DeadLetterWriter) -> None:
     """Each of these stays unchanged, and its current reason is printed; the dead letters around it are published."""
     without_user = message()
     del without_user["object"]["message"]["from_id"]
     foreign = message(group_id=5) | {"group_id": 5}
-    bury(message(), without_user, update("wall_post_new", {"id": 1}), foreign, message())
-    client.xadd(LETTERS, {"update": '"no object"', "error": "no update"})
-    client.xadd(LETTERS, {"update": "{", "error": "no JSON"})
-    client.xadd(LETTERS, {"since": "1", "until": "5", "error": "VK has forgotten"})
-    before = client.xrange(LETTERS)
+    dead_letter(message(), without_user, update("wall_post_new", {"id": 1}), foreign, message())
+    client.xadd(DEAD_LETTERS, {"update": '"no object"', "error": "no update"})
+    client.xadd(DEAD_LETTERS, {"update": "{", "error": "no JSON"})
+    client.xadd(DEAD_LETTERS, {"since": "1", "until": "5", "error": "VK has forgotten"})
+    before = client.xrange(DEAD_LETTERS)
     lines = run()
-    assert client.xrange(LETTERS) == [*before[1:4], *before[5:]]
+    assert client.xrange(DEAD_LETTERS) == [*before[1:4], *before[5:]]
     assert lines == [
         f"{before[1][0]} stays: from_id is missing",
         f"{before[2][0]} stays: it makes no event; with RAW=1 all types are published",
@@ -186,42 +188,42 @@ def test_nothing_to_do(run: Any, client: Any) -> None:
     assert client.dbsize() == 0
 
 
-def test_the_settings_count(run: Any, client: Any, bury: Bury) -> None:
+def test_the_settings_count(run: Any, client: Any, dead_letter: DeadLetterWriter) -> None:
     """BUS, prefixes, RAW and STREAM_MAXLEN apply as in the fetcher."""
-    bury(message("#go"), update("wall_post_new", {"id": 1, "from_id": PERSON}))
+    dead_letter(message("#go"), update("wall_post_new", {"id": 1, "from_id": PERSON}))
     assert run(BUS="other") == ["published: 0, stay: 0"]
     assert run(COMMAND_PREFIXES="#", RAW=1) == ["published: 2, stay: 0"]
     made = events(client)
     assert [event["event_type"] for event in made] == ["command", "wall_post_new"]
     assert all(event["raw"]["type"] in ("message_new", "wall_post_new") for event in made)
-    bury(*[message() for _ in range(350)])
+    dead_letter(*[message() for _ in range(350)])
     run(STREAM_MAXLEN=1)
     assert client.xlen("events") < 150
 
 
-def test_a_cropped_message_is_published_whole(run: Any, vk: VK, client: Any, bury: Bury) -> None:
+def test_a_cropped_message_is_published_whole(run: Any, vk: VK, client: Any, dead_letter: DeadLetterWriter) -> None:
     """The full message is requested, as the fetcher does."""
     cropped = message("the beginn", is_cropped=True)
-    whole = cropped["object"]["message"] | {"text": "the beginning"}
-    vk.messages[PEER, whole["conversation_message_id"]] = whole
-    bury(cropped)
+    full = cropped["object"]["message"] | {"text": "the beginning"}
+    vk.messages[PEER, full["conversation_message_id"]] = full
+    dead_letter(cropped)
     run()
     assert events(client)[0]["message"]["text"] == "the beginning"
 
 
-def test_old_titles_do_not_come_back(run: Any, client: Any, bury: Bury) -> None:
+def test_old_titles_do_not_come_back(run: Any, client: Any, dead_letter: DeadLetterWriter) -> None:
     """A title in a dead letter is older than what fetchers have cached since, so it is not cached."""
     client.set(f"{{events}}:name:{PEER}", json.dumps(["Новое имя", "", "", ""]))
     renamed = message("", action={"type": "chat_title_update", "member_id": PERSON, "text": "Старое имя"})
-    bury(renamed)
+    dead_letter(renamed)
     run()
     assert events(client)[0]["peer"]["name"] == "Старое имя"
     assert json.loads(client.get(f"{{events}}:name:{PEER}"))[0] == "Новое имя"
 
 
-def test_names_cost_one_request_for_many(run: Any, vk: VK, client: Any, bury: Bury) -> None:
+def test_names_cost_one_request_for_many(run: Any, vk: VK, client: Any, dead_letter: DeadLetterWriter) -> None:
     """The command sends few requests, because a running fetcher needs the request limit for itself."""
-    bury(*[message(user=1000 + number, peer=CHAT + number % 50 + 1) for number in range(250)])
+    dead_letter(*[message(user=1000 + number, peer=CHAT + number % 50 + 1) for number in range(250)])
     assert run() == ["published: 250, stay: 0"]
     assert len(vk.requests) <= 3
     assert all(event["user"]["name"] and event["peer"]["name"] for event in events(client))
@@ -230,18 +232,18 @@ def test_names_cost_one_request_for_many(run: Any, vk: VK, client: Any, bury: Bu
 # --- VK fails ----------------------------------------------------------------------------------------------------
 
 
-def test_vk_fails_once(run: Any, vk: VK, client: Any, bury: Bury) -> None:
+def test_vk_fails_once(run: Any, vk: VK, client: Any, dead_letter: DeadLetterWriter) -> None:
     """The request is repeated."""
-    bury(message(), message())
+    dead_letter(message(), message())
     vk.fail_api(error(10))
     assert run() == ["published: 2, stay: 0"]
     assert all(event["user"]["name"] for event in events(client))
 
 
-def test_one_chat_whose_title_vk_cannot_return(run: Any, vk: VK, client: Any, bury: Bury) -> None:
+def test_one_chat_whose_title_vk_cannot_return(run: Any, vk: VK, client: Any, dead_letter: DeadLetterWriter) -> None:
     """Dead letters of that chat stay, because events are published only with their names; others are not delayed."""
     chats = [1, 1, 1, 1, 2, 3, 4, 5]
-    bury(*[message(peer=CHAT + chat) for chat in chats])
+    dead_letter(*[message(peer=CHAT + chat) for chat in chats])
     vk.failing[CHAT + 1] = 10
     lines = run()
     assert lines[-1] == "published: 4, stay: 4"
@@ -252,51 +254,51 @@ def test_one_chat_whose_title_vk_cannot_return(run: Any, vk: VK, client: Any, bu
     assert {event["peer"]["name"] for event in events(client)[4:]} == {"Беседа 1"}
 
 
-def test_one_request_that_vk_does_not_answer(run: Any, vk: VK, client: Any, bury: Bury) -> None:
+def test_one_request_that_vk_does_not_answer(run: Any, vk: VK, client: Any, dead_letter: DeadLetterWriter) -> None:
     """Only the dead letter of that request stays, not all those after it."""
-    bury(*[message(peer=CHAT + chat) for chat in (1, 2, 3)])
+    dead_letter(*[message(peer=CHAT + chat) for chat in (1, 2, 3)])
     vk.fail_api(error(10), times=2)  # the request for all of them, and the one for the first
     *stay, count = run()
     assert [line.partition(" stays: ")[2][:11] for line in stay] == ["VK error 10"]
     assert count == "published: 2, stay: 1"
 
 
-def test_vk_is_down(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
+def test_vk_is_down(fetch: Fetch, vk: VK, client: Any, dead_letter: DeadLetterWriter) -> None:
     """The command ends after three requests, with code 1 and one sentence.
 
     All dead letters stay, and the next run publishes them.
     """
-    bury(*[message() for _ in range(150)])
+    dead_letter(*[message() for _ in range(150)])
     vk.down()
     process = fetch("--redrive")
     assert process.wait(60) == 1
     *stay, count, end = process.output.splitlines()
     assert [line.partition(" stays: ")[2] for line in stay] == ["VK's API is unavailable (ConnectionError)"] * 2
     assert (count, end) == ("published: 0, stay: 2", "event-fetcher: VK's API is unavailable (ConnectionError)")
-    assert client.xlen(LETTERS) == 150
+    assert client.xlen(DEAD_LETTERS) == 150
     vk.up()
     assert fetch("--redrive").wait(60) == 0
     assert len(set(ids(client))) == client.xlen("events") == 150
 
 
-def test_an_empty_shell_variable_names_no_group(fetch: Fetch, client: Any, bury: Bury) -> None:
+def test_an_empty_shell_variable_names_no_group(fetch: Fetch, client: Any, dead_letter: DeadLetterWriter) -> None:
     """In `--redrive "$GROUP"`, an empty variable must not select the fetcher's own dead letters."""
-    bury(message())
+    dead_letter(message())
     process = fetch("--redrive", "")
     assert process.wait(60) == 0
     assert process.output.splitlines() == ["given back to the group : 0, stay: 0"]
-    assert client.xlen(LETTERS) == 1
+    assert client.xlen(DEAD_LETTERS) == 1
 
 
-def test_a_refused_token(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
+def test_a_refused_token(fetch: Fetch, vk: VK, client: Any, dead_letter: DeadLetterWriter) -> None:
     """The output is one sentence with the remedy, without the token."""
-    bury(message())
+    dead_letter(message())
     process = fetch("--redrive", TOKEN="vk1.a.wrong")
     assert process.wait(60) == 1
     assert "VK refuses the token: put a valid community token into TOKEN" in process.output
     assert "vk1.a.wrong" not in process.output
     assert "Traceback" not in process.output
-    assert client.xlen(LETTERS) == 1
+    assert client.xlen(DEAD_LETTERS) == 1
 
 
 # --- Redis fails -------------------------------------------------------------------------------------------------
@@ -318,39 +320,39 @@ def test_redis_cannot_be_reached(fetch: Fetch, server: Server, group: list[str],
     assert "Traceback" not in process.output
 
 
-def test_a_lost_reply(run: Any, client: Any, bury: Bury, server: Server) -> None:
+def test_a_lost_reply(run: Any, client: Any, dead_letter: DeadLetterWriter, server: Server) -> None:
     """The command cannot know that the event is published, but the next run does not publish it again."""
-    bury(message(), message())
+    dead_letter(message(), message())
     with Proxy(server.port) as proxy:
         proxy.drop_replies()
         assert run(raises=TransientError, REDIS_URL=proxy.url) == ["published: 0, stay: 0"]
         assert run(REDIS_URL=proxy.url) == ["published: 1, stay: 0"]
     assert len(set(ids(client))) == client.xlen("events") == 2
-    assert client.xlen(LETTERS) == 0
+    assert client.xlen(DEAD_LETTERS) == 0
 
 
 @pytest.mark.parametrize("rule", ["-xdel", "-xadd", "-zadd", "-publish", "-xrange", "-xrevrange", "-zrevrange"])
 def test_a_missing_permission(run: Any, rule: str) -> None:
     """Whichever permission is missing, the script writes nothing, because it could not roll back."""
     with Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as server, server.client() as client:
-        Bury(server.url)(message())
+        DeadLetterWriter(server.url)(message())
         run(raises=FatalError, REDIS_URL=address(server.port, "x", "limited"))
-        assert (client.xlen(LETTERS), client.xlen("events")) == (1, 0)
+        assert (client.xlen(DEAD_LETTERS), client.xlen("events")) == (1, 0)
 
 
 @pytest.mark.parametrize("key", ["events", f"{{events}}:seen:{GROUP}"])
-def test_a_key_of_another_type(run: Any, client: Any, bury: Bury, key: str) -> None:
+def test_a_key_of_another_type(run: Any, client: Any, dead_letter: DeadLetterWriter, key: str) -> None:
     """If another program uses these keys, the dead letter stays."""
-    bury(message())
+    dead_letter(message())
     client.delete(key)
     client.set(key, "mine")
     run(raises=FatalError)
-    assert client.xlen(LETTERS) == 1
+    assert client.xlen(DEAD_LETTERS) == 1
 
 
-def test_a_full_redis(run: Any, client: Any, bury: Bury) -> None:
+def test_a_full_redis(run: Any, client: Any, dead_letter: DeadLetterWriter) -> None:
     """The dead letter is removed first, so Redis does not refuse the event that replaces it for lack of memory."""
-    bury(*[message() for _ in range(3)])
+    dead_letter(*[message() for _ in range(3)])
     client.config_set("maxmemory", 1)
     try:
         assert run() == ["published: 3, stay: 0"]
@@ -363,41 +365,47 @@ def test_a_cluster(run: Any) -> None:
     """All keys of the command are in one slot."""
     with cluster(3) as nodes, contextlib.ExitStack() as stack:
         client = stack.enter_context(redis.RedisCluster("127.0.0.1", nodes[0].port, decode_responses=True))
-        Bury(nodes[0].url)(message(), reaction())
+        DeadLetterWriter(nodes[0].url)(message(), reaction())
         for node in nodes:
             run(REDIS_URL=node.url)
         assert client.xlen("events") == 2
-        assert client.xlen(LETTERS) == 0
+        assert client.xlen(DEAD_LETTERS) == 0
 
 
 # --- Several at once, and kill -9 --------------------------------------------------------------------------------
 
 
-def test_two_at_once(fetch: Fetch, client: Any, bury: Bury, server: Server) -> None:
+def test_two_at_once(fetch: Fetch, client: Any, dead_letter: DeadLetterWriter, server: Server) -> None:
     """Each event is published by one of them, and only once."""
     updates = [message() for _ in range(300)]
-    bury(*updates)
+    dead_letter(*updates)
     with Proxy(server.port, delay=0.001) as proxy:
         both = [fetch("--redrive", REDIS_URL=proxy.url) for _ in range(2)]
         assert [process.wait(60) for process in both] == [0, 0]
     assert Counter(ids(client)) == Counter(update["event_id"] for update in updates)
     assert sum(counts(*[process.output for process in both])) == 300
-    assert client.xlen(LETTERS) == 0
+    assert client.xlen(DEAD_LETTERS) == 0
 
 
 @pytest.mark.parametrize(
     ("group", "count", "kills"), [((), 200, 3), (("moderation",), 150, 2)], ids=["the fetcher's", "a group's"]
 )
 def test_killed_again_and_again(
-    fetch: Fetch, client: Any, bury: Bury, server: Server, group: tuple[str, ...], count: int, kills: int
+    fetch: Fetch,
+    client: Any,
+    dead_letter: DeadLetterWriter,
+    server: Server,
+    group: tuple[str, ...],
+    count: int,
+    kills: int,
 ) -> None:
     """The command is killed at random moments: each dead letter is either done or left, with nothing in between."""
     updates = [message() for _ in range(count)]
-    letters = GROUPS_LETTERS if group else LETTERS
+    letters = GROUP_DEAD_LETTERS if group else DEAD_LETTERS
     if group:
         set_aside(client, count)
     else:
-        bury(*updates)
+        dead_letter(*updates)
 
     def counts() -> tuple[int, int]:
         """Count what is left and what is done in one transaction: a killed process may have a command on its way."""
@@ -420,10 +428,10 @@ def test_killed_again_and_again(
     assert group or ids(client) == [update["event_id"] for update in updates]
 
 
-def test_beside_a_fetcher(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None:
+def test_beside_a_fetcher(fetch: Fetch, vk: VK, client: Any, dead_letter: DeadLetterWriter) -> None:
     """A running fetcher still publishes new updates, skips those that VK repeats, and records its own dead letters."""
     old = [message() for _ in range(100)]
-    bury(*old)
+    dead_letter(*old)
     fetcher = fetch()
     fetcher.wait_for("Polling VK", 60)
     new = [message() for _ in range(50)]
@@ -432,15 +440,15 @@ def test_beside_a_fetcher(fetch: Fetch, vk: VK, client: Any, bury: Bury) -> None
         vk.push(one, {"type": "message_new", "event_id": f"bad {one['event_id']}"})
         vk.push(*old[:2])
     assert process.wait(60) == 0
-    wait_until(lambda: client.xlen("events") >= 150 and client.xlen(LETTERS) >= 50, 60)
+    wait_until(lambda: client.xlen("events") >= 150 and client.xlen(DEAD_LETTERS) >= 50, 60)
     assert fetch("--redrive").wait(60) == 0
     assert Counter(ids(client)) == Counter(one["event_id"] for one in old + new)
-    assert sum("update" in fields for _, fields in client.xrange(LETTERS)) == 50
+    assert sum("update" in fields for _, fields in client.xrange(DEAD_LETTERS)) == 50
 
 
 # --- A consumer group's dead letters -----------------------------------------------------------------------------
 
-GROUPS_LETTERS, ATTEMPTS = "{events}:dead-letter:moderation", "{events}:attempts:moderation"
+GROUP_DEAD_LETTERS, ATTEMPTS = "{events}:dead-letter:moderation", "{events}:attempts:moderation"
 
 
 def set_aside(client: Any, count: int = 1) -> list[str]:
@@ -449,7 +457,7 @@ def set_aside(client: Any, count: int = 1) -> list[str]:
     for number in range(1, count + 1):
         text = json.dumps(Event("message", str(number), *EMPTY).as_dict())
         entries.append(client.xadd("events", {"event": text}))
-        client.xadd(GROUPS_LETTERS, {"event": text, "id": entries[-1], "attempts": "3"})
+        client.xadd(GROUP_DEAD_LETTERS, {"event": text, "id": entries[-1], "attempts": "3"})
         client.hset(ATTEMPTS, entries[-1], 3)
     for group in ("moderation", "other"):
         client.xgroup_create("events", group, "$")
@@ -478,7 +486,7 @@ def test_events_are_given_back_only_to_their_group(fetch: Fetch, client: Any, fa
     process = fetch("--redrive", "moderation", TOKEN=None, GROUPID=None)
     assert process.wait(60) == 0
     assert process.output == "given back to the group moderation: 3, stay: 0"
-    assert client.xlen(GROUPS_LETTERS) == 0
+    assert client.xlen(GROUP_DEAD_LETTERS) == 0
     assert not client.exists(ATTEMPTS)
     client.xadd("events", {"event": json.dumps(Event("message", "4", *EMPTY).as_dict())})
     assert sorted(taken(client, "moderation", 4, attempts=3, idle=200_000)) == ["1", "2", "3", "4"]
@@ -488,16 +496,16 @@ def test_events_are_given_back_only_to_their_group(fetch: Fetch, client: Any, fa
 def test_dead_letters_of_a_group_that_stay(run: Any, client: Any, failed: list[str]) -> None:
     """These are events that were trimmed from the stream, and entries that are not dead letters."""
     client.xdel("events", failed[1])
-    client.xadd(GROUPS_LETTERS, {"note": "by hand"})
-    client.xadd(GROUPS_LETTERS, {"event": "{}", "id": "first"})
-    letters = [letter for letter, _ in client.xrange(GROUPS_LETTERS)]
+    client.xadd(GROUP_DEAD_LETTERS, {"note": "by hand"})
+    client.xadd(GROUP_DEAD_LETTERS, {"event": "{}", "id": "first"})
+    letters = [letter for letter, _ in client.xrange(GROUP_DEAD_LETTERS)]
     lines = [
         f"{letters[1]} stays: its event is no longer in the stream",
         f"{letters[3]} stays: it names no entry of the stream",
         f"{letters[4]} stays: it names no entry of the stream",
     ]
     assert run("moderation") == [*lines, "given back to the group moderation: 2, stay: 3"]
-    assert [letter for letter, _ in client.xrange(GROUPS_LETTERS)] == [letters[1], *letters[3:]]
+    assert [letter for letter, _ in client.xrange(GROUP_DEAD_LETTERS)] == [letters[1], *letters[3:]]
     assert run("moderation") == [*lines, "given back to the group moderation: 0, stay: 3"]
     assert client.xpending("events", "moderation")["pending"] == 2
 
@@ -508,7 +516,7 @@ def test_a_group_that_does_not_exist(run: Any, client: Any, failed: list[str]) -
     lines = run("moderation")
     assert len(lines) == 4
     assert all(line.endswith("stays: the group does not exist") for line in lines[:3])
-    assert client.xlen(GROUPS_LETTERS) == 3
+    assert client.xlen(GROUP_DEAD_LETTERS) == 3
     assert run("nobody") == ["given back to the group nobody: 0, stay: 0"]
     assert [group["name"] for group in client.xinfo_groups("events")] == ["other"]
 
@@ -529,20 +537,20 @@ def test_a_pending_event_that_is_trimmed(run: Any, client: Any, failed: list[str
     client.xclaim("events", "moderation", "moderation-1", 0, [failed[0]], force=True)
     client.xdel("events", failed[0])
     assert run("moderation")[-1] == "given back to the group moderation: 2, stay: 1"
-    assert client.xlen(GROUPS_LETTERS) == 1
+    assert client.xlen(GROUP_DEAD_LETTERS) == 1
 
 
 @pytest.mark.long
 def test_an_event_that_fails_again_does_not_loop_forever(fetch: Fetch, client: Any, failed: list[str]) -> None:
     """The command ends, even if a consumer keeps setting aside the events that it gives back."""
     ended = threading.Event()
-    fields = dict(client.xrange(GROUPS_LETTERS)[0][1])
+    fields = dict(client.xrange(GROUP_DEAD_LETTERS)[0][1])
 
     def fail() -> None:
         while not ended.is_set():
             with client.pipeline(transaction=False) as pipeline:
                 for _ in range(20):
-                    pipeline.xadd(GROUPS_LETTERS, fields)
+                    pipeline.xadd(GROUP_DEAD_LETTERS, fields)
                 pipeline.execute()
 
     failing = threading.Thread(target=fail)
@@ -574,7 +582,7 @@ def test_a_missing_permission_for_a_group(run: Any, rule: str) -> None:
     with Server(acl=[f"user limited on >x ~* &* +@all {rule}"]) as server, server.client() as client:
         set_aside(client)
         run("moderation", raises=FatalError, REDIS_URL=address(server.port, "x", "limited"))
-        assert client.xlen(GROUPS_LETTERS) == client.hlen(ATTEMPTS) == 1
+        assert client.xlen(GROUP_DEAD_LETTERS) == client.hlen(ATTEMPTS) == 1
         assert client.xpending("events", "moderation")["pending"] == 0
 
 
@@ -586,7 +594,7 @@ def test_the_documented_permissions(run: Any, rule: str) -> None:
     """
     with Server(acl=acl("redrive", rule)) as server, server.client() as client:
         set_aside(client)
-        Bury(server.url)(message())
+        DeadLetterWriter(server.url)(message())
         url = address(server.port, "SECRET", "redrive")
         refused = []
         for group in (None, "moderation"):
@@ -594,8 +602,8 @@ def test_the_documented_permissions(run: Any, rule: str) -> None:
                 run(group, REDIS_URL=url)
             except FatalError as error:
                 refused.append(str(error))
-        assert client.xlen(LETTERS) + client.xlen("events") == 2
-        assert client.xlen(GROUPS_LETTERS) + client.xpending("events", "moderation")["pending"] == 1
+        assert client.xlen(DEAD_LETTERS) + client.xlen("events") == 2
+        assert client.xlen(GROUP_DEAD_LETTERS) + client.xpending("events", "moderation")["pending"] == 1
         assert bool(refused) == (rule not in ("", "+info"))
         assert all("Redis refuses a permission" in sentence for sentence in refused)
         assert {entry["object"] for entry in client.acl_log()} <= {"client|setinfo"} or rule
@@ -608,4 +616,4 @@ def test_a_group_on_a_cluster(run: Any) -> None:
         for node in nodes:
             run("moderation", REDIS_URL=node.url)
         assert client.xpending("events", "moderation")["pending"] == 1
-        assert client.xlen(GROUPS_LETTERS) == 0
+        assert client.xlen(GROUP_DEAD_LETTERS) == 0

@@ -346,7 +346,7 @@ class Missing(NamedTuple):
     ids: str
     gap_to: int = 0
     error: str = ""
-    said: str = ""
+    logged: str = ""
     new_key: int | None = None  # the ts of the next key, if it is not VK's latest
     restarts: bool = False  # whether VK restarts its numbering before the poll, and then sends "d"
 
@@ -355,10 +355,10 @@ MISSING = {
     "VK has it": Missing([], "abc"),
     "VK fails: nothing is decided then": Missing([VK_DOWN] * 4, "abc"),
     "VK repeats itself: polled again, with a pause": Missing(
-        [answer(10, 10, "a")], "abc", said="VK's long poll repeats itself without progress: trying again"
+        [answer(10, 10, "a")], "abc", logged="VK's long poll repeats itself without progress: trying again"
     ),
     "an empty answer proves nothing while a new key is past the place": Missing(
-        [answer(10, 10)], "abc", said="VK's long poll is silent, though its new key has a later ts: trying again"
+        [answer(10, 10)], "abc", logged="VK's long poll is silent, though its new key has a later ts: trying again"
     ),
     "VK is not past the checkpoint: nobody has it": Missing(
         [answer(10, 10)], "c", 12, "VK does not return the updates in between", new_key=10
@@ -391,7 +391,7 @@ def test_missing_updates_are_requested_from_vk(
     assert "".join(store.ids) == case.ids
     assert store.dead[:1] == ([gap(10, case.gap_to, case.error)] if case.gap_to else [])
     assert len(store.dead) == bool(case.gap_to) + case.restarts
-    assert case.said in [*caplog.messages, ""]
+    assert case.logged in [*caplog.messages, ""]
     assert store.checkpoint == (place(4, epoch=1) if case.restarts else place(13))
 
 
@@ -461,11 +461,11 @@ def test_another_fetcher_was_further_in_the_previous_epoch(begun: Fetcher, store
     """The rest of that epoch becomes a gap up to the restart, with the reason."""
     begun.history.begin_at(3)
 
-    def go_on(commit: Any) -> None:
+    def advance(commit: Any) -> None:
         if commit.kind == "gap" and store.checkpoint == place(10):
             store.checkpoint = place(15)
 
-    begun.bus.on_commit = go_on
+    begun.bus.on_commit = advance
     begun.settle()
     assert store.dead == [gap(15, "1:3")]
 
@@ -541,9 +541,9 @@ def test_commits_advance_over_a_link_whose_connections_break(begun: Fetcher, sto
     assert sum(commit.count for commit in begun.bus.commits) == 3000
 
 
-@pytest.mark.parametrize(("count", "size", "least", "most"), [(3000, 0, 1000, 1100), (300, 200_000, 79, 90)])
+@pytest.mark.parametrize(("count", "size", "minimum", "maximum"), [(3000, 0, 1000, 1100), (300, 200_000, 79, 90)])
 def test_the_replay_buffer_is_bounded(
-    begun: Fetcher, store: Store, count: int, size: int, least: int, most: int
+    begun: Fetcher, store: Store, count: int, size: int, minimum: int, maximum: int
 ) -> None:
     """The replay buffer has the latest 1,000 updates, or 16 MiB of them if that is fewer."""
     begun.history.push(*(update(id, size=size) for id in numbers(count)))
@@ -551,7 +551,7 @@ def test_the_replay_buffer_is_bounded(
     begun.bus.disconnect()
     begun.poll()
     ids = begun.bus.reads[-1]
-    assert least <= len(ids) <= most
+    assert minimum <= len(ids) <= maximum
     assert ids == numbers(len(ids), count - len(ids))
 
 
@@ -583,17 +583,17 @@ def test_the_checkpoint_was_deleted(begun: Fetcher, other: Fetcher, store: Store
 
 
 @pytest.mark.parametrize(
-    ("stored", "published", "goes_out"),
+    ("stored", "published", "committed"),
     [(14, "", "abcd"), (12, "ab", "cd"), (13, "abc", "d"), (14, "abcd", ""), (99, "abcd", ""), (99, "ab", "cd")],
 )
-def test_another_fetcher_is_further(begun: Fetcher, store: Store, stored: int, published: str, goes_out: str) -> None:
+def test_another_fetcher_is_further(begun: Fetcher, store: Store, stored: int, published: str, committed: str) -> None:
     """Its checkpoint hides nothing: held updates that are not on the bus are published, and none is published twice."""
     hold(begun, *"abcd")
     store.remember(*published)
     store.checkpoint = place(stored)
     begun.history.ts = max(begun.history.ts, stored)
     begun.settle()
-    assert "".join(store.ids) == goes_out
+    assert "".join(store.ids) == committed
     assert store.checkpoint == place(max(stored, 14))
     assert not store.dead
 
@@ -744,10 +744,10 @@ def test_vk_and_redis_are_far_away(begun: Fetcher, store: Store, commit_time: fl
     """VK is polled more than once between two commits; otherwise it would forget updates meanwhile."""
     begun.settle()
 
-    def travel() -> None:
+    def delay_poll() -> None:
         begun.clock.now += 1
 
-    begun.vk.before_poll.append(travel)
+    begun.vk.before_poll.append(delay_poll)
     begun.bus.cost = lambda commit: commit_time
     begun.history.batch, begun.history.kept = 100, 256
     begun.history.flow(rate=40)
@@ -761,13 +761,13 @@ def test_connections_that_live_for_two_requests(begun: Fetcher, store: Store) ->
     begun.settle()
     requests = 0  # on the current connection
 
-    def break_at_the_third() -> None:
+    def fail_from_the_third_on() -> None:
         nonlocal requests
         requests = requests + 1 if begun.bus.is_connected else 1
         if requests > 2:
             raise REDIS_DOWN
 
-    begun.bus.on_request = break_at_the_third
+    begun.bus.on_request = fail_from_the_third_on
     beats = len(begun.bus.beats)
     for number in range(5):
         begun.history.push(update(str(number), user=number + 1))
@@ -999,7 +999,7 @@ def test_a_failed_poll_makes_no_event_late(begun: Fetcher) -> None:
 def test_successive_polls_without_updates_are_rare(begun: Fetcher) -> None:
     """After such a poll, the next one needs another second of full answers, or another hundred updates in them."""
 
-    def distances(count: int, pause: float) -> list[int]:
+    def intervals(count: int, pause: float) -> list[int]:
         polls = []
         for _ in range(60):
             polls.append(poll(begun, [count, 0], commit_time=1.0))
@@ -1007,8 +1007,8 @@ def test_successive_polls_without_updates_are_rare(begun: Fetcher) -> None:
         followed = [number for number, count in enumerate(polls, 1) if count > 1]
         return [later - earlier for earlier, later in itertools.pairwise([0, *followed])]
 
-    assert distances(5, 0.0) == [20, 20, 20]
-    assert set(distances(1, 0.2)) <= {5, 6, 7}
+    assert intervals(5, 0.0) == [20, 20, 20]
+    assert set(intervals(1, 0.2)) <= {5, 6, 7}
 
 
 def test_successive_polls_go_on_while_vk_has_more(begun: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1345,7 +1345,7 @@ AGAIN = "trying again, because 2 updates are not on the bus yet"
 
 
 @pytest.mark.parametrize(
-    ("failure", "said", "has_traceback", "is_up"),
+    ("failure", "logged", "has_traceback", "is_up"),
     [
         (REDIS_FATAL, f"{REDIS_FATAL}: {AGAIN}", False, 0),
         (VK_FATAL, f"{VK_FATAL}: {AGAIN}", False, 1),
@@ -1355,7 +1355,7 @@ AGAIN = "trying again, because 2 updates are not on the bus yet"
 )
 def test_a_fatal_error_does_not_end_it_while_updates_are_held(
     begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture,
-    failure: Exception, said: str, has_traceback: bool, is_up: int,
+    failure: Exception, logged: str, has_traceback: bool, is_up: int,
 ) -> None:  # fmt: skip
     """While updates are held, it is logged as CRITICAL once a minute, a bug with its traceback, and tried again.
 
@@ -1365,7 +1365,7 @@ def test_a_fatal_error_does_not_end_it_while_updates_are_held(
     begun.bus.commit_failure = failure
     begun.run_for(150)
     critical = [record for record in caplog.records if record.levelname == "CRITICAL"]
-    assert [record.getMessage() for record in critical] == [said] * 3
+    assert [record.getMessage() for record in critical] == [logged] * 3
     assert [bool(record.exc_info) for record in critical] == [has_traceback] * 3
     assert begun.metrics.redis_up.values[-1] == is_up
     begun.history.push("c")

@@ -78,10 +78,10 @@ def test_a_stall_is_logged_after_its_limit(clock: Clock, reports: Reports, caplo
     """A commit that does not move the checkpoint is progress, too; each line is logged at most once a minute."""
     here = Pending("batch", SINCE, SINCE, entries=[A])
     reports.holds(7, True)
-    for seconds, said in ((MAX_STALL, 0), (1, 1), (REMIND_INTERVAL - 1, 0), (1, 1)):
+    for seconds, count in ((MAX_STALL, 0), (1, 1), (REMIND_INTERVAL - 1, 0), (1, 1)):
         clock.now += seconds
         reports.holds(7, True)
-        assert len(caplog.messages) == said
+        assert len(caplog.messages) == count
         caplog.clear()
     reports.committed(here, Outcome(SINCE, [A]), 0.1)
     reports.holds(7, True)

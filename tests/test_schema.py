@@ -56,8 +56,8 @@ def built(update: Any, raw: bool = False) -> Any:
 
 def check(event: Any) -> None:
     """Fail, saying what is missing, unless the event is valid and the schema names everything in it."""
-    told = event["event_type"] in TYPES or "raw" in event
-    assert told, f"event.schema.json has no definition for {event['event_type']} among those of Event"
+    is_defined = event["event_type"] in TYPES or "raw" in event
+    assert is_defined, f"event.schema.json has no definition for {event['event_type']} among those of Event"
     errors = list(STRICT.iter_errors(event))
     assert not errors, best_match(errors).message
 
@@ -228,8 +228,8 @@ def nouns() -> list[Any]:
 def test_schema_and_named_tuples_have_the_same_fields_in_the_same_order(noun: Any) -> None:
     """A new NamedTuple in events.py also needs a definition in the schema's $defs."""
     assert noun.__name__ in DEFINITIONS, f"no {noun.__name__} in $defs of event.schema.json"
-    told = DEFINITIONS[noun.__name__]
-    assert tuple(told["properties"]) == noun._fields == tuple(told["required"])
+    definition = DEFINITIONS[noun.__name__]
+    assert tuple(definition["properties"]) == noun._fields == tuple(definition["required"])
 
 
 def test_the_event_has_the_same_fields() -> None:

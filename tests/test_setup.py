@@ -13,7 +13,7 @@ from fetcher.commands.setup import setup as make_ready
 from fetcher.vk.builders import BUILDERS
 from tests import HOST, free_port
 from tests.processes import Fetcher
-from tests.run import lead_vk_to
+from tests.run import redirect_vk_to
 from tests.servers import Server, address, cluster
 from tests.test_deploy import acl, rules
 from tests.vk import GROUP, VK, error
@@ -34,10 +34,10 @@ READY = {
     "Redis maxmemory-policy": "ok      Redis maxmemory-policy: noeviction",
     "Redis appendonly": "ok      Redis appendonly: 1",
 }
-REDIS = {thing: line for thing, line in READY.items() if thing.startswith("Redis")}
+REDIS = {subject: line for subject, line in READY.items() if subject.startswith("Redis")}
 
 
-def by_thing(output: str) -> dict[str, str]:
+def lines_by_subject(output: str) -> dict[str, str]:
     """Return the lines by their subject."""
     return {line[8:].partition(":")[0]: line for line in output.splitlines()}
 
@@ -46,29 +46,29 @@ def by_thing(output: str) -> dict[str, str]:
 def setup(vk: VK, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Setup:
     """Return a function that runs --setup in this process, with further settings, and returns exit code and lines."""
     monkeypatch.setattr(HTTPAdapter, "send", HTTPAdapter.send)  # so that monkeypatch restores it
-    lead_vk_to(vk.url)
+    redirect_vk_to(vk.url)
 
-    def here(**settings: Any) -> tuple[int, dict[str, str]]:
+    def run(**settings: Any) -> tuple[int, dict[str, str]]:
         usual = {"TOKEN": vk.token, "GROUPID": vk.group_id, "REDIS_URL": server.url}
         given = {name: str(value) for name, value in (usual | settings).items() if value is not None}
         code = make_ready(config.parse(given, ("TOKEN",)))
-        return code, by_thing(capsys.readouterr().out)
+        return code, lines_by_subject(capsys.readouterr().out)
 
-    return here
+    return run
 
 
 @pytest.fixture
 def process(vk: VK, fetch: Fetch) -> Setup:
     """Return the same for a process of its own, which must print no secret and no traceback."""
 
-    def there(**settings: Any) -> tuple[int, dict[str, str]]:
+    def run(**settings: Any) -> tuple[int, dict[str, str]]:
         process = fetch("--setup", **settings)
         code = process.wait(60)
         assert settings.get("TOKEN", vk.token) not in process.output
         assert "Traceback" not in process.output
-        return code, by_thing(process.output)
+        return code, lines_by_subject(process.output)
 
-    return there
+    return run
 
 
 def changes(vk: VK) -> list[dict[str, Any]]:
@@ -118,7 +118,9 @@ def test_one_wrong_setting(setup: Setup, vk: VK, wrong: dict[str, Any], line: st
     vk.settings |= wrong
     code, lines = setup()
     assert code == 0
-    assert {thing: text for thing, text in lines.items() if text != READY[thing]} == {line[8:].partition(":")[0]: line}
+    assert {subject: text for subject, text in lines.items() if text != READY[subject]} == {
+        line[8:].partition(":")[0]: line
+    }
 
 
 def test_a_newer_version_stays(setup: Setup, vk: VK) -> None:
@@ -134,8 +136,8 @@ def test_settings_that_cannot_be_changed(setup: Setup, vk: VK) -> None:
     vk.fail_api({"response": 1}, method="groups.setLongPollSettings")
     code, lines = setup()
     assert code == 1
-    by_hand = "off: change this in the community's settings (API usage, Long Poll API)"
-    assert lines == READY | {"Long Poll": f"to do   Long Poll: {by_hand}"}
+    remedy = "off: change this in the community's settings (API usage, Long Poll API)"
+    assert lines == READY | {"Long Poll": f"to do   Long Poll: {remedy}"}
 
 
 @pytest.mark.parametrize(("given", "more"), [(None, ""), (5, ", 5 is another community")])
@@ -187,7 +189,7 @@ def test_missing_rights(setup: Setup, vk: VK, rights: list[str], missing: str) -
     denied = "VK error 15 in groups.getLongPollSettings: Access denied: no access to call this method"
     long_poll = {"VK": f"to do   VK: {NEW_TOKEN} ({denied})"}
     if "manage" in rights:
-        long_poll = {thing: READY[thing] for thing in ("Long Poll", "Long Poll version", "event types")}
+        long_poll = {subject: READY[subject] for subject in ("Long Poll", "Long Poll version", "event types")}
     assert setup() == (1, {
         "token": READY["token"], "GROUPID": READY["GROUPID"],
         "rights": f"to do   rights: {missing} missing: {NEW_TOKEN}", **long_poll, **REDIS,
@@ -215,7 +217,7 @@ def test_vk_fails_once(setup: Setup, vk: VK, method: str, before: list[str]) -> 
     vk.settings |= {"is_enabled": False}
     vk.fail_api(error(10, "Internal server error"), method=method)
     failed = f"to do   VK: try again when VK answers (VK error 10 in {method}: Internal server error)"
-    assert setup() == (1, {thing: READY[thing] for thing in before} | {"VK": failed} | REDIS)
+    assert setup() == (1, {subject: READY[subject] for subject in before} | {"VK": failed} | REDIS)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_redis_is_down(process: Setup) -> None:
     code, lines = process(REDIS_URL=f"redis://user:Very-Secret@{HOST}:{free_port()}/0")
     assert code == 1
     remedy = "start Redis, or correct REDIS_URL (Redis is unavailable (connection refused))"
-    assert lines == {thing: READY[thing] for thing in READY if thing not in REDIS} | {
+    assert lines == {subject: READY[subject] for subject in READY if subject not in REDIS} | {
         "Redis": f"to do   Redis: {remedy}"
     }
 
@@ -290,7 +292,7 @@ def test_a_server_that_hides_a_field(setup: Setup, monkeypatch: pytest.MonkeyPat
         return {field: value for field, value in info(client, *sections).items() if field != "aof_enabled"}
 
     monkeypatch.setattr(redis.Redis, "info", shown)
-    assert setup() == (0, {thing: line for thing, line in READY.items() if thing != "Redis appendonly"})
+    assert setup() == (0, {subject: line for subject, line in READY.items() if subject != "Redis appendonly"})
 
 
 def test_a_replica(setup: Setup, server: Server) -> None:
@@ -340,7 +342,7 @@ def test_a_missing_rule(setup: Setup, rule: str) -> None:
     with Server(acl=acl("fetcher", without=rule), aof=True) as server:
         code, lines = setup(REDIS_URL=address(server.port, "SECRET", "fetcher"))
     if rule == "+info":
-        assert (code, lines) == (0, {thing: READY[thing] for thing in list(READY)[:8]})
+        assert (code, lines) == (0, {subject: READY[subject] for subject in list(READY)[:8]})
     else:
         found = lines.get("Redis permissions", lines["Redis"])
         assert code == 1

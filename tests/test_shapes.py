@@ -47,7 +47,7 @@ class Bus:
     def letters(self) -> list[Json]:
         return [entry for _, entry in self.client.xrange("{events}:dead-letter")]
 
-    def asked(self) -> list[Request]:
+    def lookup_requests(self) -> list[Request]:
         """List the requests to VK's API for names and messages since the last push."""
         requests = self.vk.requests[self.since :]
         return [request for request in requests if request.kind == "api" and not request.name.startswith("groups.")]
@@ -70,7 +70,7 @@ def texts(events: list[Json]) -> list[str]:
 # Ten thousand
 
 
-def mixed(count: int) -> list[Json]:
+def mixed_updates(count: int) -> list[Json]:
     """Make updates with what each becomes: ordinary traffic mixed with every sample, many times, in a fixed order."""
     rng = random.Random(SEED + 1)
     made: list[Json] = []
@@ -80,20 +80,20 @@ def mixed(count: int) -> list[Json]:
             continue
         sample = dict(rng.choice(list(SAMPLES.values())))
         if isinstance(sample["update"], dict) and isinstance(sample["update"].get("event_id") or 0, str):
-            anew = {"event_id": rng.randbytes(20).hex()}
-            sample["update"] = sample["update"] | anew
+            new_id = {"event_id": rng.randbytes(20).hex()}
+            sample["update"] = sample["update"] | new_id
             if "event" in sample:
-                sample["event"] = sample["event"] | anew
+                sample["event"] = sample["event"] | new_id
         made.append(sample)
     return made
 
 
-def whole(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """Return a text as it is published: half of a surrogate pair becomes U+FFFD."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
-def right_names(vk: VK, event: Json, titles: dict[int, str]) -> list[str]:
+def expected_names(vk: VK, event: Json, titles: dict[int, str]) -> list[str]:
     """Return the expected name and nick of the user and of the action's user, and the expected peer's name.
 
     They come from VK and from the updates so far.
@@ -101,18 +101,18 @@ def right_names(vk: VK, event: Json, titles: dict[int, str]) -> list[str]:
 
     def known(id: int) -> tuple[str, str]:
         if 0 < id < CHAT:
-            told = person(vk, id, ["domain", "screen_name"], True)
-            return f"{told['first_name']} {told['last_name']}", told.get("domain", f"id{id}")
+            profile = person(vk, id, ["domain", "screen_name"], True)
+            return f"{profile['first_name']} {profile['last_name']}", profile.get("domain", f"id{id}")
         if -CHAT < id < 0:
-            told = community(vk, -id)
-            return told["name"], told["screen_name"]
+            profile = community(vk, -id)
+            return profile["name"], profile["screen_name"]
         return (titles.get(id, f"Беседа {id - CHAT}") if id > CHAT else ""), ""
 
-    people = [event["user"]["uuid"], *(user["uuid"] for user in concerned(event))]
+    people = [event["user"]["uuid"], *(user["uuid"] for user in action_users(event))]
     return [name for uuid in people for name in known(uuid)] + [known(event["peer"]["bpid"])[0]]
 
 
-def concerned(event: Json) -> list[Json]:
+def action_users(event: Json) -> list[Json]:
     """List the user of the event's action, if there is one."""
     return [event["action"]["user"]] if event.get("action", {}).get("user") else []
 
@@ -127,7 +127,7 @@ def has_id(letter: Json) -> bool:
 def test_ten_thousand(vk: VK, bus: Bus) -> None:
     """Each update is published, recorded as a dead letter or skipped, as expected, in VK's order."""
     vk.kept = 20_000
-    sent = mixed(10_000)
+    sent = mixed_updates(10_000)
     events, letters = bus.push(*(each["update"] for each in sent)), bus.letters()
     published = [each for each in sent if "event" in each]
     dead = [
@@ -144,35 +144,35 @@ def test_ten_thousand(vk: VK, bus: Bus) -> None:
         if each["event"]:
             title = each["event"]["peer"]["name"]
             titles |= {event["peer"]["bpid"]: title} if title else {}
-        told = [user[name] for user in (event["user"], *concerned(event)) for name in ("name", "nick")]
-        assert [*told, event["peer"]["name"]] == right_names(vk, event, titles), event
+        names = [user[name] for user in (event["user"], *action_users(event)) for name in ("name", "nick")]
+        assert [*names, event["peer"]["name"]] == expected_names(vk, event, titles), event
         if each["event"]:
-            bare = json.loads(whole(json.dumps(each["event"], ensure_ascii=False)))
+            bare = json.loads(without_surrogates(json.dumps(each["event"], ensure_ascii=False)))
             bare["user"] |= event["user"] | {"uuid": bare["user"]["uuid"]}
             bare["peer"]["name"] = event["peer"]["name"]
-            for user, named in zip(concerned(bare), concerned(event), strict=True):
+            for user, named in zip(action_users(bare), action_users(event), strict=True):
                 user |= named | {"uuid": user["uuid"]}
             assert json.dumps(event) == json.dumps(bare)
     assert [letter for letter in letters if has_id(letter)] == [letter for letter in dead if has_id(letter)]
     nameless = [{json.dumps(letter) for letter in some if not has_id(letter)} for some in (letters, dead)]
     assert nameless[0] == nameless[1], "the same update without an id may be recorded once, however often it comes"
 
-    assert max(vk.asked.values()) == 1, "nobody is asked for twice"
-    assert min(vk.asked) > -CHAT, "e-mail addresses are never asked for"
+    assert max(vk.lookup_counts.values()) == 1, "nobody is looked up twice"
+    assert min(vk.lookup_counts) > -CHAT, "e-mail addresses are never looked up"
     cropped = {index // 100 for index, each in enumerate(sent) if '"is_cropped": true' in json.dumps(each)}
     assert 1 < len(cropped) < 100
-    assert len(bus.asked()) <= 100 + len(cropped), "one request a batch, and one more with cropped messages"
+    assert len(bus.lookup_requests()) <= 100 + len(cropped), "one request a batch, and one more with cropped messages"
 
 
 # Cropped messages
 
 
-def short(text: str, cmid: int, peer: int = PEER) -> Json:
+def cropped(text: str, cmid: int, peer: int = PEER) -> Json:
     attachments = [{"type": "photo", "photo": {}}]
     return message(text, peer=peer, conversation_message_id=cmid, is_cropped=True, attachments=attachments)
 
 
-def has_whole(vk: VK, cmid: int, peer: int = PEER) -> None:
+def add_full_message(vk: VK, cmid: int, peer: int = PEER) -> None:
     vk.messages[peer, cmid] = {
         "conversation_message_id": cmid, "peer_id": peer, "from_id": PERSON, "text": f"/весь {cmid}",
         "attachments": [{"type": "photo", "photo": {}}, {"type": "doc", "doc": {}}],
@@ -184,14 +184,14 @@ def has_whole(vk: VK, cmid: int, peer: int = PEER) -> None:
 
 def test_cropped_messages(vk: VK, bus: Bus) -> None:
     """One request completes all those of a batch; messages that VK no longer has are published cropped, in order."""
-    has_whole(vk, 1)
-    has_whole(vk, 3)
-    has_whole(vk, 1, PERSON)
+    add_full_message(vk, 1)
+    add_full_message(vk, 3)
+    add_full_message(vk, 1, PERSON)
     refusing = CHAT + 9
     vk.refused |= {(refusing, 1): 917, (refusing, 2): 917}
     events = bus.push(
-        short("кор1", 1), message("целый"), short("кор2", 2), short("кор3", 3),
-        short("кор4", 1, PERSON), short("кор5", 1, refusing), button(), message("конец"),
+        cropped("кор1", 1), message("целый"), cropped("кор2", 2), cropped("кор3", 3),
+        cropped("кор4", 1, PERSON), cropped("кор5", 1, refusing), button(), message("конец"),
     )  # fmt: skip
     assert texts(events[:6]) == ["/весь 1", "целый", "кор2", "/весь 3", "/весь 1", "кор5"]
     assert [event["event_type"] for event in events] == ["command", "message", "message"] + ["command"] * 2 + [
@@ -203,26 +203,26 @@ def test_cropped_messages(vk: VK, bus: Bus) -> None:
     }  # fmt: skip
     assert events[2]["message"]["attachments"] == events[5]["message"]["attachments"] == ["photo"]
     assert events[4]["peer"]["bpid"] == PERSON
-    assert len(bus.asked()) == 2, "for messages and for names"
+    assert len(bus.lookup_requests()) == 2, "for messages and for names"
 
 
 def test_cropped_messages_are_refused(vk: VK, bus: Bus) -> None:
     """A message that VK refuses among others of its chat costs one more request, and the others are complete."""
-    has_whole(vk, 1)
-    has_whole(vk, 2)
+    add_full_message(vk, 1)
+    add_full_message(vk, 2)
     vk.refused[PEER, 2] = 15
-    assert texts(bus.push(short("кор1", 1), short("кор2", 2))) == ["/весь 1", "кор2"]
-    assert len(bus.asked()) == 3
+    assert texts(bus.push(cropped("кор1", 1), cropped("кор2", 2))) == ["/весь 1", "кор2"]
+    assert len(bus.lookup_requests()) == 3
     vk.fail_api({"error": {"error_code": 15, "error_msg": "Access denied"}}, method="execute")
-    assert texts(bus.push(short("кор1", 1), message("да"))) == ["кор1", "да"]
+    assert texts(bus.push(cropped("кор1", 1), message("да"))) == ["кор1", "да"]
     assert not bus.letters()
 
 
 def test_cropped_messages_wait(vk: VK, bus: Bus) -> None:
     """While VK's API fails, cropped messages wait, and so does everything after them."""
-    has_whole(vk, 1)
+    add_full_message(vk, 1)
     vk.fail_api(500, times=2)
-    assert texts(bus.push(message("до"), short("кор1", 1), message("после"))) == ["до", "/весь 1", "после"]
+    assert texts(bus.push(message("до"), cropped("кор1", 1), message("после"))) == ["до", "/весь 1", "после"]
 
 
 # Titles
@@ -235,19 +235,19 @@ def renamed(title: str, peer: int = PEER) -> Json:
 def test_title_holds_from_its_update_on(vk: VK, bus: Bus) -> None:
     """A new title applies from its update on, in its batch and in the next, even if VK still returns the old one."""
     vk.chats |= {PEER: "Старая", PEER + 1: "Другая"}
-    said, other = message("да"), message("нет", peer=PEER + 1)
+    first, other = message("да"), message("нет", peer=PEER + 1)
 
     def peers(*updates: Json) -> list[str]:
-        anew = [update | {"event_id": secrets.token_hex(20)} for update in updates]
-        return [event["peer"]["name"] for event in bus.push(*anew)]
+        copies = [update | {"event_id": secrets.token_hex(20)} for update in updates]
+        return [event["peer"]["name"] for event in bus.push(*copies)]
 
-    assert peers(said, renamed("Новая"), said, other, reaction(), button()) == [
+    assert peers(first, renamed("Новая"), first, other, reaction(), button()) == [
         "Старая", "Новая", "Новая", "Другая", "Новая", "Новая",
     ]  # fmt: skip
     assert peers(reaction(), other) == ["Новая", "Другая"]
-    assert peers(renamed("Третья"), renamed("Четвёртая"), said) == ["Третья", "Четвёртая", "Четвёртая"]
-    assert peers(said, renamed("Чужая", PEER + 1), other) == ["Четвёртая", "Чужая", "Чужая"]
-    assert vk.asked[PEER] == vk.asked[PEER + 1] == 1
+    assert peers(renamed("Третья"), renamed("Четвёртая"), first) == ["Третья", "Четвёртая", "Четвёртая"]
+    assert peers(first, renamed("Чужая", PEER + 1), other) == ["Четвёртая", "Чужая", "Чужая"]
+    assert vk.lookup_counts[PEER] == vk.lookup_counts[PEER + 1] == 1
 
 
 def test_title_of_a_hidden_chat(vk: VK, bus: Bus) -> None:
@@ -295,9 +295,9 @@ def test_every_user_and_peer_is_named(vk: VK, bus: Bus) -> None:
         [5, "Анна Черных", "Анна", "Черных", "anna", MAIL, 0, ""],
         [CHAT + 5, "", "", "", "", CHAT + 5, 5, "Беседа пяти"],
     ]
-    assert len(bus.asked()) == 1
-    assert vk.asked.keys() == {5, 6, 7, 8, 9, 11, -3, -11, CHAT + 5, CHAT + 6, CHAT + 7}
-    assert max(vk.asked.values()) == 1
+    assert len(bus.lookup_requests()) == 1
+    assert vk.lookup_counts.keys() == {5, 6, 7, 8, 9, 11, -3, -11, CHAT + 5, CHAT + 6, CHAT + 7}
+    assert max(vk.lookup_counts.values()) == 1
 
 
 @pytest.mark.parametrize("code", [917, 15])
@@ -305,10 +305,10 @@ def test_chats_that_refuse(vk: VK, bus: Bus, code: int) -> None:
     """A chat that VK refuses, alone or among others, has no name; other chats have theirs."""
     vk.refused |= {CHAT + 1: code, CHAT + 3: code}
     assert names(bus.push(message(peer=CHAT + 1)))[0][1] == ""
-    assert len(bus.asked()) == 1
+    assert len(bus.lookup_requests()) == 1
     events = bus.push(*(message(peer=CHAT + number) for number in (2, 3, 4)))
     assert [peer for _, peer in names(events)] == ["Беседа 2", "", "Беседа 4"]
-    assert len(bus.asked()) == 2
+    assert len(bus.lookup_requests()) == 2
 
 
 @pytest.mark.long
@@ -320,8 +320,8 @@ def test_nobody_is_looked_up_twice(vk: VK, bus: Bus) -> None:
     for new, requests in (([], 1), ([], 0), ([(7, CHAT + 1)], 1), ([(-4, CHAT + 3)], 1), ([(7, -4)], 0)):
         acting += new
         bus.push(*(make(user=user, peer=peer) for user, peer in acting for make in (message, button, reaction)))
-        assert len(bus.asked()) == requests
-    assert max(vk.asked.values()) == 1
+        assert len(bus.lookup_requests()) == requests
+    assert max(vk.lookup_counts.values()) == 1
 
 
 @pytest.mark.long
@@ -330,12 +330,12 @@ def test_nobody_is_looked_up_twice_while_redis_is_down(vk: VK, server: Server, b
     server.stop()
     for newcomer in (PERSON + 1, PERSON + 2, PERSON + 3):
         vk.push(message(), *([renamed("Новая")] if newcomer == PERSON + 1 else []), button(user=newcomer))
-        wait_until(partial(vk.asked.__getitem__, newcomer), what="the question for names")
+        wait_until(partial(vk.lookup_counts.__getitem__, newcomer), what="the lookup of names")
     server.start()
     events = bus.push(message())
     assert [peer for _, peer in names(events)][1:] == ["Новая"] * 7
     assert all(user for user, _ in names(events))
-    assert max(vk.asked.values()) == 1
+    assert max(vk.lookup_counts.values()) == 1
 
 
 def test_a_crowd_in_one_batch(vk: VK, bus: Bus) -> None:
@@ -343,7 +343,7 @@ def test_a_crowd_in_one_batch(vk: VK, bus: Bus) -> None:
     events = bus.push(*(message(user=number, peer=CHAT + number) for number in range(1, 101)))
     assert [peer for _, peer in names(events)] == [f"Беседа {number}" for number in range(1, 101)]
     assert all(user for user, _ in names(events))
-    assert len(bus.asked()) == 1
+    assert len(bus.lookup_requests()) == 1
 
 
 def kicked(member: int, **more: Any) -> Json:
@@ -356,17 +356,17 @@ def test_users_of_actions_are_named(vk: VK, bus: Bus) -> None:
     vk.communities[3] = {"name": "Паб", "screen_name": "pub"}
     vk.unknown.add(6)
     events = bus.push(kicked(5), kicked(-3), kicked(6), kicked(MAIL, email="ivan@example.org"), kicked(0), message())
-    assert [list(user.values()) for event in events for user in concerned(event)] == [
+    assert [list(user.values()) for event in events for user in action_users(event)] == [
         [5, "Анна Черных", "Анна", "Черных", "anna"],
         [-3, "Паб", "Паб", "", "pub"],
         [6, "", "", "", ""],
         [MAIL, "", "", "", ""],
     ]
     assert [event.get("action", {}).get("text") for event in events] == ["", "", "", "ivan@example.org", "", None]
-    assert len(bus.asked()) == 1
+    assert len(bus.lookup_requests()) == 1
     events = bus.push(kicked(5), message(user=5))
-    assert concerned(events[0]) == [events[1]["user"]]
-    assert not bus.asked()
+    assert action_users(events[0]) == [events[1]["user"]]
+    assert not bus.lookup_requests()
 
 
 # The update itself
@@ -381,8 +381,8 @@ def test_raw(vk: VK, server: Server, fetch: Start) -> None:
     The event has the update as VK sent it.
     """
     bus = Bus(vk, server, fetch, RAW=1)
-    has_whole(vk, 1)
-    sent = [message(), button(), reaction(), kicked(5), short("кор", 1), short("кор", 2)]
+    add_full_message(vk, 1)
+    sent = [message(), button(), reaction(), kicked(5), cropped("кор", 1), cropped("кор", 2)]
     sent += [update(type, fields) for type, fields in OTHERS.items()]
     with bus.client.pubsub() as live:
         live.psubscribe("events:*")
@@ -392,12 +392,12 @@ def test_raw(vk: VK, server: Server, fetch: Start) -> None:
     assert [json.loads(each["data"]) for each in heard] == events
     assert [each["channel"] for each in heard] == [f"events:{event['event_type']}" for event in events]
     assert [event["event_type"] for event in events[6:]] == list(OTHERS)
-    whole = sent[4]["object"]["message"] | vk.messages[PEER, 1]
-    sent[4]["object"] |= {"message": {name: value for name, value in whole.items() if name != "is_cropped"}}
+    full = sent[4]["object"]["message"] | vk.messages[PEER, 1]
+    sent[4]["object"] |= {"message": {name: value for name, value in full.items() if name != "is_cropped"}}
     assert [json.dumps(event["raw"]) for event in events] == [json.dumps(update) for update in sent]
     for event in events[6:]:
-        told = event["user"]["name"], event["user"]["nick"], event["peer"]["name"]
-        assert [*told] == right_names(vk, event, {})
+        names = event["user"]["name"], event["user"]["nick"], event["peer"]["name"]
+        assert [*names] == expected_names(vk, event, {})
         _, user, peer = OTHER_TYPES[event["event_type"]]
         assert (event["user"]["uuid"], event["peer"]["bpid"]) == (user, peer)
     assert not bus.letters()

@@ -608,11 +608,11 @@ def test_a_consumer_works_with_redis_6_2(client: Any, monkeypatch: pytest.Monkey
     """Its XAUTOCLAIM does not say which entries were trimmed, and claims those, too."""
     ask = connection.Connection.ask
 
-    async def ask_old(self: connection.Connection, *command: Any) -> Any:
+    async def ask_redis_6_2(self: connection.Connection, *command: Any) -> Any:
         reply = await ask(self, *command)
         return reply[:2] if command[0] == "XAUTOCLAIM" else reply
 
-    monkeypatch.setattr(connection.Connection, "ask", ask_old)
+    monkeypatch.setattr(connection.Connection, "ask", ask_redis_6_2)
     entries = add(client, "events", 1, 2, 3)
     client.xgroup_create("events", GROUP, "0")
     client.xreadgroup(GROUP, "dead", {"events": ">"}, count=2)
@@ -716,8 +716,8 @@ def test_an_interrupted_consumer_raises_only_the_interrupt(
     server: Server, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the consumer was doing, it raises only the KeyboardInterrupt."""
-    said: list[Any] = []
-    monkeypatch.setattr("sys.unraisablehook", said.append)
+    unraisable: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", unraisable.append)
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", PATIENCE)
     fill(client, 10)
     pool: Any = redis.ConnectionPool(connection_class=Interrupted, host=HOST, port=server.port)
@@ -729,7 +729,7 @@ def test_an_interrupted_consumer_raises_only_the_interrupt(
         next(events)
     del events
     gc.collect()
-    assert said == []
+    assert unraisable == []
 
 
 INTERRUPTED = """
@@ -1341,8 +1341,8 @@ def sentinel(primary: Server, directory: Any) -> Iterator[int]:
 def test_a_sentinels_master_serves_both_and_may_change(driver: str, tmp_path: Any) -> None:
     with Server() as one, Server() as two:
         two.replica_of(one)
-        with sentinel(one, tmp_path) as port, redis.Redis(HOST, port, decode_responses=True) as asked:
-            wait_until(lambda: len(asked.execute_command("SENTINEL REPLICAS", "mymaster")) == 1)
+        with sentinel(one, tmp_path) as port, redis.Redis(HOST, port, decode_responses=True) as watcher:
+            wait_until(lambda: len(watcher.execute_command("SENTINEL REPLICAS", "mymaster")) == 1)
             kind = redis.sentinel if driver == "sync" else redis.asyncio.sentinel
             own = kind.Sentinel([(HOST, port)]).master_for("mymaster")
             durable, live = Reading(consume(own, GROUP, "a")), Reading(subscribe(own, "message"))
@@ -1352,7 +1352,7 @@ def test_a_sentinels_master_serves_both_and_may_change(driver: str, tmp_path: An
                 client.publish("events:message", text(event(1)))
             durable.wait_for(1)
             live.wait_for(1)
-            wait_until(lambda: asked.execute_command("SENTINEL FAILOVER", "mymaster"))
+            wait_until(lambda: watcher.execute_command("SENTINEL FAILOVER", "mymaster"))
             with two.client() as client:
                 wait_until(lambda: client.info("replication")["role"] == "master")
                 one.kill()
@@ -1375,7 +1375,7 @@ def test_a_sentinel_that_is_silent(server: Server, client: Any, driver: str, tmp
         add(client, "events", 1)
         begun = time.monotonic()
         reading.wait_for(1)
-        assert time.monotonic() - begun < 20, "it is asked once, for a second"
+        assert time.monotonic() - begun < 20, "it is queried once, for a second"
         end(server)
 
 

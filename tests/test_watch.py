@@ -176,19 +176,19 @@ def owner(server: Server) -> Iterator[redis.Redis]:
         yield owner
 
 
-LETTERS = "{events}:dead-letter"
+DEAD_LETTERS = "{events}:dead-letter"
 
 
 def test_events_dead_letters_and_gaps_appear_as_they_happen(server: Server, owner: redis.Redis) -> None:
     """Each is one line, and earlier entries are left out. A pipe gets nothing else."""
     put(owner, "old")
-    owner.xadd(LETTERS, {"update": "old", "error": "old"})
+    owner.xadd(DEAD_LETTERS, {"update": "old", "error": "old"})
     with Watch(server.url) as shown:
         for number in range(3):
             put(owner, f"event {number}")
         shown.wait_for("event 2")
-        owner.xadd(LETTERS, {"update": '{"type": "a\x1b"}', "error": "no from_id"})
-        owner.xadd(LETTERS, {"since": "5", "until": "9", "error": "VK had forgotten"})
+        owner.xadd(DEAD_LETTERS, {"update": '{"type": "a\x1b"}', "error": "no from_id"})
+        owner.xadd(DEAD_LETTERS, {"since": "5", "until": "9", "error": "VK had forgotten"})
         shown.wait_for("forgotten")
         owner.xadd("events", {"event": '{"odd": 1}'})
         owner.xadd("events", {"event": "[" * 100_000})
@@ -207,7 +207,7 @@ def test_events_dead_letters_and_gaps_appear_as_they_happen(server: Server, owne
 def test_the_first_entries_of_an_empty_redis_are_seen(server: Server, owner: redis.Redis) -> None:
     """The stream need not exist at the start."""
     with Watch(server.url) as shown:
-        owner.xadd(LETTERS, {"update": "new", "error": "bad"})
+        owner.xadd(DEAD_LETTERS, {"update": "new", "error": "bad"})
         shown.wait_for("dead     letter: bad: new")
         put(owner, "first")
         shown.wait_for("first")
@@ -347,7 +347,7 @@ def test_a_cluster_is_watched() -> None:
         client.set("{events}:alive:5:host-a", 1)
         with Watch(nodes[2].url, terminal=True, GROUPID="5") as shown:
             shown.wait_for("fetchers alive: host-a")
-            client.xadd(LETTERS, {"update": "u", "error": "bad"})
+            client.xadd(DEAD_LETTERS, {"update": "u", "error": "bad"})
             shown.wait_for("dead     letter: bad: u")
             put(client, "Привет")
             shown.wait_for("Привет")

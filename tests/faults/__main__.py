@@ -44,21 +44,21 @@ def main() -> int:
         print(
             f"{options.minutes:g} minutes, seed {options.seed}: {', '.join(one.name for one in versions)}", flush=True
         )
-        begun, whole = time.monotonic(), Report()
+        begun, total = time.monotonic(), Report()
         for report in reports_of(kinds, options.seed, 60 * options.minutes, versions):
-            whole.merge(report)
+            total.merge(report)
     print(f"\n| {' | '.join(COLUMNS)} |\n| --- |{' ---: |' * (len(COLUMNS) - 1)}")
-    rows = [(name, whole.injections[name], whole.table[name]) for name in CASES if name in whole.table]
-    for name, times, count in [*rows, ("**all**", whole.injections.total(), whole.total)]:
+    rows = [(name, total.injections[name], total.table[name]) for name in CASES if name in total.table]
+    for name, times, count in [*rows, ("**all**", total.injections.total(), total.total)]:
         print(f"| {name} | {times:,} | " + " | ".join(f"{number:,}" for number in count) + " |")
-    print(f"\n{whole.answers.total():,} faulty VK answers; {(time.monotonic() - begun) / 60:.1f} minutes")
-    print("Starts of fetchers:", ", ".join(f"{times:,} of {name}" for name, times in sorted(whole.starts.items())))
+    print(f"\n{total.answers.total():,} faulty VK answers; {(time.monotonic() - begun) / 60:.1f} minutes")
+    print("Starts of fetchers:", ", ".join(f"{times:,} of {name}" for name, times in sorted(total.starts.items())))
     possible = [case for case in CASES.values() if fits_versions(case, versions)]
-    if missing := [case.name for case in possible if case.name not in whole.table]:
+    if missing := [case.name for case in possible if case.name not in total.table]:
         print(f"Not injected in this time: {', '.join(missing)}")
-    for broken in whole.broken:
+    for broken in total.broken:
         print(f"A round without an account: {broken.splitlines()[0]}")
-    return 0 if whole.is_clean else 1
+    return 0 if total.is_clean else 1
 
 
 if __name__ == "__main__":

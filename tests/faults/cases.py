@@ -127,7 +127,7 @@ def restart_numbering(env: Environment) -> None:
 
 
 @case("poll: longer absence than VK's history", quiet=True, forgets=True)
-def stay_away(env: Environment) -> None:
+def outlast_history(env: Environment) -> None:
     for fetcher in env.fetchers:
         fetcher.kill()
     pushed = env.push(env.vk.kept + 44)
@@ -339,10 +339,10 @@ def fatal_while_pending(refuse: Callable[[Any], Any], fix: Callable[[Any], Any],
     """
 
     def inject(env: Environment) -> None:
-        said = env.wait_for_line(sentence)
+        wait_for_sentence = env.wait_for_line(sentence)
         env.command(refuse)
         env.push(3)
-        said()
+        wait_for_sentence()
         env.command(fix)
         if env.is_strict:
             assert all(fetcher.running for fetcher in env.fetchers), env.output
@@ -369,11 +369,11 @@ case("Redis: the stream's key of another type, and back")(fatal_while_pending(ta
 
 @case("Redis: checkpoint lost", quiet=True, forgets=True)
 def lose_checkpoint(env: Environment) -> None:
-    said = env.letters("lost the checkpoint")
+    before = env.letters("lost the checkpoint")
     env.is_emptied = True
     env.command(lambda client: client.delete(f"{{events}}:ts:{env.vk.group_id}"))
     env.push()
-    env.expect(lambda: env.letters("lost the checkpoint") > said, what="the record")
+    env.expect(lambda: env.letters("lost the checkpoint") > before, what="the record")
 
 
 @case("Redis: failover to a replica that lacks acknowledged writes", linked=True)

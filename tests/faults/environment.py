@@ -27,7 +27,7 @@ PASSWORD = "s3cret/of Redis@home"  # of the fetchers' user
 OWNER = "owner"  # the environment's own user, whose password nobody changes
 KEY_HEAD = "eyJhbGciOiJFZERTQSIs"  # every VK key begins like this
 EVENT_ID = re.compile(r'"event_id": ?"([0-9a-f]{40})"')  # the first match in an event's JSON is its own id
-MOST_TIMES = 255  # the most that a byte can count
+MAX_COUNT = 255  # the most that a byte can count
 # What fetchers surely remember of the bus, in updates and bytes: the replay buffer holds twice as much, but a whole
 # piece may leave it at once.
 REMEMBERED, REMEMBERED_BYTES = 500, 8 * 2**20
@@ -111,17 +111,17 @@ class Environment:
         fetchers: int = 1,
         clustered: bool = False,
         versions: Sequence[Version] = (THIS,),
-        lead: Callable[[int], str] | None = None,
-        is_unhurried: bool = False,
-        **of_vk: Any,
+        link_to_vk: Callable[[int], str] | None = None,
+        polls_as_usual: bool = False,
+        **vk_options: Any,
     ) -> None:
         """Start everything.
 
-        `lead` returns the address of a link to VK's port, and `of_vk` are options of VK. Polls are short, to save time,
-        unless the environment `is_unhurried`.
+        `link_to_vk` returns the address of a link to VK's port, and `vk_options` are options of VK. Polls are short, to
+        save time, unless the environment `polls_as_usual`.
         """
         self.random = random.Random(seed)
-        self.is_unhurried = is_unhurried
+        self.polls_as_usual = polls_as_usual
         self.versions = deque(versions)
         self.options: dict[str, Any] = {
             "password": PASSWORD,
@@ -155,9 +155,9 @@ class Environment:
         self.fetchers: list[Process] = []
 
         with contextlib.ExitStack() as self.stack:
-            self.vk = self.stack.enter_context(RecordingVK(**{"ts": 10**9, **of_vk}))
-            self.vk.max_wait = 90 if is_unhurried else 0.3
-            self.vk_url = lead(self.vk.port) if lead else self.vk.url
+            self.vk = self.stack.enter_context(RecordingVK(**{"ts": 10**9, **vk_options}))
+            self.vk.max_wait = 90 if polls_as_usual else 0.3
+            self.vk_url = link_to_vk(self.vk.port) if link_to_vk else self.vk.url
             self.server = self.start_servers(clustered)
             self.listener = Listener(self.server, [])
             for _ in range(fetchers):
@@ -195,7 +195,9 @@ class Environment:
         """Start one more fetcher of the community, with a link of its own to Redis."""
         url = self.server.url if self.nodes else self.add_link().url
         settings = {"REDIS_URL": url, "VK_URL": self.vk_url, "LOG_LEVEL": "DEBUG", "STREAM_MAXLEN": 20_000}
-        settings |= {"POLL_WAIT": 25, "RENEW_AFTER": 3600} if self.is_unhurried else {"POLL_WAIT": 1, "RENEW_AFTER": 1}
+        settings |= (
+            {"POLL_WAIT": 25, "RENEW_AFTER": 3600} if self.polls_as_usual else {"POLL_WAIT": 1, "RENEW_AFTER": 1}
+        )
         self.fetchers.append(self.stack.enter_context(Process(self.vk, list(self.versions), **settings)))
         self.versions.rotate(-1)
         return self.fetchers[-1]
@@ -416,7 +418,7 @@ class Environment:
             entries: Any = client.xrange("events", f"({self.last_entry}" if self.last_entry else "-")
             for self.last_entry, fields in entries:
                 number = event_number(fields["event"])
-                self.on_stream[number] = min(MOST_TIMES, self.on_stream[number] + 1)
+                self.on_stream[number] = min(MAX_COUNT, self.on_stream[number] + 1)
                 self.found.append(number)
             letters: Any = client.xrange("{events}:dead-letter", f"({self.last_letter}" if self.last_letter else "-")
             for self.last_letter, fields in letters:

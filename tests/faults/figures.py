@@ -13,17 +13,17 @@ from tests.servers import Proxy, wait_until
 from tests.vk import CHAT, PERSON, message
 
 FAR = 0.3  # seconds in each direction
-GIVEN_UP = 60.0  # seconds after which updates that are not on the bus count as missing
+ARRIVAL_TIMEOUT = 60.0  # seconds after which updates that are not on the bus count as missing
 
-Play = Callable[[Environment], None]
+Run = Callable[[Environment], None]
 
 
 class Scenario(NamedTuple):
     """What happens: it lasts until the traffic is over, or until ten seconds after Redis is back."""
 
     name: str
-    play: Play
-    of_vk: Mapping[str, Any] = MappingProxyType({})  # settings of VK
+    run: Run
+    vk_options: Mapping[str, Any] = MappingProxyType({})  # settings of VK
     vk_delay: float = 0.0  # seconds that everything takes in each direction on the way to VK
 
 
@@ -40,7 +40,7 @@ class Figures(NamedTuple):
 
     def row(self) -> str:
         """Return the cells of a table."""
-        seconds = f"{self.seconds:.1f} s" if self.seconds is not None else f"not within {GIVEN_UP:.0f} s"
+        seconds = f"{self.seconds:.1f} s" if self.seconds is not None else f"not within {ARRIVAL_TIMEOUT:.0f} s"
         cells = (f"{self.events:,}", f"{self.out:,}", seconds, f"{self.missing:,}", self.gaps, self.repeated)
         return " | ".join(map(str, (*cells, f"{self.megabytes:.1f}")))
 
@@ -57,19 +57,19 @@ COLUMNS = (
 
 
 def measure(scenario: Scenario, version: Version) -> Figures:
-    """Play the scenario with one fetcher of this version, with the version's own constants."""
+    """Run the scenario with one fetcher of this version, with the version's own constants."""
     with (
         far_vk(scenario.vk_delay) as far,
-        Environment(versions=[version.as_it_is], **scenario.of_vk, **far) as env,
+        Environment(versions=[version.as_it_is], **scenario.vk_options, **far) as env,
     ):
         (link,) = env.links
         first, link.sent = len(env.ts), [0, 0]
-        scenario.play(env)
+        scenario.run(env)
         ended = time.monotonic()
         out = len(env.ts) - first - len(env.missing())
         seconds = None
         with contextlib.suppress(AssertionError):
-            wait_until(env.has_arrived, GIVEN_UP)
+            wait_until(env.has_arrived, ARRIVAL_TIMEOUT)
             seconds = time.monotonic() - ended
         missing, gaps = len(env.missing()), len(env.gaps)
         repeated = sum(times > 1 for times in env.on_stream)
@@ -81,10 +81,10 @@ def far_vk(delay: float) -> Iterator[dict[str, Any]]:
     """Yield the options of an environment whose VK is this far away, and whose polls are as long as usual."""
     with contextlib.ExitStack() as stack:
 
-        def lead(port: int) -> str:
+        def link_to_vk(port: int) -> str:
             return f"http://127.0.0.1:{stack.enter_context(Proxy(port, delay=delay)).port}"
 
-        yield {"is_unhurried": True} | ({"lead": lead} if delay else {})
+        yield {"polls_as_usual": True} | ({"link_to_vk": link_to_vk} if delay else {})
 
 
 def push_steadily(env: Environment, rate: float, seconds: float) -> None:

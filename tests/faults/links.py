@@ -12,7 +12,7 @@ __all__ = ["CASES"]  # with those of cases.py and pairs.py
 
 
 @case("link: connections that live for a moment, and one in five refused", linked=True)
-def live_shortly(env: Environment) -> None:
+def shorten_connections(env: Environment) -> None:
     links = env.any_links()
     for link in links:
         link.lifetime, link.refuse_every = (0.1, 0.6), 5
@@ -67,7 +67,7 @@ def small_pages(env: Environment) -> None:
 
 
 @case("VK: two servers a few numbers apart", quiet=True)
-def be_apart(env: Environment) -> None:
+def let_servers_lag(env: Environment) -> None:
     """A lower ts alone is neither a restart of VK's numbering nor a gap; an earlier version may take it for one."""
     env.vk.lag = lambda: env.random.choice((0, 0, 1, 2, 3, 4, 5))
     for _ in range(40):

@@ -225,10 +225,10 @@ def lock_out_for_a_moment(env: Environment) -> None:
     env.down()
     env.push(100)
     env.wait_for_polls()
-    said = env.wait_for_line("password")
+    wait_for_refusal = env.wait_for_line("password")
     env.command(set_password("other"))
     env.up()
-    said()
+    wait_for_refusal()
     env.command(set_password(PASSWORD))
     env.expect(lambda: not env.missing(), what="all events")
     assert not env.is_strict or all(fetcher.running for fetcher in env.fetchers), env.output

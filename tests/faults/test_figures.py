@@ -9,8 +9,8 @@ from tests.faults.recording import THIS, RecordingVK
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_each_scenario_has_valid_settings_of_vk(scenario: Scenario) -> None:
     """A scenario that named another setting would end the whole command."""
-    vk = RecordingVK(**scenario.of_vk)
-    assert {name: getattr(vk, name) for name in scenario.of_vk} == scenario.of_vk
+    vk = RecordingVK(**scenario.vk_options)
+    assert {name: getattr(vk, name) for name in scenario.vk_options} == scenario.vk_options
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ from .world import simulated
 
 WORKERS = 2
 SEEDS = Path(__file__).with_name("seeds.json")  # for each sabotage, the seed of a history that notices it
-AT_ONCE = 50  # histories that a worker plays before it reports
+AT_ONCE = 50  # histories that a worker runs before it reports
 
 
 class Sum(NamedTuple):
@@ -27,25 +27,25 @@ class Sum(NamedTuple):
     broken: list[tuple[int, str]]  # seed and violation
 
 
-def play_some(first_seed: int) -> Sum:
-    """Play some histories, and return their totals."""
+def run_some(first_seed: int) -> Sum:
+    """Run some histories, and return their totals."""
     with simulated():
-        results = [chaos.play(first_seed + i) for i in range(AT_ONCE)]
+        results = [chaos.run(first_seed + i) for i in range(AT_ONCE)]
     faults = sum((result.faults for result in results), Counter[str]())
     broken = [(result.seed, result.violation) for result in results if result.violation]
     return Sum(len(results), faults, sum(result.seconds for result in results) / 3600, broken)
 
 
-def play_for(minutes: float, most_faults: int, first_seed: int) -> int:
-    """Play random histories for some time, or until there were this many faults, and print the totals."""
+def run_for(minutes: float, max_faults: int, first_seed: int) -> int:
+    """Run random histories for some time, or until there were this many faults, and print the totals."""
     begun, faults, histories, hours = time.monotonic(), Counter[str](), 0, 0.0
     broken: list[tuple[int, str]] = []
     deadline = begun + 60 * minutes
     print(f"Histories from seed {first_seed} on")
     with ProcessPoolExecutor(WORKERS) as pool:
-        while time.monotonic() < deadline and faults.total() < (most_faults or sys.maxsize) and not broken:
+        while time.monotonic() < deadline and faults.total() < (max_faults or sys.maxsize) and not broken:
             seeds = range(first_seed + histories, first_seed + histories + 4 * WORKERS * AT_ONCE, AT_ONCE)
-            for one in pool.map(play_some, seeds):
+            for one in pool.map(run_some, seeds):
                 histories, faults, hours = histories + one.histories, faults + one.faults, hours + one.hours
                 broken += one.broken
     took = time.monotonic() - begun
@@ -57,17 +57,17 @@ def play_for(minutes: float, most_faults: int, first_seed: int) -> int:
     return len(broken)
 
 
-def play_one(seed: int) -> int:
-    """Play one history and print what happened in it."""
+def run_one(seed: int) -> int:
+    """Run one history and print what happened in it."""
     with simulated():
-        result = chaos.play(seed, trace=True)
+        result = chaos.run(seed, trace=True)
     print("\n".join(result.trace))
     print(f"Seed {seed}: {result.violation or 'every invariant held'}; {result.faults.total()} faults")
     return int(bool(result.violation))
 
 
-def play_all() -> int:
-    """Play every history of a small world, and print the totals."""
+def run_all() -> int:
+    """Run every history of a small world, and print the totals."""
     bounds = exhaustive.LARGE
     count, took, broken = exhaustive.explore_all(bounds, WORKERS)
     print(
@@ -85,7 +85,7 @@ def notice(way: str) -> tuple[str, int, str]:
         return way, *sabotage.histories_until_noticed(way, 0)
 
 
-def break_it(ways: list[str]) -> int:
+def try_sabotages(ways: list[str]) -> int:
     """Break the core in each of these ways, and print when that was noticed; if these are all ways, store the seeds."""
     unnoticed, seeds = 0, {}
     with ProcessPoolExecutor(WORKERS) as pool:
@@ -100,22 +100,22 @@ def break_it(ways: list[str]) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="Play histories of the fetcher.")
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="Run histories of the fetcher.")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long (default: 1)")
     parser.add_argument("--faults", type=int, default=0, help="end after this many faults")
-    parser.add_argument("--seed", type=int, help="play this one history and print it")
-    parser.add_argument("--exhaustive", action="store_true", help="play every history of a small world")
+    parser.add_argument("--seed", type=int, help="run this one history and print it")
+    parser.add_argument("--exhaustive", action="store_true", help="run every history of a small world")
     parser.add_argument("--sabotage", nargs="?", const="", metavar="NAME", help="break the core first")
     options = parser.parse_args()
     if options.seed is not None:
-        return play_one(options.seed)
+        return run_one(options.seed)
     if options.exhaustive:
-        return play_all()
+        return run_all()
     if options.sabotage is not None:
         if options.sabotage and options.sabotage not in sabotage.WAYS:
             parser.error(f"no such sabotage; there are: {', '.join(sabotage.WAYS)}")
-        return break_it([options.sabotage] if options.sabotage else list(sabotage.WAYS))
-    return play_for(options.minutes, options.faults, random.SystemRandom().randrange(10**9))
+        return try_sabotages([options.sabotage] if options.sabotage else list(sabotage.WAYS))
+    return run_for(options.minutes, options.faults, random.SystemRandom().randrange(10**9))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Chaos(Plan):
         self.bursts = pick([1, 1, 4, 12])
         self.next_push = 0.0
         rate = pick([0.3, 1.0, 2.0])
-        self.troubles = {
+        self.rates = {
             self.kill: pick([0, 0.003, 0.01]) * rate,
             self.cut: pick([0, 0.003, 0.01]) * rate,
             self.fail_over: pick([0, 0.003, 0.01]) * rate,
@@ -72,38 +72,38 @@ class Chaos(Plan):
             self.spoil: pick([0, 0, 0, 0.003]) * rate,
             self.empty: pick([0, 0, 0, 0, 0.002]) * rate,
         }
-        self.most_fetchers, self.last_era = 3, 6
+        self.max_fetchers, self.last_era = 3, 6
         themes = ["failovers", "parts", "restarts", "restart", "outage", "apart", "links", "start"]
         theme = pick(["", "", "", "", "failovers", *themes, "links"])  # what happens often, while little else does
         if theme:
             self.request_faults, self.poll_faults, self.lookup_faults = pick([0.0, 0.05]), pick([0.0, 0.05]), 0.0
-            self.loud, self.troubles[self.fail_over] = pick([0.0, 1.0]), 0.02
-            self.troubles[self.forget] = pick([0, 0.01])
+            self.loud, self.rates[self.fail_over] = pick([0.0, 1.0]), 0.02
+            self.rates[self.forget] = pick([0, 0.01])
         if theme == "parts":
-            self.loud, self.pace, self.troubles[self.kill] = 0.0, 0.05, 0.01
+            self.loud, self.pace, self.rates[self.kill] = 0.0, 0.05, 0.01
             self.habits = replace(self.habits, batch=30, text=1500, memory=30)
         if theme == "restarts":
-            self.troubles[self.restart_vk] = self.troubles[self.cut] = 0.01
+            self.rates[self.restart_vk] = self.rates[self.cut] = 0.01
         if theme == "restart":  # one fetcher; when VK restarts, once, `seen` has forgotten some ids
-            self.most_fetchers, self.last_era, self.pace, self.bursts = 1, 8, 0.03, 1
-            self.troubles[self.restart_vk], self.troubles[self.cut] = 0.003, 0.01
+            self.max_fetchers, self.last_era, self.pace, self.bursts = 1, 8, 0.03, 1
+            self.rates[self.restart_vk], self.rates[self.cut] = 0.003, 0.01
             self.habits = replace(self.habits, memory=10**6, answers_newest=False)
         if theme == "apart":  # VK's servers are a few numbers apart, and VK loses nothing
             self.habits = replace(self.habits, apart=5, memory=10**6, beyond=pick(["failed 1", "silence"]))
-            self.jumps = self.troubles[self.forget] = self.troubles[self.restart_vk] = self.troubles[self.spoil] = 0.0
+            self.jumps = self.rates[self.forget] = self.rates[self.restart_vk] = self.rates[self.spoil] = 0.0
         self.outages = [100.0, 300.0] if theme == "outage" else [0.0, 0.5, 5.0, 20.0]  # seconds, at most
         if theme == "outage":
-            self.troubles[self.cut] = 0.01
+            self.rates[self.cut] = 0.01
         self.links, self.remembered = [Link()], 0
         if theme == "links":
             self.links = list(LINKS.values())
             self.habits = replace(self.habits, text=1500, batch=30)
         if theme == "start":  # Redis is down, and VK may restart its numbering meanwhile
             self.links = [Link(down_until=pick([5.0, 20.0, 60.0]) * rng.random()) for _ in range(3)]
-            self.troubles[self.restart_vk], self.troubles[self.kill] = 0.005, pick([0, 0.005])
+            self.rates[self.restart_vk], self.rates[self.kill] = 0.005, pick([0, 0.005])
             self.remembered = LIMITS[bus]["DEDUP_WINDOW"]  # ids of earlier events in `seen`
-        self.most_updates = 300
-        self.any_trouble = sum(self.troubles.values())
+        self.max_updates = 300
+        self.total_rate = sum(self.rates.values())
         self.names_stay_lost = rng.random() < 0.1
         self.link_stays_slow = rng.random() < 0.3
 
@@ -155,7 +155,7 @@ class Chaos(Plan):
         self.count("refused in the script")
         return False
 
-    def breaks_loudly(self) -> bool:
+    def closes_with_error(self) -> bool:
         return self.rng.random() < self.loud
 
     def takes_effect_late(self) -> bool:
@@ -167,28 +167,28 @@ class Chaos(Plan):
         if self.calm:
             return
         wake = min(process.wake for process in world.processes)
-        while self.next_push <= wake and len(world.vk.history) < self.most_updates:
+        while self.next_push <= wake and len(world.vk.history) < self.max_updates:
             world.now = max(world.now, self.next_push)
             for _ in range(self.rng.randint(1, self.bursts)):
                 world.push()
             self.next_push = world.now + self.rng.expovariate(1 / (self.pace * self.bursts))
             wake = min(process.wake for process in world.processes)
-        if self.any_trouble and self.rng.random() < self.any_trouble:
-            (trouble,) = self.rng.choices(list(self.troubles), list(self.troubles.values()))
-            trouble()
+        if self.total_rate and self.rng.random() < self.total_rate:
+            (cause,) = self.rng.choices(list(self.rates), list(self.rates.values()))
+            cause()
 
-    def some(self) -> Process:
+    def any_process(self) -> Process:
         return self.rng.choice(self.world.processes)
 
     def kill(self) -> None:
         self.count("kill")
-        process = self.some()
+        process = self.any_process()
         self.world.kill(process)
         self.world.start(self.latency("restart"), process.link)
 
     def cut(self) -> None:
         self.count("cut")
-        process = self.some()
+        process = self.any_process()
         process.link.down_until = self.world.now + self.rng.choice(self.outages) * self.rng.random()
         self.world.note(process, f"cut off until {process.link.down_until:.3f}")
         if process.client:
@@ -204,7 +204,7 @@ class Chaos(Plan):
 
     def lose_vk(self) -> None:
         self.count("VK is away")
-        self.some().link.vk_down_until = self.world.now + self.rng.random() * 10
+        self.any_process().link.vk_down_until = self.world.now + self.rng.random() * 10
 
     def lose_names(self) -> None:
         self.count("lookups fail")
@@ -220,7 +220,7 @@ class Chaos(Plan):
 
     def slow_down(self) -> None:
         self.count("slow link")
-        self.some().link.bandwidth = self.rng.choice([2**11, 2**11, 2**12, FAST])
+        self.any_process().link.bandwidth = self.rng.choice([2**11, 2**11, 2**12, FAST])
 
     def forget(self) -> None:
         self.count("VK forgets")
@@ -238,7 +238,7 @@ class Chaos(Plan):
         vk.unreadable_ts, vk.unreadable_until = vk.ts + 1, self.world.now + self.rng.choice([10, 40])
         vk.healing_key = self.rng.choice([0, 0, vk.key + 1])
 
-    def be_calm(self) -> None:
+    def stop_faults(self) -> None:
         """Let nothing go wrong from now on."""
         self.calm = True
         world = self.world
@@ -267,15 +267,15 @@ def habits(rng: random.Random) -> Habits:
     )
 
 
-def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
-    """Play one history, inside simulated()."""
+def run(seed: int, turns: int = 500, trace: bool = False) -> Result:
+    """Run one history, inside simulated()."""
     rng = random.Random(seed)
     worlds: list[World] = []
     plan = Chaos(rng, worlds)
-    fetchers = min(rng.choice([1, 1, 2, 2, 3]), plan.most_fetchers)
-    if fetchers > 1 and plan.troubles[plan.restart_vk]:
+    fetchers = min(rng.choice([1, 1, 2, 2, 3]), plan.max_fetchers)
+    if fetchers > 1 and plan.rates[plan.restart_vk]:
         # After a restart, a late update's ts does not show its age, so `seen` has to cover all that others published.
-        plan.most_updates = 150
+        plan.max_updates = 150
     world = World(plan, plan.habits, fetchers, trace)
     worlds.append(world)
     clock.world = world
@@ -291,7 +291,7 @@ def play(seed: int, turns: int = 500, trace: bool = False) -> Result:
             world.start(0.0 if i == 0 else rng.choice([0.0, 0.0, rng.random() * 20]), replace(rng.choice(plan.links)))
         while world.turns < turns:
             world.turn()
-        plan.be_calm()
+        plan.stop_faults()
         world.push()
         # While VK returns no full messages, each batch with a cropped one waits, and those of a gap wait one by one.
         world.settle(world.now + (4 if plan.names_stay_lost else 1) * SETTLE)

@@ -51,7 +51,7 @@ class Client:
         size += COMMAND_BYTES
         world.note(process, f"sends Redis: {name}, {size} bytes{fault and ', '}{fault}")
         if not self.is_connected:  # closed by a failover, by something on the way, or by an earlier error
-            if self.server and plan.breaks_loudly():
+            if self.server and plan.closes_with_error():
                 self.server = 0
                 raise ConnectionError
             self.connect()

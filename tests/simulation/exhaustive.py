@@ -1,6 +1,6 @@
 """Every history of a small world: two fetchers, a few updates, and up to a number of faults, at every place.
 
-A history is a sequence of choices: which fetcher continues, and what goes wrong. Each history is played from the
+A history is a sequence of choices: which fetcher continues, and what goes wrong. Each history is run from the
 beginning with the choices of an earlier one, of which the last is changed, until no choice is left. Choices are made
 only at requests that read or change what both fetchers share: the checkpoint and the commit. What a fetcher does
 between them does not depend on the other one, and its order changes nothing: polls of VK, which answers all fetchers
@@ -53,7 +53,7 @@ class Choices(Plan):
     def latency(self, request: str) -> float:
         return 0.001
 
-    def breaks_loudly(self) -> bool:
+    def closes_with_error(self) -> bool:
         return self.loud
 
     def next(self, world: World) -> Process:
@@ -114,8 +114,8 @@ class Outcome(NamedTuple):
     trace: list[str]
 
 
-def play(choices: Sequence[int], bounds: Bounds, trace: bool = False) -> Outcome:
-    """Play one history, inside simulated()."""
+def run(choices: Sequence[int], bounds: Bounds, trace: bool = False) -> Outcome:
+    """Run one history, inside simulated()."""
     plan = Choices(choices, bounds)
     world = World(plan, Habits(batch=2), 2, trace)
     clock.world = world
@@ -148,12 +148,12 @@ def branches(outcome: Outcome, after: int) -> Iterator[list[int]]:
 
 
 def explore(choices: list[int], bounds: Bounds) -> tuple[int, list[Outcome]]:
-    """Play all histories that begin with these choices; return their number, and those that broke an invariant."""
+    """Run all histories that begin with these choices; return their number, and those that broke an invariant."""
     count, broken, stack = 0, list[Outcome](), [choices]
     with simulated():
         while stack:
             begin = stack.pop()
-            outcome = play(begin, bounds)
+            outcome = run(begin, bounds)
             count += 1
             if outcome.violation:
                 broken.append(outcome)
@@ -164,11 +164,11 @@ def explore(choices: list[int], bounds: Bounds) -> tuple[int, list[Outcome]]:
 
 
 def explore_all(bounds: Bounds, workers: int = 2) -> tuple[int, float, list[Outcome]]:
-    """Play every history; return their number, the seconds that this took, and those that broke an invariant."""
+    """Run every history; return their number, the seconds that this took, and those that broke an invariant."""
     begun, broken = time.monotonic(), list[Outcome]()
     with simulated():
-        first = play([], bounds)
-        second = [(begin, play(begin, bounds)) for begin in branches(first, 0)]
+        first = run([], bounds)
+        second = [(begin, run(begin, bounds)) for begin in branches(first, 0)]
     count = 1 + len(second)
     broken += [outcome for outcome in (first, *(outcome for _, outcome in second)) if outcome.violation]
     beginnings = [third for begin, outcome in second for third in branches(outcome, len(begin))]

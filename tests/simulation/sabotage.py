@@ -25,7 +25,7 @@ from fetcher.vk import names
 from fetcher.vk.entries import EntryBuilder
 from fetcher.vk.longpoll import LongPoll
 
-from .chaos import play
+from .chaos import run
 from .store import Store
 
 MAX_HISTORIES = 5000  # within which a sabotage has to be noticed
@@ -378,10 +378,10 @@ def sabotaged(way: str) -> Iterator[None]:
         setattr(owner, name, whole)
 
 
-def histories_until_noticed(way: str, first_seed: int, most: int = MAX_HISTORIES) -> tuple[int, str]:
+def histories_until_noticed(way: str, first_seed: int, max_histories: int = MAX_HISTORIES) -> tuple[int, str]:
     """Return the number of the history that noticed it, 0 if none did, and how; call this inside simulated()."""
     with sabotaged(way):
-        for number in range(1, most + 1):
-            if violation := play(first_seed + number - 1).violation:
+        for number in range(1, max_histories + 1):
+            if violation := run(first_seed + number - 1).violation:
                 return number, violation
     return 0, ""

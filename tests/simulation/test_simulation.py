@@ -34,13 +34,13 @@ def _simulated() -> Iterator[None]:
 def test_every_invariant_holds_in_random_histories(first_seed: int) -> None:
     """Whatever goes wrong, nothing is silently lost, repeated or out of order, and everything settles."""
     for seed in range(first_seed, first_seed + 10):
-        result = chaos.play(seed)
+        result = chaos.run(seed)
         assert not result.violation, f"python -m tests.simulation --seed {seed}"
 
 
 def test_a_history_has_faults_of_every_kind() -> None:
     """Every kind of fault that the chaos can cause does happen."""
-    faults = set().union(*(chaos.play(seed, turns=200).faults for seed in range(150)))
+    faults = set().union(*(chaos.run(seed, turns=200).faults for seed in range(150)))
     assert faults >= {
         "kill", "cut", "failover", "emptied", "lost request", "lost reply", "timeout", "refused", "slow link",
         "refused in the script", "password refused", "unavailable", "malformed", "silence", "gap", "failed 1",
@@ -53,7 +53,7 @@ def test_a_seed_replays_its_history() -> None:
     """The same seed gives the same history, in another process, too."""
     run = [sys.executable, "-m", "tests.simulation", "--seed", "7"]
     printed = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert printed[:-1] == chaos.play(7, trace=True).trace
+    assert printed[:-1] == chaos.run(7, trace=True).trace
     assert len(printed) > 100
 
 
@@ -68,7 +68,7 @@ def test_every_invariant_holds_in_every_history_of_a_small_world() -> None:
 def test_a_broken_core_is_noticed(way: str) -> None:
     """A simulation that catches nothing proves nothing; each seed is known to notice its sabotage."""
     with sabotage.sabotaged(way):
-        violation = chaos.play(SEEDS[way]).violation
+        violation = chaos.run(SEEDS[way]).violation
     assert violation
     assert not violation.startswith("a bug: TypeError"), "the wrong part does not fit"
 

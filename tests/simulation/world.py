@@ -63,7 +63,7 @@ LIMITS: dict[Any, dict[str, Any]] = {
 }  # fmt: skip
 
 SETTINGS = config.parse({"GROUPID": str(GROUP), "STREAM_MAXLEN": str(10**6)}, ())
-MOST_HELD = 60 + 30 + 2 * 30  # updates: the limit, the replay buffer, and two answers of VK
+MAX_HELD = 60 + 30 + 2 * 30  # updates: the limit, the replay buffer, and two answers of VK
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Plan:
         """Return the error with which Redis refuses requests for now."""
         return "LOADING Redis is loading the dataset in memory"
 
-    def breaks_loudly(self) -> bool:
+    def closes_with_error(self) -> bool:
         """Return whether a closed connection raises an error; otherwise it is replaced silently."""
         return True
 
@@ -207,7 +207,7 @@ class Process:
     def polls(self) -> None:
         """Check, when a poll begins, that the last one was not too long ago."""
         self.world.note(self, "polls")
-        if self.relay and self.relay.backlog.count > MOST_HELD:
+        if self.relay and self.relay.backlog.count > MAX_HELD:
             self.world.broken("more is held than there is room for")
         self.polled_times += 1
         if self.polled_at is None:

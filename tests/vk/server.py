@@ -77,7 +77,7 @@ class VK(History):
 
         self.keys: list[str] = []  # all keys ever issued
         self.requests: list[Request] = []
-        self.asked: Counter[int] = Counter()  # how often each person, -community and peer was looked up
+        self.lookup_counts: Counter[int] = Counter()  # how often each person, -community and peer was looked up
         self.injected: Counter[str] = Counter()
         self.too_many = 0  # requests refused because of `rps`
 
@@ -277,11 +277,11 @@ class VK(History):
     def _count(self, calls: Calls) -> None:
         for method, values in calls:
             if method == "users.get":
-                self.asked.update(numbers(values.get("user_ids")))
+                self.lookup_counts.update(numbers(values.get("user_ids")))
             elif method == "groups.getById":
-                self.asked.update(-id for id in numbers(values.get("group_ids") or values.get("group_id")))
+                self.lookup_counts.update(-id for id in numbers(values.get("group_ids") or values.get("group_id")))
             elif method == "messages.getConversationsById":
-                self.asked.update(numbers(values.get("peer_ids")))
+                self.lookup_counts.update(numbers(values.get("peer_ids")))
 
     def _is_too_often(self, now: float) -> bool:
         while self._accepted and self._accepted[0] <= now - 1:
@@ -384,8 +384,8 @@ class VK(History):
                 "ts": self.ts, "polls": len(self.requests) - len(api), "api": len(api),
                 "methods": Counter(request.name for request in api),
                 "inner": Counter(method for request in api for method, _ in request.inner),
-                "busiest_second": busiest, "too_many": self.too_many, "asked": len(self.asked),
-                "asked_again": sum(times > 1 for times in self.asked.values()), "injected": self.injected,
+                "busiest_second": busiest, "too_many": self.too_many, "looked_up": len(self.lookup_counts),
+                "looked_up_again": sum(times > 1 for times in self.lookup_counts.values()), "injected": self.injected,
             }  # fmt: skip
 
 
@@ -396,7 +396,7 @@ def _name(fault: Fault) -> str:
         return f"failed {fault['failed']}"
     if isinstance(fault, dict) and isinstance(fault.get("error"), dict):
         return f"error {fault['error'].get('error_code')}"
-    return "odd answer"
+    return "malformed answer"
 
 
 NESTED = re.compile(rb'"nested ([0-9]+)"')  # sent as this many nested lists, which is more than json can write

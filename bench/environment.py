@@ -20,7 +20,7 @@ from tests.vk import GROUP, TOKEN
 
 ROOT = Path(__file__).resolve().parent.parent
 LATENCY, RPS, BATCH = 0.05, 20, 100  # seconds of an API answer, API requests a second, updates in an answer of the poll
-PATIENCE = 900.0  # seconds that a contender may take for what was pushed at once
+DELIVERY_TIMEOUT = 900.0  # seconds that a contender may take for what was pushed at once
 
 
 class Process:
@@ -75,7 +75,7 @@ class Contender(Process):
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[set[int]]:
+def own_processor() -> Iterator[set[int]]:
     """Yield a processor for the contender; until the end, this thread and what it starts use the others.
 
     With few processors, a woken subscriber would otherwise wait while the contender makes its next poll.
@@ -135,7 +135,7 @@ class Subscriber:
     def take(self, count: int, contender: Process) -> float:
         """Wait for this many more events, and return when the last one arrived."""
         due = self.due = self.due + count
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + DELIVERY_TIMEOUT
         while self.due > 0:
             with contextlib.suppress(TimeoutError):
                 data = self.rest + self.socket.recv(262144)
