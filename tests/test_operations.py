@@ -25,12 +25,8 @@ ERRORS = {
 REASONS = {"vk/builders.py": "", "vk/fields.py": "", "vk/entries.py": "", "fastjson.py": ""}
 REASONS |= {"config.py": "… ", "bus/connection.py": "REDIS_URL "}
 READING = "nested too deep"  # raised while reading VK's answers, where only the exception's class is logged
-TABLES: list[dict[Any, str]] = [
-    api.FATAL,
-    api.FATAL_AT_START,
-    connection.FATAL,
-    reports.DEAD_LETTER,
-]  # tables from which the code picks its sentences
+# Tables from which the code picks its sentences.
+TABLES: list[dict[Any, str]] = [api.FATAL, api.FATAL_AT_START, connection.FATAL, reports.DEAD_LETTER]
 
 page = pytest.mark.parametrize("name", PAGES)
 

@@ -65,9 +65,8 @@ class Listener(threading.Thread):
 
     def __init__(self, server: Server, heard: list[int]) -> None:
         super().__init__(daemon=True)
-        self.client: Any = server.client(
-            username=OWNER, socket_timeout=5, retry=Retry(NoBackoff(), 0)
-        )  # no retries by redis-py itself
+        # No retries by redis-py itself.
+        self.client: Any = server.client(username=OWNER, socket_timeout=5, retry=Retry(NoBackoff(), 0))
         self.heard = heard
         self.connections = 0
         self.ended = False
@@ -143,9 +142,8 @@ class Environment:
         # What VK forgot before any fetcher had it; None accepts whatever is recorded.
         self.forgotten: set[int] | None = set()
         self.replayed: set[int] = set()
-        self.restarts: list[
-            int
-        ] = []  # numbers of the first update after each restart of VK's numbering since the last account
+        # The number of the first update after each restart of VK's numbering since the last account.
+        self.restarts: list[int] = []
         self.is_rewound = False  # acknowledged writes were lost, so channels may repeat events
         self.is_emptied = False  # the checkpoint was lost, too, so a fetcher that starts begins at VK's latest ts
         self.people = 0

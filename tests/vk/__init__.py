@@ -20,7 +20,6 @@ __all__ = [
     "TOKEN",
     "VK",
     "Fault",
-    "Refused",
     "Request",
     "RequestRejected",
     "button",
@@ -35,5 +34,3 @@ __all__ = [
     "traffic",
     "update",
 ]
-
-Refused = RequestRejected  # the former name
