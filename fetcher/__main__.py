@@ -26,7 +26,7 @@ EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
 
 def main() -> int:
     """Do what the command line says and return the exit code: 0, 1 (failed), 2 (settings) or 70 (a bug of ours)."""
-    parser = argparse.ArgumentParser(prog="event-fetcher", description=__doc__)
+    parser = argparse.ArgumentParser(prog="event-fetcher", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     command = parser.add_mutually_exclusive_group().add_argument
     command("--demo", action="store_true", help="run on a simulated VK and a Redis server of its own")

@@ -33,10 +33,6 @@ class FatalError(Exception):
     """Only the operator can fix this; the message says how."""
 
 
-class VkFatalError(FatalError):
-    """VK refuses the token, a right or the community."""
-
-
 class RedisFatalError(FatalError):
     """Redis refuses the user, a permission, a key or the database."""
 

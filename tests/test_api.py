@@ -19,7 +19,7 @@ import requests
 import urllib3
 from vk_api import VkApi
 
-from fetcher.errors import CallFailed, RequestRejected, TransientError, VkFatalError
+from fetcher.errors import CallFailed, FatalError, RequestRejected, TransientError
 from fetcher.fastjson import NotFinite
 from fetcher.vk.api import FATAL as HINTS
 from fetcher.vk.api import FATAL_AT_START as HINTS_AT_START
@@ -210,10 +210,10 @@ def test_each_error(api: Api, net: Net, code: int, method: str) -> None:
     """Each error is a sentence with VK's code and text; a fatal one first says what to do, and is fatal at once."""
     net.answers[method] = [error(code, "Why")]
     sentence = f"VK error {code} in {method}: Why"
-    with pytest.raises((TransientError, VkFatalError)) as raised:
+    with pytest.raises((TransientError, FatalError)) as raised:
         call(api, method)
     if code in FATAL_CODES or (code in FATAL_AT_START_CODES and method == SERVER):
-        assert type(raised.value) is VkFatalError
+        assert type(raised.value) is FatalError
         assert str(raised.value) == f"{HINTS_AT_START[code]} ({sentence})"
     else:
         transient = CallFailed if code == TOO_LARGE else TransientError
@@ -286,7 +286,7 @@ def test_errors_at_the_start_are_transient(api: Api, net: Net, code: int) -> Non
 def test_long_poll_is_off(api: Api, net: Net) -> None:
     """Long Poll switched off is fatal, whatever code VK uses; the same words from another method are not."""
     net.answers |= {name: [error(4242, "longpoll for this group is not enabled")] for name in (SERVER, "users.get")}
-    with pytest.raises(VkFatalError, match="switch Long Poll on"):
+    with pytest.raises(FatalError, match="switch Long Poll on"):
         call(api, SERVER)
     with pytest.raises(RequestRejected):
         call(api)
@@ -295,7 +295,7 @@ def test_long_poll_is_off(api: Api, net: Net) -> None:
 def test_an_error_that_quotes_the_token(api: Api, net: Net) -> None:
     """VK's text is logged with the token masked."""
     net.answers["users.get"] = [error(5, f"User authorization failed: {TOKEN} is no token")]
-    with pytest.raises(VkFatalError, match=r"User authorization failed: \*\*\* is no token\)"):
+    with pytest.raises(FatalError, match=r"User authorization failed: \*\*\* is no token\)"):
         call(api)
 
 
@@ -390,7 +390,7 @@ def test_exceptions_of_libraries_are_translated(failure: Exception, sentence: st
     ):
         raising(failure)()
     assert "secret" not in str(raised.value)
-    for ours in (VkFatalError("ours"), RequestRejected("ours")):
+    for ours in (FatalError("ours"), RequestRejected("ours")):
         with pytest.raises(type(ours), match="ours"), translate_errors("API"):
             raising(ours)()
 

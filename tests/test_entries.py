@@ -9,7 +9,7 @@ import pytest
 
 from fetcher.core.backlog import Pending
 from fetcher.core.history import DeadLetter, Entry, Name, Position
-from fetcher.errors import Failure, TransientError, VkFatalError
+from fetcher.errors import Failure, FatalError, TransientError
 from fetcher.fastjson import loads
 from fetcher.vk import builders
 from fetcher.vk.api import Api
@@ -291,7 +291,7 @@ def test_with_raw_the_update_is_whole(vk: VK) -> None:
 # What fails
 
 
-@pytest.mark.parametrize("failure", [DOWN, VkFatalError("VK refuses the token")])
+@pytest.mark.parametrize("failure", [DOWN, FatalError("VK refuses the token")])
 @pytest.mark.parametrize("update", [message("a"), cropped(1, "a")], ids=["names", "full messages"])
 def test_vk_fails(vk: VK, failure: Any, update: Any) -> None:
     """If VK fails, the batch keeps its updates; when VK is given up, it is built with what is known."""

@@ -12,7 +12,7 @@ import requests
 import urllib3
 
 from fetcher.core.history import Answer
-from fetcher.errors import MalformedResponse, TransientError, VkFatalError
+from fetcher.errors import FatalError, MalformedResponse, TransientError
 from fetcher.vk.api import Api
 from fetcher.vk.builders import BUILDERS
 from fetcher.vk.longpoll import LongPoll
@@ -203,7 +203,7 @@ def test_a_redirect_of_a_poll(polling: LongPoll, net: Net) -> None:
 def test_fatal_at_start(longpoll: LongPoll, net: Net, code: int) -> None:
     """Only the operator can fix these errors: a sentence says how, with VK's own words."""
     net.answers["groups.getLongPollServer"] = [error(code, "Why")]
-    with pytest.raises(VkFatalError, match=rf"\w+.*\(VK error {code} in groups.getLongPollServer: Why\)"):
+    with pytest.raises(FatalError, match=rf"\w+.*\(VK error {code} in groups.getLongPollServer: Why\)"):
         longpoll.renew()
 
 
@@ -709,7 +709,7 @@ def test_renewal_fails(polling: LongPoll, net: Net, failure: Any, caplog: pytest
     net.clock.now += 3601
     for tries in (1, 2):
         if failure == error(5):
-            with pytest.raises(VkFatalError):
+            with pytest.raises(FatalError):
                 polling.poll(1000, 25)
         assert empty(polling.poll(1000, 25))
         net.clock.now += 59
@@ -793,9 +793,9 @@ def test_settings_are_right(longpoll: LongPoll, net: Net, caplog: pytest.LogCapt
 @pytest.mark.parametrize("off", [False, 0])
 def test_settings_off(longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, off: Any) -> None:
     """Long Poll switched off is fatal at each check; once it is on, polling goes on."""
-    with pytest.raises(VkFatalError, match="switch it on"):
+    with pytest.raises(FatalError, match="switch it on"):
         settings(longpoll, net, caplog, {"response": SETTINGS["response"] | {"is_enabled": off}})
-    with pytest.raises(VkFatalError, match="switch it on"):
+    with pytest.raises(FatalError, match="switch it on"):
         longpoll.poll(1000, 25)
     net.answers["groups.getLongPollSettings"] = [SETTINGS]
     assert empty(longpoll.poll(1000, 25))
@@ -806,7 +806,7 @@ def test_settings_and_a_token_that_vk_refuses(
     longpoll: LongPoll, net: Net, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     """A refused token is fatal, even if VK refuses it only in the check of the settings."""
-    with pytest.raises(VkFatalError, match=str(code)):
+    with pytest.raises(FatalError, match=str(code)):
         settings(longpoll, net, caplog, error(code))
 
 

@@ -10,7 +10,7 @@ import pytest
 import responses
 
 from fetcher.core.history import Name
-from fetcher.errors import CallFailed, TransientError, VkFatalError
+from fetcher.errors import CallFailed, FatalError, TransientError
 from fetcher.vk.api import Api
 from fetcher.vk.lookups import Lookups
 from tests.net import (
@@ -276,7 +276,7 @@ def test_a_token_that_vk_refuses(lookups: Lookups, net: Net, code: int) -> None:
     net.answers["execute"] = [error(code)]
     names, failure = lookups.names([5])
     assert not names
-    assert type(failure) is VkFatalError
+    assert type(failure) is FatalError
     assert str(code) in str(failure)
 
 
@@ -493,4 +493,4 @@ def test_full_messages_fail(lookups: Lookups, net: Net) -> None:
     net.answers["execute"] = [error(5)]
     messages, failure = lookups.full_messages([(5, 1)])
     assert not messages
-    assert type(failure) is VkFatalError
+    assert type(failure) is FatalError

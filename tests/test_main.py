@@ -588,10 +588,10 @@ def test_watch(fetch: Fetch, vk: VK, server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--watch", "--health"], ["--demo", "--setup"], ["--redrive", "--health"], ["x"]]
+    "arguments", [["--watch", "--health"], ["--demo", "--setup"], ["--redrive", "--health"], ["--hea"], ["x"]]
 )
 def test_one_command_at_a_time(fetch: Fetch, arguments: list[str]) -> None:
-    """Two commands, or an unknown one, are a usage error with the exit code of wrong settings."""
+    """Two commands, or an unknown or abbreviated one, are a usage error with the exit code of wrong settings."""
     mistaken = fetch(*arguments)
     assert mistaken.wait() == EXIT_SETTINGS
     assert mistaken.lines[0].startswith("usage: event-fetcher")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fetcher.core.history import Name
-from fetcher.errors import RedisUnavailable, TransientError, VkFatalError
+from fetcher.errors import FatalError, RedisUnavailable, TransientError
 from fetcher.events import Action, Event, Message, Peer, User
 from fetcher.vk.entries import MAX_NAMES, NAMES_MEMORY_TTL, EntryBuilder
 from fetcher.vk.names import ids_to_resolve, with_names
@@ -148,9 +148,9 @@ class VK:
         self.requested: list[set[int]] = []
         self.failing: set[int] = set()
         self.unknown: set[int] = set()
-        self.failure: TransientError | VkFatalError = DOWN
+        self.failure: TransientError | FatalError = DOWN
 
-    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], TransientError | VkFatalError | None]:
+    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], TransientError | FatalError | None]:
         ids = set(ids)
         self.requested.append(ids)
         names = {id: Name() if id in self.unknown else Name(f"name of {id}") for id in ids - self.failing}
@@ -296,7 +296,7 @@ def test_the_cache_cannot_be_read(builder: EntryBuilder, cache: Cache, vk: VK) -
     assert not vk.requested
 
 
-@pytest.mark.parametrize("failure", [DOWN, VkFatalError("VK refuses the token")])
+@pytest.mark.parametrize("failure", [DOWN, FatalError("VK refuses the token")])
 def test_vk_fails(builder: EntryBuilder, cache: Cache, vk: VK, failure: Any) -> None:
     """The failure is raised; the names that VK did return are kept and cached, and only the rest is looked up again."""
     vk.failing, vk.failure = {6}, failure

@@ -19,7 +19,7 @@ LEFT_OUT = {FETCHER / "commands/demo.py", FETCHER / "commands/setup.py"}
 LEVELS = {"info", "warning", "critical"}
 ERRORS = {
     "FatalError", "MalformedResponse", "RedisFatalError", "RedisTimeout", "RedisUnavailable", "RequestRejected",
-    "SettingsError", "TransientError", "VkFatalError", "kind",
+    "SettingsError", "TransientError", "kind",
 }  # fmt: skip
 # Modules in which a ValueError is the reason of a dead letter or of a wrong setting, and the text that precedes it.
 REASONS = {"vk/builders.py": "", "vk/fields.py": "", "vk/entries.py": "", "fastjson.py": ""}

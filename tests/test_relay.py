@@ -13,12 +13,12 @@ from fetcher.core.backlog import NOT_ANSWERED
 from fetcher.core.history import Answer, Position
 from fetcher.core.relay import HEARTBEAT_INTERVAL, IMPATIENT_TIME, NAMES_TIMEOUT, require_progress
 from fetcher.core.reports import REMIND_INTERVAL
-from fetcher.errors import ConnectionReplaced, RedisFatalError, RedisTimeout, TransientError, VkFatalError
+from fetcher.errors import ConnectionReplaced, FatalError, RedisFatalError, RedisTimeout, TransientError
 from tests.fakes import PERSON, REDIS_DOWN, VK_DOWN, Clock, Fetcher, History, Store, answer, numbers, update
 from tests.simulation.store import Record
 
 REDIS_FATAL = RedisFatalError("Redis refuses the user or the password: fix REDIS_URL")
-VK_FATAL = VkFatalError("VK refuses the token: set another TOKEN")
+VK_FATAL = FatalError("VK refuses the token: set another TOKEN")
 BUG = RuntimeError("a bug of ours")
 TIMEOUT = RedisTimeout("Redis is unavailable (TimeoutError)")
 
@@ -132,7 +132,7 @@ def test_vk_fails_at_the_start(fetcher: Fetcher, store: Store, failure: Exceptio
     """Nothing happens until VK's ts is known; a fatal error ends the fetcher."""
     fetcher.vk.start_failure = failure
     if failure is VK_FATAL:
-        with pytest.raises(VkFatalError):
+        with pytest.raises(FatalError):
             fetcher.relay.run()
     else:
         fetcher.run_for(10)
@@ -1295,7 +1295,7 @@ def test_a_token_that_is_refused_in_lookups(
     begun.bus.failure = REDIS_DOWN
     begun.run_for(40)
     begun.bus.failure = None
-    with pytest.raises(VkFatalError):
+    with pytest.raises(FatalError):
         begun.run_for(5)
     assert store.ids == ["a"]
     lacking = f"{VK_FATAL}: events are published without the names or full messages that VK does not return"
@@ -1312,6 +1312,26 @@ def test_names_given_up_while_redis_is_down(begun: Fetcher, store: Store) -> Non
     begun.bus.failure = None
     begun.poll(2)
     assert store.ids == ["a"]
+
+
+def test_recovered_is_not_logged_while_names_fail(
+    begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged once, when an event has its names again; also after an outage that follows soon, with no wait."""
+    given_up = f"{VK_DOWN}: events are published without the names or full messages that VK does not return"
+    for user in (101, 102):
+        caplog.clear()
+        begun.vk.names_failure = VK_DOWN
+        begun.history.push(update(f"without {user}", user=user))
+        begun.run_for(REMIND_INTERVAL)
+        assert store.ids[-1] == f"without {user}"
+        assert given_up in caplog.messages
+        assert "Recovered" not in caplog.messages
+        begun.vk.names_failure = None
+        begun.history.push(update(f"with {user}", user=user))
+        begun.run_for(REMIND_INTERVAL)
+        assert store.ids[-1] == f"with {user}"
+        assert caplog.messages.count("Recovered") == 1
 
 
 # What is fatal, and bugs
@@ -1342,6 +1362,22 @@ def test_a_fatal_poll_ends_it_while_nothing_is_held(begun: Fetcher, failure: Exc
 
 
 AGAIN = "trying again, because 2 updates are not on the bus yet"
+
+
+def test_a_fatal_error_does_not_end_it_while_the_checkpoint_is_lost(
+    begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the fetcher still has the checkpoint, so it keeps running, although it holds no update."""
+    store.become(Store())
+    begun.bus.disconnect()
+    begun.bus.commit_failure = REDIS_FATAL
+    begun.run_for(150)
+    sentence = f"{REDIS_FATAL}: trying again, because the checkpoint is not on the bus yet"
+    assert caplog.messages.count(sentence) == 3
+    begun.bus.commit_failure = None
+    begun.history.push("a")
+    begun.settle()
+    assert store.ids == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_a_subscriber_resubscribes_after_an_outage_of_redis(caplog: pytest.LogCa
 
 def test_a_subscriber_never_gives_up(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """redis-py's own back-off fails at the 1,024th failure."""
-    monkeypatch.setattr(consumer, "BACKOFF_CAP", 1e-6)
+    monkeypatch.setattr(consumer, "MAX_BACKOFF", 1e-6)
     monkeypatch.setattr(consumer, "REMIND_INTERVAL", 0)  # each failure is logged
     with own_server() as server:
         own = server.client(retry=ONCE)
@@ -441,7 +441,7 @@ LOADED += [f"consumers.{name}" for name in ("blocking", "connection", "consumer"
 
 def test_a_silent_host_is_noticed_within_a_minute() -> None:
     """The worst case is a silence, a request without an answer, and a pause before the new connection."""
-    assert 2 * connection.REPLY_TIMEOUT + consumer.BACKOFF_CAP + connection.REPLY_TIMEOUT < 60
+    assert 2 * connection.REPLY_TIMEOUT + consumer.MAX_BACKOFF + connection.REPLY_TIMEOUT < 60
 
 
 def test_a_connection_that_swallows_everything_is_given_up(

@@ -1,4 +1,4 @@
-"""A consumer's own connection: the only module that uses redis-py below the level of its clients.
+"""A consumer's own connection: the consumers' only module that uses redis-py below the level of its clients.
 
 A client waits for the reply to every command or pipeline. If a consumer did, each event would cost a round trip, so it
 writes the XACK of one event and hands over the next without waiting. redis-py's Connection allows that, through its

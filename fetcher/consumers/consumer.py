@@ -13,7 +13,7 @@ from ..events import Event
 from ..logs import log
 from .connection import Connection
 
-BACKOFF_BASE, BACKOFF_CAP = 0.1, 2.0  # seconds between two attempts while Redis is unavailable
+MIN_BACKOFF, MAX_BACKOFF = 0.05, 2.0  # seconds between two attempts while Redis is unavailable
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same error
 SETTLE_TIME = 10.0  # seconds without a failure after which the next failure is logged at once
 
@@ -59,13 +59,13 @@ class Consumer:
             self.remind_at[code] = now + REMIND_INTERVAL
             log.warning("Redis is unavailable (%s), trying again", code)
         self.failures, self.failed_at = self.failures + 1, now
-        return backoff(self.failures - 1, BACKOFF_BASE, BACKOFF_CAP)
+        return backoff(self.failures, MIN_BACKOFF, MAX_BACKOFF)
 
 
 def read_event(data: bytes, where: str) -> Event | None:
     """Return the event; log a warning and return None if it is not one."""
     try:
         return Event.from_dict(fastjson.loads(data))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         log.warning("No event in %s, passed over: %s", where, error if data else "empty, or trimmed from the stream")
         return None

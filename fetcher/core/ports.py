@@ -9,7 +9,7 @@ from .history import Answer, Name, Outcome, Position
 
 
 class LongPoll(Protocol):
-    """Reads VK's history. Methods raise TransientError or VkFatalError."""
+    """Reads VK's history. Methods raise TransientError or FatalError."""
 
     def renew(self) -> int: ...
     def poll(self, ts: int, wait: int) -> Answer: ...

@@ -50,9 +50,9 @@ class Relay:
         while True:
             begun = time.monotonic()
             if self.step():
-                if self.failures:
-                    self.reports.recovered()
                 self.failures = 0
+                if not self.given_up:
+                    self.reports.recovered()
             else:
                 self.failures += 1
                 pause = backoff(self.failures, MIN_BACKOFF, MAX_BACKOFF)

@@ -48,10 +48,11 @@ class Reports:
         if time.monotonic() - self.recovered_at >= SETTLE_TIME:
             self.last_logged.clear()
         self.recovered_at = math.inf
-        again = f"trying again, because {held} updates are not on the bus yet"
+        what = f"{held} updates are" if held else "the checkpoint is"
+        again = f"trying again, because {what} not on the bus yet"
         if isinstance(error, TransientError):
-            what = str(error).partition(": ")[0]  # the rest is VK's wording, which may differ each time
-            self._remind(logging.WARNING, what, "%s: trying again", error)
+            sentence = str(error).partition(": ")[0]  # the rest is VK's wording, which may differ each time
+            self._remind(logging.WARNING, sentence, "%s: trying again", error)
         elif isinstance(error, FatalError):
             self._remind(logging.CRITICAL, str(error), "%s: %s", error, again)
         else:
@@ -62,13 +63,15 @@ class Reports:
 
         On a link that breaks every few seconds, most failures are not logged, so their ends are not either.
         """
-        if self.is_failing:
-            self.is_failing = False
-            log.warning("Recovered")
-        self.recovered_at = time.monotonic()
+        if self.recovered_at == math.inf:
+            self.recovered_at = time.monotonic()
+            if self.is_failing:
+                self.is_failing = False
+                log.warning("Recovered")
 
     def given_up(self, failure: Exception) -> None:
         """Log that events are published without names or full messages."""
+        self.recovered_at = math.inf
         level = logging.WARNING if isinstance(failure, TransientError) else logging.CRITICAL
         message = "%s: events are published without the names or full messages that VK does not return"
         self._remind(level, "given up", message, failure)

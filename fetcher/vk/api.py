@@ -18,7 +18,7 @@ from urllib3.exceptions import DecodeError, HTTPError
 from vk_api import ApiError, ApiHttpError, VkApiGroup
 
 from ..core.backoff import backoff
-from ..errors import CallFailed, RequestRejected, TransientError, VkFatalError
+from ..errors import CallFailed, FatalError, RequestRejected, TransientError
 from ..fastjson import loads
 from ..metrics import OFF
 from .fields import Json, object_or_empty, require_number
@@ -51,14 +51,15 @@ FATAL_AT_START = FATAL | {  # these are fatal only when the Long Poll server is 
 
 @cache
 def environment_settings(session: requests.Session, host: str) -> Any:
-    """Return the proxies and certificates for requests to a host; cached, because scanning the environment is slow."""
+    """Return proxies, certificates and stream=True for requests to a host; cached: scanning the environment is slow."""
     return requests.Session.merge_environment_settings(session, f"https://{host}", {}, True, None, None)
 
 
 def within(seconds: float, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run the action and return its result; raise TimeoutError inside it after `seconds`, whatever it waits for.
+    """Run the action and return its result; raise TimeoutError inside it after `seconds`, whatever socket it waits for.
 
-    Only on Unix and in the main thread: elsewhere the action is not interrupted.
+    Only on Unix and in the main thread: elsewhere the action is not interrupted. Looking up a host is not either: if
+    no DNS server answers, TimeoutError is raised when the resolver gives up.
     """
 
     def on_alarm(*_: object) -> None:
@@ -93,7 +94,7 @@ class Session(requests.Session):
         # the token among them, and VK would report that the token is invalid.
         # Without an `auth`, requests looks for a .netrc file each time, and sends VK the credentials it finds there.
         options: Any = {"allow_redirects": False, "auth": lambda request: request} | kwargs
-        response: requests.Response = within(limit, super().request, *args, **options | {"stream": True})
+        response: requests.Response = within(limit, super().request, *args, **options)
         read = partial(within, limit, response.raw.read, int(limit * MIN_RATE), decode_content=True)
         data = b"".join(iter(read, b""))
         response.raw = io.BytesIO(data)
@@ -119,7 +120,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
     def method(self, method: str, values: Json | None = None, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the API and return its response.
 
-        Raise TransientError if the failure is temporary, RequestRejected if VK refuses the request, and VkFatalError if
+        Raise TransientError if the failure is temporary, RequestRejected if VK refuses the request, and FatalError if
         the operator must fix something.
         """
         if time.monotonic() < self.paused_until[method]:
@@ -136,7 +137,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
             self.rate_limits[method] = 0
         return answer
 
-    def failure(self, method: str, error: Any, inside: bool = False) -> TransientError | VkFatalError:
+    def failure(self, method: str, error: Any, inside: bool = False) -> TransientError | FatalError:
         """Return the exception for VK's error in a request of ours, or in a call `inside` an execute."""
         error, code = object_or_empty(error), 1  # 1 is VK's "unknown error"
         with suppress(ValueError):
@@ -148,7 +149,7 @@ class Api(VkApiGroup):  # type: ignore[misc]
         if method == "groups.getLongPollServer":  # only the text says that Long Poll is off: the code is not documented
             hint = LONG_POLL_OFF if "not enabled" in text else FATAL_AT_START.get(code)
         if hint:
-            return VkFatalError(f"{hint} ({sentence})")
+            return FatalError(f"{hint} ({sentence})")
         if code in RATE_LIMITED:
             paused = "execute" if inside else method  # only this: polls need new keys even while VK limits lookups
             self.rate_limits[paused] += 1

@@ -20,7 +20,7 @@ def require_object(value: Any) -> Json:
 
 
 def require_list(fields: Json, key: str) -> list[Any]:
-    """Return the list; [] if it is missing."""
+    """Return the list; [] if it is missing or empty in any form: VK may send "", 0 or {} for no list."""
     value = fields.get(key) or []
     if not isinstance(value, list):
         raise wrong_kind(key, value, "a list")

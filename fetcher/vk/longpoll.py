@@ -13,7 +13,7 @@ from vk_api.bot_longpoll import VkBotLongPoll
 
 from ..core.backlog import RESTARTED
 from ..core.history import Answer
-from ..errors import MalformedResponse, TransientError, VkFatalError
+from ..errors import FatalError, MalformedResponse, TransientError
 from ..logs import log
 from .api import API_TIMEOUT, API_VERSION, Api, translate_errors
 from .builders import BUILDERS
@@ -30,7 +30,7 @@ MAX_FAILED = 4  # consecutive answers with `failed` after which the poll fails, 
 class LongPoll:
     """One community's long poll.
 
-    Methods raise TransientError if a failure is temporary, and VkFatalError if the operator must fix something.
+    Methods raise TransientError if a failure is temporary, and FatalError if the operator must fix something.
     `server` is vk_api's object that holds a key and the address of its server; `latest_ts` is the latest ts that VK is
     known to have reached.
     """
@@ -70,7 +70,8 @@ class LongPoll:
             self.check_settings()
             self.is_checked = True
         # `renew_in_time` draws conclusions from silence, but a poll with wait 0 may be silent because we abandon it.
-        begun, place = time.monotonic(), self.renew_in_time(ts) if wait else ts
+        begun = time.monotonic()
+        place = self.renew_in_time(ts) if wait else ts
         gap = RESTARTED if place < ts else ""
         try:
             for _ in range(MAX_FAILED):
@@ -178,11 +179,11 @@ class LongPoll:
             return failed, Answer(ts, until, updates, len(response.content))
 
     def check_settings(self) -> None:
-        """Warn of Long Poll settings that keep events from arriving; raise VkFatalError if Long Poll is off."""
+        """Warn of Long Poll settings that keep events from arriving; raise FatalError if Long Poll is off."""
         with suppress(TransientError):  # if VK does not say, the settings are taken to be right
             is_off, version, _, missing = long_poll_settings(self.api, self.group)
             if is_off:
-                raise VkFatalError("Long Poll is switched off: switch it on in the community's settings or run --setup")
+                raise FatalError("Long Poll is switched off: switch it on in the community's settings or run --setup")
             if [] < numbers(version) < [5, 103]:  # updates had another form before 5.103
                 log.warning("Long Poll's API version is %s: set %s in the community's settings", version, API_VERSION)
             if missing:

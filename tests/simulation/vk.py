@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fetcher.core.history import Answer, Name, Position
-from fetcher.errors import Failure, FatalError, MalformedResponse, TransientError, VkFatalError
+from fetcher.errors import Failure, FatalError, MalformedResponse, TransientError
 from fetcher.events import CHATS
 from tests.vk import GROUP
 from tests.vk.history import History
@@ -306,6 +306,6 @@ class Lookups:
         if fault == "unavailable" or world.names_fail == "all":
             return [], TransientError("VK error 10")
         if fault == "refused":
-            return [], VkFatalError("VK refuses the token")
+            return [], FatalError("VK refuses the token")
         broken = {ids[0]} if fault == "partly" else {id for id in ids if id in world.nameless}
         return [id for id in ids if id not in broken], TransientError("VK error 29") if broken else None

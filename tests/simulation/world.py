@@ -26,7 +26,6 @@ from fetcher.errors import (
     RedisFatalError,
     RedisUnavailable,
     TransientError,
-    VkFatalError,
 )
 from fetcher.vk import entries, longpoll
 from fetcher.vk.entries import EntryBuilder
@@ -200,7 +199,7 @@ class Process:
         if request == "key" and self.polled_at is not None:
             self.polled()  # a new key takes the place of a poll
         if fault == "refused":
-            raise VkFatalError("VK refuses the token")
+            raise FatalError("VK refuses the token")
         if fault == "unavailable" or self.world.now < self.link.vk_down_until:
             raise TransientError("VK's API is unavailable")
 
