@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -683,7 +684,11 @@ def test_the_address_leads_to_another_server() -> None:
 
 def test_disconnecting_opens_no_connection() -> None:
     """Disconnecting a client that never connected opens no connection."""
-    bus_at("redis://127.0.0.1:1").disconnect()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        bus_at(f"redis://127.0.0.1:{listener.getsockname()[1]}").disconnect()
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_a_lost_script_is_loaded_again(bus: Bus, client: Any) -> None:
