@@ -37,6 +37,7 @@ class Durable(Consumer):
         self.read_ahead = READ_AHEAD_INTERVAL  # seconds; the time of a round trip if that is longer
         self.durations: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # seconds that the latest entries took to handle
         self.count, self.max_entries = 1, MAX_READ_AHEAD  # entries per read, and the most that the link allows
+        self.is_rereading = False  # the latest read was of entries that this consumer has not acknowledged
         self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost, and is sent again after an error
 
     async def session(self) -> AsyncGenerator[Event, None]:
@@ -61,10 +62,10 @@ class Durable(Consumer):
                 self.max_entries = max(1, len(ready) // 2)
             elif len(ready) == self.max_entries < MAX_READ_AHEAD:
                 self.max_entries += 1
-            must_hand_over = self.is_pending  # hand over the first entry even if it is late, because it was read again
             try:
-                while ready and ((begun := time.monotonic()) <= deadline or must_hand_over):
-                    must_hand_over = False
+                # An entry that was read again is handed over even if it is late.
+                while ready and ((begun := time.monotonic()) <= deadline or self.is_rereading):
+                    self.is_rereading = False
                     id, fields = ready.popleft()
                     if event := read_event(event_field(fields), f"entry {id.decode()}"):
                         if self.attempts:
@@ -126,7 +127,7 @@ class Durable(Consumer):
 
     async def read(self, after: str, *options: str | int) -> list[Any]:
         """Read the next entries; return them after the replies to the commands queued before."""
-        self.read_at, self.is_pending = time.monotonic(), after == "0"
+        self.read_at, self.is_rereading = time.monotonic(), after == "0"
         command = "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", self.count, *options
         self.redis.send(*command, "STREAMS", self.key, after)
         *replies, streams = await self.redis.replies()

@@ -38,7 +38,7 @@ class Relay:
         self.given_up: Exception | None = None  # why the latest events lack names or full messages
         # An answer is full if it has at least half of `largest` updates and took less time than the commits before it.
         self.largest = 1.0  # updates in the largest recent answer: each smaller one halves it
-        self.full = 0  # updates in the latest full answers in a row
+        self.full_count = 0  # updates in the latest full answers in a row
         self.full_since = 0.0  # when the last answer came that was not full
         self.failures = 0  # steps that failed in a row
 
@@ -209,27 +209,26 @@ class Relay:
         """
         hurried = bool(failing or self.backlog.pending)
         wait = 1 if hurried or self.failures else self.poll_wait
-        full_time = time.monotonic() - self.full_since if self.full else 0.0
+        full_time = time.monotonic() - self.full_since if self.full_count else 0.0
         drain_time = DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time + full_time)
-        until = 0.0  # set at the first answer, because VK may be far away
+        poll_until = 0.0  # set at the first answer, because VK may be far away
         while not self.backlog.is_full:
             begun, ts = time.monotonic(), self.backlog.next.ts
             answer = self.longpoll.poll(ts, wait)
             now, count, self.has_polled = time.monotonic(), len(answer.updates), True
-            until = until or now + drain_time
+            poll_until = poll_until or now + drain_time
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answer, now)
             require_progress(ts, answer)
             if 2 * count >= self.largest and now - begun < commit_time:
-                self.full += count
+                self.full_count += count
             else:
-                self.full, self.full_since = 0, now
+                self.full_count, self.full_since = 0, now
             if count:
                 self.largest = max(count, self.largest / 2)
-            is_full_for_long = self.full >= FULL_COUNT or (self.full and now - self.full_since >= FULL_TIME)
-            has_more = is_full_for_long and self.backlog.count < MAX_UNBUILT
-            goes_on = count > 0 if hurried else has_more
-            if not goes_on or now >= until:
+            full_for_long = self.full_count >= FULL_COUNT or (self.full_count and now - self.full_since >= FULL_TIME)
+            has_more = count > 0 if hurried else full_for_long and self.backlog.count < MAX_UNBUILT
+            if not has_more or now >= poll_until:
                 return
             wait = int(hurried)
         self.reports.memory_is_full(self.backlog.count)

@@ -71,11 +71,11 @@ class LongPoll:
             self.is_checked = True
         # `renew_in_time` draws conclusions from silence, but a poll with wait 0 may be silent because we abandon it.
         begun = time.monotonic()
-        place = self.renew_in_time(ts) if wait else ts
-        gap = RESTARTED if place < ts else ""
+        polled_ts = self.renew_in_time(ts) if wait else ts
+        gap = RESTARTED if polled_ts < ts else ""
         try:
             for _ in range(MAX_FAILED):
-                failed, answer = self.answer_at(place, wait if self.answer_time else 1)
+                failed, answer = self.answer_at(polled_ts, wait if self.answer_time else 1)
                 if not failed:
                     if answer.updates:
                         self.renew_at = time.monotonic() + self.renew_after
@@ -83,7 +83,7 @@ class LongPoll:
                         self.latest_ts = max(self.latest_ts, answer.until)
                     # If VK has reached `ts` after all, its numbering has not restarted: only the servers that issue
                     # keys lag behind. Updates up to `ts` are repetitions, which `seen` filters out.
-                    if place < ts <= answer.until:
+                    if polled_ts < ts <= answer.until:
                         return answer._replace(since=ts, updates=answer.updates if answer.until > ts else [])
                     if wait and not answer.updates and time.monotonic() < begun + SILENT_INTERVAL:
                         time.sleep(SILENT_INTERVAL)
@@ -94,7 +94,7 @@ class LongPoll:
                 until = answer.until if failed == 1 and not gap else self.renew()
                 if failed != 2:
                     self.latest_ts = max(self.latest_ts, until)
-                    place, wait = until, 1
+                    polled_ts, wait = until, 1
                     gap = gap or answer.gap or f"VK has forgotten the updates in between (failed {failed})"
             raise TransientError("VK's long poll refuses every key and ts that it gives")
         except TransientError:
