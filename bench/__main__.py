@@ -61,8 +61,8 @@ class Goal(NamedTuple):
 GOALS = [
     Goal("cold", VKBOTTLE, ">", 45, "the relay is held back by VK alone, the fetcher by its own CPU as well"),
     Goal("limit", None, ">", 90,
-         "one thread sends requests to VK, then builds and commits. Of the {each:.0f} ms from one request to "
-         "the next VK's answer takes {latency:.0f}"),
+         "one thread sends requests to VK, then builds and commits. VK's answer takes {latency:.0f} of the "
+         "{each:.0f} ms from one request to the next"),
     Goal("cpu", FLOOR, "<", 0.75,
          "{extra:.1f} µs for each event go into work that the floor does not do: {build:.1f} to build it, {names:.1f} "
          "for names, {write:.1f} for the JSON of the contract. The floor writes the update as it is"),
@@ -72,8 +72,8 @@ GOALS = [
     Goal("delay99", FLOOR, "<", 1.15,
          "a commit takes longer than the floor's PUBLISH, and every ten seconds a heartbeat precedes it"),
     Goal("memory", FLOOR, "<", 1.06,
-         "{code:.1f} MiB more are there before the storm: the fetcher's code. The rest is up to 1,000 updates that are "
-         "built at once, and the replay buffer: the latest 1,000 events, in case a failover loses them"),
+         "{code:.1f} MiB of this is the fetcher's code, loaded before the storm. The rest is up to 1,000 updates that "
+         "are built at once, and the replay buffer: the latest 1,000 events, in case a failover loses them"),
     Goal("start", FLOOR, "<", 1.05,
          "the fetcher's own modules, and the checkpoint, which is read before the first poll"),
 ]  # fmt: skip
