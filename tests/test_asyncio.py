@@ -4,19 +4,20 @@ The promises of both kinds of consumer are tested in test_subscriber.py.
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import pytest
 import redis
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from fetcher import Event
 from fetcher.asyncio import consume, subscribe
 from fetcher.consumers import connection, durable
 from tests import HOST
-from tests.servers import Proxy, Server
+from tests.servers import Proxy, Server, cluster
 from tests.test_subscriber import GROUP, PATIENCE, add, dead_letters, fill, listeners, pending, text, wait_until
 from tests.test_subscriber import event as new_event
 
@@ -340,3 +341,33 @@ def test_an_event_is_of_the_same_kind(server: Server, client: redis.Redis) -> No
     given = asyncio.run(run())
     assert type(given) is Event
     assert given.as_dict() == new_event("ид").as_dict()
+
+
+def test_handlers_may_use_the_cluster_client_of_their_consumer() -> None:
+    """Each handler runs commands on the client that it gave to `consume`, and closing the client closes everything."""
+
+    async def handle(nodes: list[Server], writer: Any) -> None:
+        assert not writer.get("handled")
+        before = _connections(nodes)
+        client = RedisCluster(HOST, nodes[0].port)
+        events = consume(client, GROUP, "a", start="0")
+        async with contextlib.aclosing(client), contextlib.aclosing(events):
+            for number in (1, 2, 3):
+                event = await anext(events)
+                await client.set("handled", event.event_id)
+                assert writer.get("handled") == str(number).encode()
+        await asyncio.to_thread(wait_until, lambda: _connections(nodes) == before)
+
+    with cluster() as nodes:
+        writer = redis.RedisCluster(HOST, nodes[0].port)
+        add(writer, "events", 1, 2, 3)
+        asyncio.run(handle(nodes, writer))
+
+
+def _connections(nodes: list[Server]) -> int:
+    """Return how many connections these servers have, other than those of this function."""
+    total = 0
+    for node in nodes:
+        with node.client() as client:
+            total += len(client.client_list(_type="normal")) - 1
+    return total

@@ -4,6 +4,7 @@ What real servers make of these commands is tested in test_subscriber.py.
 """
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -713,16 +714,31 @@ def test_a_connection_has_the_clients_options_but_the_consumer_alone_retries(red
     ]  # fmt: skip
 
 
+def test_the_cause_of_a_failure_is_logged(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """redis-py raises the same ConnectionError for each of them; the text is not logged, as it may hold an address."""
+    untrusted = exceptions.ConnectionError("Error 1 connecting to redis.internal:6379")
+    untrusted.__context__ = ssl.SSLCertVerificationError("self-signed certificate")
+    redis.answers["CONNECT"] = [untrusted, None]
+    redis.run(redis.consume())
+    assert caplog.messages == ["Redis is unavailable (SSLCertVerificationError), trying again"]
+
+
 class Cluster:
     """A client of a cluster whose nodes are all the same Redis."""
 
     def __init__(self, redis: Redis) -> None:
-        self.nodes_manager, self.redis = self, redis
+        self.redis = redis
+        self.nodes_manager = SimpleNamespace(initialize=self.query_nodes)
         if not redis.is_async:
             self.get_redis_connection = {None: redis}.__getitem__
 
-    def initialize(self) -> Any:
-        self.redis.written.append("ask for the nodes")
+    async def initialize(self) -> None:
+        """Prepare the client; only redis.asyncio's has this method, as the other one is ready when it is made."""
+        assert self.redis.is_async
+        self.redis.written.append("initialize")
+
+    def query_nodes(self) -> Any:
+        self.redis.written.append("query the nodes")
         return asyncio.sleep(0) if self.redis.is_async else None
 
     def get_node_from_key(self, key: str) -> Any:
@@ -744,12 +760,16 @@ class Cluster:
         pytest.param(Redis.subscribe, "take any node", id="subscribe"),
     ],
 )
-def test_each_connection_queries_the_cluster_for_its_nodes(redis: Redis, read: Any, line: str) -> None:
-    """A stream is on one node, which may be another one by the next connection; channels are on all nodes."""
+def test_a_cluster_is_queried_for_its_nodes_after_a_failure(redis: Redis, read: Any, line: str) -> None:
+    """A stream is on one node, which may be another one by the next connection; channels are on all nodes.
+
+    A client of redis.asyncio is initialized first, as its own commands would do it, so that handlers can use it, too.
+    """
     redis.client = Cluster(redis)
     redis.answers["CONNECT"] = [LOST, None]
-    connect = ["ask for the nodes", line, "CONNECT"]
-    assert redis.run(read(redis))[:8] == [*connect, "DISCONNECT", "SLEEP 0.1", *connect]
+    begin = ["initialize"] if redis.is_async else []
+    expected = [*begin, line, "CONNECT", "DISCONNECT", "SLEEP 0.1", *begin, "query the nodes", line, "CONNECT"]
+    assert redis.run(read(redis))[: len(expected)] == expected
 
 
 @pytest.mark.parametrize("command", ["CONNECT", "XCLAIM", "XREADGROUP 0", "XREADGROUP >", "XAUTOCLAIM"])

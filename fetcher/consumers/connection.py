@@ -49,7 +49,10 @@ class Connection:
         async with self.limit(REPLY_TIMEOUT):
             source = self.client
             if hasattr(source, "nodes_manager"):
-                await self.maybe_await(source.nodes_manager.initialize())  # another node may have the key now
+                if not self.blocks:
+                    await source.initialize()  # all of it: redis-py takes a client that knows its nodes for ready
+                if delay:  # after a failure, another node may have the key
+                    await self.maybe_await(source.nodes_manager.initialize())
                 source = source.get_node_from_key(key) if key else source.get_random_node()
                 if self.blocks:
                     source = self.client.get_redis_connection(source)

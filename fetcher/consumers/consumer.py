@@ -57,7 +57,8 @@ class Consumer:
             self.remind_at.clear()
         if now >= self.remind_at.get(code, 0.0):
             self.remind_at[code] = now + REMIND_INTERVAL
-            log.warning("Redis is unavailable (%s), trying again", code)
+            reason = type(error.__context__).__name__ if isinstance(error.__context__, OSError) else code
+            log.warning("Redis is unavailable (%s), trying again", reason)
         self.failures, self.failed_at = self.failures + 1, now
         return backoff(self.failures, MIN_BACKOFF, MAX_BACKOFF)
 
