@@ -61,6 +61,10 @@ class Wire:
         for command in commands:
             self.redis.write(*command)
 
+    def can_read(self, timeout: float) -> bool:
+        """Say that no reply has arrived: replies are read when they are needed."""
+        return False
+
     def read_response(self, disconnect_on_error: bool) -> Any:
         reply = self.redis.next_reply() if self.is_open else LOST
         if reply is NOTHING:
@@ -798,6 +802,18 @@ def test_nothing_of_a_broken_connection_is_written_to_the_next(redis: Redis) -> 
         ack("3-0"), CLAIM.replace("COUNT 1", "COUNT 3"), READ_PENDING.replace("1", "3"),
         READ_NEW.replace(" 1 ", " 3 "), "DISCONNECT",
     ]  # fmt: skip
+
+
+def test_replies_that_have_arrived_are_read_between_events(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the process is killed, unread replies reset the connection, and Redis may drop the latest XACKs.
+
+    With asyncio the event loop reads what arrives.
+    """
+    monkeypatch.setattr(Wire, "can_read", lambda wire, timeout: bool(wire.redis.replies))
+    redis.answers["XREADGROUP >"] = [entries("1-0", "2-0", "3-0", "4-0"), entries("5-0", "6-0"), END]
+    unread: list[int] = []
+    redis.run(redis.consume(), takes=0.01, handle=lambda: unread.append(len(redis.replies)))
+    assert unread == ([0, 1, 2, 3, 0, 1] if redis.is_async else [0, 1, 1, 1, 0, 1])
 
 
 class Interrupted(BaseException):

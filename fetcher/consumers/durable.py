@@ -73,7 +73,7 @@ class Durable(Consumer):
                         await self.redis.flush()
                         yield event
                     self.acknowledge(id)
-                    await self.redis.sleep(0)  # let other tasks run, even if the handler never awaits
+                    await self.redis.sleep(0)  # let other tasks run, even if the handler never awaits; read replies
                     self.durations.appendleft(time.monotonic() - begun)
             finally:  # even if the caller leaves its loop
                 self.release([id for id, _ in ready])
