@@ -764,15 +764,15 @@ class Cluster:
         pytest.param(Redis.subscribe, "take any node", id="subscribe"),
     ],
 )
-def test_a_cluster_is_queried_for_its_nodes_after_a_failure(redis: Redis, read: Any, line: str) -> None:
+def test_each_connection_queries_the_cluster_for_its_nodes(redis: Redis, read: Any, line: str) -> None:
     """A stream is on one node, which may be another one by the next connection; channels are on all nodes.
 
     A client of redis.asyncio is initialized first, as its own commands would do it, so that handlers can use it, too.
     """
     redis.client = Cluster(redis)
     redis.answers["CONNECT"] = [LOST, None]
-    begin = ["initialize"] if redis.is_async else []
-    expected = [*begin, line, "CONNECT", "DISCONNECT", "SLEEP 0.1", *begin, "query the nodes", line, "CONNECT"]
+    connect = [*(["initialize"] if redis.is_async else []), "query the nodes", line, "CONNECT"]
+    expected = [*connect, "DISCONNECT", "SLEEP 0.1", *connect]
     assert redis.run(read(redis))[: len(expected)] == expected
 
 
@@ -814,6 +814,16 @@ def test_replies_that_have_arrived_are_read_between_events(redis: Redis, monkeyp
     unread: list[int] = []
     redis.run(redis.consume(), takes=0.01, handle=lambda: unread.append(len(redis.replies)))
     assert unread == ([0, 1, 2, 3, 0, 1] if redis.is_async else [0, 1, 1, 1, 0, 1])
+
+
+def test_a_full_memory_does_not_end_a_session_at_each_event(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis refuses each HINCRBY then; the error is raised once per read, after all events that were read ahead."""
+    monkeypatch.setattr(Wire, "can_read", lambda wire, timeout: bool(wire.redis.replies))
+    redis.answers["XREADGROUP >"] = [entries("1-0", "2-0", "3-0"), None, entries("4-0"), END]
+    redis.answers["HINCRBY"] = [exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'")]
+    written = redis.run(redis.consume(attempts=3), takes=0.01)
+    steps = [line for line in written if line.startswith(("handle", "CONNECT"))]
+    assert steps[:6] == ["CONNECT", "handle 1-0", "handle 2-0", "handle 3-0", "CONNECT", "handle 4-0"]
 
 
 class Interrupted(BaseException):

@@ -12,6 +12,7 @@ import time
 from contextlib import nullcontext, suppress
 from typing import Any
 
+from redis import ResponseError
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -37,6 +38,7 @@ class Connection:
     commands: tuple[tuple[Any, ...], ...] = ()  # queued, but not written yet
     unread = 0  # replies to written commands that have not been read yet
     drain_at = 0.0  # when to read those that have arrived
+    refused: ResponseError | None = None  # the latest error among these
 
     def __init__(self, client: Any, blocks: bool) -> None:
         """Connect to nothing yet."""
@@ -45,7 +47,7 @@ class Connection:
 
     async def connect(self, key: str | None, delay: float) -> None:
         """Disconnect, wait for `delay` seconds, and connect again: in a cluster, to the node of `key`, or to any."""
-        self.commands, self.unread = (), 0
+        self.commands, self.unread, self.refused = (), 0, None
         await self.aclose()
         await self.sleep(delay)
         async with self.limit(REPLY_TIMEOUT):
@@ -53,8 +55,7 @@ class Connection:
             if hasattr(source, "nodes_manager"):
                 if not self.blocks:
                     await source.initialize()  # all of it: redis-py takes a client that knows its nodes for ready
-                if delay:  # after a failure, another node may have the key
-                    await self.maybe_await(source.nodes_manager.initialize())
+                await self.maybe_await(source.nodes_manager.initialize())  # another node may have the key now
                 source = source.get_node_from_key(key) if key else source.get_random_node()
                 if self.blocks:
                     source = self.client.get_redis_connection(source)
@@ -96,6 +97,8 @@ class Connection:
                 # last reply because nobody needs the result of that command any more.
                 self.unread -= 1
                 replies.append(await self.maybe_await(self.wire.read_response(disconnect_on_error=False)))
+            if self.refused:
+                raise self.refused
             return replies
 
     async def flush(self) -> None:
@@ -116,12 +119,16 @@ class Connection:
         elif delay:
             time.sleep(delay)
         # An event loop does this by itself. If the process is killed, unread replies make the kernel reset the
-        # connection, and Redis may then drop an XACK that it has not read yet. What these replies say, unless it is an
-        # error, nobody needs: they are those of XACK, HDEL, HINCRBY and the like.
+        # connection, and Redis may then drop an XACK that it has not read yet. Nobody needs these replies, to XACK,
+        # HDEL or HINCRBY, unless one is an error. `replies` raises it, later: if Redis's memory is full, it refuses
+        # each HINCRBY, and a new connection for each event would be slow.
         if self.blocks and time.monotonic() >= self.drain_at:
             while self.unread and self.wire.can_read(0):
                 self.unread -= 1
-                self.wire.read_response(disconnect_on_error=False)
+                try:
+                    self.wire.read_response(disconnect_on_error=False)
+                except ResponseError as error:
+                    self.refused = error
             self.drain_at = time.monotonic() + DRAIN_INTERVAL
 
     async def aclose(self) -> None:
