@@ -767,12 +767,12 @@ class Cluster:
 def test_each_connection_queries_the_cluster_for_its_nodes(redis: Redis, read: Any, line: str) -> None:
     """A stream is on one node, which may be another one by the next connection; channels are on all nodes.
 
-    A client of redis.asyncio is initialized first, as its own commands would do it, so that handlers can use it, too.
+    A client of redis.asyncio is first initialized, as its own commands would do it, so that handlers can use it, too.
     """
     redis.client = Cluster(redis)
     redis.answers["CONNECT"] = [LOST, None]
-    connect = [*(["initialize"] if redis.is_async else []), "query the nodes", line, "CONNECT"]
-    expected = [*connect, "DISCONNECT", "SLEEP 0.1", *connect]
+    first = "initialize" if redis.is_async else "query the nodes"
+    expected = [first, line, "CONNECT", "DISCONNECT", "SLEEP 0.1", "query the nodes", line, "CONNECT"]
     assert redis.run(read(redis))[: len(expected)] == expected
 
 

@@ -53,6 +53,7 @@ class Asynchronous:
 
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
+    cluster_clients: ClassVar[list[Any]] = []  # to be closed: redis-py logs an error if they are not
 
     def __init__(self, events: AsyncGenerator[Event, None]) -> None:
         self.events = events
@@ -76,6 +77,11 @@ class Asynchronous:
 
         return asyncio.run_coroutine_threadsafe(wait(), cls.loop).result()
 
+    @classmethod
+    def close_cluster_clients(cls) -> None:
+        while cls.cluster_clients:
+            cls._run(cls.cluster_clients.pop().aclose)
+
     @staticmethod
     def client(client: Any) -> Any:
         """Return a client of redis.asyncio with the same settings, unless it already is one."""
@@ -83,7 +89,8 @@ class Asynchronous:
             return client
         if isinstance(client, redis.RedisCluster):
             node: Any = client.get_default_node()
-            return redis.asyncio.RedisCluster(host=node.host, port=node.port)
+            Asynchronous.cluster_clients.append(redis.asyncio.RedisCluster(host=node.host, port=node.port))
+            return Asynchronous.cluster_clients[-1]
         known = client.connection_pool.connection_kwargs
         names = ["host", "port", "username", "password", "decode_responses", "protocol", "socket_timeout"]
         names += ["legacy_responses"]
@@ -104,11 +111,12 @@ DRIVERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 
 @pytest.fixture(autouse=True, params=DRIVERS)
-def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Run each test with the blocking functions and with the asynchronous ones."""
     global subscribe, consume
     subscribe, consume = DRIVERS[request.param]
-    return str(request.param)
+    yield str(request.param)
+    Asynchronous.close_cluster_clients()
 
 
 subscribe, consume = DRIVERS["sync"]

@@ -53,9 +53,10 @@ class Connection:
         async with self.limit(REPLY_TIMEOUT):
             source = self.client
             if hasattr(source, "nodes_manager"):
-                if not self.blocks:
+                if self.blocks or self.wire:
+                    await self.maybe_await(source.nodes_manager.initialize())  # another node may have the key now
+                else:
                     await source.initialize()  # all of it: redis-py takes a client that knows its nodes for ready
-                await self.maybe_await(source.nodes_manager.initialize())  # another node may have the key now
                 source = source.get_node_from_key(key) if key else source.get_random_node()
                 if self.blocks:
                     source = self.client.get_redis_connection(source)
