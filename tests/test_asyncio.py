@@ -346,9 +346,9 @@ def test_an_event_is_of_the_same_kind(server: Server, client: redis.Redis) -> No
 def test_handlers_may_use_the_cluster_client_of_their_consumer() -> None:
     """Each handler runs commands on the client that it gave to `consume`, and closing the client closes everything."""
 
-    async def handle(nodes: list[Server], writer: Any) -> None:
+    async def handle(nodes: list[Server], writer: Any, count: Callable[[], int]) -> None:
         assert not writer.get("handled")
-        before = _connections(nodes)
+        before = count()
         client = RedisCluster(HOST, nodes[0].port)
         events = consume(client, GROUP, "a", start="0")
         async with contextlib.aclosing(client), contextlib.aclosing(events):
@@ -356,18 +356,10 @@ def test_handlers_may_use_the_cluster_client_of_their_consumer() -> None:
                 event = await anext(events)
                 await client.set("handled", event.event_id)
                 assert writer.get("handled") == str(number).encode()
-        await asyncio.to_thread(wait_until, lambda: _connections(nodes) == before)
+        await until(lambda: count() == before)
 
-    with cluster() as nodes:
+    with cluster() as nodes, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(node.client()) for node in nodes]
         writer = redis.RedisCluster(HOST, nodes[0].port)
         add(writer, "events", 1, 2, 3)
-        asyncio.run(handle(nodes, writer))
-
-
-def _connections(nodes: list[Server]) -> int:
-    """Return how many connections these servers have, other than those of this function."""
-    total = 0
-    for node in nodes:
-        with node.client() as client:
-            total += len(client.client_list(_type="normal")) - 1
-    return total
+        asyncio.run(handle(nodes, writer, lambda: sum(map(connections, clients))))
