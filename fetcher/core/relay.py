@@ -19,7 +19,6 @@ from .reports import Reports
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before the next poll, and of polls before the next commit: VK forgets soon
-FULL_COUNT, FULL_TIME = 100, 1.0  # updates or seconds of full answers in a row after which a step polls more than once
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages that VK does not return
 IMPATIENT_TIME = 300.0  # seconds after such a wait in which no other batch waits
 
@@ -36,10 +35,7 @@ class Relay:
         self.beat_at = 0.0
         self.impatient_until = 0.0  # until then, batches do not wait for names and full messages
         self.given_up: Exception | None = None  # why the latest events lack names or full messages
-        # An answer is full if it has at least half of `largest` updates and took less time than the commits before it.
         self.largest = 1.0  # updates in the largest recent answer: each smaller one halves it
-        self.full_count = 0  # updates in the latest full answers in a row
-        self.full_since = 0.0  # when the last answer came that was not full
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
@@ -203,31 +199,25 @@ class Relay:
         may poll several times, for at most DRAIN_TIME after its first answer:
 
         - If a commit failed or something is still pending, until an answer is empty.
-        - Otherwise, once answers have been full for FULL_COUNT updates or FULL_TIME, while they stay full and fewer
-          than MAX_UNBUILT updates are pending, for as long as the commits took plus the time for which answers have
-          been full. These further polls do not wait for new updates, and one lookup then serves several answers.
+        - Otherwise, while answers are full and fewer than MAX_UNBUILT updates are pending. An answer is full if it has
+          at least half as many updates as the largest recent one, and took less time than the commits before it. The
+          further polls do not wait for new updates, and one lookup then serves several answers.
         """
         hurried = bool(failing or self.backlog.pending)
         wait = 1 if hurried or self.failures else self.poll_wait
-        full_time = time.monotonic() - self.full_since if self.full_count else 0.0
-        drain_time = DRAIN_TIME if hurried else min(DRAIN_TIME, commit_time + full_time)
         poll_until = 0.0  # set at the first answer, because VK may be far away
         while not self.backlog.is_full:
             begun, ts = time.monotonic(), self.backlog.next.ts
             answer = self.longpoll.poll(ts, wait)
             now, count, self.has_polled = time.monotonic(), len(answer.updates), True
-            poll_until = poll_until or now + drain_time
+            poll_until = poll_until or now + DRAIN_TIME
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answer, now)
             require_progress(ts, answer)
-            if 2 * count >= self.largest and now - begun < commit_time:
-                self.full_count += count
-            else:
-                self.full_count, self.full_since = 0, now
+            is_full = 2 * count >= self.largest and now - begun < commit_time
             if count:
                 self.largest = max(count, self.largest / 2)
-            full_for_long = self.full_count >= FULL_COUNT or (self.full_count and now - self.full_since >= FULL_TIME)
-            has_more = count > 0 if hurried else full_for_long and self.backlog.count < MAX_UNBUILT
+            has_more = count > 0 if hurried else is_full and self.backlog.count < MAX_UNBUILT
             if not has_more or now >= poll_until:
                 return
             wait = int(hurried)
