@@ -19,8 +19,6 @@ from ..vk.lookups import Lookups
 from .output import print_line
 
 PAGE = 100  # dead letters that are read and built together
-MAX_FAILURES = 3  # consecutive requests without an answer from VK after which the command gives up
-NO_POSITION = Position(0, 0)  # a dead letter does not say where in VK's history its update was
 DONE, GAP, GONE = "", "a gap in VK's history", None  # GONE: another command has taken it, or Redis trimmed it
 NO_EVENT = "it makes no event; with RAW=1 all types are published"
 
@@ -57,19 +55,15 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
     for page in pages(bus, keys[-1]):
         updates = {letter: read_update(fields["update"]) for letter, fields in page if "update" in fields}
         yield from ((letter, GAP) for letter, _ in page if letter not in updates)
-        batches = [Pending("batch", NO_POSITION, NO_POSITION, [update]) for update in updates.values()]
+        # A dead letter does not say where in VK's history its update was.
+        batches = [Pending("batch", Position(0, 0), Position(0, 0), [update]) for update in updates.values()]
         with suppress(TransientError):
             builder.build(batches, give_up=False)  # one request to VK serves all of them
-        failures = 0  # consecutive requests that failed
         for (letter, update), batch in zip(updates.items(), batches, strict=True):
             try:
                 if batch.updates:  # VK failed for one of the page: build each alone, so that the others are published
                     builder.build([batch], give_up=False)
-                failures = 0
-            except TransientError as error:
-                failures += not isinstance(error, CallFailed)
-                if failures == MAX_FAILURES:
-                    raise
+            except CallFailed as error:  # about this one; after any other error the command ends, and may be repeated
                 batch.set_entries([DeadLetter("", {"error": str(error)})])
             (entry,) = batch.entries
             if isinstance(update, dict) and update.get("group_id", settings.group) != settings.group:
