@@ -1,6 +1,5 @@
 """`--redrive`: give dead letters another chance, either the fetcher's or those of a consumer group."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -19,7 +18,7 @@ from ..vk.lookups import Lookups
 from .output import print_line
 
 PAGE = 100  # dead letters that are read and built together
-DONE, GAP, GONE = "", "a gap in VK's history", None  # GONE: another command has taken it, or Redis trimmed it
+NOT_OURS = "it is no update of this community"  # but of another one, or a gap in VK's history
 NO_EVENT = "it makes no event; with RAW=1 all types are published"
 
 
@@ -30,31 +29,29 @@ def redrive(settings: Config, group: str | None) -> int:
     TransientError or FatalError if VK or Redis fails. The command may be killed and repeated at any time, because each
     dead letter goes in one atomic step.
     """
-    bus = Bus(settings)
-    counts: Counter[str | None] = Counter()
+    bus, went, stay = Bus(settings), 0, 0
     try:
         for letter, reason in publish(bus, settings) if group is None else give_back(bus, group):
-            counts[reason] += 1
-            if reason not in (DONE, GAP, GONE):
+            if reason:
                 print_line(f"{letter} stays: {reason}")
+            stay += bool(reason)
+            went += reason == ""
     finally:
-        went, gaps, _ = (counts.pop(reason, 0) for reason in (DONE, GAP, GONE))
         done = "published" if group is None else f"given back to the group {group}"
-        print_line(f"{done}: {went}, stay: {counts.total()}" + f", gaps in VK's history: {gaps}" * bool(gaps))
+        print_line(f"{done}: {went}, stay: {stay}")
     return 0
 
 
 def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
     """Publish the fetcher's dead letters that make an event now.
 
-    Yield the id of each dead letter, together with DONE, GAP, GONE or the reason why it stays.
+    Yield the id of each dead letter, together with the reason why it stays: "" if it was published, and None if it was
+    gone, because another command has published it or Redis has trimmed it.
     """
     # The cache of names is unused, because only the loop sets `bus.is_connected`: an old title must not get into it.
     builder = EntryBuilder(Lookups(Api(settings.token)), bus, settings.group, settings.prefixes, settings.raw)
-    keys = bus.keys[1:]
-    for page in pages(bus, keys[-1]):
-        updates = {letter: read_update(fields["update"]) for letter, fields in page if "update" in fields}
-        yield from ((letter, GAP) for letter, _ in page if letter not in updates)
+    for page in pages(bus, bus.keys[-1]):
+        updates = {letter: read_update(fields.get("update", "")) for letter, fields in page}
         # A dead letter does not say where in VK's history its update was.
         batches = [Pending("batch", Position(0, 0), Position(0, 0), [update]) for update in updates.values()]
         with suppress(TransientError):
@@ -66,17 +63,17 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
             except CallFailed as error:  # about this one; after any other error the command ends, and may be repeated
                 batch.set_entries([DeadLetter("", {"error": str(error)})])
             (entry,) = batch.entries
-            if isinstance(update, dict) and update.get("group_id", settings.group) != settings.group:
-                yield letter, "it is of another community"
+            if not isinstance(update, dict) or update.get("group_id", settings.group) != settings.group:
+                yield letter, NOT_OURS
             elif isinstance(entry, Entry):
                 event = utf8(entry.id), utf8(channel(bus.name, entry.event_type)), entry.text
-                yield letter, bus.run_script("redrive", keys, letter, *event, settings.stream_maxlen)
+                yield letter, bus.run_script("redrive", bus.keys[1:], letter, *event, settings.stream_maxlen)
             else:
                 yield letter, entry.fields["error"] if entry else NO_EVENT
 
 
 def read_update(text: str) -> Any:
-    """Return the update in a dead letter; None if it cannot be read."""
+    """Return the update in a dead letter; None if there is none, or if it cannot be read."""
     with suppress(ValueError):
         return loads(text.encode())
     return None
