@@ -130,16 +130,6 @@ def test_a_newer_version_stays(setup: Setup, vk: VK) -> None:
     assert vk.settings["api_version"] == "5.1000"
 
 
-def test_settings_that_cannot_be_changed(setup: Setup, vk: VK) -> None:
-    """If VK reports success but changes nothing, no change is reported, and the line has the remedy."""
-    vk.settings |= {"is_enabled": False}
-    vk.fail_api({"response": 1}, method="groups.setLongPollSettings")
-    code, lines = setup()
-    assert code == 1
-    remedy = "off: change this in the community's settings (API usage, Long Poll API)"
-    assert lines == READY | {"Long Poll": f"to do   Long Poll: {remedy}"}
-
-
 @pytest.mark.parametrize(("given", "more"), [(None, ""), (5, ", 5 is another community")])
 def test_groupid_is_printed(process: Setup, vk: VK, given: int | None, more: str) -> None:
     """If GROUPID is missing or not the token's, the fetcher would not run, so the right one is printed.

@@ -26,7 +26,6 @@ SERVER = (
 )
 REMEDIES = {"VK": "try again when VK answers", "Redis": "start Redis, or correct REDIS_URL"}
 NEW_TOKEN = "make a community token with the rights manage and messages, and put it into TOKEN"
-BY_HAND = "change this in the community's settings (API usage, Long Poll API)"
 
 
 def setup(settings: Config) -> int:
@@ -76,22 +75,15 @@ def check_vk(api: Api, group: int) -> Iterator[Line]:
         given = [one["name"] for one in api.method("groups.getTokenPermissions")["permissions"]]
     missing = " and ".join(right for right in RIGHTS if right not in given)
     yield ok_or(missing and f"{missing} missing: {NEW_TOKEN}", "rights", ", ".join(RIGHTS))
-    before = after = long_poll_settings(api, own)
-    if any(problems(*before)):
-        _, version, flags, _ = before
+    is_off, version, flags, without = long_poll_settings(api, own)
+    is_old = numbers(version) < numbers(API_VERSION)
+    wrong = is_off and "off", is_old and version, without and f"without {without}"
+    if any(wrong):
         on = dict.fromkeys([*filter(flags.get, flags), *BUILDERS], 1)  # VK may switch off types that are left out
-        newer = max(version, API_VERSION, key=numbers)
+        newer = API_VERSION if is_old else version
         api.method("groups.setLongPollSettings", {"group_id": own, "enabled": 1, "api_version": newer, **on})
-        after = long_poll_settings(api, own)
-    for (thing, wanted), was, still in zip(LONG_POLL.items(), problems(*before), problems(*after), strict=True):
-        changed = (thing, "changed", f"{wanted} (was {was})")
-        yield changed if was and not still else ok_or(still and f"{still}: {BY_HAND}", thing, wanted)
-
-
-def problems(is_off: bool, version: str, _: object, missing: str) -> tuple[str, str, str]:
-    """Return what is wrong with each thing in LONG_POLL, "" if nothing is."""
-    old = numbers(version) < numbers(API_VERSION)
-    return "off" if is_off else "", version if old else "", missing and f"without {missing}"
+    for (thing, wanted), was in zip(LONG_POLL.items(), wrong, strict=True):
+        yield (thing, "changed", f"{wanted} (was {was})") if was else (thing, "ok", wanted)
 
 
 def check_redis(bus: Bus) -> Iterator[Line]:
