@@ -54,11 +54,6 @@ def until_failure(system: str, check: Iterator[Line]) -> Iterator[Line]:
         yield system, "to do", f"{remedy} ({error})"
 
 
-def ok_or(problem: str, thing: str, wanted: str) -> Line:
-    """Return the line for a thing: "to do" and the problem, or "ok" and what was wanted if there is no problem."""
-    return (thing, "to do", problem) if problem else (thing, "ok", wanted)
-
-
 def check_vk(api: Api, group: int) -> Iterator[Line]:
     """Yield whose token it is, its rights and the Long Poll settings, which are corrected if they are wrong.
 
@@ -69,12 +64,11 @@ def check_vk(api: Api, group: int) -> Iterator[Line]:
         (community,) = api.method("groups.getById")["groups"]
         own, name = community["id"], community["name"]
     yield "token", "ok", f"of the community {name!r}"
-    other = f", {group} is another community" if group else ""
-    yield ok_or("" if group == own else f"put GROUPID={own} into .env{other}", "GROUPID", str(own))
+    yield ("GROUPID", "ok", str(own)) if group == own else ("GROUPID", "to do", f"put GROUPID={own} into .env")
     with translate_errors("groups.getTokenPermissions"):
         given = [one["name"] for one in api.method("groups.getTokenPermissions")["permissions"]]
     missing = " and ".join(right for right in RIGHTS if right not in given)
-    yield ok_or(missing and f"{missing} missing: {NEW_TOKEN}", "rights", ", ".join(RIGHTS))
+    yield ("rights", "to do", f"{missing} missing: {NEW_TOKEN}") if missing else ("rights", "ok", ", ".join(RIGHTS))
     is_off, version, flags, without = long_poll_settings(api, own)
     is_old = numbers(version) < numbers(API_VERSION)
     wrong = is_off and "off", is_old and version, without and f"without {without}"
@@ -92,7 +86,8 @@ def check_redis(bus: Bus) -> Iterator[Line]:
     yield "Redis", "ok", "it answers"
     keys = [*bus.keys, bus.alive_key, f"{bus.prefix}:name:1"]
     refused = ", ".join(bus.run_script("permissions", keys, channel(bus.name, "message")))
-    yield ok_or(refused and f"{refused} refused: {ACL_RULES}", "Redis permissions", "all that the fetcher needs")
+    state, text = ("to do", f"{refused} refused: {ACL_RULES}") if refused else ("ok", "all that the fetcher needs")
+    yield "Redis permissions", state, text
     with suppress(FatalError, TransientError), redis_errors():  # INFO may be forbidden
         info = bus.client.info()
         for thing, field, wanted, state, remedy in SERVER:
