@@ -154,7 +154,8 @@ def test_without_a_token(fetch: Fetch) -> None:
 
 REFUSED = "VK refuses the token: put a valid community token into TOKEN (VK error 5 in groups.getById: User authorization failed: invalid access_token (4).)"  # noqa: E501
 NEW_TOKEN = "make a community token with the rights manage and messages, and put it into TOKEN"
-NOT_A_COMMUNITYS = f"{NEW_TOKEN} (VK error 100 in groups.getById: Error of the tests)"
+TRY_AGAIN = f"try again, or {NEW_TOKEN}"
+NOT_A_COMMUNITYS = f"{TRY_AGAIN} (VK error 100 in groups.getById: Error of the tests)"
 
 
 def test_a_refused_token(process: Setup, vk: VK) -> None:
@@ -177,7 +178,7 @@ def test_missing_rights(setup: Setup, vk: VK, rights: list[str], missing: str) -
     """Each missing right is named; without `manage`, VK does not return the Long Poll settings."""
     vk.rights = rights
     denied = "VK error 15 in groups.getLongPollSettings: Access denied: no access to call this method"
-    long_poll = {"VK": f"to do   VK: {NEW_TOKEN} ({denied})"}
+    long_poll = {"VK": f"to do   VK: {TRY_AGAIN} ({denied})"}
     if "manage" in rights:
         long_poll = {subject: READY[subject] for subject in ("Long Poll", "Long Poll version", "event types")}
     assert setup() == (1, {
@@ -189,7 +190,7 @@ def test_missing_rights(setup: Setup, vk: VK, rights: list[str], missing: str) -
 def test_vk_is_down(process: Setup, vk: VK) -> None:
     """One line reports the outage; Redis is checked all the same."""
     vk.down()
-    again = "try again when VK answers (VK's API is unavailable (ConnectionError))"
+    again = f"{TRY_AGAIN} (VK's API is unavailable (ConnectionError))"
     assert process() == (1, {"VK": f"to do   VK: {again}"} | REDIS)
 
 
@@ -206,7 +207,7 @@ def test_vk_fails_once(setup: Setup, vk: VK, method: str, before: list[str]) -> 
     """A line reports the failure, after the results so far; Redis is checked all the same."""
     vk.settings |= {"is_enabled": False}
     vk.fail_api(error(10, "Internal server error"), method=method)
-    failed = f"to do   VK: try again when VK answers (VK error 10 in {method}: Internal server error)"
+    failed = f"to do   VK: {TRY_AGAIN} (VK error 10 in {method}: Internal server error)"
     assert setup() == (1, {subject: READY[subject] for subject in before} | {"VK": failed} | REDIS)
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from ..bus.bus import Bus
 from ..bus.connection import ACL_RULES, redis_errors
 from ..config import Config
-from ..errors import FatalError, RequestRejected, TransientError
+from ..errors import FatalError, TransientError
 from ..events import channel
 from ..vk.api import API_VERSION, Api, translate_errors
 from ..vk.builders import BUILDERS
@@ -24,8 +24,8 @@ SERVER = (
     ("maxmemory-policy", "maxmemory_policy", "noeviction", "advice", "it may discard the bus, set noeviction"),
     ("appendonly", "aof_enabled", 1, "advice", "a crash loses what no snapshot has yet, set appendonly yes"),
 )
-REMEDIES = {"VK": "try again when VK answers", "Redis": "start Redis, or correct REDIS_URL"}
 NEW_TOKEN = "make a community token with the rights manage and messages, and put it into TOKEN"
+REMEDIES = {"VK": f"try again, or {NEW_TOKEN}", "Redis": "start Redis, or correct REDIS_URL"}
 
 
 def setup(settings: Config) -> int:
@@ -50,8 +50,7 @@ def until_failure(system: str, check: Iterator[Line]) -> Iterator[Line]:
     except FatalError as error:
         yield system, "to do", str(error).removeprefix(f"{system}: ")
     except TransientError as error:
-        remedy = NEW_TOKEN if isinstance(error, RequestRejected) else REMEDIES[system]
-        yield system, "to do", f"{remedy} ({error})"
+        yield system, "to do", f"{REMEDIES[system]} ({error})"
 
 
 def check_vk(api: Api, group: int) -> Iterator[Line]:
