@@ -34,13 +34,11 @@ def setup(settings: Config) -> int:
     Return 0 if the fetcher would run, otherwise 1. TOKEN is the only setting that must be given; if GROUPID is missing,
     the line says what to set it to.
     """
-    checks = {"VK": check_vk(Api(settings.token), settings.group), "Redis": check_redis(Bus(settings))}
-    states = set()
-    for system, check in checks.items():
-        for thing, state, text in until_failure(system, check):
-            print_line(f"{state:8}{thing}: {text}")
-            states.add(state)
-    return int("to do" in states)
+    vk, redis = check_vk(Api(settings.token), settings.group), check_redis(Bus(settings))
+    lines = [*until_failure("VK", vk), *until_failure("Redis", redis)]
+    for thing, state, text in lines:
+        print_line(f"{state:8}{thing}: {text}")
+    return int(any(state == "to do" for _, state, _ in lines))
 
 
 def until_failure(system: str, check: Iterator[Line]) -> Iterator[Line]:
