@@ -220,7 +220,7 @@ def test_the_rules_are_what_operators_need(rule: str, vk: VK) -> None:
             else:
                 watch.wait_for("Watching the bus 'events'")
                 owner.xadd("{events}:dead-letter", {"error": "bad", "update": "u"})
-                watch.wait_for("bad: u")
+                watch.wait_for("error: bad, update: u")
         with Fetcher("--health", **settings) as check:
             assert check.wait() == 1
             assert ("polled VK lately" in check.output) == (rule not in ("+exists", "%R~{events}:*"))

@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any, Never
 
 from ..bus.bus import Bus
@@ -20,7 +21,7 @@ SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which scan 
 RATE_WINDOW = 10.0  # seconds over which the rate is averaged
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same failure
 MAX_ENTRIES = 1000  # entries of one stream that are read at once
-MAX_UPDATE = 300  # characters of an update that are shown
+MAX_VALUE = 300  # characters of a field that are shown
 NO_MESSAGE = Message(0, "", None, [], [])
 ERASE_LAST_LINE = "\x1b[A\r\x1b[K"
 
@@ -82,17 +83,12 @@ def fetchers(bus: Bus, group: int) -> str:
 
 
 def describe_entry(fields: dict[str, str]) -> str:
-    """Return the line for a stream entry: an event, a gap or a dead letter."""
-    if "event" in fields:
-        try:
+    """Return the line for a stream entry: an event, or the fields of a dead letter or gap."""
+    with suppress(ValueError, RecursionError):
+        if "event" in fields:
             return describe(Event.from_dict(json.loads(fields["event"])))
-        except (ValueError, RecursionError) as error:
-            text = f"no event: {error}"
-    elif "since" in fields:
-        text = f"gap      from ts {fields['since']} to ts {fields.get('until')}: {fields.get('error')}"
-    else:
-        text = f"dead     letter: {fields.get('error')}: {fields.get('update', '')[:MAX_UPDATE]}"
-    return text.translate(PRINTABLE)
+    details = (f"{name}: {value[:MAX_VALUE]}" for name, value in sorted(fields.items()))
+    return ", ".join(("no event", *details)).translate(PRINTABLE)
 
 
 def describe(event: Event) -> str:
@@ -111,7 +107,7 @@ def describe(event: Event) -> str:
         button and f"pressed {to_json(button.payload)} below message {button.cmid}",
         reaction and f"{change} to message {reaction.cmid}",
     ]
-    fallback = "(no text)" if event.message else to_json(event.raw.get("object"))[:MAX_UPDATE] if event.raw else ""
+    fallback = "(no text)" if event.message else to_json(event.raw.get("object"))[:MAX_VALUE] if event.raw else ""
     what = " ".join(part for part in parts if part) or fallback
     return f"{event.event_type:8} {event.user.name} (@{event.user.nick}) {where}: {what}".translate(PRINTABLE)
 
