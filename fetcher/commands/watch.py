@@ -3,7 +3,6 @@
 import shutil
 import sys
 import time
-from collections import deque
 from contextlib import suppress
 from typing import Any, Never
 
@@ -17,9 +16,8 @@ from ..logs import log
 from .output import print_line
 
 READ_INTERVAL = 0.25  # seconds between two reads of the streams
-SCAN_INTERVAL = 10.0  # seconds between two searches for heartbeats, which scan all keys
-RATE_WINDOW = 10.0  # seconds over which the rate is averaged
-REMIND_INTERVAL = 60.0  # seconds between two log lines about the same failure
+STATUS_INTERVAL = 5.0  # seconds over which the rate is averaged, and between two searches for heartbeats in all keys
+RETRY_INTERVAL = 5.0  # seconds to wait after Redis has failed
 MAX_ENTRIES = 1000  # entries of one stream that are read at once
 MAX_VALUE = 300  # characters of a field that are shown
 ERASE_LAST_LINE = "\x1b[A\r\x1b[K"
@@ -30,48 +28,47 @@ PRINTABLE = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}") | dict.fromkeys
 
 
 def watch(settings: Config) -> Never:
-    """Print what is new on the bus, forever.
+    """Print what is new on the bus, forever, and wait for Redis if it fails.
 
-    On a terminal, the last line shows the events per second and the fetchers that are alive: those of the community, or
-    of all communities without GROUPID. Raise RedisFatalError for a wrong password or a missing permission.
+    Raise RedisFatalError for a wrong password or a missing permission.
     """
-    bus = Bus(settings)
-    last_ids = dict.fromkeys(bus.keys[2:], "")  # by stream: the id of the latest entry that was read, "" at first
-    counts: deque[int] = deque(maxlen=round(RATE_WINDOW / READ_INTERVAL))  # events in each of the latest reads
-    alive, scan_at, problem, remind_at, erase = "", 0.0, None, 0.0, ""
+    bus, last_ids = Bus(settings), dict[str, str]()
     while True:
-        entries, error = list[dict[str, str]](), ""
         try:
             with redis_errors():
-                for stream in last_ids:
-                    entries += read_new(bus.client, stream, last_ids)
-                if time.monotonic() >= scan_at:
-                    alive, scan_at = fetchers(bus, settings.group), time.monotonic() + SCAN_INTERVAL
-        except RedisUnavailable as unavailable:
-            error = str(unavailable)
-        print_line(erase, end="")
-        if error and (error != problem or time.monotonic() >= remind_at):
+                follow(bus, settings.group, last_ids)
+        except RedisUnavailable as error:
             log.warning("%s: trying again", error)
-            remind_at = time.monotonic() + REMIND_INTERVAL
-        elif error != problem:
-            log.info("Watching the bus %r", bus.name)
-        problem = error
-        for entry in entries:
-            print_line(describe_entry(entry))
-        counts.append(sum("event" in entry for entry in entries))
+            time.sleep(RETRY_INTERVAL)
+
+
+def follow(bus: Bus, group: int, last_ids: dict[str, str]) -> Never:
+    """Print what is new on the bus until Redis fails; `last_ids` holds the id of each stream's latest known entry.
+
+    On a terminal, the last line shows the events per second and the fetchers that are alive: those of the community, or
+    of all communities if `group` is 0.
+    """
+    client: Any = bus.client
+    for stream in bus.keys[2:]:
+        newest = client.xrevrange(stream, count=1)
+        last_ids.setdefault(stream, newest[0][0] if newest else "0-0")
+    log.info("Watching the bus %r", bus.name)
+    count, status, status_at, erase = 0, "", 0.0, ""
+    while True:
+        if time.monotonic() >= status_at:
+            status = f"{count / STATUS_INTERVAL:.1f} events/s, fetchers alive: {fetchers(bus, group)}"
+            count, status_at = 0, time.monotonic() + STATUS_INTERVAL
+        new = {stream: client.xrange(stream, f"({last}", count=MAX_ENTRIES) for stream, last in last_ids.items()}
+        print_line(erase, end="")
+        for stream, entries in new.items():
+            for id, fields in entries:
+                print_line(describe_entry(fields))
+                last_ids[stream] = id
+                count += "event" in fields
         if sys.stdout and sys.stdout.isatty():
-            status = error or f"{sum(counts) / RATE_WINDOW:.1f} events/s, fetchers alive: {alive}"
             print_line(status[: shutil.get_terminal_size().columns - 1])
             erase = ERASE_LAST_LINE
         time.sleep(READ_INTERVAL)
-
-
-def read_new(client: Any, stream: str, last_ids: dict[str, str]) -> list[dict[str, str]]:
-    """Return the new entries of a stream, at most MAX_ENTRIES; entries from before the first call are not new."""
-    last = last_ids[stream]
-    entries = client.xrange(stream, f"({last}", count=MAX_ENTRIES) if last else client.xrevrange(stream, count=1)
-    last_ids[stream] = entries[-1][0] if entries else last or "0-0"
-    return [fields for _, fields in entries] if last else []
 
 
 def fetchers(bus: Bus, group: int) -> str:
