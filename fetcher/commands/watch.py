@@ -36,17 +36,16 @@ def watch(settings: Config) -> Never:
     while True:
         try:
             with redis_errors():
-                follow(bus, settings.group, last_ids)
+                follow(bus, last_ids)
         except RedisUnavailable as error:
             log.warning("%s: trying again", error)
             time.sleep(RETRY_INTERVAL)
 
 
-def follow(bus: Bus, group: int, last_ids: dict[str, str]) -> Never:
+def follow(bus: Bus, last_ids: dict[str, str]) -> Never:
     """Print what is new on the bus until Redis fails; `last_ids` holds the id of each stream's latest known entry.
 
-    On a terminal, the last line shows the events per second and the fetchers that are alive: those of the community, or
-    of all communities if `group` is 0.
+    On a terminal, the last line shows the events per second and the fetchers that are alive.
     """
     client: Any = bus.client
     for stream in bus.keys[2:]:
@@ -56,7 +55,7 @@ def follow(bus: Bus, group: int, last_ids: dict[str, str]) -> Never:
     count, status, status_at, erase = 0, "", 0.0, ""
     while True:
         if time.monotonic() >= status_at:
-            status = f"{count / STATUS_INTERVAL:.1f} events/s, fetchers alive: {fetchers(bus, group)}"
+            status = f"{count / STATUS_INTERVAL:.1f} events/s, fetchers alive: {fetchers(bus)}"
             count, status_at = 0, time.monotonic() + STATUS_INTERVAL
         new = {stream: client.xrange(stream, f"({last}", count=MAX_ENTRIES) for stream, last in last_ids.items()}
         print_line(erase, end="")
@@ -71,11 +70,10 @@ def follow(bus: Bus, group: int, last_ids: dict[str, str]) -> Never:
         time.sleep(READ_INTERVAL)
 
 
-def fetchers(bus: Bus, group: int) -> str:
-    """Return the hosts of the fetchers that have a heartbeat, each with its community if `group` is 0."""
-    prefix = f"{bus.prefix}:alive:" + (f"{group}:" if group else "")
-    hosts = [key.removeprefix(prefix) for key in bus.client.scan_iter(f"{prefix}*", count=1000)]
-    return (", ".join(sorted(hosts)) or "none").translate(PRINTABLE)
+def fetchers(bus: Bus) -> str:
+    """Return the fetchers that have a heartbeat, each as its community and host."""
+    found = [key.rpartition(":alive:")[2] for key in bus.client.scan_iter(f"{bus.prefix}:alive:*", count=1000)]
+    return (", ".join(sorted(found)) or "none").translate(PRINTABLE)
 
 
 def describe_entry(fields: dict[str, str]) -> str:
