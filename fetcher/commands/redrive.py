@@ -18,8 +18,6 @@ from ..vk.lookups import Lookups
 from .output import print_line
 
 PAGE = 100  # dead letters that are read and built together
-NOT_OURS = "it is no update of this community"  # but of another one, or a gap in VK's history
-NO_EVENT = "it makes no event; with RAW=1 all types are published"
 
 
 def redrive(settings: Config, group: str | None) -> int:
@@ -64,12 +62,12 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
                 batch.set_entries([DeadLetter("", {"error": str(error)})])
             (entry,) = batch.entries
             if not isinstance(update, dict) or update.get("group_id", settings.group) != settings.group:
-                yield letter, NOT_OURS
+                yield letter, "it is no update of this community"  # but of another one, or a gap in VK's history
             elif isinstance(entry, Entry):
                 event = utf8(entry.id), utf8(channel(bus.name, entry.event_type)), entry.text
                 yield letter, bus.run_script("redrive", bus.keys[1:], letter, *event, settings.stream_maxlen)
             else:
-                yield letter, entry.fields["error"] if entry else NO_EVENT
+                yield letter, entry.fields["error"] if entry else "only RAW=1 makes an event of its type"
 
 
 def read_update(text: str) -> Any:
