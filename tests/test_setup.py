@@ -261,10 +261,8 @@ def test_a_wrong_password(process: Setup) -> None:
     with Server(password="right") as server:
         code, lines = process(REDIS_URL=address(server.port, "Very-Secret"))
     assert code == 1
-    assert (
-        lines["Redis"]
-        == "to do   Redis: check Redis and REDIS_URL (Redis refuses the user or the password: fix REDIS_URL)"
-    )
+    refused = "Redis refuses the user or the password: fix REDIS_URL"
+    assert lines["Redis"] == f"to do   Redis: check Redis and REDIS_URL ({refused})"
     assert "Very-Secret" not in "".join(lines.values())
 
 

@@ -65,11 +65,10 @@ def check_vk(api: Api, group: int) -> Iterator[Line]:
     missing = " and ".join(right for right in RIGHTS if right not in given)
     yield ("rights", "to do", f"{missing} missing: {NEW_TOKEN}") if missing else ("rights", "ok", ", ".join(RIGHTS))
     is_off, version, flags, without = long_poll_settings(api, own)
-    is_old = numbers(version) < numbers(API_VERSION)
-    wrong = is_off and "off", is_old and version, without and f"without {without}"
+    newer = max(version, API_VERSION, key=numbers)
+    wrong = is_off and "off", version != newer and version, without and f"without {without}"
     if any(wrong):
         on = dict.fromkeys([*filter(flags.get, flags), *BUILDERS], 1)  # VK may switch off types that are left out
-        newer = API_VERSION if is_old else version
         api.method("groups.setLongPollSettings", {"group_id": own, "enabled": 1, "api_version": newer, **on})
     for (thing, wanted), was in zip(LONG_POLL.items(), wrong, strict=True):
         yield (thing, "changed", f"{wanted} (was {was})") if was else (thing, "ok", wanted)
