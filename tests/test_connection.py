@@ -36,7 +36,7 @@ def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
 def connected(url: str) -> tuple[Any, list[str]]:
     """Return a client, and the list that grows with each new connection."""
     new: list[str] = []
-    return connect(url, functools.partial(new.append, "connection"), 1), new
+    return connect(url, functools.partial(new.append, "connection")), new
 
 
 # --- What an address may be ----------------------------------------------------------------------------------

@@ -13,14 +13,13 @@ from redis import Redis, RedisCluster, ResponseError
 from ..config import Config
 from ..core.backlog import DEDUP_WINDOW, Pending
 from ..core.history import Entry, Name, Outcome, Position
-from ..errors import ConnectionReplaced, RedisFatalError, RedisTimeout
+from ..errors import ConnectionReplaced, RedisFatalError
 from ..events import channel
 from ..fastjson import dumps, loads, utf8
 from .connection import connect, redis_errors
 
 DEAD_LETTERS = 10_000  # how many are kept, approximately
 ALIVE_TTL = 30  # seconds that a heartbeat lasts in addition to POLL_WAIT
-MAX_TIMEOUT_FACTOR = 8  # a commit of one update that keeps timing out may take up to this many times TIMEOUT
 MAX_MEMBERS = 100  # ids in one ZMSCORE; several small replies suit a slow link, as each may take the whole timeout
 UNKNOWN_TTL = 60  # seconds for which it is cached that VK has no name for an id: VK may have one soon
 # commit.lua is sent on each new connection, comments and all, so every byte of it counts.
@@ -44,14 +43,12 @@ class Bus:
         self.keys = [self.checkpoint_key, self.seen_key, self.name, f"{self.prefix}:dead-letter"]
         self.alive_key = f"{self.prefix}:alive:{group}:{utf8(socket.gethostname()).decode()}"
         self.is_connected = False
-        self.timeouts = 0  # commits of a single update that have timed out in a row
         self.unwritten: dict[int, Name] = {}  # names still to be cached: Redis was not connected, or writing failed
 
     @cached_property
     def client(self) -> Redis | RedisCluster:
         """The client; it is made when first used, because making it sends requests to Redis."""
-        timeout_factor = min(MAX_TIMEOUT_FACTOR, 2 ** max(0, self.timeouts - 1))
-        return connect(self.settings.redis_url, self.new_connection, timeout_factor)
+        return connect(self.settings.redis_url, self.new_connection)
 
     def new_connection(self) -> None:
         """Note a new connection, and raise ConnectionReplaced if it takes the place of one that was in use.
@@ -82,30 +79,26 @@ class Bus:
         """
         members: Any = [utf8(id) for id in ids] or [b""]
         starts = range(0, len(members), MAX_MEMBERS)
-        try:
-            with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
-                # Without this the first commit would take three round trips, as it does on a cluster.
-                if isinstance(self.client, Redis) and not self.is_connected:
-                    pipeline.script_load(SCRIPTS["commit"])
-                if beats:
-                    pipeline.set(self.alive_key, int(time.time()), ex=self.settings.poll_wait + ALIVE_TTL)
-                if start:
-                    pipeline.set(self.checkpoint_key, str(start), nx=True)
-                pipeline.get(self.checkpoint_key)
-                for begin in starts:
-                    pipeline.zmscore(self.seen_key, members[begin : begin + MAX_MEMBERS])
-                replies = pipeline.execute(raise_on_error=False)
-                stored, *scores = replies[-1 - len(starts) :]
-                # ZMSCORE needs Redis 6.2, and a permission that the ACL rules of version 1.1 do not give. If it fails,
-                # all ids count as missing: their batches are committed again, and the script skips what is in `seen`.
-                if isinstance(scores[0], ResponseError):
-                    replies, scores = replies[: -len(starts)], [[None] * len(ids)]
-                for reply in replies:
-                    if isinstance(reply, Exception):
-                        raise reply
-        except RedisTimeout:
-            self.set_timeouts(0)  # Redis is down, so the timeouts of commits do not show that an update is too large
-            raise
+        with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
+            # Without this the first commit would take three round trips, as it does on a cluster.
+            if isinstance(self.client, Redis) and not self.is_connected:
+                pipeline.script_load(SCRIPTS["commit"])
+            if beats:
+                pipeline.set(self.alive_key, int(time.time()), ex=self.settings.poll_wait + ALIVE_TTL)
+            if start:
+                pipeline.set(self.checkpoint_key, str(start), nx=True)
+            pipeline.get(self.checkpoint_key)
+            for begin in starts:
+                pipeline.zmscore(self.seen_key, members[begin : begin + MAX_MEMBERS])
+            replies = pipeline.execute(raise_on_error=False)
+            stored, *scores = replies[-1 - len(starts) :]
+            # ZMSCORE needs Redis 6.2, and a permission that the ACL rules of version 1.1 do not give. If it fails,
+            # all ids count as missing: their batches are committed again, and the script skips what is in `seen`.
+            if isinstance(scores[0], ResponseError):
+                replies, scores = replies[: -len(starts)], [[None] * len(ids)]
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
         missing = {id for id, score in zip(ids, chain.from_iterable(scores), strict=False) if score is None}
         return self._position(stored), missing
 
@@ -121,25 +114,8 @@ class Bus:
             else:
                 fields = [utf8(part) for field in entry.fields.items() for part in field]
                 arguments += [utf8(entry.id), b"", len(fields), *fields]
-        try:
-            stored, recorded, left_out = self.run_script("commit", self.keys, *arguments)
-        except RedisTimeout:
-            if commit.count == 1:  # a smaller piece is not possible
-                self.set_timeouts(self.timeouts + 1)
-            raise
-        self.set_timeouts(0)
+        stored, recorded, left_out = self.run_script("commit", self.keys, *arguments)
         return Outcome(self._position(stored), [entries[number - 1] for number in recorded], left_out)
-
-    def set_timeouts(self, count: int) -> None:
-        """Set how many commits of a single update have timed out in a row; from the second on, double the timeout.
-
-        So an update that is too large for the link gets more time, up to MAX_TIMEOUT_FACTOR times as much. The first
-        timeout changes nothing, because it may only mean that Redis is down. In that case the `read` that comes before
-        the next commit fails, too, and no commit is tried.
-        """
-        if max(count, self.timeouts) > 1:
-            vars(self).pop("client", None)  # the next client is made with the new timeout
-        self.timeouts = count
 
     def run_script(self, name: str, keys: list[str], *arguments: Any) -> Any:
         """Run a Lua script, which Redis executes as one atomic step, and return its answer.

@@ -43,14 +43,14 @@ TIMEOUT = 5  # seconds to connect, and seconds for each answer
 OPTIONS = {"protocol": 2, "decode_responses": True, "encoding_errors": "replace", "retry": Retry(NoBackoff(), 0)}
 
 
-def connect(url: str, on_connect: Callable[[], object], timeout_factor: int) -> Redis | RedisCluster:
+def connect(url: str, on_connect: Callable[[], object]) -> Redis | RedisCluster:
     """Return a client for this address; raise redis-py's exception if Redis does not answer.
 
     `on_connect` is called at each new connection of the client, the first of which is made before this function
-    returns. An answer may take `timeout_factor` times TIMEOUT. Options in the address override ours. If the address
-    names sentinels, they are queried for their master before each new connection.
+    returns. Options in the address override ours. If the address names sentinels, they are queried for their master
+    before each new connection.
     """
-    options = OPTIONS | {"socket_timeout": TIMEOUT * timeout_factor, "socket_connect_timeout": TIMEOUT}
+    options = OPTIONS | {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
 
     def connected(connection: Any) -> None:
         connection.driver_info = connection.lib_name = connection.lib_version = None  # each would cost a round trip

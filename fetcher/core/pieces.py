@@ -16,8 +16,7 @@ class PieceSize:
 
     A timeout halves the share, and a success doubles it. But a size that has timed out is tried again only after STEADY
     successes, so that on a steady link at most one commit in ten times out. A slow answer changes nothing: if Redis is
-    far away, a small piece takes as long as a large one. A single update cannot be halved; it gets more time instead
-    (see `Bus.set_timeouts`).
+    far away, a small piece takes as long as a large one. A single update cannot be halved, so it is only tried again.
     """
 
     def __init__(self) -> None:

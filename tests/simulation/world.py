@@ -765,10 +765,10 @@ class Clock:
 clock = Clock()
 
 
-def connect(url: str, on_connect: Callable[[], None], patience: int) -> Client:
+def connect(url: str, on_connect: Callable[[], None]) -> Client:
     """Stand in for `fetcher.bus.connection.connect`."""
     assert clock.world.current
-    return Client(clock.world.current, on_connect, connection.TIMEOUT * patience)
+    return Client(clock.world.current, on_connect, connection.TIMEOUT)
 
 
 @contextlib.contextmanager
