@@ -547,36 +547,7 @@ def test_an_address_may_set_another_timeout(server: Server, bus: Bus, monkeypatc
         assert bus_at(f"{proxy.url}?socket_timeout=60").commit(large).checkpoint == Position(0, 12)
 
 
-def test_a_lookup_on_a_slow_link(server: Server, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lookup on a slow link may take longer than Redis's timeout; otherwise it would start again forever."""
-    bus.commit(commit(10, 12, "a"))
-    monkeypatch.setattr("fetcher.bus.connection.TIMEOUT", 2)
-    with Proxy(server.port) as proxy:
-        behind = bus_at(proxy.url)
-        behind.read([])
-        ids = ["a", *(f"{number:040x}" for number in range(999))]
-        proxy.bandwidth = 15_000
-        assert behind.read(ids) == (Position(0, 12), set(ids[1:]))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"acl": ["user limited on >x ~* &* +@all -zmscore"]},
-        {"rename_command": 'ZMSCORE ""', "acl": ["user limited on >x ~* &* +@all"]},
-    ],
-    ids=["the ACL rules of version 1.1", "Redis before 6.2"],
-)
-def test_ids_that_cannot_be_looked_up(options: dict[str, Any]) -> None:
-    """If Redis cannot look up ids, all of them count as missing."""
-    with Server(**options) as limited:
-        bus = bus_at(address(limited.port, "x", "limited"))
-        bus.read([], Position(0, 10))
-        bus.commit(commit(10, 11, "a"))
-        assert bus.read(["a", "b"]) == (Position(0, 11), {"a", "b"})
-
-
-@pytest.mark.parametrize("rule", ["-set", "-get", "resetkeys ~{events}:seen:7"])
+@pytest.mark.parametrize("rule", ["-set", "-get", "-zmscore", "resetkeys ~{events}:seen:7"])
 def test_a_missing_permission_to_read_is_reported(rule: str) -> None:
     """Any permission that is missing for the read is reported."""
     with (

@@ -42,7 +42,7 @@ ACL = {  # a rule in parentheses is a single rule, although it has a space
     name: re.findall(r"\(.+?\)|\S+", rules)
     for name, rules in re.findall("^user (.+?) on >SECRET (.+)$", OPERATIONS, re.MULTILINE)
 }
-OPTIONAL = {"+info", "+exists", "+zmscore"}  # rules that the fetcher itself can do without
+OPTIONAL = {"+info", "+exists"}  # rules that the fetcher itself can do without
 
 
 def rules(user: str) -> list[str]:
@@ -138,7 +138,7 @@ def test_each_rule_is_needed_by_the_fetcher(try_acl: Any, rule: str) -> None:
 
 @pytest.mark.parametrize("rule", sorted(OPTIONAL))
 def test_rules_that_the_fetcher_itself_can_do_without(try_acl: Any, rule: str) -> None:
-    """+info is for clusters, +exists for --health, and without +zmscore the fetcher commits more batches again."""
+    """+info is for clusters, and +exists for --health."""
     bus, fetcher = try_acl(rule)
     assert bus.has_everything_once()
     code, lines = health(fetcher)

@@ -4,11 +4,10 @@ import socket
 import time
 from collections.abc import Collection, Mapping
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from redis import Redis, RedisCluster, ResponseError
+from redis import Redis, RedisCluster
 
 from ..config import Config
 from ..core.backlog import DEDUP_WINDOW, Pending
@@ -20,7 +19,6 @@ from .connection import connect, redis_errors
 
 DEAD_LETTERS = 10_000  # how many are kept, approximately
 ALIVE_TTL = 30  # seconds that a heartbeat lasts in addition to POLL_WAIT
-MAX_MEMBERS = 100  # ids in one ZMSCORE; several small replies suit a slow link, as each may take the whole timeout
 UNKNOWN_TTL = 60  # seconds for which it is cached that VK has no name for an id: VK may have one soon
 # commit.lua is sent on each new connection, comments and all, so every byte of it counts.
 SCRIPTS = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.lua")}
@@ -77,8 +75,7 @@ class Bus:
         on a new connection, because connections may be short-lived.
         https://redis.io/docs/latest/commands/zmscore/
         """
-        members: Any = [utf8(id) for id in ids] or [b""]
-        starts = range(0, len(members), MAX_MEMBERS)
+        members: Any = [utf8(id) for id in ids] or [b""]  # redis-py takes no empty list
         with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
             # Without this the first commit would take three round trips, as it does on a cluster.
             if isinstance(self.client, Redis) and not self.is_connected:
@@ -88,18 +85,9 @@ class Bus:
             if start:
                 pipeline.set(self.checkpoint_key, str(start), nx=True)
             pipeline.get(self.checkpoint_key)
-            for begin in starts:
-                pipeline.zmscore(self.seen_key, members[begin : begin + MAX_MEMBERS])
-            replies = pipeline.execute(raise_on_error=False)
-            stored, *scores = replies[-1 - len(starts) :]
-            # ZMSCORE needs Redis 6.2, and a permission that the ACL rules of version 1.1 do not give. If it fails,
-            # all ids count as missing: their batches are committed again, and the script skips what is in `seen`.
-            if isinstance(scores[0], ResponseError):
-                replies, scores = replies[: -len(starts)], [[None] * len(ids)]
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
-        missing = {id for id, score in zip(ids, chain.from_iterable(scores), strict=False) if score is None}
+            pipeline.zmscore(self.seen_key, members)
+            *_, stored, scores = pipeline.execute()
+        missing = {id for id, score in zip(ids, scores, strict=False) if score is None}
         return self._position(stored), missing
 
     def commit(self, commit: Pending) -> Outcome:

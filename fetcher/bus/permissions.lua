@@ -14,7 +14,7 @@ end
 local refused = {}
 for _, command in ipairs({
   {'SET', checkpoint, ''}, {'SET', alive, ''}, {'SET', name, ''}, {'EXISTS', alive}, {'MGET', name},
-  {'ZADD', seen, '0', ''}, {'ZMSCORE', seen, ''}, {'ZREVRANGE', seen, '0', '0'}, {'ZREMRANGEBYRANK', seen, '0', '0'},
+  {'ZADD', seen, '0', ''}, {'ZREVRANGE', seen, '0', '0'}, {'ZREMRANGEBYRANK', seen, '0', '0'},
   {'TYPE', dead}, {'XADD', stream, '*', 'event', ''}, {'XADD', dead, '*', 'error', ''}, {'PUBLISH', ARGV[1], ''},
 }) do
   if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(command)) then
