@@ -503,16 +503,6 @@ def test_ids_that_seen_lacks(bus: Bus) -> None:
     assert bus.read([]) == (Position(0, 12), set())
 
 
-def test_the_first_commit_takes_one_round_trip(bus: Bus, client: Any) -> None:
-    """The first commit takes one round trip even if Redis lacks the script: a connection may not live for three."""
-    client.script_flush()
-    client.config_resetstat()
-    bus.read([], Position(0, 10), beats=True)
-    assert bus.alive()
-    bus.commit(commit(10, 11, "a"))
-    assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == 1
-
-
 def test_a_host_name_that_is_not_utf_8(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "h\udcff")
     bus = bus_at(server.url)

@@ -20,7 +20,6 @@ from .connection import connect, redis_errors
 DEAD_LETTERS = 10_000  # how many are kept, approximately
 ALIVE_TTL = 30  # seconds that a heartbeat lasts in addition to POLL_WAIT
 UNKNOWN_TTL = 60  # seconds for which it is cached that VK has no name for an id: VK may have one soon
-# commit.lua is sent on each new connection, comments and all, so every byte of it counts.
 SCRIPTS = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.lua")}
 
 
@@ -71,15 +70,12 @@ class Bus:
     ) -> tuple[Position | None, set[str]]:
         """Return the checkpoint, and which of these ids `seen` lacks; `start` becomes the checkpoint if there is none.
 
-        If `beats`, also set this host's heartbeat. Everything takes one round trip, which also loads the commit script
-        on a new connection, because connections may be short-lived.
+        If `beats`, also set this host's heartbeat. Everything takes one round trip, because connections may be
+        short-lived.
         https://redis.io/docs/latest/commands/zmscore/
         """
         members: Any = [utf8(id) for id in ids] or [b""]  # redis-py takes no empty list
         with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
-            # Without this the first commit would take three round trips, as it does on a cluster.
-            if isinstance(self.client, Redis) and not self.is_connected:
-                pipeline.script_load(SCRIPTS["commit"])
             if beats:
                 pipeline.set(self.alive_key, int(time.time()), ex=self.settings.poll_wait + ALIVE_TTL)
             if start:
