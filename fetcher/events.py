@@ -121,26 +121,22 @@ def _plain(value: Any) -> Any:
 def _reader(kind: Any) -> Callable[[Any], Any]:
     """Return a function that reads a value of the annotated type `kind`; it raises ValueError for other values.
 
-    The function is cached, because inspecting annotations takes longer than reading an event.
+    A missing field counts as its default or None. The function is cached, because inspecting annotations takes longer
+    than reading an event.
     """
     inner, plain = get_args(kind), get_origin(kind) or kind
     if type(None) in inner:
         read_value = _reader(inner[0])
         return lambda value: None if value is None else read_value(value)
-    readers = {name: _reader(hint) for name, hint in get_type_hints(plain).items()}  # by field, if it has fields
+    fields = [(name, plain._field_defaults.get(name), _reader(hint)) for name, hint in get_type_hints(plain).items()]
+    expected = dict if fields else plain
 
     def read(value: Any) -> Any:
-        if not isinstance(value, dict) if readers else type(value) is not plain:  # not isinstance: True is an int, too
+        if type(value) is not expected:  # not isinstance: True is an int, too
             raise ValueError(f"{type(value).__name__} instead of {plain.__name__}")
-        if plain is list:
-            return [*map(_reader(inner[0]), value)]
-        if not readers:
-            return value
-        try:
-            value = plain._field_defaults | value
-            return plain(*[read_field(value[name]) for name, read_field in readers.items()])
-        except KeyError as missing:
-            raise ValueError(f"no {missing.args[0]} in {plain.__name__}") from None
+        if fields:
+            return plain(*[read_field(value.get(name, default)) for name, default, read_field in fields])
+        return [*map(_reader(inner[0]), value)] if plain is list else value
 
     return read
 

@@ -122,15 +122,15 @@ def test_entries_of_version_1_0_can_be_read() -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_key_is_missing(place: tuple[Any, ...]) -> None:
-    """Every key promised since the first version is required, and the error names it."""
-    needed = inside(EVENTS[1].as_dict(), place).keys() - {"message"}
+    """Every key promised since the first version is required, except those whose value may be null."""
+    needed = inside(EVENTS[1].as_dict(), place).keys() - {"message", "reply"}
     if place in (("message", "reply"), ("message", "forward", 0)):
         needed -= {"uuid"}
     assert len(needed) > 1
     for key in needed:
         data = copy.deepcopy(EVENTS[1].as_dict())
         del inside(data, place)[key]
-        with pytest.raises(ValueError, match=f"no {key} in"):
+        with pytest.raises(ValueError, match="NoneType instead of"):
             Event.from_dict(data)
 
 
@@ -163,14 +163,14 @@ def test_a_value_of_the_wrong_type(place: tuple[str, ...], value: Any) -> None:
     """A value that is not exactly of its annotated type is refused."""
     data = copy.deepcopy(EVENTS[1].as_dict())
     inside(data, place[:-1])[place[-1]] = value
-    with pytest.raises(ValueError, match=r"instead of|no .+ in"):
+    with pytest.raises(ValueError, match="instead of"):
         Event.from_dict(data)
 
 
 @pytest.mark.parametrize("data", [None, [], "event", 5, {}, [["event_type", "message"]]])
 def test_only_an_object_can_be_an_event(data: Any) -> None:
     """Only an object can be an event."""
-    with pytest.raises(ValueError, match=r"instead of|no .+ in"):
+    with pytest.raises(ValueError, match="instead of"):
         Event.from_dict(data)
 
 
