@@ -39,9 +39,10 @@ def loads(data: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Return the JSON in UTF-8; a lone surrogate becomes U+FFFD. Raise ValueError for what JSON cannot hold."""
-    with suppress(TypeError):
-        return orjson.dumps(value)
+    """Return the JSON in UTF-8, by the standard library, which takes values that orjson refuses.
+
+    A lone surrogate becomes U+FFFD. Raise ValueError for what JSON cannot hold.
+    """
     try:
         return utf8(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except (ValueError, RecursionError):
@@ -49,7 +50,7 @@ def dumps(value: Any) -> bytes:
 
 
 def event_to_json(event: Event) -> bytes:
-    """Return the same as `dumps(event.as_dict())`, several times faster."""
+    """Return the same content as `dumps(event.as_dict())`, several times faster."""
     fields = {name: value for name, value in zip(event._fields, event) if value is not None}  # noqa: B905 - takes longer
     try:
         # Copy it, because orjson's own result takes up 4 kB or more, and the replay buffer keeps the latest events.
