@@ -65,10 +65,9 @@ WRONG = [
     "redis://one:6379,my-host:6379", "redis+sentinel://my-host/mymaster/secret", "redis+sentinel://:secret@one,two",
     "redis+sentinel://one//0", "redis+sentinel://one,,two/mymaster", "redis+sentinel:///mymaster",
     "redis+sentinel://:26379/mymaster", "redis+sentinel://one,:26379/mymaster", "redis+sentinel://user@/mymaster",
-    # A host, a port or an option
+    # A port or an option
     "redis://:secret@my-host:port/0", "redis://:secret@my-host:65536/0", "redis://:secret@[::1/0",
-    "redis+sentinel://one:port/mymaster", "redis://:secret@my..host:6379/0", f"redis://{64 * 'a'}.my-host/0",
-    "redis+sentinel://one,my..host/mymaster", "redis://my-host?secret=1", "redis://my-host?socket_timeout=secret",
+    "redis+sentinel://one:port/mymaster", "redis://my-host?secret=1", "redis://my-host?socket_timeout=secret",
     "redis://my-host?db=secret", "redis+sentinel://one/mymaster?secret=1", "redis+sentinel://one/mymaster?db=secret",
     "redis+sentinel://one/mymaster?sentinel_secret=1", "redis://my-host?retry=3", "redis://my-host?encoding=cp1251",
     "redis://my-host/0?encoding_errors=none", "redis://my-host?db=0&decode_responses=no", "redis://my-host?db=1&socket_type=1",
@@ -83,7 +82,7 @@ def test_addresses_that_can_never_be_used(url: str) -> None:
         check(url)
     assert str(raised.value) == (
         "must be an address like redis://user:password@host:6379/0, unix:///run/redis.sock "
-        "or redis+sentinel://host1:26379,host2:26379/name/0 (its form, a host, a port or an option is wrong)"
+        "or redis+sentinel://host1:26379,host2:26379/name/0 (its form, a port or an option is wrong)"
     )
     assert raised.value.__suppress_context__
 
@@ -345,6 +344,15 @@ def test_each_connection_failure_has_its_own_wording() -> None:
     with Server() as server:
         server.pause()
         assert sentence(server.url, RedisTimeout) == "Redis is unavailable (TimeoutError)"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://:secret@my..host:6379/0", f"redis://{64 * 'a'}.my-host/0", "redis+sentinel://my..host,two/mymaster"],
+)
+def test_a_host_that_cannot_exist_is_fatal(url: str) -> None:
+    """A name that no resolver can encode is reported in one sentence, which does not quote it."""
+    assert sentence(url, RedisFatalError) == "No host can have the name in REDIS_URL: correct it"
 
 
 def test_a_server_is_not_a_sentinel() -> None:

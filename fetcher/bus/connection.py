@@ -31,6 +31,7 @@ FATAL = {
     r"NoPermission|.*(NOPERM|ACL failure|can't run this command)": f"Redis refuses a permission: {ACL_RULES}",
     r"\w+ WRONGTYPE": "Redis: a key of the bus is of another type; choose another BUS or delete the key",
     ".*(DB index is out|SELECT is not allowed)": "Redis does not have the database of REDIS_URL: choose another number",
+    "Unicode": "No host can have the name in REDIS_URL: correct it",  # the resolver cannot encode it
 }
 REASONS = {  # what an exception class means, if its name does not say it plainly
     "gaierror": "host not found",
@@ -102,12 +103,9 @@ def make_client(url: str, options: dict[str, Any]) -> Any:
 def check(url: str) -> str:
     """Return the address if it can be used; otherwise raise ValueError with a sentence that does not quote it."""
     try:
-        hosts = re.split("[/?]", url.partition("://")[2])[0].rpartition("@")[2]
-        for host in re.split("[,:]", hosts):  # urlsplit refuses an IPv6 address that is not the only host
-            host.encode("idna")  # as the resolver does
         make_client(url, {}).connection_pool.make_connection()
     except Exception:  # redis-py raises many kinds of errors for unknown options
-        raise ValueError(f"must be an address like {FORMS} (its form, a host, a port or an option is wrong)") from None
+        raise ValueError(f"must be an address like {FORMS} (its form, a port or an option is wrong)") from None
     return url
 
 
@@ -116,7 +114,7 @@ def redis_errors() -> Iterator[None]:
     """Turn redis-py's errors into RedisUnavailable, RedisTimeout or RedisFatalError, without address or password."""
     try:
         yield
-    except (RedisError, RedisClusterException, OSError) as failure:
+    except (RedisError, RedisClusterException, OSError, UnicodeError) as failure:
         # redis-py reports every error from CLUSTER SLOTS as "Cluster mode is not enabled"; the real one is beneath it.
         hidden = failure.__cause__ and failure.__cause__.__context__
         error = hidden if isinstance(hidden, ResponseError) else failure
