@@ -92,11 +92,11 @@ def make_client(url: str, options: dict[str, Any]) -> Any:
     [(scheme, user, hosts, name, db, query)] = SENTINELS.findall(url)
     options = options | parse_url(f"redis://{user}master/{db}{query}") | {"ssl": scheme == "rediss"}
     login = {key: options.pop(f"sentinel_{key}", None) for key in ("username", "password")}
-    shared = {key: value for key, value in options.items() if key.startswith(("socket_", "ssl")) or key == "retry"}
+    shared = {key: value for key, value in options.items() if key.startswith("ssl") or key == "retry"}
     parts: list[Any] = [parse_url(f"redis://{host}") for host in hosts.split(",")]
     addresses = [(part["host"], part.get("port", 26379)) for part in parts]
-    for key in shared.keys() & {"socket_timeout", "socket_connect_timeout"}:
-        shared[key] /= len(addresses)  # they are queried one after another, and all may be silent
+    # They are queried one after another, and all may be silent.
+    shared |= dict.fromkeys(("socket_timeout", "socket_connect_timeout"), TIMEOUT / len(addresses))
     return Sentinel(addresses, sentinel_kwargs=shared | login).master_for(unquote(name), **options)
 
 
