@@ -53,29 +53,22 @@ def execute(options: argparse.Namespace) -> int:
 
         return demo(run)
     if options.health:
-        if Bus(read_settings("GROUPID")).alive():
+        if Bus(config.read(os.environ, ["GROUPID"])).alive():
             return 0
         raise TransientError("No fetcher of this community on this host has polled VK lately")
     if options.setup:
         from .commands.setup import setup
 
-        return setup(read_settings("TOKEN"))
+        return setup(config.read(os.environ, ["TOKEN"]))
     if options.watch:
         from .commands.watch import watch
 
-        watch(read_settings())
+        watch(config.read(os.environ, []))
     if options.redrive is not False:  # `--redrive` without a group gives None
         from .commands.redrive import redrive
 
-        return redrive(read_settings(*config.REQUIRED if options.redrive is None else ()), options.redrive)
-    return run(read_settings(*config.REQUIRED))
-
-
-def read_settings(*needed: str) -> config.Config:
-    """Return the settings, and set the log level that they name."""
-    settings = config.read(os.environ, needed)
-    logs.to_stderr(logs.PLAIN, settings.log_level)
-    return settings
+        return redrive(config.read(os.environ, config.REQUIRED if options.redrive is None else []), options.redrive)
+    return run(config.read(os.environ))
 
 
 def run(settings: config.Config, simulated: Any = None) -> Never:
