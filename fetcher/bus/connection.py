@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import unquote
 
-from redis import Redis, RedisCluster, RedisError, ResponseError, Sentinel, TimeoutError
+from redis import Redis, RedisCluster, RedisError, Sentinel, TimeoutError
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.exceptions import NoPermissionError, RedisClusterException
@@ -62,7 +62,9 @@ def connect(url: str, on_connect: Callable[[], object]) -> Redis | RedisCluster:
     clustered = None
     with suppress(NoPermissionError):  # our ACL rules allow INFO; a server that forbids it is treated as a single one
         clustered = client.info("cluster").get("cluster_enabled")
-    if clustered:  # a cluster's client calls connection.on_connect() itself
+    if clustered:
+        client.execute_command("CLUSTER SLOTS")  # if it is refused, RedisCluster hides why
+        # A cluster's client calls connection.on_connect() itself.
         options |= {"redis_connect_func": lambda connection: on_connect(), "dynamic_startup_nodes": False}
         client = RedisCluster.from_url(url, **options)
         client.nodes_manager.startup_nodes = Nodes(client.nodes_manager)
@@ -114,10 +116,7 @@ def redis_errors() -> Iterator[None]:
     """Turn redis-py's errors into RedisUnavailable, RedisTimeout or RedisFatalError, without address or password."""
     try:
         yield
-    except (RedisError, RedisClusterException, OSError, UnicodeError) as failure:
-        # redis-py reports every error from CLUSTER SLOTS as "Cluster mode is not enabled"; the real one is beneath it.
-        hidden = failure.__cause__ and failure.__cause__.__context__
-        error = hidden if isinstance(hidden, ResponseError) else failure
+    except (RedisError, RedisClusterException, OSError, UnicodeError) as error:
         answer = str(error).rpartition(" caused error: ")[2]  # a pipeline puts the command before the answer
         for pattern, sentence in FATAL.items():
             if re.match(pattern, f"{type(error).__name__} {answer}", re.DOTALL):
