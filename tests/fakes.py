@@ -249,15 +249,15 @@ class Bus:
             self.clock.now += 0.01
             raise failure
 
-    def read(self, ids: list[str], start: Position | None, beats: bool) -> tuple[Position | None, set[str]]:
+    def read(self, ids: list[str], start: Position | None) -> tuple[Position | None, set[str]]:
         self.request(self.read_failure)
-        if self.is_connected:  # then this is only a heartbeat
-            self.on_beat()
-        else:
-            self.reads.append(ids)
-        if beats:
-            self.beats.append(self.clock.now)
+        self.reads.append(ids)
         return self.store.read(ids, start)
+
+    def beat(self) -> None:
+        self.request()
+        self.on_beat()
+        self.beats.append(self.clock.now)
 
     def commit(self, commit: Pending) -> Outcome:
         self.request(self.commit_failure)

@@ -506,7 +506,7 @@ def test_ids_that_seen_lacks(bus: Bus) -> None:
 def test_a_host_name_that_is_not_utf_8(server: Server, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "h\udcff")
     bus = bus_at(server.url)
-    bus.read([], beats=True)
+    bus.beat()
     assert bus.alive()
 
 
@@ -593,7 +593,7 @@ def test_a_new_connection_is_noted(server: Server, client: Any) -> None:
         bus.read([], Position(0, 10))
         bus.is_connected = True
         bus.commit(commit(10, 11, "a"))
-        bus.read([], beats=True)
+        bus.beat()
         assert bus.is_connected
         proxy.cut()
         with contextlib.suppress(RedisUnavailable, ConnectionReplaced):  # redis-py may notice the cut first
@@ -640,7 +640,7 @@ def test_a_lost_script_is_loaded_again(bus: Bus, client: Any) -> None:
 def test_a_heartbeat(bus: Bus, client: Any) -> None:
     """A heartbeat lasts 30 seconds longer than a poll."""
     assert not bus.alive()
-    bus.read([], beats=True)
+    bus.beat()
     assert bus.alive()
     assert 50 < client.ttl(bus.alive_key) <= 55
 
@@ -682,5 +682,5 @@ def test_a_cluster(full_commit: Pending) -> None:
         assert recorded(bus.commit(full_commit)) == "!ab!"
         assert bus.read(["a", "c"]) == (Position(0, 12), {"c"})
         assert isinstance(bus.client, redis.RedisCluster)
-        bus.read([], beats=True)
+        bus.beat()
         assert bus.alive()

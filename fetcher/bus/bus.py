@@ -65,19 +65,14 @@ class Bus:
         if pool := getattr(vars(self).get("client"), "connection_pool", None):
             pool.disconnect()
 
-    def read(
-        self, ids: list[str], start: Position | None = None, beats: bool = False
-    ) -> tuple[Position | None, set[str]]:
+    def read(self, ids: list[str], start: Position | None = None) -> tuple[Position | None, set[str]]:
         """Return the checkpoint, and which of these ids `seen` lacks; `start` becomes the checkpoint if there is none.
 
-        If `beats`, also set this host's heartbeat. Everything takes one round trip, because connections may be
-        short-lived.
+        Everything takes one round trip, because connections may be short-lived.
         https://redis.io/docs/latest/commands/zmscore/
         """
         members: Any = [utf8(id) for id in ids] or [b""]  # redis-py takes no empty list
         with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
-            if beats:
-                pipeline.set(self.alive_key, int(time.time()), ex=self.settings.poll_wait + ALIVE_TTL)
             if start:
                 pipeline.set(self.checkpoint_key, str(start), nx=True)
             pipeline.get(self.checkpoint_key)
@@ -114,6 +109,11 @@ class Bus:
             return Position.parse(stored) if stored else None
         except ValueError:
             raise RedisFatalError(f"Redis: {self.checkpoint_key} holds no ts of VK; delete this key") from None
+
+    def beat(self) -> None:
+        """Set this host's heartbeat."""
+        with redis_errors():
+            self.client.set(self.alive_key, int(time.time()), ex=self.settings.poll_wait + ALIVE_TTL)
 
     def alive(self) -> bool:
         """Return whether this host's fetcher has a heartbeat, which means that VK has answered a poll lately."""

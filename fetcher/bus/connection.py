@@ -58,17 +58,17 @@ def connect(url: str, on_connect: Callable[[], object]) -> Redis | RedisCluster:
         connection.on_connect()  # a redis_connect_func takes the place of this call
         on_connect()
 
-    client: Redis | RedisCluster = make_client(url, options | {"redis_connect_func": connected})
+    client: Any = make_client(url, options | {"redis_connect_func": connected})
     clustered = None
     with suppress(NoPermissionError):  # our ACL rules allow INFO; a server that forbids it is treated as a single one
         clustered = client.info("cluster").get("cluster_enabled")
     if clustered:
-        client.execute_command("CLUSTER SLOTS")  # if it is refused, RedisCluster hides why
+        client.cluster("SLOTS")  # if it is refused, RedisCluster hides why
         # A cluster's client calls connection.on_connect() itself.
         options |= {"redis_connect_func": lambda connection: on_connect(), "dynamic_startup_nodes": False}
         client = RedisCluster.from_url(url, **options)
         client.nodes_manager.startup_nodes = Nodes(client.nodes_manager)
-    return client
+    return client  # type: ignore[no-any-return]
 
 
 class Nodes(dict[str, Any]):

@@ -100,10 +100,9 @@ class Relay:
         """
         for _ in range(2):
             with suppress(ConnectionReplaced):
-                if self.bus.is_connected:
-                    self.beat()
-                else:
+                if not self.bus.is_connected:
                     self.connect()
+                self.beat()
                 # The time counts from here, not from before connecting. Otherwise, on a slow link that breaks during
                 # each poll, connecting could use up all of it in every step.
                 begun = time.monotonic()
@@ -117,19 +116,18 @@ class Relay:
     def beat(self) -> None:
         """Set the heartbeat if VK has answered a poll since the last one, at most every HEARTBEAT_INTERVAL."""
         if self.has_polled and time.monotonic() >= self.beat_at:
-            self.bus.read([], None, True)
+            self.bus.beat()
             self.has_polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
 
     def connect(self) -> None:
-        """Read the checkpoint and which ids of the replay buffer the bus lacks, and set the heartbeat if it is due."""
+        """Read the checkpoint and which ids of the replay buffer the bus lacks."""
         self.reports.doing = "asking Redis which of the latest updates it has"
         start = self.backlog.checkpoint if self.backlog.checkpoint_from == "VK" else None
-        checkpoint, missing = self.bus.read(self.backlog.replay_ids(), start, self.has_polled)
+        checkpoint, missing = self.bus.read(self.backlog.replay_ids(), start)
         if start and self.backlog.pending and checkpoint not in (None, start):
             self.backlog.rebase(checkpoint, self.longpoll.renew())
         self.backlog.connected(checkpoint, missing)
-        self.bus.is_connected, self.beat_at = True, time.monotonic() + HEARTBEAT_INTERVAL * self.has_polled
-        self.has_polled = False
+        self.bus.is_connected = True
 
     def commit_oldest(self) -> None:
         """Commit one piece of what is pending, or do what must come first: fill in what is missing, or build events."""
