@@ -25,7 +25,7 @@ SERVER = (
     ("appendonly", "aof_enabled", 1, "advice", "a crash loses what no snapshot has yet, set appendonly yes"),
 )
 NEW_TOKEN = "make a community token with the rights manage and messages, and put it into TOKEN"
-REMEDIES = {"VK": f"try again, or {NEW_TOKEN}", "Redis": "check Redis and REDIS_URL"}
+REMEDIES = {"VK": f"try again, or {NEW_TOKEN}", "Redis": "start Redis, or correct REDIS_URL"}
 
 
 def setup(settings: Config) -> int:
@@ -42,10 +42,12 @@ def setup(settings: Config) -> int:
 
 
 def until_failure(system: str, check: Iterator[Line]) -> Iterator[Line]:
-    """Yield the lines of a check; if an error ends the check early, yield what to try, and the error."""
+    """Yield the lines of a check; if an error ends the check early, yield how to fix that."""
     try:
         yield from check
-    except (FatalError, TransientError) as error:
+    except FatalError as error:
+        yield system, "to do", str(error).removeprefix(f"{system}: ")
+    except TransientError as error:
         yield system, "to do", f"{REMEDIES[system]} ({error})"
 
 
