@@ -186,14 +186,14 @@ def test_events_dead_letters_and_gaps_appear_as_they_happen(server: Server, owne
         shown.wait_for("forgotten")
         owner.xadd("events", {"event": '{"odd": 1}'})
         owner.xadd("events", {"event": "[" * 100_000})
-        shown.wait_for("no event, event: [[[")
+        shown.wait_for("no event: event: [[[")
         assert shown.end() == 0
         assert shown.output.splitlines() == [
             *(f"message  {WHO} in «Двор»: event {number}" for number in range(3)),
-            'no event, error: no from_id, update: {"type": "a�"}',
-            "no event, error: VK had forgotten, since: 5, until: 9",
-            'no event, event: {"odd": 1}',
-            f"no event, event: {'[' * 300}",
+            'dead letter: error: no from_id, update: {"type": "a�"}',
+            "gap: error: VK had forgotten, since: 5, until: 9",
+            'no event: event: {"odd": 1}',
+            f"no event: event: {'[' * 300}",
         ]
         assert shown.errors == "event-fetcher: Watching the bus 'events'\n"
 
@@ -202,7 +202,7 @@ def test_the_first_entries_of_an_empty_redis_are_seen(server: Server, owner: red
     """The stream need not exist at the start."""
     with Watch(server.url) as shown:
         owner.xadd(DEAD_LETTERS, {"update": "new", "error": "bad"})
-        shown.wait_for("no event, error: bad, update: new")
+        shown.wait_for("dead letter: error: bad, update: new")
         put(owner, "first")
         shown.wait_for("first")
 
@@ -336,6 +336,6 @@ def test_a_cluster_is_watched() -> None:
         with Watch(nodes[2].url, terminal=True) as shown:
             shown.wait_for("fetchers alive: 5:host-a")
             client.xadd(DEAD_LETTERS, {"update": "u", "error": "bad"})
-            shown.wait_for("no event, error: bad, update: u")
+            shown.wait_for("dead letter: error: bad, update: u")
             put(client, "Привет")
             shown.wait_for("Привет")

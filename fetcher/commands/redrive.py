@@ -62,7 +62,7 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
                 batch.set_entries([DeadLetter("", {"error": str(error)})])
             (entry,) = batch.entries
             if not isinstance(update, dict) or update.get("group_id", settings.group) != settings.group:
-                yield letter, "it is no update of this community"  # but of another one, or a gap in VK's history
+                yield letter, "it holds no update of this community"  # but of another one, or a gap
             elif isinstance(entry, Entry):
                 event = utf8(entry.id), utf8(channel(bus.name, entry.event_type)), entry.text
                 yield letter, bus.run_script("redrive", bus.keys[1:], letter, *event, settings.stream_maxlen)

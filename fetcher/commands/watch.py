@@ -77,12 +77,13 @@ def fetchers(bus: Bus) -> str:
 
 
 def describe_entry(fields: dict[str, str]) -> str:
-    """Return the line for a stream entry: an event, or the fields of a dead letter or gap."""
+    """Return the line for a stream entry: an event, or the fields of a gap or dead letter."""
     with suppress(ValueError, RecursionError):
         if "event" in fields:
             return describe(Event.from_dict(loads(fields["event"].encode())))
     details = (f"{name}: {value[:MAX_VALUE]}" for name, value in sorted(fields.items()))
-    return ", ".join(("no event", *details)).translate(PRINTABLE)
+    kind = "gap" if "since" in fields else "no event" if "event" in fields else "dead letter"
+    return f"{kind}: {', '.join(details)}".translate(PRINTABLE)
 
 
 def describe(event: Event) -> str:
