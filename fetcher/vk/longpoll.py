@@ -3,6 +3,7 @@
 https://dev.vk.com/ru/api/bots-long-poll/getting-started
 """
 
+import math
 import re
 import time
 from contextlib import suppress
@@ -20,8 +21,8 @@ from .builders import BUILDERS
 
 KEY_INTERVAL = 1.0  # minimum seconds between two requests for a key, because VK limits their rate
 UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it is skipped
-RETRY_INTERVAL = 60.0  # seconds between two attempts at something that is not urgent
-FAILURE_INTERVAL = 10.0  # seconds after a failed poll before a new key is taken: VK's server may have moved
+# Seconds before a new key is taken if a poll or that key has failed, and before the lower ts of a key is polled.
+RETRY_INTERVAL = 10.0
 SILENT_INTERVAL = 0.2  # seconds to pause after an empty answer that VK sent at once instead of holding it back
 NO_WAIT_MARGIN = 0.1  # a poll with wait 0 is abandoned after this many seconds plus twice the latest answer time
 MAX_FAILED = 4  # consecutive answers with `failed` after which the poll fails, so that the loop backs off
@@ -69,55 +70,47 @@ class LongPoll:
         if self.answer_time and not self.is_checked:
             self.check_settings()
             self.is_checked = True
-        # `renew_in_time` draws conclusions from silence, but a poll with wait 0 may be silent because we abandon it.
         begun = time.monotonic()
-        polled_ts = self.renew_in_time(ts) if wait else ts
-        gap = RESTARTED if polled_ts < ts else ""
         try:
+            place = self.renew_in_time(ts) if wait else ts
+            gap = RESTARTED if place < ts else ""
             for _ in range(MAX_FAILED):
-                failed, answer = self.answer_at(polled_ts, wait if self.answer_time else 1)
-                if not failed:
-                    if answer.updates:
-                        self.renew_at = time.monotonic() + self.renew_after
-                    if answer.until > answer.since:
-                        self.latest_ts = max(self.latest_ts, answer.until)
-                    # If VK has reached `ts` after all, its numbering has not restarted: only the servers that issue
-                    # keys lag behind. Updates up to `ts` are repetitions, which `seen` filters out.
-                    if polled_ts < ts <= answer.until:
-                        return answer._replace(since=ts, updates=answer.updates if answer.until > ts else [])
+                failed, answer = self.answer_at(place, wait if self.answer_time else 1)
+                if answer.until > place:
+                    self.latest_ts = max(self.latest_ts, answer.until)
+                    self.renew_at = time.monotonic() + self.renew_after
+                if not failed and place < ts <= answer.until:
+                    place, gap = ts, ""  # VK has reached `ts` after all: only the servers that issue keys lag behind
+                elif not failed:
                     if wait and not answer.updates and time.monotonic() < begun + SILENT_INTERVAL:
                         time.sleep(SILENT_INTERVAL)
                     return answer._replace(gap=gap)
-                # `failed` 1 brings the ts to continue at, 2 requires only a new key, 3 a new key and its ts. But VK may
-                # also forget the ts that it has just given, before we poll there. So if there is a gap already,
-                # continue at the ts of a new key, which is the latest.
-                until = answer.until if failed == 1 and not gap else self.renew()
-                if failed != 2:
-                    self.latest_ts = max(self.latest_ts, until)
-                    polled_ts, wait = until, 1
-                    gap = gap or answer.gap or f"VK has forgotten the updates in between (failed {failed})"
+                else:
+                    # `failed` 1 brings the ts to continue at, 2 requires only a new key, 3 a new key and its ts. But VK
+                    # may also forget the ts that it has just given, before we poll there. So if there is a gap already,
+                    # continue at the ts of a new key, which is the latest.
+                    until = answer.until if failed == 1 and not gap else self.renew()
+                    if failed != 2:
+                        place, wait = until, 1
+                        gap = gap or answer.gap or f"VK has forgotten the updates in between (failed {failed})"
             raise TransientError("VK's long poll refuses every key and ts that it gives")
         except TransientError:
-            self.renew_at = min(self.renew_at, time.monotonic() + FAILURE_INTERVAL)
+            self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)
             raise
 
     def renew_in_time(self, ts: int) -> int:
-        """Take a new key if it is time, because VK's polls are known to fall silent after hours; return where to poll.
+        """Take a new key if VK has been silent for `renew_after`, or if polls fail; return the ts to poll.
 
-        A key that came with a ts lower than `ts` is replaced after a minute. If the next key's ts is lower, too, and VK
-        has been silent in between, poll at the lower ts: VK may have restarted its numbering, and a poll at `ts` would
-        bring nothing until the new numbers reach `ts`.
+        VK's polls are known to fall silent after hours. They may also be silent because VK has restarted its numbering:
+        then a poll at `ts` would bring nothing until the new numbers reach `ts`. So if the key's ts is lower than `ts`,
+        and a poll at `ts` has brought nothing since RETRY_INTERVAL, poll at the key's ts.
         """
-        now, key_at, known_ts = time.monotonic(), self.key_at, self.latest_ts
-        if now >= self.renew_at or (known_ts < ts and now >= key_at + RETRY_INTERVAL):
-            self.renew_at = now + RETRY_INTERVAL
-            try:
-                if max(known_ts, self.renew()) < ts:
-                    return min(known_ts, self.latest_ts)
-            except TransientError as error:
-                if now >= key_at + RETRY_INTERVAL:  # a newer key is replaced if polls fail, which the loop reports
-                    log.warning("%s: the old key stays in use", error)
-        return ts
+        now = time.monotonic()
+        if now >= self.renew_at:
+            self.renew_at = now + RETRY_INTERVAL  # if this attempt fails, the old key stays in use
+            self.renew()
+        is_behind = self.latest_ts < ts and now >= self.key_at + RETRY_INTERVAL
+        return self.latest_ts if is_behind else ts
 
     def answer_at(self, ts: int, wait: int) -> tuple[int, Answer]:
         """Return VK's `failed` and its answer at this ts.
@@ -125,18 +118,15 @@ class LongPoll:
         If the answer at a ts has been unreadable for UNREADABLE_TIMEOUT, the ts is skipped, provided that the answer at
         the latest ts can be read and the one at this ts still cannot. The result then is as if VK had forgotten the
         updates: `failed` 1, and a gap. A lower ts in an answer may only mean that VK's servers are a few updates apart,
-        so it is believed only if VK repeats it and the ts of a new key is lower, too.
+        so it is believed only if the ts of a new key is lower, too.
         """
-        may_skip = ts in self.skip_at and time.monotonic() >= self.skip_at[ts]
+        may_skip = time.monotonic() >= self.skip_at.get(ts, math.inf)
         if may_skip:
-            self.skip_at[ts] = time.monotonic() + RETRY_INTERVAL
             # Raises if the answer at the latest ts cannot be read either. A `failed` in it does not matter here:
             # `poll` continues at that ts, and handles it.
             self.request(self.renew(), 1)
         try:
             failed, answer = self.request(ts, wait)
-            if answer.until < ts:
-                failed, answer = self.request(ts, wait)
         except MalformedResponse:
             self.skip_at.setdefault(ts, time.monotonic() + UNREADABLE_TIMEOUT)
             if not may_skip:

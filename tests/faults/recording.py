@@ -33,7 +33,6 @@ SHORT = {  # seconds; the program's own are too long for a test
     "fetcher.vk.longpoll:UNREADABLE_TIMEOUT": 1.0,
     "fetcher.vk.longpoll:KEY_INTERVAL": 0.1,
     "fetcher.vk.longpoll:RETRY_INTERVAL": 0.5,
-    "fetcher.vk.longpoll:FAILURE_INTERVAL": 0.5,
 }
 
 

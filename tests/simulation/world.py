@@ -58,7 +58,7 @@ LIMITS: dict[Any, dict[str, Any]] = {
     pieces: {"MAX_PIECE": 10, "MAX_PIECE_BYTES": 2**13, "MIN_SHARE": 1 / 10},
     bus: {"DEDUP_WINDOW": 180},
     relay: {"MAX_UNBUILT": 15},
-    longpoll: {"UNREADABLE_TIMEOUT": 20.0, "RETRY_INTERVAL": 5.0, "FAILURE_INTERVAL": 1.0},
+    longpoll: {"UNREADABLE_TIMEOUT": 20.0, "RETRY_INTERVAL": 1.0},
 }  # fmt: skip
 
 SETTINGS = config.parse({"GROUPID": str(GROUP), "STREAM_MAXLEN": str(10**6)}, ())
