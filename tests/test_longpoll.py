@@ -266,6 +266,18 @@ def test_a_malformed_new_server_does_not_replace_the_old_one(polling: LongPoll, 
     assert keys(net) == [(KEY, "1000")]
 
 
+@pytest.mark.parametrize("server", named(mixed(None, "", 5, [], "lp.vk.ru/whp/1")))
+def test_a_malformed_address(polling: LongPoll, net: Net, server: Any) -> None:
+    """A malformed address makes polls fail with a transient error, until a new key brings another one."""
+    net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"server": server}}, START]
+    polling.renew()
+    for _ in range(2):
+        with pytest.raises(TransientError):
+            polling.poll(1000, 25)
+        net.clock.now += 6
+    assert empty(polling.poll(1000, 25))
+
+
 def test_vk_apis_check_and_listen_work(longpoll: LongPoll, net: Net) -> None:
     """vk_api's own check() and listen() work with our server as usual."""
     new_message = {"type": "message_new", "event_id": "1", "group_id": GROUP, "v": "5.199"}
