@@ -9,7 +9,6 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from urllib3.exceptions import HTTPError
 from vk_api.bot_longpoll import VkBotLongPoll
 
 from ..core.backlog import RESTARTED
@@ -24,7 +23,7 @@ UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it 
 # Seconds before a new key is taken if a poll or that key has failed, and before the lower ts of a key is polled.
 RETRY_INTERVAL = 10.0
 SILENT_INTERVAL = 0.2  # seconds to pause after an empty answer that VK sent at once instead of holding it back
-NO_WAIT_MARGIN = 0.1  # a poll with wait 0 is abandoned after this many seconds plus twice the latest answer time
+NO_WAIT_TIMEOUT = 1.0  # seconds after which a poll with wait 0 is abandoned, in case VK does not know such a wait
 MAX_FAILED = 4  # consecutive answers with `failed` after which the poll fails, so that the loop backs off
 
 
@@ -40,9 +39,6 @@ class LongPoll:
         """Send no request yet: call `renew` before the first poll. `renew_after` is in seconds."""
         self.api, self.group, self.renew_after = api, group, renew_after
         self.key_at = 0.0  # when a key was last requested
-        # How long VK took to send the latest answer's headers, in seconds; 0 before the first answer, for which `wait`
-        # is one second.
-        self.answer_time = 0.0
         self.is_checked = False  # whether the Long Poll settings were checked, which can wait for the first answer
         self.skip_at: dict[int, float] = {}  # by ts whose answer cannot be read: when to skip that ts
 
@@ -61,29 +57,21 @@ class LongPoll:
         return latest_ts
 
     def poll(self, ts: int, wait: int) -> Answer:
-        """Return the updates after `ts`; VK waits for them up to `wait` seconds, or hardly at all if `wait` is 0.
+        """Return the updates after `ts`; VK waits for them up to `wait` seconds.
 
-        If VK has forgotten them, return the updates after the gap; adjacent gaps become one.
+        If VK has forgotten them, return the updates after the gap; adjacent gaps become one. With a `wait` of 0, an
+        answer that is not there at once counts as empty.
         """
-        if self.answer_time and not self.is_checked:
-            self.check_settings()
-            self.is_checked = True
         begun = time.monotonic()
         try:
-            place = self.renew_in_time(ts) if wait else ts
+            place = self.renew_in_time(ts)
             gap = RESTARTED if place < ts else ""
             for _ in range(MAX_FAILED):
-                failed, answer = self.answer_at(place, wait if self.answer_time else 1)
+                failed, answer = self.answer_at(place, wait if self.is_checked else 1)
                 if answer.until > place:
                     self.latest_ts = max(self.latest_ts, answer.until)
                     self.renew_at = time.monotonic() + self.renew_after
-                if not failed and place < ts <= answer.until:
-                    place, gap = ts, ""  # VK has reached `ts` after all: only the servers that issue keys lag behind
-                elif not failed:
-                    if wait and not answer.updates and time.monotonic() < begun + SILENT_INTERVAL:
-                        time.sleep(SILENT_INTERVAL)
-                    return answer._replace(gap=gap)
-                else:
+                if failed:
                     # `failed` 1 brings the ts to continue at, 2 requires only a new key, 3 a new key and its ts. But VK
                     # may also forget the ts that it has just given, before we poll there. So if there is a gap already,
                     # continue at the ts of a new key, which is the latest.
@@ -91,8 +79,19 @@ class LongPoll:
                     if failed != 2:
                         place, wait = until, 1
                         gap = gap or answer.gap or f"VK has forgotten the updates in between (failed {failed})"
+                elif place < ts <= answer.until:  # VK has reached `ts` after all: only its servers for keys lag behind
+                    place, gap = ts, ""
+                else:
+                    if not self.is_checked:
+                        self.check_settings()
+                        self.is_checked = True
+                    if wait and not answer.updates and time.monotonic() < begun + SILENT_INTERVAL:
+                        time.sleep(SILENT_INTERVAL)
+                    return answer._replace(gap=gap)
             raise TransientError("VK's long poll refuses every key and ts that it gives")
         except TransientError:
+            if not wait:  # if this was no mere timeout, the next poll with a wait will report it
+                return Answer(ts, ts, [])
             self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)
             raise
 
@@ -138,23 +137,17 @@ class LongPoll:
     def request(self, ts: int, wait: int) -> tuple[int, Answer]:
         """Poll once; return VK's `failed`, which is 0 for a normal answer, and the answer.
 
-        The answer's `until` is `ts` if VK sends no new ts. VK waits for updates up to `wait` seconds. If `wait` is 0, a
-        poll that gets no answer, or takes much longer than VK's latest answer did, is abandoned and counts as empty.
-        Raise MalformedResponse if the answer cannot be read, TransientError if there is no answer.
+        The answer's `until` is `ts` if VK sends no new ts. VK waits for updates up to `wait` seconds. Raise
+        MalformedResponse if the answer cannot be read, TransientError if there is no answer.
 
         vk_api's check() is not used: it moves the ts before it has read the updates, loses a whole batch to one odd
         update, hides `failed` from its caller, and ignores the HTTP status.
         """
-        params = {"act": "a_check", "key": self.server.key, "ts": ts, "wait": wait or 1}
+        params = {"act": "a_check", "key": self.server.key, "ts": ts, "wait": wait}
         # An answer that VK holds back may take longer than one of the API, so it gets twice API_TIMEOUT besides `wait`.
-        read_timeout = wait + 2 * API_TIMEOUT if wait else NO_WAIT_MARGIN + 2 * self.answer_time
+        timeout = API_TIMEOUT, wait + 2 * API_TIMEOUT if wait else NO_WAIT_TIMEOUT
         with translate_errors("long poll", MalformedResponse):
-            try:
-                response = self.api.http.get(self.server.url, params=params, timeout=(API_TIMEOUT, read_timeout))
-            except (OSError, HTTPError):  # a timeout, or an error that the next poll with a wait will report
-                if wait:
-                    raise
-                return 0, Answer(ts, ts, [])
+            response = self.api.http.get(self.server.url, params=params, timeout=timeout)
             if response.status_code != 200:
                 raise MalformedResponse(f"VK's long poll answers HTTP {response.status_code}")
             answer = response.json()
@@ -163,7 +156,6 @@ class LongPoll:
             updates = [] if failed else answer["updates"]
             if failed not in (0, 1, 2, 3) or not isinstance(updates, list):
                 raise ValueError("not of VK's form")
-            self.answer_time = response.elapsed.total_seconds()
             return failed, Answer(ts, until, updates, len(response.content))
 
     def check_settings(self) -> None:

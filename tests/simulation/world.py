@@ -22,7 +22,6 @@ from fetcher.core.relay import Relay
 from fetcher.errors import (
     Failure,
     FatalError,
-    MalformedResponse,
     RedisFatalError,
     RedisUnavailable,
     TransientError,
@@ -323,14 +322,8 @@ class Poll(LongPoll):
         return answer
 
     def request(self, ts: int, wait: int) -> tuple[int, Answer]:
-        try:
-            failed, answer = self.server.poll(ts, wait)
-        except TransientError as error:
-            if wait or isinstance(error, MalformedResponse):
-                raise
-            return 0, Answer(ts, ts, [])
-        self.answer_time = 1.0
-        return failed, answer
+        polled: tuple[int, Answer] = self.server.poll(ts, wait)
+        return polled
 
 
 class Entries(EntryBuilder):
