@@ -330,7 +330,7 @@ UNREADABLE: list[Any] = [
     *({"failed": 4, "min_version": 0, "max_version": 19}, {"failed": 1}, {"failed": 1, "ts": "new"}),
     (200, b"\x1f\x8bnonsense", ("Content-Encoding", "gzip")),
     *((200, "<html>"), (200, ""), (200, '{"ts": "1001", "updates": [{"type":'), (200, "[" * 100_000)),
-    *((status, '{"ts": "1001", "updates": []}') for status in (201, 400, 403, 404, 429, 500, 502)),
+    *((status, '{"ts": "1001", "updates": []}') for status in (400, 403, 404, 429, 500, 502)),
 ]
 
 
@@ -350,7 +350,7 @@ def test_poll_is_broken(polling: LongPoll, net: Net, failure: Exception) -> None
     net.answers["poll"] = [type(failure)(f"{SERVER}?key={KEY}"), {"ts": "1001", "updates": [5]}]
     with pytest.raises(TransientError) as raised:
         polling.poll(1000, 25)
-    assert isinstance(raised.value, MalformedResponse) == isinstance(failure, UnicodeError)
+    assert isinstance(raised.value, MalformedResponse) == isinstance(failure, ValueError)
     assert not re.search(f"http|{KEY}", str(raised.value))
     assert without_size(polling.poll(1000, 25)) == [(1000, 1001, [5])]
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import requests
 from jconfig.memory import MemoryConfig
 from urllib3.exceptions import DecodeError, HTTPError
-from vk_api import ApiError, ApiHttpError, VkApiGroup
+from vk_api import ApiError, VkApiGroup
 
 from ..core.backoff import backoff
 from ..errors import CallFailed, FatalError, RequestRejected, TransientError
@@ -85,6 +85,7 @@ class Session(requests.Session):
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send the request with our timeout, unless the caller sets one, and read the whole answer.
 
+        Raise requests.HTTPError if its status means an error.
         The timeout also limits the headers as a whole and each piece of the body, because the libraries restart their
         own timeout with every byte that arrives.
         """
@@ -97,6 +98,7 @@ class Session(requests.Session):
         response: requests.Response = within(limit, super().request, *args, **options)
         read = partial(within, limit, response.raw.read, int(limit * MIN_RATE), decode_content=True)
         data = b"".join(iter(read, b""))
+        response.raise_for_status()
         response.raw = io.BytesIO(data)
         # The lambda must not refer to the response: the cycle would keep it alive until the garbage collector runs.
         response.json = lambda **_: loads(data)  # type: ignore[method-assign]
@@ -169,11 +171,10 @@ def translate_errors(what: str, kind: type[TransientError] = TransientError) -> 
     """
     try:
         yield
-    except ApiHttpError as error:
-        raise TransientError(f"VK's {what} answers HTTP {error.response.status_code}") from None
-    except DecodeError:  # an HTTPError, too, but it means that the body does not match its Content-Encoding
-        raise kind(f"VK's {what} returns an unreadable answer (DecodeError)") from None
+    except requests.HTTPError as error:
+        raise kind(f"VK's {what} answers HTTP {error.response.status_code}") from None
+    except (DecodeError, ValueError, LookupError, TypeError, AttributeError, StopIteration, RuntimeError) as error:
+        # DecodeError, which is an HTTPError, too, means that the body does not match its Content-Encoding.
+        raise kind(f"VK's {what} returns an unreadable answer ({type(error).__name__})") from None
     except (OSError, HTTPError) as error:
         raise TransientError(f"VK's {what} is unavailable ({type(error).__name__})") from None
-    except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RuntimeError) as error:
-        raise kind(f"VK's {what} returns an unreadable answer ({type(error).__name__})") from None

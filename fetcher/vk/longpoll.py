@@ -148,8 +148,6 @@ class LongPoll:
         timeout = API_TIMEOUT, wait + 2 * API_TIMEOUT if wait else NO_WAIT_TIMEOUT
         with translate_errors("long poll", MalformedResponse):
             response = self.api.http.get(self.server.url, params=params, timeout=timeout)
-            if response.status_code != 200:
-                raise MalformedResponse(f"VK's long poll answers HTTP {response.status_code}")
             answer = response.json()
             failed = answer.get("failed", 0)
             until = ts if failed in (2, 3) else require_ts(answer["ts"])
