@@ -234,12 +234,12 @@ def test_half_a_surrogate_pair_in_a_new_type() -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (update("", {}), "type is empty, not text"),
-        (update("brand_new", {"from_id": 5}, event_id=""), "event_id is empty, not text"),
+        (update("", {}), "type is missing"),
+        (update("brand_new", {"from_id": 5}, event_id=""), "event_id is missing"),
         (update("brand_new", {"from_id": 5}, event_id=None), "event_id is missing"),
         (update("brand_new", [], group_id=None), "group_id is missing"),
-        (update("brand_new", {"from_id": "durov"}), "from_id is of type str, not a whole number"),
-        (update("brand_new", {"from_id": 5, "peer_id": [1]}), "peer_id is of type list, not a whole number"),
+        (update("brand_new", {"from_id": "durov"}), "from_id is of type str, not a whole number of 64 bits"),
+        (update("brand_new", {"from_id": 5, "peer_id": [1]}), "peer_id is of type list, not a whole number of 64 bits"),
         (update("brand_new", {}, group_id=None), "group_id is missing"),
         (update("brand_new", {"from_id": 5, "new": float("nan")}), NO_JSON),
         (update("brand_new", {"from_id": 5}, new=float("inf")), NO_JSON),

@@ -171,7 +171,7 @@ def test_numbers_out_of_range(vk: VK, number: int) -> None:
     ((dated, dead, payload),) = build(vk, batch(message("a", date=number), message("b", user=number), pressed))
     assert isinstance(dated, Entry)
     assert dated.date == 0
-    assert letter(dead)[1] == "from_id is too large"
+    assert letter(dead)[1] == "from_id is of type int, not a whole number of 64 bits"
     assert event(payload)["button"]["payload"] == {"a": number}
 
 
@@ -220,7 +220,7 @@ def test_a_number_that_is_too_deep(vk: VK) -> None:
     """A deep list in place of a number makes a dead letter, even where a full message would be looked up by it."""
     ((first, second),) = build(vk, batch(cropped(deep(5000)), message("a")))
     assert isinstance(first, DeadLetter)
-    assert first.fields["error"] == "conversation_message_id is of type list, not a whole number"
+    assert first.fields["error"] == "conversation_message_id is of type list, not a whole number of 64 bits"
     assert event(second)["message"]["text"] == "a"
 
 

@@ -418,7 +418,7 @@ def test_raw_that_cannot_be_written(vk: VK, server: Server, fetch: Start) -> Non
     assert [letter["error"] for letter in bus.letters()] == [
         "event_id is missing",
         "it cannot be written as JSON",
-        "user_id is of type float, not a whole number",
+        "user_id is of type NotFinite, not a whole number of 64 bits",
     ]
 
 

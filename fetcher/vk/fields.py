@@ -15,7 +15,7 @@ MAX_NUMBER = 2**63 - 1  # VK's ids have 64 bits
 def require_object(value: Any) -> Json:
     """Return the value if it is an object."""
     if not isinstance(value, dict):
-        raise ValueError(f"{kind_of(value)} where an object is expected")
+        raise ValueError(f"of type {type(value).__name__} where an object is expected")
     return value
 
 
@@ -38,16 +38,14 @@ def require_text(fields: Json, key: str, default: str | None = None) -> str:
 
 
 def require_number(fields: Json, key: str, default: int | None = None) -> int:
-    """Return the whole number of at most 64 bits, even if VK sent it as text or as a float such as 5.0."""
+    """Return the whole number of at most 64 bits, even if VK sent it as text."""
     value = fields.get(key)
     if value is None and default is not None:
         return default
-    if type(value) in (str, float) and (found := re.fullmatch(r"(-?[0-9]{1,4000})(\.0)?", str(value))):
-        value = int(found[1])
-    if type(value) is not int:  # not isinstance: True is an int, too
-        raise wrong_kind(key, value, "a whole number")
-    if abs(value) > MAX_NUMBER:
-        raise ValueError(f"{key} is too large")
+    if isinstance(value, str) and re.fullmatch("-?[0-9]{1,20}", value):
+        value = int(value)
+    if type(value) is not int or abs(value) > MAX_NUMBER:  # not isinstance: True is an int, too
+        raise wrong_kind(key, value, "a whole number of 64 bits")
     return value
 
 
@@ -58,10 +56,6 @@ def object_or_empty(value: Any) -> Json:
 
 def wrong_kind(key: str, value: Any, due: str) -> ValueError:
     """Return the error that says what is wrong with a value."""
-    return ValueError(f"{key} is missing" if value is None else f"{key} is {kind_of(value)}, not {due}")
-
-
-def kind_of(value: Any) -> str:
-    """Return what kind of value it is, in words."""
-    kind = "float" if isinstance(value, float) else type(value).__name__  # NotFinite is our subclass of float
-    return "missing" if value is None else "empty" if value == "" else f"of type {kind}"
+    if value in (None, ""):
+        return ValueError(f"{key} is missing")
+    return ValueError(f"{key} is of type {type(value).__name__}, not {due}")
