@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +21,7 @@ from ..core.backoff import backoff
 from ..errors import CallFailed, FatalError, RequestRejected, TransientError
 from ..fastjson import loads
 from ..metrics import OFF
-from .fields import Json, object_or_empty, require_number
+from .fields import Json, object_or_empty
 
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
@@ -141,9 +141,8 @@ class Api(VkApiGroup):  # type: ignore[misc]
 
     def failure(self, method: str, error: Any, inside: bool = False) -> TransientError | FatalError:
         """Return the exception for VK's error in a request of ours, or in a call `inside` an execute."""
-        error, code = object_or_empty(error), 1  # 1 is VK's "unknown error"
-        with suppress(ValueError):
-            code = require_number(error, "error_code")
+        error = object_or_empty(error)
+        code = error["error_code"] if type(error.get("error_code")) is int else 1  # 1 is VK's "unknown error"
         text = " ".join(str(error.get("error_msg")).split()).replace(self.token["access_token"], "***")
         sentence = f"VK error {code} in {method}: {text}"
         self.metrics.vk_errors.labels(code=code).inc()
