@@ -237,14 +237,6 @@ def test_dead_letters_without_an_id(vk: VK) -> None:
     assert [entry.id for entry in again if isinstance(entry, DeadLetter)] == ids[::-1]
 
 
-def test_the_same_text_twice_in_a_batch(vk: VK) -> None:
-    """The same text twice in one batch is two updates; in two batches it counts as one, because batches may overlap."""
-    first, second = build(vk, batch({}, {}), batch({}, {}))
-    ids = [entry.id for entry in first if isinstance(entry, DeadLetter)]
-    assert len(set(ids)) == 2
-    assert [entry.id for entry in second if isinstance(entry, DeadLetter)] == ids
-
-
 def test_names_are_looked_up_again_after_another_fetchers_updates(vk: VK) -> None:
     """Names are looked up again only if another fetcher had updates in between, which may have changed a title."""
     entries = builder(vk)

@@ -7,7 +7,6 @@ much as the bus.
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -42,7 +41,6 @@ class EntryBuilder:
         self.names: dict[int, Name] = {}
         self.forget_at = 0.0  # when `names` is cleared
         self.built_until = Position(0, 0)
-        self.without_id = Counter[str]()  # how many updates without an event_id had this text
         self.warn_at = 0.0
 
     def build(self, batches: Sequence[Pending], give_up: bool) -> Failure:
@@ -62,8 +60,6 @@ class EntryBuilder:
             if batch.since > self.built_until:  # another fetcher may have seen a new title in the updates between
                 self.forget_at = 0.0
             self.built_until = max(self.built_until, batch.until)
-            # Batches may overlap, so equal texts in two batches may be one update; within a batch they are two.
-            self.without_id.clear()
             drafts.append([(update, self.or_dead_letter(self.event_of, update)) for update in batch.updates])
         events = [event for batch_drafts in drafts for _, event in batch_drafts if isinstance(event, Event)]
         names_failure = self.resolve_names(events, give_up)
@@ -133,10 +129,7 @@ class EntryBuilder:
         return Entry(event.event_id, event.event_type, text, sent_at(update))
 
     def dead_letter(self, update: Any, error: Exception) -> DeadLetter:
-        """Return the dead letter of an update.
-
-        If the update has no event_id, a hash of its text is the id, numbered if the batch has the same text twice.
-        """
+        """Return the dead letter of an update; if the update has no event_id, a hash of its text is the id."""
         try:
             raw = json.dumps(update)
         except RecursionError:
@@ -145,8 +138,7 @@ class EntryBuilder:
         reason = str(error) if type(error) is ValueError else repr(error)
         id = object_or_empty(update).get("event_id")
         if not isinstance(id, str) or not id:
-            self.without_id[raw] += 1
-            id = f"sha256:{sha256(raw.encode()).hexdigest()}" + f"#{self.without_id[raw]}" * (self.without_id[raw] > 1)
+            id = f"sha256:{sha256(raw.encode()).hexdigest()}"
         return DeadLetter(id, {"update": raw, "error": reason})
 
 
