@@ -237,20 +237,6 @@ def test_dead_letters_without_an_id(vk: VK) -> None:
     assert [entry.id for entry in again if isinstance(entry, DeadLetter)] == ids[::-1]
 
 
-def test_names_are_looked_up_again_after_another_fetchers_updates(vk: VK) -> None:
-    """Names are looked up again only if another fetcher had updates in between, which may have changed a title."""
-    entries = builder(vk)
-
-    def build(since: int, until: int) -> int:
-        vk.requested.clear()
-        begin, end = Position(0, since), Position(0, until)
-        entries.build([Pending("batch", begin, end, [message("a")]), Pending("batch", end, end)], give_up=False)
-        return len(vk.requested)
-
-    assert [build(10, 20), build(20, 30), build(25, 30), build(12, 20), build(30, 40)] == [1, 0, 0, 0, 0]
-    assert [build(41, 50), build(50, 60)] == [1, 0]
-
-
 # Full messages
 
 

@@ -1,8 +1,7 @@
 """Build bus entries from VK's updates: full messages, events, names, JSON.
 
 A name is looked up first in memory, which is cleared once a minute, then on the bus, where all fetchers share a cache,
-then at VK. Chat titles also arrive in events, and apply from that event on, so a fetcher that sees all events knows as
-much as the bus.
+then at VK. Chat titles also arrive in events, and apply from that event on.
 """
 
 import json
@@ -13,7 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 from ..core.backlog import Pending
-from ..core.history import DeadLetter, Entry, Name, Position
+from ..core.history import DeadLetter, Entry, Name
 from ..core.ports import Bus
 from ..errors import Failure
 from ..events import Event
@@ -40,7 +39,6 @@ class EntryBuilder:
         self.command, self.raw = command_pattern(group, prefixes), raw
         self.names: dict[int, Name] = {}
         self.forget_at = 0.0  # when `names` is cleared
-        self.built_until = Position(0, 0)
         self.warn_at = 0.0
 
     def build(self, batches: Sequence[Pending], give_up: bool) -> Failure:
@@ -57,9 +55,6 @@ class EntryBuilder:
             raise failure
         drafts = []  # for each batch, its updates, each with its event (names still empty), dead letter or None
         for batch in batches:
-            if batch.since > self.built_until:  # another fetcher may have seen a new title in the updates between
-                self.forget_at = 0.0
-            self.built_until = max(self.built_until, batch.until)
             drafts.append([(update, self.or_dead_letter(self.event_of, update)) for update in batch.updates])
         events = [event for batch_drafts in drafts for _, event in batch_drafts if isinstance(event, Event)]
         names_failure = self.resolve_names(events, give_up)
