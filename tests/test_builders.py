@@ -13,7 +13,6 @@ from fetcher.events import Event
 from fetcher.fastjson import NotFinite, event_to_json, loads
 from fetcher.vk.builders import BUILDERS, command_pattern
 from fetcher.vk.entries import EntryBuilder, cropped_message, sent_at, with_full_message
-from tests.net import Clock
 from tests.samples import SAMPLES
 from tests.samples.other_types import OTHER_TYPES
 from tests.vk import GROUP, PEER, PERSON, button, message, reaction, update
@@ -154,19 +153,14 @@ def test_ids_of_64_bits() -> None:
 
 @pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("type", ["message_new", "message_event", "brand_new"])
-def test_vks_notice(type: str, raw: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """VK's notice in place of an object makes no event and no dead letter; a warning says what to do, once a minute."""
-    clock = Clock()
-    monkeypatch.setattr("fetcher.vk.entries.time", clock)
+def test_vks_notice(type: str, raw: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """VK's notice in place of an object makes no event and no dead letter; one warning says what to do."""
     entries = builder(raw=raw)
     notice = update(type, {"warning": "You are using a deprecated API version. Please upgrade to a newer one."})
     for _ in range(100):
         assert entries.event_of(notice) is None
     (record,) = caplog.records
     assert (record.levelname, "5.199" in record.getMessage()) == ("WARNING", True)
-    clock.now += 61
-    assert entries.event_of(notice) is None
-    assert len(caplog.records) == 2
 
 
 def test_an_object_with_other_fields_is_not_a_notice() -> None:

@@ -26,7 +26,6 @@ from .names import ids_to_resolve, with_names
 
 NAMES_MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and missing names may appear
 MAX_NAMES = 20_000  # in memory
-WARNING_INTERVAL = 60.0  # seconds between two warnings
 MAX_DATE = 2**32  # Unix time; a date from here on counts as missing
 
 
@@ -39,7 +38,7 @@ class EntryBuilder:
         self.command, self.raw = command_pattern(group, prefixes), raw
         self.names: dict[int, Name] = {}
         self.forget_at = 0.0  # when `names` is cleared
-        self.warn_at = 0.0
+        self.is_warned = False  # of VK's notices
 
     def build(self, batches: Sequence[Pending], give_up: bool) -> Failure:
         """Build the entries of these batches.
@@ -53,13 +52,13 @@ class EntryBuilder:
             batch.updates = [with_full_message(update, messages) for update in batch.updates]
         if failure and not give_up:
             raise failure
-        drafts = []  # for each batch, its updates, each with its event (names still empty), dead letter or None
-        for batch in batches:
-            drafts.append([(update, self.or_dead_letter(self.event_of, update)) for update in batch.updates])
-        events = [event for batch_drafts in drafts for _, event in batch_drafts if isinstance(event, Event)]
+        # For each update its event, with empty names, or its dead letter, or None.
+        drafts = [[self.or_dead_letter(self.event_of, update) for update in batch.updates] for batch in batches]
+        events = [event for draft in drafts for event in draft if isinstance(event, Event)]
         names_failure = self.resolve_names(events, give_up)
-        for batch, batch_drafts in zip(batches, drafts, strict=True):
-            batch.set_entries([self.or_dead_letter(self.entry_of, *draft) for draft in batch_drafts])
+        for batch, draft in zip(batches, drafts, strict=True):
+            pairs = zip(batch.updates, draft, strict=True)
+            batch.set_entries([self.or_dead_letter(self.entry_of, *pair) for pair in pairs])
         return failure or names_failure
 
     def resolve_names(self, events: list[Event], give_up: bool) -> Failure:
@@ -102,8 +101,8 @@ class EntryBuilder:
         if not isinstance(update, dict) or not isinstance(update.get("type"), str):
             raise ValueError("the update has no type")
         if object_or_empty(update.get("object")).keys() == {"warning"}:
-            if (now := time.monotonic()) >= self.warn_at:
-                self.warn_at = now + WARNING_INTERVAL
+            if not self.is_warned:
+                self.is_warned = True
                 log.warning("VK sends a notice in place of an event: set %s in the community's settings", API_VERSION)
             return None
         builder = BUILDERS.get(update["type"], other if self.raw else None)
