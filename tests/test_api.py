@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import gzip
+import io
 import itertools
 import json
 import re
@@ -146,18 +147,43 @@ def test_a_compressed_answer(api: Api, net: Net) -> None:
     assert call(api) == "я" * 100_000
 
 
-def test_proxies_come_from_the_environment(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proxies are found for each host as requests finds them, but the environment is scanned only once per host."""
+class Sent(requests.adapters.BaseAdapter):
+    """Answers every request, and keeps the options with which each was sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.options: list[Any] = []
+
+    def send(self, request: Any, *_: Any, **options: Any) -> requests.Response:
+        self.options.append(options)
+        response = requests.Response()
+        response.status_code, response.raw = 200, io.BytesIO(b"{}")
+        return response
+
+
+@pytest.mark.parametrize("exceptions", ["redis", ".vk.ru", "api.vk.ru"])
+def test_the_proxy_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, exceptions: str) -> None:
+    """HTTPS_PROXY is used for all requests to VK, unless NO_PROXY excludes VK's API."""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
-    monkeypatch.setenv("NO_PROXY", "lp.vk.ru")
+    monkeypatch.setenv("NO_PROXY", exceptions)
+    session, sent = Session(), Sent()
+    session.mount("https://", sent)
+    session.post("https://api.vk.ru/method/users.get")
+    session.get("https://lp.vk.ru/whp/1")
+    proxy = "http://proxy:1" if exceptions == "redis" else None
+    assert [options["proxies"].get("https") for options in sent.options] == [proxy, proxy]
 
-    def proxies(url: str) -> Any:
-        return api.http.merge_environment_settings(url, {}, None, None, None)["proxies"].get("https")
 
-    assert proxies("https://api.vk.ru/method/users.get") == "http://proxy:1"
-    assert proxies("https://lp.vk.ru/whp/1?ts=1") is None
-    monkeypatch.delenv("HTTPS_PROXY")
-    assert proxies("https://api.vk.ru/method/execute") == "http://proxy:1"
+def test_certificates_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """REQUESTS_CA_BUNDLE names the certificates to trust; without it, those of requests are trusted."""
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    for certificates in (True, "/etc/ca.pem"):
+        session, sent = Session(), Sent()
+        session.mount("https://", sent)
+        session.get("https://lp.vk.ru/whp/1")
+        assert sent.options[0]["verify"] == certificates
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/etc/ca.pem")
 
 
 def test_twenty_requests_a_second(api: Api, net: Net) -> None:

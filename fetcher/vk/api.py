@@ -8,9 +8,8 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 from jconfig.memory import MemoryConfig
@@ -49,12 +48,6 @@ FATAL_AT_START = FATAL | {  # these are fatal only when the Long Poll server is 
 }
 
 
-@cache
-def environment_settings(session: requests.Session, host: str) -> Any:
-    """Return proxies, certificates and stream=True for requests to a host; cached: scanning the environment is slow."""
-    return requests.Session.merge_environment_settings(session, f"https://{host}", {}, True, None, None)
-
-
 def within(seconds: float, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run the action and return its result; raise TimeoutError inside it after `seconds`, whatever socket it waits for.
 
@@ -78,23 +71,26 @@ def within(seconds: float, action: Callable[..., Any], *args: Any, **kwargs: Any
 class Session(requests.Session):
     """A session that sets a timeout on every request, which vk_api does not, and parses JSON fast."""
 
-    def merge_environment_settings(self, url: Any, *_: Any) -> Any:
-        """Return the host's proxies and certificates; our requests never set their own."""
-        return environment_settings(self, urlsplit(url).netloc)
+    def __init__(self) -> None:
+        """Take the proxies and the certificates from the environment once, because each request would take 0.1 ms.
+
+        With `trust_env` requests would also look for a .netrc file each time, and send VK the credentials in it.
+        """
+        super().__init__()
+        found = self.merge_environment_settings("https://api.vk.ru", {}, None, None, None)
+        self.proxies, self.verify, self.trust_env = found["proxies"], found["verify"], False
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send the request with our timeout, unless the caller sets one, and read the whole answer.
 
-        Raise requests.HTTPError if its status means an error.
         The timeout also limits the headers as a whole and each piece of the body, because the libraries restart their
-        own timeout with every byte that arrives.
+        own timeout with every byte that arrives. Raise requests.HTTPError if the answer's status means an error.
         """
         timeout = kwargs.setdefault("timeout", API_TIMEOUT)
         limit = max(timeout) if isinstance(timeout, tuple) else timeout
         # Only get() follows redirects, because it asks for them itself. A redirected POST would lose its parameters,
         # the token among them, and VK would report that the token is invalid.
-        # Without an `auth`, requests looks for a .netrc file each time, and sends VK the credentials it finds there.
-        options: Any = {"allow_redirects": False, "auth": lambda request: request} | kwargs
+        options: Any = {"allow_redirects": False, "stream": True} | kwargs
         response: requests.Response = within(limit, super().request, *args, **options)
         read = partial(within, limit, response.raw.read, int(limit * MIN_RATE), decode_content=True)
         data = b"".join(iter(read, b""))
