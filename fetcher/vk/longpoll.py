@@ -12,7 +12,7 @@ from typing import Any
 from vk_api.bot_longpoll import VkBotLongPoll
 
 from ..core.backlog import RESTARTED
-from ..core.history import Answer
+from ..core.history import Answer, Position
 from ..errors import FatalError, MalformedResponse, TransientError
 from ..logs import log
 from .api import API_TIMEOUT, API_VERSION, Api, translate_errors
@@ -51,7 +51,7 @@ class LongPoll:
         self.key_at = time.monotonic()
         with translate_errors("groups.getLongPollServer"):
             server = VkBotLongPoll(self.api, self.group)
-            latest_ts = require_ts(server.ts)
+            latest_ts = Position.parse(str(server.ts)).ts  # VK sends text, or a number next to `failed`
         self.server, self.latest_ts = server, latest_ts
         self.renew_at = time.monotonic() + self.renew_after  # when to take a new key even if this one still works
         return latest_ts
@@ -150,7 +150,7 @@ class LongPoll:
             response = self.api.http.get(self.server.url, params=params, timeout=timeout)
             answer = response.json()
             failed = answer.get("failed", 0)
-            until = ts if failed in (2, 3) else require_ts(answer["ts"])
+            until = ts if failed in (2, 3) else Position.parse(str(answer["ts"])).ts
             updates = [] if failed else answer["updates"]
             if failed not in (0, 1, 2, 3) or not isinstance(updates, list):
                 raise ValueError("not of VK's form")
@@ -166,13 +166,6 @@ class LongPoll:
                 log.warning("Long Poll's API version is %s: set %s in the community's settings", version, API_VERSION)
             if missing:
                 log.warning("Long Poll does not send %s: tick these event types in the community's settings", missing)
-
-
-def require_ts(value: Any) -> int:
-    """Return a ts as a number. VK sends it as text, but as a number next to `failed`; raise ValueError for the rest."""
-    if not re.fullmatch("[0-9]{1,30}", str(value)):
-        raise ValueError("no ts")
-    return int(value)
 
 
 def long_poll_settings(api: Api, group: int) -> tuple[bool, str, dict[str, Any], str]:
