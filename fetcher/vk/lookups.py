@@ -84,14 +84,13 @@ class Lookups:
         return {place: message for place, message in resolved.items() if message}, failure
 
     def resolve(self, lookups: list[Lookup]) -> tuple[dict[Any, Any], Failure]:
-        """Return VK's answers by id, None if VK has nothing for an id, and the first failure if any id is left out.
+        """Return VK's answers by id, None if VK has nothing for an id, and a failure if any id is left out.
 
         A call for several ids that fails or is refused is split, and so is a request that is too large for VK. If a
         request has several calls and all of them fail, the ids are not the cause, so no further request is sent.
         """
         resolved: dict[Any, Any] = {}
         failure: Failure = None
-        ids = {id for lookup in lookups for id in lookup.ids}
         lookups = [chunk for lookup in lookups for chunk in lookup.chunks(MAX_IDS_OF.get(lookup.method, MAX_IDS))]
         calls, until = MAX_CALLS, time.monotonic() + MAX_TIME
         while lookups and time.monotonic() <= until:
@@ -107,17 +106,17 @@ class Lookups:
                     continue
                 answers = [too_large]
             except (TransientError, FatalError) as error:
-                return resolved, failure or error
-            failures = [answer for answer in answers if isinstance(answer, CallFailed)]
-            failure = failure or next(iter(failures), None)
-            if 1 < len(failures) == len(now):
-                break
+                return resolved, error
+            if len(now) > 1 and all(isinstance(answer, CallFailed) for answer in answers):
+                return resolved, answers[0]
             for lookup, answer in zip(now, answers, strict=True):
                 if isinstance(answer, TransientError) and len(lookup.ids) > 1:
                     lookups = lookups + lookup.chunks(-(-len(lookup.ids) // MAX_CALLS))
-                elif not isinstance(answer, CallFailed):
+                elif isinstance(answer, CallFailed):
+                    failure = answer
+                else:
                     resolved |= dict.fromkeys(lookup.ids) | dict(lookup.values(answer))
-        return resolved, (failure or TransientError("VK's API is slow")) if ids - resolved.keys() else None
+        return resolved, failure or (TransientError("VK's API is slow") if lookups else None)
 
     def execute(self, lookups: list[Lookup]) -> list[Any]:
         """Send the lookups as one request, and return an answer for each.
