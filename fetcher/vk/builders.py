@@ -11,7 +11,7 @@ from typing import Any
 
 from ..events import CHATS, Action, Button, Event, Message, Peer, Reaction, Reply, User
 from ..fastjson import dumps, loads, utf8
-from .fields import Json, object_or_empty, require_list, require_number, require_object, require_text
+from .fields import Json, object_or_empty, require_number, require_object, require_text
 
 # The first of these fields that an update has says who caused it.
 ACTORS = ("user_id", "from_id", "liker_id", "admin_id", "deleter_id", "owner_id")
@@ -34,8 +34,8 @@ def message_new(update: Json, command: re.Pattern[str]) -> Event:
     if found := command.fullmatch(text):
         kind, text = "command", found[1]
     reply = reply_of(fields["reply_message"]) if fields.get("reply_message") else None
-    forward = [reply_of(item) for item in require_list(fields, "fwd_messages")]
-    attachments = [require_text(require_object(item), "type") for item in require_list(fields, "attachments")]
+    forward = [reply_of(item) for item in fields.get("fwd_messages") or ()]
+    attachments = [require_text(require_object(item), "type") for item in fields.get("attachments") or ()]
     more = (("geo", "geo"), ("reply", "reply_message"), ("forward", "fwd_messages"))
     attachments += [name for name, key in more if fields.get(key)]
     message = Message(require_number(fields, "conversation_message_id", 0), text, reply, forward, attachments)

@@ -19,14 +19,6 @@ def require_object(value: Any) -> Json:
     return value
 
 
-def require_list(fields: Json, key: str) -> list[Any]:
-    """Return the list; [] if it is missing or empty in any form: VK may send "", 0 or {} for no list."""
-    value = fields.get(key) or []
-    if not isinstance(value, list):
-        raise wrong_kind(key, value, "a list")
-    return value
-
-
 def require_text(fields: Json, key: str, default: str | None = None) -> str:
     """Return the text. Without a default it must not be empty; with one, a whole number is accepted as text, too."""
     value = fields.get(key)

@@ -133,7 +133,7 @@ MESSAGES: dict[str, Row] = {  # in object.message
     # Attachments
     "attachment-is-text": ({"attachments": ["photo"]}, "of type str where an object is expected"),
     "attachment-without-type": ({"attachments": [{"photo": {"id": 1}}]}, "type is missing"),
-    "attachments-are-object": ({"attachments": {"type": "photo"}}, "attachments is of type dict, not a list"),
+    "attachments-are-object": ({"attachments": {"type": "photo"}}, "of type str where an object is expected"),
     "attachments-in-order": (
         {"attachments": attached("photo", "doc", "photo", "audio", "doc")},
         {"message.attachments": ["photo", "doc", "photo", "audio", "doc"]},
@@ -162,7 +162,7 @@ MESSAGES: dict[str, Row] = {  # in object.message
     ),
     # Messages inside
     "forward-is-null": ({"fwd_messages": [None]}, NOTHING),
-    "forwards-are-text": ({"fwd_messages": "Первое"}, "fwd_messages is of type str, not a list"),
+    "forwards-are-text": ({"fwd_messages": "Первое"}, "of type str where an object is expected"),
     "forwards-deep": (
         {"text": "", "fwd_messages": [nested(45)]},
         {"message.text": "", "message.forward": [reply(101, "1")], "message.attachments": ["forward"]},
