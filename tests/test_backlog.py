@@ -139,6 +139,7 @@ def test_a_gap_is_recorded_with_its_reason() -> None:
     """A gap is recorded with the reason in VK's answer; a restart of VK's numbering has a reason of its own."""
     backlog = started(gap(10, 20, end=3))
     assert errors(backlog.pending) == ["forgotten", RESTARTED]
+    assert errors(started(batch(3, 4)).pending) == [RESTARTED]
 
 
 def test_the_ts_at_which_vk_is_polled() -> None:

@@ -289,7 +289,7 @@ def located(polled: Position, answer: Answer, now: float) -> list[Pending]:
     found: list[Pending] = []
     since = max(polled, polled.followed_by(answer.since))
     if since > polled:
-        found.append(Pending.record("gap", polled, since, answer.gap))
+        found.append(Pending.record("gap", polled, since, answer.gap or RESTARTED))
     # VK knows nothing of parts: its answer holds all updates after the ts. `seen` filters out those already on the bus.
     begin, until = since._replace(part=0), since.followed_by(answer.until)
     restarted = until.epoch > since.epoch

@@ -37,7 +37,8 @@ class Answer(NamedTuple):
     """VK's answer to a poll: the updates after the ts `since`, up to and including `until`; `size` is in bytes.
 
     `since` is usually the ts that was polled. If VK no longer has the updates between the two, `gap` says why. If
-    `since` is lower than the ts that was polled, or `until` is lower than `since`, VK has restarted its numbering.
+    `since` is lower than the ts that was polled, or `until` is lower than `since`, VK has restarted its numbering; then
+    `gap` may be empty.
     """
 
     since: int

@@ -11,7 +11,6 @@ from typing import Any
 
 from vk_api.bot_longpoll import VkBotLongPoll
 
-from ..core.backlog import RESTARTED
 from ..core.history import Answer, Position
 from ..errors import FatalError, MalformedResponse, TransientError
 from ..logs import log
@@ -64,8 +63,7 @@ class LongPoll:
         """
         begun = time.monotonic()
         try:
-            place = self.renew_in_time(ts)
-            gap = RESTARTED if place < ts else ""
+            place, gap = self.renew_in_time(ts), ""
             for _ in range(MAX_FAILED):
                 failed, answer = self.answer_at(place, wait if self.is_checked else 1)
                 if answer.until > place:
