@@ -14,8 +14,7 @@ from bench.environment import BATCH, LATENCY, RPS, Contender, Subscriber, VKProc
 from fetcher.core.backlog import Pending
 from fetcher.core.history import Entry, Name, Position
 from fetcher.fastjson import event_to_json, loads
-from fetcher.vk.entries import EntryBuilder
-from fetcher.vk.names import ids_to_resolve, with_names
+from fetcher.vk.entries import EntryBuilder, ids_to_resolve, with_names
 from tests.servers import Proxy, Server, bus_at, wait_until
 from tests.vk import GROUP, VK, traffic
 

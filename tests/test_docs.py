@@ -24,8 +24,7 @@ from fetcher.core.history import Name
 from fetcher.events import CHATS, channel
 from fetcher.vk import lookups
 from fetcher.vk.builders import BUILDERS
-from fetcher.vk.entries import EntryBuilder
-from fetcher.vk.names import ids_to_resolve, with_names
+from fetcher.vk.entries import EntryBuilder, ids_to_resolve, with_names
 from tests import free_port
 from tests.processes import ROOT, Fetcher, uncovered
 from tests.samples import SAMPLES
@@ -510,7 +509,7 @@ every_sample = pytest.mark.parametrize("name", sorted(name for name, sample in S
 
 @every_sample
 def test_every_user_in_an_event_gets_a_name(name: str) -> None:
-    """A new attribute with a user in it needs a line in `ids_to_resolve` and in `with_names` in names.py."""
+    """A new attribute with a user in it needs a line in `ids_to_resolve` and in `with_names` in entries.py."""
     event = built(name)._replace(peer=Peer(0, 0, ""))  # so that no name is needed for the peer
     ids = ids_to_resolve([event])
     assert {user.uuid for user in users(event) if -CHATS < user.uuid < CHATS and user.uuid} <= ids

@@ -8,8 +8,7 @@ import pytest
 from fetcher.core.history import Name
 from fetcher.errors import FatalError, RedisUnavailable, TransientError
 from fetcher.events import Action, Event, Message, Peer, User
-from fetcher.vk.entries import MAX_NAMES, NAMES_MEMORY_TTL, EntryBuilder
-from fetcher.vk.names import ids_to_resolve, with_names
+from fetcher.vk.entries import MAX_NAMES, NAMES_MEMORY_TTL, EntryBuilder, ids_to_resolve, with_names
 from tests.net import Clock
 
 CHAT = 2_000_000_000

@@ -15,17 +15,17 @@ from ..core.backlog import Pending
 from ..core.history import DeadLetter, Entry, Name
 from ..core.ports import Bus
 from ..errors import Failure
-from ..events import Event
+from ..events import CHATS, Event, Peer, User
 from ..fastjson import event_to_json
 from ..logs import log
 from .api import API_VERSION
 from .builders import BUILDERS, command_pattern, other, require_message
 from .fields import Json, object_or_empty, require_number, require_object
 from .lookups import Lookups
-from .names import ids_to_resolve, with_names
 
 NAMES_MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and missing names may appear
 MAX_NAMES = 20_000  # in memory
+UNKNOWN = Name()
 MAX_DATE = 2**32  # Unix time; a date from here on counts as missing
 
 
@@ -162,3 +162,30 @@ def with_full_message(update: Any, messages: dict[Any, Json]) -> Any:
     contents = update["object"]
     full = {name: value for name, value in require_message(update).items() if name != "is_cropped"} | messages[place]
     return {**update, "object": {**contents, "message": full} if "message" in contents else full}
+
+
+def ids_to_resolve(events: list[Event]) -> set[int]:
+    """Return the ids that need a name: people, communities (negative) and chats (over 2,000,000,000)."""
+    users = [event.user for event in events]
+    users += [event.action.user for event in events if event.action and event.action.user]
+    ids = {user.uuid for user in users if abs(user.uuid) < CHATS} | {event.peer.bpid for event in events}
+    return {id for id in ids if id > -CHATS and id not in (0, CHATS)}  # below -CHATS: e-mail addresses, without a name
+
+
+def with_names(event: Event, names: dict[int, Name]) -> Event:
+    """Return the event with the names of its users and its peer.
+
+    A title that the event brings is put into `names`, so that it also applies to the events after it.
+    """
+    peer, action = event.peer, event.action
+    if peer.name:
+        names[peer.bpid] = Name(peer.name)
+    if action and action.user:
+        event = event._replace(action=action._replace(user=with_name(action.user, names)))
+    user, peer = with_name(event.user, names), Peer(peer.bpid, peer.cid, names.get(peer.bpid, UNKNOWN).name)
+    return Event(event.event_type, event.event_id, user, peer, *event[4:])
+
+
+def with_name(user: User, names: dict[int, Name]) -> User:
+    """Return the user with its name. A number of CHATS or more has none: `names` may hold a chat's title for it."""
+    return User(user.uuid, *(names.get(user.uuid, UNKNOWN) if abs(user.uuid) < CHATS else UNKNOWN))

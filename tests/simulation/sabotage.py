@@ -21,8 +21,7 @@ from fetcher.core.pieces import PieceSize
 from fetcher.core.relay import Relay
 from fetcher.core.reports import Reports
 from fetcher.errors import RedisTimeout, TransientError
-from fetcher.vk import names
-from fetcher.vk.entries import EntryBuilder
+from fetcher.vk.entries import EntryBuilder, ids_to_resolve
 from fetcher.vk.longpoll import LongPoll
 
 from .chaos import run
@@ -257,7 +256,7 @@ def counted_what_was_offered(right: Any, self: Any, commit: Any, outcome: Any, s
 @instead_of(EntryBuilder, "resolve_names")
 def name_that_was_given_up_is_cached(right: Any, self: Any, events: Any, give_up: bool) -> Any:
     failure = right(self, events, give_up)
-    self.bus.cache_names({id: Name() for id in names.ids_to_resolve(events) - self.names.keys()})
+    self.bus.cache_names({id: Name() for id in ids_to_resolve(events) - self.names.keys()})
     return failure
 
 
