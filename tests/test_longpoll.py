@@ -644,7 +644,7 @@ def test_the_ten_minutes_begin_again_at_another_ts(polling: LongPoll, net: Net) 
 
 @pytest.mark.parametrize("answer", [(404, ""), (200, "<html>moved</html>")])
 def test_the_server_has_moved(polling: LongPoll, net: Net, answer: Any) -> None:
-    """A server with unreadable answers is replaced after ten seconds; nothing is lost, as the ts was not the cause."""
+    """A server with unreadable answers is replaced once its key is ten seconds old; nothing is lost."""
     net.answers["poll"] = [answer, answer, {"ts": "1002", "updates": [1, 2]}]
     moved = START["response"] | {"server": "https://lp.vk.ru/new", "ts": "1002"}
     net.answers["groups.getLongPollServer"] = [{"response": moved}]
@@ -655,6 +655,20 @@ def test_the_server_has_moved(polling: LongPoll, net: Net, answer: Any) -> None:
         net.clock.now += 6
     assert without_size(polling.poll(1000, 25)) == [(1000, 1002, [1, 2])]
     assert server_of(polling) == "https://lp.vk.ru/new"
+
+
+def test_a_failed_poll_is_followed_by_a_new_key(polling: LongPoll, net: Net) -> None:
+    """If a poll fails and the key is not new, the next poll takes a new one; a poll that succeeds takes none."""
+    net.clock.now += 100
+    net.answers["poll"] = [QUIET_POLL, requests.ConnectionError(), QUIET_POLL]
+    polling.poll(1000, 25)
+    with pytest.raises(TransientError):
+        polling.poll(1000, 25)
+    assert not net.params_of("groups.getLongPollServer")
+    for _ in range(3):
+        polling.poll(1000, 25)
+        net.clock.now += 100
+    assert len(net.params_of("groups.getLongPollServer")) == 1
 
 
 def test_the_server_is_down(polling: LongPoll, net: Net) -> None:

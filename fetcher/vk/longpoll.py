@@ -19,8 +19,7 @@ from .builders import BUILDERS
 
 KEY_INTERVAL = 1.0  # minimum seconds between two requests for a key, because VK limits their rate
 UNREADABLE_TIMEOUT = 600.0  # seconds of unreadable answers at one ts before it is skipped
-# Seconds before a new key is taken if a poll or that key has failed, and before the lower ts of a key is polled.
-RETRY_INTERVAL = 10.0
+RETRY_INTERVAL = 10.0  # seconds between two keys while polls fail, and before the lower ts of a key is polled
 SILENT_INTERVAL = 0.2  # seconds to pause after an empty answer that VK sent at once instead of holding it back
 NO_WAIT_TIMEOUT = 1.0  # seconds after which a poll with wait 0 is abandoned, in case VK does not know such a wait
 MAX_FAILED = 4  # consecutive answers with `failed` after which the poll fails, so that the loop backs off
@@ -87,10 +86,10 @@ class LongPoll:
                         time.sleep(SILENT_INTERVAL)
                     return answer._replace(gap=gap)
             raise TransientError("VK's long poll refuses every key and ts that it gives")
-        except TransientError:
+        except (TransientError, FatalError):
             if not wait:  # if this was no mere timeout, the next poll with a wait will report it
                 return Answer(ts, ts, [])
-            self.renew_at = min(self.renew_at, time.monotonic() + RETRY_INTERVAL)
+            self.renew_at = self.key_at + RETRY_INTERVAL
             raise
 
     def renew_in_time(self, ts: int) -> int:
@@ -100,11 +99,9 @@ class LongPoll:
         then a poll at `ts` would bring nothing until the new numbers reach `ts`. So if the key's ts is lower than `ts`,
         and a poll at `ts` has brought nothing since RETRY_INTERVAL, poll at the key's ts.
         """
-        now = time.monotonic()
-        if now >= self.renew_at:
-            self.renew_at = now + RETRY_INTERVAL  # if this attempt fails, the old key stays in use
+        if time.monotonic() >= self.renew_at:
             self.renew()
-        is_behind = self.latest_ts < ts and now >= self.key_at + RETRY_INTERVAL
+        is_behind = self.latest_ts < ts and time.monotonic() >= self.key_at + RETRY_INTERVAL
         return self.latest_ts if is_behind else ts
 
     def answer_at(self, ts: int, wait: int) -> tuple[int, Answer]:
