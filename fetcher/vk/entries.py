@@ -20,7 +20,7 @@ from ..fastjson import event_to_json
 from ..logs import log
 from .api import API_VERSION
 from .builders import BUILDERS, command_pattern, other, require_message
-from .fields import Json, object_or_empty, require_number, require_object
+from .fields import Json, object_or_empty, require_number, require_object, require_text
 from .lookups import Lookups
 
 NAMES_MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and missing names may appear
@@ -98,16 +98,15 @@ class EntryBuilder:
         itself, not a copy. If VK sends a notice in place of an object, log a warning and return None:
         https://dev.vk.com/ru/api/deprecated-version-message
         """
-        if not isinstance(update, dict) or not isinstance(update.get("type"), str):
-            raise ValueError("the update has no type")
+        kind = require_text(require_object(update), "type")
         if object_or_empty(update.get("object")).keys() == {"warning"}:
             if not self.is_warned:
                 self.is_warned = True
                 log.warning("VK sends a notice in place of an event: set %s in the community's settings", API_VERSION)
             return None
-        builder = BUILDERS.get(update["type"], other if self.raw else None)
+        builder = BUILDERS.get(kind, other if self.raw else None)
         if not builder:
-            log.debug("Passed over: an update of type %s", update["type"])
+            log.debug("Passed over: an update of type %s", kind)
             return None
         event = builder(update, self.command)
         return event._replace(raw=update) if self.raw else event

@@ -339,14 +339,14 @@ UPDATES: dict[str, Row] = {  # in the update itself
     "object-missing": ({"object": MISSING}, NOTHING),
     "object-null": ({"object": None}, NOTHING),
     "nan-unpublished": ({"object.message.date": float("nan")}, {}),
-    "passed-over-empty": ({"type": ""}, None),
     "passed-over-malformed": ({"type": "brand_new", "object": []}, None),
     "passed-over-message": ({"type": "message_new_v2"}, None),
     "passed-over-unknown": ({"type": "brand_new", "object": {"anything": [1]}}, None),
     "passed-over-without-id": ({"type": "brand_new", "object": None, "event_id": MISSING}, None),
-    "type-is-number": ({"type": 4}, "the update has no type"),
-    "type-missing": ({"type": MISSING}, "the update has no type"),
-    "type-null": ({"type": None}, "the update has no type"),
+    "type-is-empty": ({"type": ""}, "type is missing"),
+    "type-is-number": ({"type": 4}, "type is of type int, not text"),
+    "type-missing": ({"type": MISSING}, "type is missing"),
+    "type-null": ({"type": None}, "type is missing"),
 }
 NO_UPDATES: dict[str, Any] = {"empty": {}, "list": [], "null": None, "number": 5, "text": "message_new"}
 
@@ -395,4 +395,5 @@ def variation(name: str, file: str, place: str, changes: Json, outcome: Json | s
 
 SAMPLES: dict[str, Json] = FILES | {row[0]: variation(*row) for row in rows()}
 for name, no_update in NO_UPDATES.items():
-    SAMPLES[f"update-is-{name}"] = {"update": no_update, "dead_letter": "the update has no type"}
+    reason = "type is missing" if no_update == {} else f"of type {type(no_update).__name__} where an object is expected"
+    SAMPLES[f"update-is-{name}"] = {"update": no_update, "dead_letter": reason}
