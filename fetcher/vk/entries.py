@@ -20,13 +20,12 @@ from ..fastjson import event_to_json
 from ..logs import log
 from .api import API_VERSION
 from .builders import BUILDERS, command_pattern, other, require_message
-from .fields import Json, object_or_empty, require_number, require_object, require_text
+from .fields import MAX_NUMBER, Json, object_or_empty, require_number, require_object, require_text
 from .lookups import Lookups
 
 NAMES_MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and missing names may appear
 MAX_NAMES = 20_000  # in memory
 UNKNOWN = Name()
-MAX_DATE = 2**32  # Unix time; a date from here on counts as missing
 
 
 class EntryBuilder:
@@ -138,7 +137,7 @@ class EntryBuilder:
 def sent_at(update: Any) -> int:
     """Return the Unix time at which a message_new was sent; 0 for other types, or if VK does not say."""
     date = require_message(update).get("date") if update["type"] == "message_new" else 0
-    return date if type(date) is int and 0 < date < MAX_DATE else 0
+    return date if type(date) is int and 0 < date <= MAX_NUMBER else 0
 
 
 def cropped_message(update: Any) -> tuple[int, int] | None:
