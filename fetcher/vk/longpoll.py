@@ -49,10 +49,9 @@ class LongPoll:
         self.key_at = time.monotonic()
         with translate_errors("groups.getLongPollServer"):
             server = VkBotLongPoll(self.api, self.group)
-            latest_ts = Position.parse(str(server.ts)).ts  # VK sends text, or a number next to `failed`
-        self.server, self.latest_ts = server, latest_ts
+            self.server, self.latest_ts = server, Position.parse(str(server.ts)).ts  # both or neither
         self.renew_at = time.monotonic() + self.renew_after  # when to take a new key even if this one still works
-        return latest_ts
+        return self.latest_ts
 
     def poll(self, ts: int, wait: int) -> Answer:
         """Return the updates after `ts`; VK waits for them up to `wait` seconds.
