@@ -618,7 +618,7 @@ def test_errors_that_the_caller_must_fix_are_raised(
 
 @pytest.mark.parametrize(
     ("failures", "pause", "lines"),
-    [(1, 5, 1), (1, 11, 2), (34, 11, 2), (35, 5, 2), (35, 11, 3), (64, 11, 3), (65, 5, 3), (65, 11, 4)],
+    [(1, 5, 1), (1, 59, 1), (1, 60, 2), (33, 0.5, 1), (34, 1, 2), (35, 57, 2), (35, 59, 3), (64, 1, 3), (65, 1, 3)],
 )
 @both
 def test_a_long_outage_is_logged_about_once_a_minute(

@@ -14,8 +14,7 @@ from ..logs import log
 from .connection import Connection
 
 MIN_BACKOFF, MAX_BACKOFF = 0.05, 2.0  # seconds between two attempts while Redis is unavailable
-REMIND_INTERVAL = 60.0  # seconds between two log lines about the same error
-SETTLE_TIME = 10.0  # seconds without a failure after which the next failure is logged at once
+REMIND_INTERVAL = 60.0  # seconds between two log lines about errors of one kind, even if Redis was back in between
 
 TRANSIENT = (
     exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ClusterError, exceptions.RedisClusterException,
@@ -30,8 +29,7 @@ class Consumer:
     key: str | None = None  # in a cluster, connect to the node that has this key, or to any node if it is None
     session: Callable[[], AsyncGenerator[Event, None]]  # yields events until an error is raised
     failures = 0  # consecutive failures; a session resets them to 0
-    failed_at = 0.0  # when the latest failure was
-    remind_at: dict[str, float]  # by reason: when to log again that Redis is unavailable
+    remind_at: dict[str, float]  # by reason: when to log it again
 
     async def events(self, client: Any, blocks: bool) -> AsyncGenerator[Event, None]:
         """Connect and yield events, forever. Raise errors that the caller has to fix."""
@@ -49,17 +47,14 @@ class Consumer:
     def delay_after(self, error: Exception, code: str) -> float:
         """Return the seconds to wait before the next session; raise the error if the caller has to fix it."""
         if code not in TRANSIENT_CODES:
-            code = type(error).__name__
             if not isinstance(error, TRANSIENT) or isinstance(error, exceptions.AuthenticationError):
                 raise error
+            code = type(error.__context__ if isinstance(error.__context__, OSError) else error).__name__
         now = time.monotonic()
-        if not self.failures and now >= self.failed_at + SETTLE_TIME:
-            self.remind_at.clear()
         if now >= self.remind_at.get(code, 0.0):
             self.remind_at[code] = now + REMIND_INTERVAL
-            reason = type(error.__context__).__name__ if isinstance(error.__context__, OSError) else code
-            log.warning("Redis is unavailable (%s), trying again", reason)
-        self.failures, self.failed_at = self.failures + 1, now
+            log.warning("Redis is unavailable (%s), trying again", code)
+        self.failures += 1
         return backoff(self.failures, MIN_BACKOFF, MAX_BACKOFF)
 
 
