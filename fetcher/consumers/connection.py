@@ -53,13 +53,11 @@ class Connection:
         async with self.limit(REPLY_TIMEOUT):
             source = self.client
             if hasattr(source, "nodes_manager"):
-                if self.blocks or self.wire:
-                    await self.maybe_await(source.nodes_manager.initialize())  # another node may have the key now
-                else:
-                    await source.initialize()  # all of it: redis-py takes a client that knows its nodes for ready
+                if not self.blocks:
+                    await source.initialize()  # once, or redis-py believes that a client which knows its nodes is ready
+                await self.maybe_await(source.nodes_manager.initialize())  # another node may have the key now
                 source = source.get_node_from_key(key) if key else source.get_random_node()
-                if self.blocks:
-                    source = self.client.get_redis_connection(source)
+                source = getattr(source, "redis_connection", source)  # a node of redis.asyncio has no client
             # A cluster node of redis.asyncio has no pool, but itself has the attributes of one.
             source = getattr(source, "connection_pool", source)
             if manager := getattr(source, "sentinel_manager", None):
