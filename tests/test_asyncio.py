@@ -225,12 +225,11 @@ def test_a_handled_event_is_not_redelivered_after_a_cancellation(server: Server,
         asyncio.run(run(proxy))
 
 
-def test_a_cancelled_task_waits_for_a_hanging_redis_only_briefly(
+def test_a_cancelled_task_waits_for_a_hanging_redis_only_until_the_timeout(
     server: Server, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cancelled task ends soon even if Redis hangs while an acknowledgement is on its way."""
-    monkeypatch.setattr(connection, "CLOSE_TIMEOUT", 0.2)
-    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 10 * PATIENCE)
+    """A cancelled task ends even if Redis hangs while an acknowledgement is on its way."""
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 2.0)
     add(client, "events", 1, 2)
 
     async def run() -> None:

@@ -19,7 +19,6 @@ from redis.retry import Retry
 
 REPLY_TIMEOUT = 10.0  # seconds without a reply after which a connection may be dead
 DRAIN_INTERVAL = 0.0002  # seconds between two reads of replies that nobody waits for: each takes about 20 µs
-CLOSE_TIMEOUT = 3.0  # seconds that a cancelled task waits for replies, because Redis may hang
 
 # OPTIONS override the client's, and options that begin with LEFT_OUT are dropped, because only the consumer retries.
 OPTIONS = {"protocol": 2, "decode_responses": False, "health_check_interval": 0}
@@ -139,8 +138,7 @@ class Connection:
             # A forked child must not use its parent's connection.
             if (self.unread or self.commands) and self.pid == os.getpid():
                 with suppress(Exception):
-                    async with self.limit(CLOSE_TIMEOUT):
-                        await self.replies()
+                    await self.replies()
         finally:
             if self.wire:
                 await self.maybe_await(self.wire.disconnect(True))  # does not wait for unwritten data
