@@ -815,14 +815,18 @@ def test_replies_that_have_arrived_are_read_between_events(redis: Redis, monkeyp
     assert unread == ([0, 1, 2, 3, 0, 1] if redis.is_async else [0, 1, 1, 1, 0, 1])
 
 
-def test_a_full_memory_does_not_end_a_session_at_each_event(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis refuses each HINCRBY then; the error is raised once per read, after all events that were read ahead."""
+def test_an_error_among_these_replies_ends_the_session(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The acknowledgement that Redis has refused is written again on the next connection."""
     monkeypatch.setattr(Wire, "can_read", lambda wire, timeout: bool(wire.redis.replies))
-    redis.answers["XREADGROUP >"] = [entries("1-0", "2-0", "3-0"), None, entries("4-0"), END]
-    redis.answers["HINCRBY"] = [exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'")]
-    written = redis.run(redis.consume(attempts=3), takes=0.01)
-    steps = [line for line in written if line.startswith(("handle", "CONNECT"))]
-    assert steps[:6] == ["CONNECT", "handle 1-0", "handle 2-0", "handle 3-0", "CONNECT", "handle 4-0"]
+    redis.answers["XREADGROUP >"] = [entries("1-0", "2-0", "3-0"), END]
+    redis.answers["XREADGROUP 0"] = [entries(), entries() if redis.is_async else entries("3-0"), entries()]
+    redis.answers["XACK"] = [exceptions.ResponseError("NOREPLICAS Not enough good replicas to write."), 1]
+    written = [line for line in redis.run(redis.consume(), takes=0.01) if line.startswith(("handle", "XACK", "SLEEP"))]
+    one, two, three = ([f"handle {id}", ack(id)] for id in ("1-0", "2-0", "3-0"))
+    again = written.index("SLEEP 0.1") + 1
+    assert written[:again] == [*one, *(two + three if redis.is_async else two[:1]), "SLEEP 0.1"]
+    assert set(written[again].split()[3:]) == {"1-0", "2-0", *["3-0"] * redis.is_async}
+    assert written[again + 1 :] == ([] if redis.is_async else three)
 
 
 class Interrupted(BaseException):

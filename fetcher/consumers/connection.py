@@ -12,7 +12,6 @@ import time
 from contextlib import nullcontext, suppress
 from typing import Any
 
-from redis import ResponseError
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -37,7 +36,6 @@ class Connection:
     commands: tuple[tuple[Any, ...], ...] = ()  # queued, but not written yet
     unread = 0  # replies to written commands that have not been read yet
     drain_at = 0.0  # when to read those that have arrived
-    refused: ResponseError | None = None  # the latest error among these
 
     def __init__(self, client: Any, blocks: bool) -> None:
         """Connect to nothing yet."""
@@ -46,7 +44,7 @@ class Connection:
 
     async def connect(self, key: str | None, delay: float) -> None:
         """Disconnect, wait for `delay` seconds, and connect again: in a cluster, to the node of `key`, or to any."""
-        self.commands, self.unread, self.refused = (), 0, None
+        self.commands, self.unread = (), 0
         await self.aclose()
         await self.sleep(delay)
         async with self.limit(REPLY_TIMEOUT):
@@ -95,8 +93,6 @@ class Connection:
                 # last reply because nobody needs the result of that command any more.
                 self.unread -= 1
                 replies.append(await self.maybe_await(self.wire.read_response(disconnect_on_error=False)))
-            if self.refused:
-                raise self.refused
             return replies
 
     async def flush(self) -> None:
@@ -118,15 +114,11 @@ class Connection:
             time.sleep(delay)
         # An event loop does this by itself. If the process is killed, unread replies make the kernel reset the
         # connection, and Redis may then drop an XACK that it has not read yet. Nobody needs these replies, to XACK,
-        # HDEL or HINCRBY, unless one is an error. `replies` raises it, later: if Redis's memory is full, it refuses
-        # each HINCRBY, and a new connection for each event would be slow.
+        # HDEL or HINCRBY, unless one is an error.
         if self.blocks and time.monotonic() >= self.drain_at:
             while self.unread and self.wire.can_read(0):
                 self.unread -= 1
-                try:
-                    self.wire.read_response(disconnect_on_error=False)
-                except ResponseError as error:
-                    self.refused = error
+                self.wire.read_response(disconnect_on_error=False)
             self.drain_at = time.monotonic() + DRAIN_INTERVAL
 
     async def aclose(self) -> None:
