@@ -1,6 +1,5 @@
 """`subscribe` and `consume` for a plain `for`: they run a consumer's coroutines without an event loop."""
 
-import warnings
 from collections.abc import AsyncGenerator, Generator
 
 from redis import Redis, RedisCluster
@@ -8,9 +7,6 @@ from redis import Redis, RedisCluster
 from ..events import Event
 from .durable import Durable
 from .live import Live
-
-# Ctrl-C may arrive between the call of a coroutine and its await. Nothing is lost then, and it cannot be prevented.
-warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning, r"fetcher\.consumers\.")
 
 
 def subscribe(redis: "Redis | RedisCluster", *event_types: str, bus: str = "events") -> Generator[Event, None, None]:
