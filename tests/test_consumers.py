@@ -241,13 +241,11 @@ def test_the_caller_chooses_the_names(redis: Redis) -> None:
     redis.answers["XREADGROUP >"] = [[[b"b", [entry("1-0")]]], END]
     assert redis.run(redis.consume("other", bus="b", idle=30, attempts=7)) == [
         "CONNECT", f"XCLAIM b {GROUP} other 0 0-0 JUSTID",
-        f"HRANDFIELD {{b}}:attempts:{GROUP}",
         f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1 JUSTID",
         f"XREADGROUP GROUP {GROUP} other COUNT 1 STREAMS b 0",
         f"XREADGROUP GROUP {GROUP} other COUNT 1 BLOCK 1000 STREAMS b >",
         f"HINCRBY {{b}}:attempts:{GROUP} 1-0 1", "handle 1-0",
         f"XACK b {GROUP} 1-0", f"HDEL {{b}}:attempts:{GROUP} 1-0",
-        f"HRANDFIELD {{b}}:attempts:{GROUP}",
         f"XAUTOCLAIM b {GROUP} other 30000 0-0 COUNT 1 JUSTID",
         f"XREADGROUP GROUP {GROUP} other COUNT 1 STREAMS b 0",
         f"XREADGROUP GROUP {GROUP} other COUNT 1 BLOCK 1000 STREAMS b >", "DISCONNECT",
@@ -454,17 +452,16 @@ def test_an_event_that_fails_too_often_becomes_a_dead_letter(redis: Redis, caplo
     redis.answers["XAUTOCLAIM"] = [claimed(), claimed("5-0"), claimed()]
     redis.answers["HMGET"] = [[None, b"2", b"2", b"1"], [b"3"]]
     redis.answers["XREADGROUP >"] = [entries("6-0"), END]
-    look = [f"HRANDFIELD {ATTEMPTS}", CLAIM]
 
     def dead_letter(id: str, attempts: int) -> list[str]:
         letter = f"XADD {DEAD_LETTERS} MAXLEN ~ 10000 * event {text(event(id))} id {id} attempts {attempts}"
         return [letter, ack(id), f"HDEL {ATTEMPTS} {id}"]
 
     assert redis.run(redis.consume(attempts=2), takes=0.15) == [
-        *BEGIN, *look, READ_PENDING, f"HMGET {ATTEMPTS} 1-0 2-0 3-0 4-0", *dead_letter("2-0", 2),
+        *BEGIN, CLAIM, READ_PENDING, f"HMGET {ATTEMPTS} 1-0 2-0 3-0 4-0", *dead_letter("2-0", 2),
         *attempt("1-0"), ack("3-0"), f"HDEL {ATTEMPTS} 3-0", *attempt("4-0"),
-        *look, READ_PENDING, f"HMGET {ATTEMPTS} 5-0", *dead_letter("5-0", 3),
-        *look, READ_PENDING, READ_NEW, *attempt("6-0"), READ_NEW, "DISCONNECT",
+        CLAIM, READ_PENDING, f"HMGET {ATTEMPTS} 5-0", *dead_letter("5-0", 3),
+        CLAIM, READ_PENDING, READ_NEW, *attempt("6-0"), READ_NEW, "DISCONNECT",
     ]  # fmt: skip
     assert caplog.messages == [
         "Dead letter: entry 2-0 of events, handling has failed 2 times",
@@ -480,18 +477,10 @@ def test_an_event_that_was_never_handed_over_is_handed_over_once(redis: Redis) -
     assert "handle 1-0" in redis.run(redis.consume(attempts=1))
 
 
-@pytest.mark.parametrize(
-    ("found", "pending", "forgotten"),
-    [(None, [], False), (b"1-0", [[b"1-0", b"b", 5, 1]], False), (b"1-0", [], True)],
-)
-def test_attempts_of_entries_no_longer_pending_are_forgotten(
-    redis: Redis, found: bytes | None, pending: list[Any], forgotten: bool
-) -> None:
-    """Each look checks one entry at random, and forgets its attempts if it is no longer pending."""
-    redis.answers |= {"HRANDFIELD": [found], "XPENDING": [pending]}
-    look = [f"HRANDFIELD {ATTEMPTS}", CLAIM, READ_PENDING] + [f"XPENDING events {GROUP} 1-0 1-0 1"] * bool(found)
+def test_attempts_of_trimmed_entries_are_forgotten(redis: Redis) -> None:
+    redis.answers["XAUTOCLAIM"] = [claimed(trimmed=(b"1-0", b"2-0")), claimed()]
     assert redis.run(redis.consume(attempts=1))[2:] == [
-        *look, *[f"HDEL {ATTEMPTS} 1-0"] * forgotten, READ_NEW, "DISCONNECT"
+        CLAIM, READ_PENDING, ack("1-0", "2-0"), f"HDEL {ATTEMPTS} 1-0 2-0", READ_NEW, "DISCONNECT",
     ]  # fmt: skip
 
 
@@ -502,7 +491,7 @@ def test_a_lost_acknowledgement_is_written_again_until_redis_has_confirmed_it(re
     redis.answers["XREADGROUP >"] = [entries("1-0"), LOST, LOST, entries("2-0"), LOST, END]
     again = ["DISCONNECT", "SLEEP 0.1", "CONNECT"]
     written = redis.run(redis.consume(attempts=1), takes=0.25)
-    written = [line for line in written if not line.startswith(("HRANDFIELD", "XAUTOCLAIM"))]
+    written = [line for line in written if not line.startswith("XAUTOCLAIM")]
     claim = BEGIN[1]
     acknowledge = [ack("1-0"), f"HDEL {ATTEMPTS} 1-0"]
     assert written[3:] == [

@@ -99,15 +99,14 @@ class Durable(Consumer):
         fitting = sum(total <= self.read_ahead for total in accumulate(self.durations)) or 1
         self.count = min(fitting, self.max_entries)
         if time.monotonic() >= self.next_look:
-            if self.attempts:
-                self.redis.send("HRANDFIELD", self.attempts_key)
             options = int(1000 * self.idle), self.cursor, "COUNT", self.count, "JUSTID"
             self.redis.send("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
             # Pending entries are read each time, because a read of the previous connection may reach Redis late, and
             # assign entries to this consumer that it never receives.
-            *replies, (self.cursor, _, *trimmed), entries = await self.read("0")
+            *_, (self.cursor, _, *trimmed), entries = await self.read("0")
             if any(trimmed):
                 log.warning("Trimmed from the stream before it was handled: %s", *trimmed)
+                self.acknowledge(*trimmed[0])  # forget their attempts
             if entries:
                 if self.attempts:
                     await self.move_to_dead_letters(entries)
@@ -116,11 +115,6 @@ class Durable(Consumer):
             if self.cursor == b"0-0":
                 # Counted from now: with a distant Redis, each read would otherwise be preceded by another look.
                 self.next_look = time.monotonic() + BLOCK_TIMEOUT
-                # Forget the attempts of a random entry if it is no longer pending: others may have acknowledged it, or
-                # it was trimmed.
-                id = self.attempts and replies[-1]
-                if id and not await self.redis.ask("XPENDING", self.key, self.group, id, id, 1):
-                    self.redis.send("HDEL", self.attempts_key, id)
         block = "BLOCK", max(1, int(1000 * min(BLOCK_TIMEOUT, self.idle / 4)))
         *_, entries = await self.read(">", *(block if self.cursor == b"0-0" else ()))
         return entries
