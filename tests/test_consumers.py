@@ -354,11 +354,12 @@ def test_a_redis_before_version_7_also_claims_trimmed_entries(redis: Redis) -> N
 
 @pytest.mark.parametrize(
     ("takes", "counts"),
-    [(0.25, [1, 1, 1, 1]), (0.125, [1, 1, 1, 1]), (0.0625, [1, 1, 2, 2]), (0.03125, [1, 1, 2, 4]), (0, [1, 1, 2, 4])],
+    [(0.25, [1, 1, 1, 1]), (0.125, [1, 1, 1, 1]), (0.0625, [1, 2, 2, 2]), (0.03125, [1, 2, 4, 4]), (0, [1, 2, 4, 8])],
 )
-def test_a_read_asks_for_as_many_as_were_handled_recently(
+def test_a_read_asks_for_as_many_as_are_handled_in_time(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, takes: float, counts: list[int]
 ) -> None:
+    """A read asks for at most twice as many as the latest one has brought."""
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", 0.125)
     ids = iter(range(1, 100))
     redis.answers["XREADGROUP >"] = [entries(*(f"{next(ids)}-0" for _ in range(count))) for count in counts] + [END]
@@ -366,45 +367,74 @@ def test_a_read_asks_for_as_many_as_were_handled_recently(
     assert [int(line.split()[5]) for line in written if line.startswith(READ) and line.endswith(">")][:4] == counts
 
 
-def test_more_are_read_from_a_distant_redis(redis: Redis) -> None:
-    """A read asks for as many as are handled during a round trip; otherwise a consumer would mostly wait for Redis."""
-
-    def travel() -> Any:
-        redis.now += 1
-        return entries()
-
-    redis.answers["XREADGROUP 0"] = [travel]
-    ids = iter(range(1, 100))
-    counts = [1, 1, 2, 4, 4]
-    redis.answers["XREADGROUP >"] = [entries(*(f"{next(ids)}-0" for _ in range(count))) for count in counts] + [END]
-    written = redis.run(redis.consume(), takes=0.25)
-    assert [int(line.split()[5]) for line in written if line.startswith(READ) and line.endswith(">")][:5] == counts
-
-
 def test_at_most_a_hundred_are_read_at_once(redis: Redis) -> None:
-    redis.answers["XREADGROUP >"] = [*(entries(f"{id}-0") for id in range(1, 151)), END]
+    ids = iter(range(1, 1000))
+    counts = [1, 2, 4, 8, 16, 32, 64, 100]
+    redis.answers["XREADGROUP >"] = [entries(*(f"{next(ids)}-0" for _ in range(count))) for count in counts] + [END]
     *_, last = [line for line in redis.run(redis.consume(), takes=0) if line.startswith(READ)]
     assert last.startswith(f"{READ} 100 ")
 
 
+def test_a_read_that_brought_nothing_is_followed_by_a_small_one(redis: Redis) -> None:
+    redis.answers["XREADGROUP >"] = [entries("1-0"), entries("2-0", "3-0"), None, END]
+    written = redis.run(redis.consume(), takes=0)
+    assert [int(line.split()[5]) for line in written if line.startswith(READ) and line.endswith(">")] == [1, 2, 4, 1]
+
+
+def test_each_session_begins_with_one_entry(redis: Redis) -> None:
+    """The latest read may have been too large for the link."""
+    redis.answers["XREADGROUP >"] = [entries("1-0"), entries("2-0", "3-0"), LOST, END]
+    written = redis.run(redis.consume(), takes=0)
+    assert [int(line.split()[5]) for line in written if line.startswith(READ) and line.endswith(">")] == [1, 2, 4, 1]
+
+
+@pytest.mark.parametrize(("wait", "takes_long"), [(30, False), (30.125, True)])
+def test_new_entries_that_arrive_late_are_read_again(redis: Redis, wait: float, takes_long: bool) -> None:
+    """Another consumer may claim an entry when `idle` has passed since Redis sent it, so Redis must confirm it."""
+
+    def read() -> Any:
+        redis.now += wait
+        return entries("1-0")
+
+    redis.answers["XREADGROUP >"] = [read, END]
+    redis.answers["XREADGROUP 0"] = [entries(), entries("1-0"), entries()] if takes_long else [entries()]
+    again = [CLAIM, READ_PENDING] * takes_long
+    assert redis.run(redis.consume())[4:] == [
+        READ_NEW, *again, "handle 1-0", ack("1-0"), CLAIM, READ_PENDING, READ_NEW, "DISCONNECT"
+    ]  # fmt: skip
+
+
+def test_an_entry_that_was_read_again_is_handed_over_even_if_it_is_late(redis: Redis) -> None:
+    """Otherwise a consumer that is farther from Redis than `idle` would read the same entries forever."""
+
+    def read() -> Any:
+        redis.now += 40
+        return entries("1-0", "2-0")
+
+    redis.answers["XREADGROUP 0"] = [read, entries()]
+    assert redis.run(redis.consume())[2:] == [
+        CLAIM, READ_PENDING, "handle 1-0", ack("1-0"), CLAIM, READ_PENDING, READ_NEW, "DISCONNECT"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("idle", "wait", "takes", "handled", "left_for"),
+    ("idle", "wait", "takes", "handled", "release"),
     [
-        pytest.param(60, 0, 0.25, 2, 0, id="a handler that takes 0.25 s"),
-        pytest.param(60, 0, 0.125, 3, 0, id="one that takes 0.125 s"),
-        pytest.param(60, 20, 0.125, 3, 0, id="the wait for the first entry does not count"),
-        pytest.param(60, 29.875, 0.125, 2, 125, id="but for idle, which may have begun then"),
-        pytest.param(60, 0, 50, 1, 20_000, id="a handler that takes 50 s"),
-        pytest.param(0.25, 0, 0.0625, 3, 62, id="a short idle"),
-        pytest.param(0, 0, 0, 4, 0, id="no idle at all"),
+        pytest.param(60, 0, 0.25, 2, True, id="a handler that takes 0.25 s"),
+        pytest.param(60, 0, 0.125, 3, True, id="one that takes 0.125 s"),
+        pytest.param(60, 20, 0.125, 3, True, id="the wait for the first entry does not count"),
+        pytest.param(60, 29.875, 0.125, 2, False, id="but for idle, which may have begun then"),
+        pytest.param(60, 0, 50, 1, False, id="a handler that takes 50 s"),
+        pytest.param(0.25, 0, 0.0625, 3, False, id="a short idle"),
+        pytest.param(0, 0, 0, 4, False, id="no idle at all"),
     ],
 )
-def test_entries_that_wait_too_long_are_released(
-    redis: Redis, monkeypatch: pytest.MonkeyPatch, idle: float, wait: float, takes: float, handled: int, left_for: int
+def test_entries_that_wait_too_long_are_left_for_others(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, idle: float, wait: float, takes: float, handled: int, release: bool
 ) -> None:
-    """Entries that wait for twice the read-ahead interval, or half of `idle`, are released.
+    """Entries that wait for twice the read-ahead interval, or half of `idle`, are read again.
 
-    Anyone may then claim them; an entry that another consumer has already claimed stays with it.
+    Anyone may claim them before, but if another consumer may already have claimed them, they are not touched.
     """
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", 0.125)
     ids = ["1-0", "2-0", "3-0", "4-0"]
@@ -417,11 +447,11 @@ def test_entries_that_wait_too_long_are_released(
     written = redis.run(redis.consume(idle=idle), takes)
     begin = written.index("handle 1-0")
     expected = [line for id in ids[:handled] for line in (f"handle {id}", ack(id))]
-    if rest := ids[handled:]:
-        expected.append(f"XCLAIM events {GROUP} a {left_for} {' '.join(rest)} IDLE {int(1000 * idle)} JUSTID")
+    if release:
+        expected.append(f"XCLAIM events {GROUP} a 0 {' '.join(ids[handled:])} IDLE {int(1000 * idle)} JUSTID")
     assert written[begin : begin + len(expected)] == expected
     reads_pending = written[begin + len(expected) + 1].endswith("STREAMS events 0")  # what it still owns
-    assert reads_pending is bool(rest)
+    assert reads_pending is (handled < len(ids))
 
 
 def test_entries_read_ahead_are_released_when_the_loop_ends(redis: Redis) -> None:
@@ -787,8 +817,8 @@ def test_nothing_of_a_broken_connection_is_written_to_the_next(redis: Redis) -> 
     assert [line for line in written if line != CLAIM][3:] == [
         READ_NEW, "handle 1-0", "DISCONNECT", "SLEEP 0.1",
         first, ack("1-0"), *others, READ_PENDING, "handle 2-0", ack("2-0"), "handle 3-0",
-        ack("3-0"), CLAIM.replace("COUNT 1", "COUNT 3"), READ_PENDING.replace("1", "3"),
-        READ_NEW.replace(" 1 ", " 3 "), "DISCONNECT",
+        ack("3-0"), CLAIM.replace("COUNT 1", "COUNT 4"), READ_PENDING.replace("1", "4"),
+        READ_NEW.replace(" 1 ", " 4 "), "DISCONNECT",
     ]  # fmt: skip
 
 

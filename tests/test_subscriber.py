@@ -508,7 +508,7 @@ def test_an_event_is_acknowledged_when_the_next_is_requested(server: Server, cli
 
 
 def test_break_and_exception_leave_the_event_unacknowledged(client: Any) -> None:
-    entries = add(client, "events", 1, 2, 3)
+    entries = add(client, "events", 1, 2)
     for given in consume(client, GROUP, "a", start="0"):
         assert given.event_id == "1"
         break
@@ -522,6 +522,7 @@ def test_break_and_exception_leave_the_event_unacknowledged(client: Any) -> None
     with pytest.raises(LookupError, match="2"):  # the first event was given again, and handled
         fail()
     assert pending(client, "events") == {entries[1]: "a"}
+    add(client, "events", 3)
     assert take(consume(client, GROUP, "a"), 2) == ["2", "3"]
 
 
@@ -948,14 +949,14 @@ def test_an_event_that_was_read_ahead_costs_no_round_trip(
     monkeypatch.setattr(durable, "READ_AHEAD_INTERVAL", PATIENCE)
     fill(client, 300)
     events = consume(client, GROUP, "a", start="0", attempts=attempts)
-    assert take(events, 129)[-1] == "128"  # event 128 is the first of a hundred that were read ahead
+    assert take(events, 128)[-1] == "127"  # event 127 is the first of a hundred that were read ahead
     server.pause()
     try:
-        assert take(events, 90)[-1] == "218"
+        assert take(events, 90)[-1] == "217"
     finally:
         server.resume()
-    wait_until(lambda: client.xpending("events", GROUP)["min"] == client.xrange("events")[218][0])
-    assert take(events, 81)[-1] == "299"
+    wait_until(lambda: client.xpending("events", GROUP)["min"] == client.xrange("events")[217][0])
+    assert take(events, 82)[-1] == "299"
 
 
 @pytest.mark.parametrize("attempts", [None, 1])
@@ -984,13 +985,13 @@ def test_a_distant_redis_costs_no_round_trip_for_each_event(server: Server, clie
 def test_a_consumer_works_with_a_distant_redis_over_short_lived_connections(
     server: Server, client: Any, attempts: int | None
 ) -> None:
-    """Two round trips bring many new events, not just one."""
-    fill(client, 100)
+    """Two round trips bring an event, and each further one more than the one before."""
+    fill(client, 20)
     with Proxy(server.port, delay=0.2) as proxy:
-        proxy.lifetime = (1.1, 1.1)  # less than three round trips
+        proxy.lifetime = (2, 2)  # less than five round trips
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
-        assert take(consume(own, GROUP, "a", start="0", attempts=attempts), 100) == [str(id) for id in range(100)]
-        assert proxy.opened_count < 20
+        assert take(consume(own, GROUP, "a", start="0", attempts=attempts), 20) == [str(id) for id in range(20)]
+        assert proxy.opened_count < 10
 
 
 def test_less_is_read_ahead_if_connections_do_not_live_for_it(server: Server, client: Any) -> None:
@@ -1026,7 +1027,7 @@ def test_less_is_read_ahead_after_a_timeout(
     with Proxy(server.port, bandwidth=50_000) as proxy:
         own = redis.Redis(HOST, proxy.port, retry=ONCE)
         assert take(consume(own, GROUP, "a", start="0"), 60) == [str(id) for id in range(60)]
-        assert sum(proxy.sent) < 1.55 * size
+        assert sum(proxy.sent) < 2.5 * size
 
 
 @pytest.mark.parametrize("attempts", [None, 3])

@@ -1,9 +1,7 @@
 """Durable events: the stream, read as one consumer of a group."""
 
 import time
-from collections import deque
 from collections.abc import AsyncGenerator
-from itertools import accumulate
 from typing import Any
 
 from ..events import Event
@@ -11,7 +9,7 @@ from ..logs import log
 from .consumer import Consumer, read_event
 
 BLOCK_TIMEOUT = 1.0  # seconds to wait for new entries before looking for abandoned ones
-READ_AHEAD_INTERVAL = 0.1  # seconds; as many entries are read at once as were recently handled in this time…
+READ_AHEAD_INTERVAL = 0.1  # seconds; as many entries are read at once as are handled in this time…
 MAX_READ_AHEAD = 100  # …but no more than this
 MAX_DEAD_LETTERS = 10_000  # approximately, per group
 
@@ -34,39 +32,30 @@ class Durable(Consumer):
         self.is_known = False  # the group is known to have existed
         self.is_missing = False  # the group does not exist
         self.cursor = b"0-0"  # where the next look for abandoned entries continues
-        self.read_ahead = READ_AHEAD_INTERVAL  # seconds; the time of a round trip if that is longer
-        self.durations: deque[float] = deque(maxlen=MAX_READ_AHEAD)  # seconds that the latest entries took to handle
-        self.count, self.max_entries = 1, MAX_READ_AHEAD  # entries per read, and the most that the link allows
-        self.is_rereading = False  # the latest read was of entries that this consumer has not acknowledged
         self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost, and is sent again after an error
 
     async def session(self) -> AsyncGenerator[Event, None]:
         """Yield one event after the other, and acknowledge each when the next one is requested.
 
-        Another consumer may claim an entry when `idle` has passed since Redis sent it. We know only when we requested
-        it, which was earlier. So entries that have waited for half of `idle` since then, or for longer than reading
-        ahead should take, are released and read again. After that, the first of them is handed over even if reading it
-        has taken as long again, because Redis may be far away.
+        Each read is twice as large as the previous one, as long as its entries are handled in time. Entries that have
+        waited for longer than reading ahead should take are released and read again. So are those that have waited for
+        half of `idle`, because another consumer may claim an entry `idle` seconds after Redis has sent it. The first
+        entry that was read again is handed over even if that has taken as long, because Redis may be far away.
         """
         self.next_look = 0.0  # look at once: this consumer may have unacknowledged entries
+        self.count = 1  # entries per read: the latest read may have been too large for the link
         if self.unconfirmed:
             self.acknowledge(*self.unconfirmed)
         if self.is_missing:
             self.redis.send("XGROUP", "CREATE", self.key, self.group, "0" if self.is_known else self.start, "MKSTREAM")
         self.redis.send("XCLAIM", self.key, self.group, self.consumer, 0, "0-0", "JUSTID")  # raises now if forbidden
         while True:
-            ready = deque(await self.next_entries())
-            stale_at = self.read_at + self.idle / 2
-            deadline = min(stale_at, time.monotonic() + 2 * self.read_ahead)
-            if ready and time.monotonic() > stale_at:
-                self.max_entries = max(1, len(ready) // 2)
-            elif len(ready) == self.max_entries < MAX_READ_AHEAD:
-                self.max_entries += 1
+            entries, handled = await self.next_entries(), 0
+            begun = time.monotonic()
+            deadline = min(self.stale_at, begun + 2 * READ_AHEAD_INTERVAL)
             try:
-                # An entry that was read again is handed over even if it is late.
-                while ready and ((begun := time.monotonic()) <= deadline or self.is_rereading):
-                    self.is_rereading = False
-                    id, fields = ready.popleft()
+                for id, fields in entries:
+                    handled += 1
                     if event := read_event(event_field(fields), f"entry {id.decode()}"):
                         if self.attempts:
                             self.redis.send("HINCRBY", self.attempts_key, id, 1)
@@ -74,9 +63,12 @@ class Durable(Consumer):
                         yield event
                     self.acknowledge(id)
                     await self.redis.sleep(0)  # let other tasks run, even if the handler never awaits; read replies
-                    self.durations.appendleft(time.monotonic() - begun)
+                    if time.monotonic() > deadline:
+                        break
             finally:  # even if the caller leaves its loop
-                self.release([id for id, _ in ready])
+                self.release([id for id, _ in entries[handled:]])
+            in_time = int(handled * READ_AHEAD_INTERVAL / max(time.monotonic() - begun, 0.001))
+            self.count = max(1, min(in_time, 2 * handled, MAX_READ_AHEAD))
 
     def delay_after(self, error: Exception, code: str) -> float:
         """Return the seconds to wait before the next session; a missing group is created at once."""
@@ -84,8 +76,6 @@ class Durable(Consumer):
         self.is_missing = code == "NOGROUP" or (self.is_missing and code != "BUSYGROUP")
         if code == "NOGROUP" and self.is_known:
             log.warning("The group %s was lost: created again, from the beginning of the stream", self.group)
-        if self.failures or isinstance(error, TimeoutError):  # the read may have been too large for the link
-            self.max_entries = max(1, self.count // 2)
         # BUSYGROUP: another consumer has just created the group.
         return 0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error, code)
 
@@ -96,8 +86,6 @@ class Durable(Consumer):
         round trip, because a connection may be short-lived. One XAUTOCLAIM examines at most ten times as many entries
         as it may claim. Until this search has reached the end of the pending entries, reads do not wait for new ones.
         """
-        fitting = sum(total <= self.read_ahead for total in accumulate(self.durations)) or 1
-        self.count = min(fitting, self.max_entries)
         if time.monotonic() >= self.next_look:
             options = int(1000 * self.idle), self.cursor, "COUNT", self.count, "JUSTID"
             self.redis.send("XAUTOCLAIM", self.key, self.group, self.consumer, *options)
@@ -111,17 +99,18 @@ class Durable(Consumer):
                 if self.attempts:
                     await self.move_to_dead_letters(entries)
                 return entries
-            self.read_ahead = max(READ_AHEAD_INTERVAL, time.monotonic() - self.read_at)
             if self.cursor == b"0-0":
                 # Counted from now: with a distant Redis, each read would otherwise be preceded by another look.
                 self.next_look = time.monotonic() + BLOCK_TIMEOUT
         block = "BLOCK", max(1, int(1000 * min(BLOCK_TIMEOUT, self.idle / 4)))
         *_, entries = await self.read(">", *(block if self.cursor == b"0-0" else ()))
+        if time.monotonic() > self.stale_at:  # read them again, because another consumer may have claimed them
+            self.next_look, entries = 0.0, []
         return entries
 
     async def read(self, after: str, *options: str | int) -> list[Any]:
         """Read the next entries; return them after the replies to the commands queued before."""
-        self.read_at, self.is_rereading = time.monotonic(), after == "0"
+        self.stale_at = time.monotonic() + self.idle / 2
         command = "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", self.count, *options
         self.redis.send(*command, "STREAMS", self.key, after)
         *replies, streams = await self.redis.replies()
@@ -145,17 +134,12 @@ class Durable(Consumer):
                 entries.remove([id, fields])
 
     def release(self, ids: list[bytes]) -> None:
-        """Let any consumer claim entries that were read ahead, except those that another consumer has already claimed.
-
-        They are marked as idle for `idle` seconds. XCLAIM's minimum idle time, the time since our request less half of
-        `idle`, leaves out the claimed ones: an entry can be claimed only when it has been idle for `idle`, and claiming
-        resets its idle time, which is then below the minimum by at least half of `idle`.
-        """
+        """Let any consumer claim entries that were read ahead, unless another one may already have claimed them."""
         if ids:
-            idle = max(0, int(1000 * (time.monotonic() - self.read_at - self.idle / 2)))
-            options = idle, *ids, "IDLE", int(1000 * self.idle), "JUSTID"
-            self.redis.send("XCLAIM", self.key, self.group, self.consumer, *options)
             self.next_look = 0.0
+            if time.monotonic() < self.stale_at:
+                options = 0, *ids, "IDLE", int(1000 * self.idle), "JUSTID"
+                self.redis.send("XCLAIM", self.key, self.group, self.consumer, *options)
 
     def acknowledge(self, *ids: bytes) -> None:
         """Acknowledge entries, and forget their attempts."""
