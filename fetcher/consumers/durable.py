@@ -13,8 +13,6 @@ READ_AHEAD_INTERVAL = 0.1  # seconds; as many entries are read at once as are ha
 MAX_READ_AHEAD = 100  # …but no more than this
 MAX_DEAD_LETTERS = 10_000  # approximately, per group
 
-Entries = Any  # a list of [id, fields]; fields are None if the entry is no longer in the stream
-
 
 class Durable(Consumer):
     """Reads entries, hands over their events and acknowledges them.
@@ -79,8 +77,8 @@ class Durable(Consumer):
         # BUSYGROUP: another consumer has just created the group.
         return 0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error, code)
 
-    async def next_entries(self) -> Entries:
-        """Return the entries that this consumer has not acknowledged, or new ones if there are none.
+    async def next_entries(self) -> list[Any]:
+        """Return the entries that this consumer has not acknowledged, or new ones if there are none, as [id, fields].
 
         Abandoned entries are claimed first, and so are among the unacknowledged. Claiming and reading them takes one
         round trip, because a connection may be short-lived. One XAUTOCLAIM examines at most ten times as many entries
@@ -118,7 +116,7 @@ class Durable(Consumer):
         self.unconfirmed.clear()  # the replies to their XACKs have arrived before this one
         return [*replies, streams[0][1] if streams else []]
 
-    async def move_to_dead_letters(self, entries: Entries) -> None:
+    async def move_to_dead_letters(self, entries: list[Any]) -> None:
         """Remove the entries whose handling has failed too often, and record them as dead letters.
 
         A dead letter may be recorded twice if Redis's reply is lost.
