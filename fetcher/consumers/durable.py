@@ -35,10 +35,9 @@ class Durable(Consumer):
     async def session(self) -> AsyncGenerator[Event, None]:
         """Yield one event after the other, and acknowledge each when the next one is requested.
 
-        Each read is twice as large as the previous one, as long as its entries are handled in time. Entries that have
-        waited for longer than reading ahead should take are released and read again. So are those that have waited for
-        half of `idle`, because another consumer may claim an entry `idle` seconds after Redis has sent it. The first
-        entry that was read again is handed over even if that has taken as long, because Redis may be far away.
+        Another consumer may claim an entry `idle` seconds after Redis has sent it. So entries that have waited for half
+        of this time are read again before they are handed over. Each read is at most twice as large as the one before
+        it, and so large that its entries are handled long before that.
         """
         self.next_look = 0.0  # look at once: this consumer may have unacknowledged entries
         self.count = 1  # entries per read: the latest read may have been too large for the link
@@ -46,25 +45,21 @@ class Durable(Consumer):
             self.acknowledge(*self.unconfirmed)
         if self.is_missing:
             self.redis.send("XGROUP", "CREATE", self.key, self.group, "0" if self.is_known else self.start, "MKSTREAM")
-        self.redis.send("XCLAIM", self.key, self.group, self.consumer, 0, "0-0", "JUSTID")  # raises now if forbidden
         while True:
             entries, handled = await self.next_entries(), 0
             begun = time.monotonic()
-            deadline = min(self.stale_at, begun + 2 * READ_AHEAD_INTERVAL)
-            try:
-                for id, fields in entries:
-                    handled += 1
-                    if event := read_event(event_field(fields), f"entry {id.decode()}"):
-                        if self.attempts:
-                            self.redis.send("HINCRBY", self.attempts_key, id, 1)
-                        await self.redis.flush()
-                        yield event
-                    self.acknowledge(id)
-                    await self.redis.sleep(0)  # let other tasks run, even if the handler never awaits; read replies
-                    if time.monotonic() > deadline:
-                        break
-            finally:  # even if the caller leaves its loop
-                self.release([id for id, _ in entries[handled:]])
+            for id, fields in entries:
+                handled += 1
+                if event := read_event(event_field(fields), f"entry {id.decode()}"):
+                    if self.attempts:
+                        self.redis.send("HINCRBY", self.attempts_key, id, 1)
+                    await self.redis.flush()
+                    yield event
+                self.acknowledge(id)
+                await self.redis.sleep(0)  # let other tasks run, even if the handler never awaits; read replies
+                if time.monotonic() > self.stale_at:
+                    self.next_look = 0.0  # read the others again: another consumer may have claimed them
+                    break
             in_time = int(handled * READ_AHEAD_INTERVAL / max(time.monotonic() - begun, 0.001))
             self.count = max(1, min(in_time, 2 * handled, MAX_READ_AHEAD))
 
@@ -77,7 +72,7 @@ class Durable(Consumer):
         # BUSYGROUP: another consumer has just created the group.
         return 0 if code in ("NOGROUP", "BUSYGROUP") else super().delay_after(error, code)
 
-    async def next_entries(self) -> list[Any]:
+    async def next_entries(self) -> Any:
         """Return the entries that this consumer has not acknowledged, or new ones if there are none, as [id, fields].
 
         Abandoned entries are claimed first, and so are among the unacknowledged. Claiming and reading them takes one
@@ -130,14 +125,6 @@ class Durable(Consumer):
                 log.warning("Dead letter: entry %s of %s, handling has failed %d times", id.decode(), self.key, times)
                 self.acknowledge(id)
                 entries.remove([id, fields])
-
-    def release(self, ids: list[bytes]) -> None:
-        """Let any consumer claim entries that were read ahead, unless another one may already have claimed them."""
-        if ids:
-            self.next_look = 0.0
-            if time.monotonic() < self.stale_at:
-                options = 0, *ids, "IDLE", int(1000 * self.idle), "JUSTID"
-                self.redis.send("XCLAIM", self.key, self.group, self.consumer, *options)
 
     def acknowledge(self, *ids: bytes) -> None:
         """Acknowledge entries, and forget their attempts."""
