@@ -19,8 +19,7 @@ from redis.retry import Retry
 REPLY_TIMEOUT = 10.0  # seconds without a reply after which a connection may be dead
 DRAIN_INTERVAL = 0.0002  # seconds between two reads of replies that nobody waits for: each takes about 20 µs
 
-# OPTIONS override the client's, and options that begin with LEFT_OUT are dropped, because only the consumer retries.
-OPTIONS = {"protocol": 2, "decode_responses": False, "health_check_interval": 0}
+# Options of the client that begin like this are dropped, because only the consumer retries.
 LEFT_OUT = ("retry", "maint_notifications")
 
 
@@ -65,8 +64,9 @@ class Connection:
                 for sentinel in manager.sentinels:
                     sentinel.set_retry((Retry if self.blocks else AsyncRetry)(NoBackoff(), 0))
             options = {name: value for name, value in source.connection_kwargs.items() if not name.startswith(LEFT_OUT)}
-            options |= OPTIONS | {"socket_timeout": REPLY_TIMEOUT if self.blocks else None}
-            options["db"] = str(options.get("db") or "")  # text instead of a number: see `send`
+            options |= {"protocol": 2, "decode_responses": False, "health_check_interval": 0}
+            # The database is text instead of a number: see `send`.
+            options |= {"socket_timeout": REPLY_TIMEOUT if self.blocks else None, "db": str(options.get("db") or "")}
             self.wire, self.pid = source.connection_class(**options), os.getpid()
             # CLIENT SETINFO would cost round trips.
             self.wire.driver_info = self.wire.lib_name = self.wire.lib_version = None
