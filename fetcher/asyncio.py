@@ -4,8 +4,8 @@ from collections.abc import AsyncGenerator
 
 from redis.asyncio import Redis, RedisCluster
 
+from .consumers.consumer import Live
 from .consumers.durable import Durable
-from .consumers.live import Live
 from .events import Event
 
 

@@ -441,7 +441,7 @@ def test_a_consumer_loads_nothing_of_the_fetcher_itself() -> None:
 
 
 LOADED = ["asyncio", "consumers", "core", "core.backoff", "events", "fastjson", "logs"]
-LOADED += [f"consumers.{name}" for name in ("blocking", "connection", "consumer", "durable", "live")]
+LOADED += [f"consumers.{name}" for name in ("blocking", "connection", "consumer", "durable")]
 
 
 # --- Redis's host disappears silently ---------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator, Generator
 from redis import Redis, RedisCluster
 
 from ..events import Event
+from .consumer import Live
 from .durable import Durable
-from .live import Live
 
 
 def subscribe(redis: "Redis | RedisCluster", *event_types: str, bus: str = "events") -> Generator[Event, None, None]:

@@ -1,7 +1,7 @@
-"""What live and durable consumers share: sessions, each on one connection, and a new session after an error."""
+"""What all consumers do: sessions, each on one connection, and a new session after an error. Live consumers."""
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -9,7 +9,7 @@ from redis import exceptions
 
 from .. import fastjson
 from ..core.backoff import backoff
-from ..events import Event
+from ..events import Event, channel
 from ..logs import log
 from .connection import Connection
 
@@ -56,6 +56,36 @@ class Consumer:
             log.warning("Redis is unavailable (%s), trying again", code)
         self.failures += 1
         return backoff(self.failures, MIN_BACKOFF, MAX_BACKOFF)
+
+
+class Live(Consumer):
+    """Listens to the channels of these types, or of all types.
+
+    In a cluster any node will do, because nodes forward published messages to each other.
+    https://redis.io/docs/latest/develop/pubsub/
+    """
+
+    def __init__(self, bus: str, event_types: Sequence[str]) -> None:
+        self.bus = bus
+        names = [channel(bus, event_type) for event_type in event_types or "*"]
+        self.subscription = ("SUBSCRIBE" if event_types else "PSUBSCRIBE", *names)
+
+    async def session(self) -> AsyncGenerator[Event, None]:
+        """Subscribe, and yield the events that are published."""
+        await self.redis.ask(*self.subscription)
+        self.failures = 0
+        while True:
+            try:
+                self.redis.unread = 1  # one message, whatever Redis sends next
+                (reply,) = await self.redis.replies()
+            except (exceptions.TimeoutError, TimeoutError):  # now Redis must answer; a second timeout is raised
+                reply = await self.redis.ask(*self.subscription)  # like a PING, which needs one more permission
+            kind, *_, name, data = reply
+            # The pattern of a bus "events" also matches the channels of a bus "events:other"; a type contains no colon.
+            is_own = kind in (b"message", b"pmessage") and name.count(b":") == self.bus.count(":") + 1
+            if is_own and (event := read_event(data, f"a message on {self.bus}")):
+                yield event
+            await self.redis.sleep(0)  # let other tasks run, even if the handler never awaits
 
 
 def read_event(data: bytes, where: str) -> Event | None:
