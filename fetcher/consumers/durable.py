@@ -36,8 +36,11 @@ class Durable(Consumer):
         """Yield one event after the other, and acknowledge each when the next one is requested.
 
         Another consumer may claim an entry `idle` seconds after Redis has sent it. So entries that have waited for half
-        of this time are read again before they are handed over. Each read is at most twice as large as the one before
-        it, and so large that its entries are handled long before that.
+        of this time are read again before they are handed over. The first of those is handed over even if reading it
+        has taken as long again, because Redis may be far away.
+
+        Each read asks for as many entries as are handled in `READ_AHEAD_INTERVAL`, but for at most twice as many as
+        were handled after the read before it.
         """
         self.next_look = 0.0  # look at once: this consumer may have unacknowledged entries
         self.count = 1  # entries per read: the latest read may have been too large for the link
