@@ -94,6 +94,9 @@ class Client:
 
         return script
 
+    def set(self, key: str, value: int, ex: int) -> None:
+        self.call("heartbeat", lambda: None)
+
     def mget(self, keys: list[str]) -> list[str | None]:
         return self.call("mget", lambda: [self.world.cached(key) for key in keys])
 
@@ -119,11 +122,9 @@ class Pipeline:
         self.name, self.size = name, self.size + size
         self.commands.append(command)
 
-    def set(self, key: str, value: str | bytes | int, nx: bool = False, ex: int = 0) -> None:
-        if isinstance(value, int):
-            self.add("read", lambda: None)  # the heartbeat
-        elif nx:
-            self.add("read", lambda: self.client.world.store.set_if_missing(str(value)))
+    def set(self, key: str, value: str | bytes, nx: bool = False, ex: int = 0) -> None:
+        if isinstance(value, str):
+            self.add("read", lambda: self.client.world.store.set_if_missing(value))
         else:
             self.add("cache", lambda: self.client.world.cache(key, value, ex), len(value))
 
