@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import requests
 import urllib3
+from urllib3 import HTTPResponse
 from vk_api import VkApi
 
 from fetcher.errors import CallFailed, FatalError, RequestRejected, TransientError
@@ -157,7 +158,7 @@ class Sent(requests.adapters.BaseAdapter):
     def send(self, request: Any, *_: Any, **options: Any) -> requests.Response:
         self.options.append(options)
         response = requests.Response()
-        response.status_code, response.raw = 200, io.BytesIO(b"{}")
+        response.status_code, response.raw = 200, HTTPResponse(io.BytesIO(b"{}"), preload_content=False)
         return response
 
 

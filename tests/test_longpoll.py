@@ -511,7 +511,7 @@ def test_vk_waits_for_a_ts_that_is_far_ahead(polling: LongPoll, net: Net) -> Non
         assert empty(polling.poll(1000, 25))
         net.clock.now += 6
     assert without_size(polling.poll(1000, 25)) == [(30, 35, [5])]
-    assert len(net.params_of("groups.getLongPollServer")) == 1
+    assert len(net.params_of("groups.getLongPollServer")) == 2
 
 
 def test_a_key_whose_ts_is_behind(polling: LongPoll, net: Net) -> None:
@@ -525,7 +525,17 @@ def test_a_key_whose_ts_is_behind(polling: LongPoll, net: Net) -> None:
     net.clock.now += 3500
     assert empty(polling.poll(1000, 25))
     assert keys(net)[-1][1] == "1000", "VK has said that it is here"
-    assert len(net.params_of("groups.getLongPollServer")) == 1
+    assert len(net.params_of("groups.getLongPollServer")) == 2
+
+
+def test_another_fetcher_was_faster(polling: LongPoll, net: Net) -> None:
+    """The ts may be later than any that VK has told this fetcher, if another fetcher has moved the checkpoint there."""
+    net.answers["groups.getLongPollServer"] = [{"response": START["response"] | {"ts": "1300"}}]
+    net.answers["poll"] = [QUIET_POLL, {"ts": "1210", "updates": [5]}]
+    assert empty(polling.poll(1000, 25))
+    net.clock.now += 100
+    assert without_size(polling.poll(1200, 25)) == [(1200, 1210, [5])]
+    assert [ts for _, ts in keys(net)] == ["1000", "1200"]
 
 
 def test_an_update_proves_that_vk_has_not_restarted_its_numbering(polling: LongPoll, net: Net) -> None:

@@ -95,13 +95,14 @@ class LongPoll:
         """Take a new key if VK has been silent for `renew_after`, or if polls fail; return the ts to poll.
 
         VK's polls are known to fall silent after hours. They may also be silent because VK has restarted its numbering:
-        then a poll at `ts` would bring nothing until the new numbers reach `ts`. So if the key's ts is lower than `ts`,
-        and a poll at `ts` has brought nothing since RETRY_INTERVAL, poll at the key's ts.
+        then a poll at `ts` would bring nothing until the new numbers reach `ts`. So if VK is not known to have reached
+        `ts`, a new key is taken after RETRY_INTERVAL, and if its ts is lower than `ts`, too, VK is polled there.
         """
-        if time.monotonic() >= self.renew_at:
-            self.renew()
-        is_behind = self.latest_ts < ts and time.monotonic() >= self.key_at + RETRY_INTERVAL
-        return self.latest_ts if is_behind else ts
+        now, known_ts = time.monotonic(), self.latest_ts
+        is_due = now >= self.renew_at or (known_ts < ts and now >= self.key_at + RETRY_INTERVAL)
+        if is_due and max(known_ts, self.renew()) < ts:
+            return min(known_ts, self.latest_ts)
+        return ts
 
     def answer_at(self, ts: int, wait: int) -> tuple[int, Answer]:
         """Return VK's `failed` and its answer at this ts.
