@@ -63,7 +63,7 @@ it can read the checkpoint (see `rebase`).
 
 from collections import deque
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Literal, Self
 
 from .history import Answer, DeadLetter, Entry, Position
@@ -71,7 +71,7 @@ from .pieces import PieceSize, size_of
 
 MAX_PENDING = 10_000  # pending updates: VK is not polled while there are this many…
 MAX_PENDING_BYTES = 256 * 2**20  # …or while they take this many bytes
-MAX_REPLAY, MAX_REPLAY_BYTES = 1_000, 16 * 2**20  # updates and bytes in the replay buffer, whichever is reached first
+MAX_REPLAY, MAX_REPLAY_BYTES = 1_000, 16 * 2**20  # updates in the replay buffer; fewer if they are large
 DEDUP_WINDOW = 3 * MAX_PENDING  # event_ids in `seen`
 MAX_UNBUILT = 1_000  # updates built together, so that one request resolves all their names
 LOST_CHECKPOINT = "Redis had lost the checkpoint"
@@ -95,7 +95,6 @@ class Pending:
     size: int = 0
     held_since: float = 0.0
     end: Position | None = None  # where VK's whole answer ends, if this is a piece of it
-    items: int = 1  # how many pending items this one joins
 
     @classmethod
     def record(cls, kind: Literal["gap", "restore"], since: Position, until: Position, error: str) -> Self:
@@ -116,15 +115,20 @@ class Pending:
         self.until, self.end = middle, end
         return rest
 
-    def joined_with(self, other: Self) -> Self:
-        """Return this batch joined with the one that begins where it ends; both must be built."""
-        entries, size = self.entries + other.entries, self.size + other.size
-        return replace(self, until=other.until, entries=entries, size=size, end=other.end, items=self.items + 1)
+    def join(self, other: Self) -> None:
+        """Add the batch that begins where this one ends; both must be built."""
+        self.until, self.end, self.size = other.until, other.end, self.size + other.size
+        self.entries += other.entries
 
     @property
     def count(self) -> int:
         """How many updates this item holds; 0 unless it is a batch."""
         return len(self.updates or self.entries) if self.kind == "batch" else 0
+
+    @property
+    def weight(self) -> int:
+        """How much of the replay buffer this item takes, in updates; an update of over 16 KiB counts as several."""
+        return max(1, self.count, self.size * MAX_REPLAY // MAX_REPLAY_BYTES)
 
 
 class Backlog:
@@ -137,7 +141,7 @@ class Backlog:
         self.checkpoint_from: Literal["nowhere", "VK", "the bus"] = "nowhere"
         self.pending: deque[Pending] = deque()
         self.replay: deque[Pending] = deque()
-        self.replay_count = self.replay_size = 0  # updates and bytes
+        self.replay_weight = 0
         self.piece = PieceSize()
 
     # What VK answers
@@ -174,21 +178,23 @@ class Backlog:
         return [one for one, count in zip(batches, counts, strict=True) if count <= MAX_UNBUILT] or batches[:1]
 
     def next_commit(self) -> Pending | None:
-        """Return what goes to the bus next, or None if nothing is pending or the first item is not built yet.
+        """Return the first pending item, or None if there is none or it is not built yet.
 
-        A commit joins as many whole batches as fit into a piece, each of which begins where the one before it ends. If
-        even the first batch does not fit, it is split. Gaps and restores are committed alone.
+        First it is joined with as many of the batches after it as fit into a piece, each of which begins where the one
+        before it ends. If even the first batch does not fit, it is split. Gaps and restores are committed alone.
         """
         commit = self.pending[0] if self.pending else None
         if not commit or commit.updates:
             return None
         if commit.count > 1 and not self.piece.has_room(commit.count, commit.size):
             self.pending.insert(1, commit.split(self.piece.how_many(commit.entries)))
-        for one in islice(self.pending, 1, None):
+        while len(self.pending) > 1:
+            one = self.pending[1]
             follows = one.kind == commit.kind == "batch" and one.since == commit.until and not one.updates
             if not follows or not self.piece.has_room(commit.count + one.count, commit.size + one.size):
                 break
-            commit = commit.joined_with(one)
+            commit.join(one)
+            del self.pending[1]
         return commit
 
     def answered(self, commit: Pending, checkpoint: Position, left_out: int = 0) -> None:
@@ -196,28 +202,15 @@ class Backlog:
         self.checkpoint = checkpoint
         if commit.kind != "restore" and commit.since > checkpoint:
             return  # the bus has done nothing, because something before this commit is missing
-        done = [self.pending.popleft() for _ in range(commit.items)]
+        self.pending.popleft()
         # Do not remember a gap that another fetcher has filled in part, because `recall` would find it again and again,
         # nor a batch that came too late, because it might be recorded a second time after the next broken connection.
         if commit.kind != "restore" and checkpoint >= commit.until and not left_out:
-            self._remember(done)
-
-    def _remember(self, done: list[Pending]) -> None:
-        """Add to the replay buffer, then drop the oldest items until it is within its limits.
-
-        The oldest item stays if the others alone reach neither MAX_REPLAY nor MAX_REPLAY_BYTES. So the buffer may
-        exceed these limits by one item, and the latest item stays even if it is larger than they allow.
-        """
-        for one in done:
-            self.replay.append(one)
-            self.replay_count, self.replay_size = self.replay_count + one.count, self.replay_size + one.size
-            while (
-                len(self.replay) > MAX_REPLAY
-                or self.replay_count - self.replay[0].count >= MAX_REPLAY
-                or self.replay_size - self.replay[0].size >= MAX_REPLAY_BYTES
-            ):
-                oldest = self.replay.popleft()
-                self.replay_count, self.replay_size = self.replay_count - oldest.count, self.replay_size - oldest.size
+            self.replay.append(commit)
+            self.replay_weight += commit.weight
+            # The oldest item stays unless the others alone fill the buffer; so the latest stays, however large it is.
+            while self.replay_weight - self.replay[0].weight >= MAX_REPLAY:
+                self.replay_weight -= self.replay.popleft().weight
 
     # What is missing
 
@@ -251,8 +244,7 @@ class Backlog:
 
     def _commit_again(self, batches: list[Pending]) -> None:
         self.replay = deque(one for one in self.replay if one not in batches)
-        self.replay_count = sum(one.count for one in self.replay)
-        self.replay_size = sum(one.size for one in self.replay)
+        self.replay_weight = sum(one.weight for one in self.replay)
         # The replay buffer is in the order of commits, which is not VK's order if something was committed again.
         in_order = sorted(batches, key=lambda one: one.since)
         self.pending.extendleft(reversed(in_order))

@@ -76,15 +76,15 @@ def pending_dropped_on_conflict(right: Any, self: Any, commit: Any, checkpoint: 
 def nothing_is_remembered(right: Any, self: Any, commit: Any, checkpoint: Any, *left_out: int) -> None:
     right(self, commit, checkpoint, *left_out)
     self.replay.clear()
-    self.replay_count = self.replay_size = 0
+    self.replay_weight = 0
 
 
 @instead_of(Backlog, "answered")
 def what_came_late_is_not_remembered(right: Any, self: Any, commit: Any, checkpoint: Any, *left_out: int) -> None:
-    before = deque(self.replay), self.replay_count, self.replay_size
+    before = deque(self.replay), self.replay_weight
     right(self, commit, checkpoint, *left_out)
     if commit.kind == "batch" and commit.until < checkpoint:
-        self.replay, self.replay_count, self.replay_size = before
+        self.replay, self.replay_weight = before
 
 
 @instead_of(Backlog, "is_missing_updates")
@@ -150,9 +150,10 @@ def newest_first(right: Any, self: Any) -> Any:
 @instead_of(Backlog, "next_commit")
 def batches_merged_over_a_gap(right: Any, self: Any) -> Any:
     commit = right(self)
-    rest = list(self.pending)[commit.items : commit.items + 2] if commit and commit.kind == "batch" else []
+    rest = list(self.pending)[1:3] if commit and commit.kind == "batch" else []
     if [one.kind for one in rest] == ["gap", "batch"] and not rest[1].updates:
-        return replace(commit.joined_with(rest[1]), items=commit.items + 2)
+        commit.join(rest[1])
+        del self.pending[1], self.pending[1]
     return commit
 
 

@@ -136,7 +136,7 @@ class Process:
         self.had: set[str] = set()  # keys of all updates that it has ever had in memory
         self.polled_at: float | None = None
         self.excused = 0.0  # seconds since the last poll that VK and Redis took for themselves
-        self.offered = self.offered_bytes = 0  # what it has committed, in updates and bytes
+        self.offered = 0  # what it has committed, as the replay buffer counts
         self.sent_bytes = self.polled_times = 0
         self.recorded = Counter[str]()  # what the script has recorded, as far as the fetcher knows
         self.metrics = Metrics()
@@ -282,8 +282,7 @@ class RealBus(Bus):
 
     def commit(self, commit: Pending) -> Outcome:
         process = self.process
-        process.offered += max(commit.items, commit.count)  # as the replay buffer counts
-        process.offered_bytes += commit.size
+        process.offered += commit.weight
         outcome = super().commit(commit)
         if outcome.checkpoint and commit.since <= outcome.checkpoint:
             process.progress_at = process.world.now
@@ -375,7 +374,7 @@ class World:
         self.fetchers = fetchers
         self.processes: list[Process] = []
         self.calm_since = 0.0  # after this, there are no faults
-        self.copies: list[tuple[Copy, dict[Process, tuple[int, int]]]] = []
+        self.copies: list[tuple[Copy, dict[Process, int]]] = []
         self.current: Process | None = None
         self.turns = self.lives = 0
 
@@ -433,7 +432,7 @@ class World:
 
     def remember(self) -> None:
         """Keep a copy of the state for a failover."""
-        offered = {process: (process.offered, process.offered_bytes) for process in self.processes}
+        offered = {process: process.offered for process in self.processes}
         self.copies.append((self.store.copy(), offered))
         del self.copies[:-COPIES]
 
@@ -449,9 +448,9 @@ class World:
         limits = LIMITS[backlog]
         for copy, offered in self.copies[-1 - back :]:
             old = [process for process in self.processes if process in offered]
-            lost = [(p.offered - offered[p][0], p.offered_bytes - offered[p][1]) for p in old]
+            lost = [process.offered - offered[process] for process in old]
             fresh = [process for process in self.processes if process not in offered]
-            fits = all(n <= limits["MAX_REPLAY"] // 2 and size <= limits["MAX_REPLAY_BYTES"] // 2 for n, size in lost)
+            fits = all(weight <= limits["MAX_REPLAY"] // 2 for weight in lost)
             if fits and copy.checkpoint and all(p.offered <= limits["MAX_REPLAY"] // 2 for p in fresh):
                 break
         else:
@@ -466,7 +465,7 @@ class World:
             if client := process.client:
                 client.server = self.server if client.server == self.server - 1 else 0
                 client.is_refused = refused or must_notice
-        self.copies = [(copy, {p: (p.offered, p.offered_bytes) for p in self.processes})]
+        self.copies = [(copy, {process: process.offered for process in self.processes})]
         return True
 
     def empty(self, in_place: bool = False) -> None:
