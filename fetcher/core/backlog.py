@@ -21,8 +21,9 @@ The rules (docs/guarantees.md describes their limits):
 2. The checkpoint never passes an update that is neither on the bus nor inside a recorded gap.
 3. The stream holds each event once. With one fetcher, events are in VK's order. With several, an update that only one
    of them had is published late, rather than never, if another has recorded a gap in its place.
-4. After every broken connection the fetcher looks up the ids of the replay buffer, and commits again the batches that
-   have an id which is not in `seen`, because Redis may have failed over to a replica without the latest writes.
+4. After every broken connection, and if the checkpoint is gone or earlier than before, the fetcher looks up the ids of
+   the replay buffer, and commits again what ends after the checkpoint or has an id that is not in `seen`, because Redis
+   may have failed over to a replica without the latest writes.
 
 A commit is one atomic script (commit.lua), which returns the checkpoint as it is afterwards:
 
@@ -48,9 +49,9 @@ The script finds that the batch begins at the checkpoint, publishes the three ev
 second fetcher of the same community commits the same batch a moment later. It begins before the checkpoint and all its
 ids are in `seen`, so nothing is published and the checkpoint stays.
 
-What is missing. If the first pending item begins after the checkpoint, the part in between is missing. The fetcher puts
-it before that item: from the replay buffer if it is there, otherwise from VK, polled at the checkpoint. If VK does not
-return it, or if the checkpoint is of an earlier epoch, which VK no longer has, a gap takes its place.
+What is missing. If the first pending item begins after the checkpoint even so, the part in between is missing. The
+fetcher polls VK at the checkpoint, and puts VK's answer before that item. If VK does not return what is missing, or if
+the checkpoint is of an earlier epoch, which VK no longer has, a gap takes its place.
 
 Example: Redis comes back without its latest 40 events. The connection broke, so the fetcher looks up the ids of its
 replay buffer, finds that 40 are not in `seen`, and commits their batches again before anything new. If the fetcher was
@@ -66,7 +67,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal, Self
 
-from .history import Answer, DeadLetter, Entry, Position
+from .history import Answer, DeadLetter, Entry, Outcome, Position
 from .pieces import PieceSize, size_of
 
 MAX_PENDING = 10_000  # pending updates: VK is not polled while there are this many…
@@ -124,6 +125,11 @@ class Pending:
     def count(self) -> int:
         """How many updates this item holds; 0 unless it is a batch."""
         return len(self.updates or self.entries) if self.kind == "batch" else 0
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the entries."""
+        return [entry.id for entry in self.entries if entry and entry.id]
 
     @property
     def weight(self) -> int:
@@ -197,63 +203,61 @@ class Backlog:
             del self.pending[1]
         return commit
 
-    def answered(self, commit: Pending, checkpoint: Position, left_out: int = 0) -> None:
-        """Take the bus's answer to a commit that `next_commit` returned."""
+    def answered(self, commit: Pending, outcome: Outcome) -> bool:
+        """Take the bus's answer to a commit that `next_commit` returned.
+
+        Return False if the bus has lost something, because its checkpoint is gone or earlier than before: everything
+        stays pending until the bus has been read again.
+        """
+        checkpoint = outcome.checkpoint
+        if not checkpoint or checkpoint < self.checkpoint:
+            return False
         self.checkpoint = checkpoint
-        if commit.kind != "restore" and commit.since > checkpoint:
-            return  # the bus has done nothing, because something before this commit is missing
         self.pending.popleft()
-        # Do not remember a gap that another fetcher has filled in part, because `recall` would find it again and again,
+        # Do not remember a gap that another fetcher has filled in part, because it would be committed again and again,
         # nor a batch that came too late, because it might be recorded a second time after the next broken connection.
-        if commit.kind != "restore" and checkpoint >= commit.until and not left_out:
+        if commit.kind != "restore" and checkpoint >= commit.until and not outcome.left_out:
             self.replay.append(commit)
             self.replay_weight += commit.weight
             # The oldest item stays unless the others alone fill the buffer; so the latest stays, however large it is.
             while self.replay_weight - self.replay[0].weight >= MAX_REPLAY:
                 self.replay_weight -= self.replay.popleft().weight
+        return True
 
     # What is missing
+
+    def connected(self, checkpoint: Position | None, missing: set[str]) -> None:
+        """Commit again what the bus lacks of the replay buffer: it has this checkpoint, or none, but not these ids."""
+        stored = checkpoint or Position(0, 0)
+        lacking = [one for one in self.replay if stored < one.until or not missing.isdisjoint(one.ids)]
+        self.replay = deque(one for one in self.replay if one not in lacking)
+        self.replay_weight = sum(one.weight for one in self.replay)
+        # The replay buffer is in the order of commits, which is not VK's order if something was committed again.
+        in_order = sorted(lacking, key=lambda one: one.since)
+        self.pending.extendleft(reversed(in_order))
+        self.checkpoint, self.checkpoint_from = checkpoint or self.checkpoint, "the bus"
+        if not checkpoint and not (self.pending and self.pending[0].kind == "restore"):
+            self.pending.appendleft(Pending.record("restore", self.checkpoint, self.checkpoint, LOST_CHECKPOINT))
 
     @property
     def is_missing_updates(self) -> bool:
         """Whether a part of VK's history is missing between the checkpoint and what is pending."""
         return self.pending[0].kind != "restore" and self.pending[0].since > self.checkpoint
 
-    def recall(self) -> bool:
-        """Put back what is missing before the first pending item, without polling VK; return whether there was any.
-
-        It comes from the replay buffer. If it is not there and the checkpoint is of an earlier epoch, VK no longer has
-        it either, so a gap takes its place.
-        """
-        checkpoint, start = self.checkpoint, self.pending[0].since
-        missing = [one for one in self.replay if checkpoint < one.until <= start]
-        if not missing and checkpoint.epoch < start.epoch:
-            missing = [Pending.record("gap", checkpoint, start, RESTARTED)]
-        self._commit_again(missing)
-        return bool(missing)
-
     def fill(self, answer: Answer, now: float) -> None:
         """Put VK's answer at the checkpoint before what is pending, or a gap if VK does not have what is missing."""
-        checkpoint, start = self.checkpoint, self.pending[0].since
-        found = located(checkpoint, answer, now)
+        found = located(self.checkpoint, answer, now)
         # VK has nothing after the checkpoint, or has restarted its numbering since.
-        is_behind = not found or found[-1].until.epoch > checkpoint.epoch
-        if is_behind or (found[0].kind == "gap" and found[0].until >= start):  # a gap must not cover what is pending
-            found = [Pending.record("gap", checkpoint, start, NOT_ANSWERED)]
-        self.pending.extendleft(reversed(found))
+        is_behind = not found or found[-1].until.epoch > self.checkpoint.epoch
+        # A gap must not cover what is pending.
+        if is_behind or (found[0].kind == "gap" and found[0].until >= self.pending[0].since):
+            self.skip(NOT_ANSWERED)
+        else:
+            self.pending.extendleft(reversed(found))
 
-    def _commit_again(self, batches: list[Pending]) -> None:
-        self.replay = deque(one for one in self.replay if one not in batches)
-        self.replay_weight = sum(one.weight for one in self.replay)
-        # The replay buffer is in the order of commits, which is not VK's order if something was committed again.
-        in_order = sorted(batches, key=lambda one: one.since)
-        self.pending.extendleft(reversed(in_order))
-
-    # The connection
-
-    def replay_ids(self) -> list[str]:
-        """Return the ids of all entries in the replay buffer."""
-        return [entry.id for one in self.replay for entry in one.entries if entry and entry.id]
+    def skip(self, error: str) -> None:
+        """Put a gap before what is pending, because nobody has what is missing."""
+        self.pending.appendleft(Pending.record("gap", self.checkpoint, self.pending[0].since, error))
 
     def rebase(self, checkpoint: Position, latest_ts: int) -> None:
         """Number the epochs of what is pending as the bus does, when its checkpoint is read for the first time.
@@ -267,13 +271,6 @@ class Backlog:
         epochs = max(0, checkpoint.epoch + (latest_ts < checkpoint.ts) - (latest_ts < last.ts) - last.epoch)
         for one in self.pending:
             one.since, one.until = (place._replace(epoch=place.epoch + epochs) for place in (one.since, one.until))
-
-    def connected(self, checkpoint: Position | None, missing: set[str]) -> None:
-        """Go on with a new connection: the bus has this checkpoint, or none, and `seen` lacks the `missing` ids."""
-        self._commit_again([one for one in self.replay if is_lacking(one, checkpoint, missing)])
-        self.checkpoint, self.checkpoint_from = checkpoint or self.checkpoint, "the bus"
-        if checkpoint is None and not (self.pending and self.pending[0].kind == "restore"):
-            self.pending.appendleft(Pending.record("restore", self.checkpoint, self.checkpoint, LOST_CHECKPOINT))
 
 
 def located(polled: Position, answer: Answer, now: float) -> list[Pending]:
@@ -291,10 +288,3 @@ def located(polled: Position, answer: Answer, now: float) -> list[Pending]:
     if restarted:
         found.append(Pending.record("gap", since, until, RESTARTED))
     return found
-
-
-def is_lacking(one: Pending, checkpoint: Position | None, missing: set[str]) -> bool:
-    """Return whether the bus has lost an item that was committed before, or some of its entries."""
-    if one.kind == "gap":
-        return checkpoint is None or checkpoint < one.until
-    return any(entry and entry.id in missing for entry in one.entries)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, Never
 
 from ..errors import ConnectionReplaced, FatalError, RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
-from .backlog import MAX_UNBUILT, Backlog, Pending
+from .backlog import MAX_UNBUILT, RESTARTED, Backlog, Pending
 from .backoff import backoff
 from .history import Answer
 from .ports import Bus, EntryBuilder, LongPoll
@@ -123,7 +123,7 @@ class Relay:
         """Read the checkpoint and which ids of the replay buffer the bus lacks."""
         self.reports.doing = "asking Redis which of the latest updates it has"
         start = self.backlog.checkpoint if self.backlog.checkpoint_from == "VK" else None
-        checkpoint, missing = self.bus.read(self.backlog.replay_ids(), start)
+        checkpoint, missing = self.bus.read([id for one in self.backlog.replay for id in one.ids], start)
         if start and self.backlog.pending and checkpoint not in (None, start):
             self.backlog.rebase(checkpoint, self.longpoll.renew())
         self.backlog.connected(checkpoint, missing)
@@ -150,19 +150,18 @@ class Relay:
             raise
         self.backlog.piece.succeeded(commit.count, commit.size)
         self.reports.committed(commit, outcome, time.monotonic() - begun)
-        if outcome.checkpoint:
-            self.backlog.answered(commit, outcome.checkpoint, outcome.left_out)
-        else:
-            self.bus.is_connected = False  # Redis may have lost more than the checkpoint
+        if not self.backlog.answered(commit, outcome):
+            self.bus.is_connected = False  # Redis has lost something, so look up all that it lacks
 
     def fill(self) -> None:
-        """Put what is missing before what is pending: from the replay buffer, otherwise from VK, otherwise a gap.
+        """Put what is missing before what is pending: from VK, otherwise a gap.
 
         Raise TransientError if VK is silent at the checkpoint though its new key has a later ts, or repeats itself.
         """
-        if self.backlog.recall():
-            return
         since = self.backlog.checkpoint
+        if since.epoch < self.backlog.pending[0].since.epoch:  # VK no longer has anything of an earlier epoch
+            self.backlog.skip(RESTARTED)
+            return
         self.reports.doing = f"asking VK for what is missing after ts {since}"
         answer = self.longpoll.poll(since.ts, 1)
         is_silent = answer.until == since.ts and not answer.updates

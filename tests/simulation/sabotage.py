@@ -66,25 +66,35 @@ def script(way: str, old: str, new: str) -> None:
 
 
 @instead_of(Backlog, "answered")
-def pending_dropped_on_conflict(right: Any, self: Any, commit: Any, checkpoint: Any, *left_out: int) -> None:
-    right(self, commit, checkpoint, *left_out)
-    if commit.since > checkpoint:
+def pending_dropped_on_conflict(right: Any, self: Any, commit: Any, outcome: Any) -> Any:
+    if outcome.checkpoint and commit.since > outcome.checkpoint:
         self.pending.clear()
+    return right(self, commit, outcome)
 
 
 @instead_of(Backlog, "answered")
-def nothing_is_remembered(right: Any, self: Any, commit: Any, checkpoint: Any, *left_out: int) -> None:
-    right(self, commit, checkpoint, *left_out)
+def earlier_checkpoint_is_believed(right: Any, self: Any, commit: Any, outcome: Any) -> Any:
+    if outcome.checkpoint and outcome.checkpoint < self.checkpoint:
+        self.checkpoint = outcome.checkpoint
+        return True
+    return right(self, commit, outcome)
+
+
+@instead_of(Backlog, "answered")
+def nothing_is_remembered(right: Any, self: Any, commit: Any, outcome: Any) -> Any:
+    answer = right(self, commit, outcome)
     self.replay.clear()
     self.replay_weight = 0
+    return answer
 
 
 @instead_of(Backlog, "answered")
-def what_came_late_is_not_remembered(right: Any, self: Any, commit: Any, checkpoint: Any, *left_out: int) -> None:
+def what_came_late_is_not_remembered(right: Any, self: Any, commit: Any, outcome: Any) -> Any:
     before = deque(self.replay), self.replay_weight
-    right(self, commit, checkpoint, *left_out)
-    if commit.kind == "batch" and commit.until < checkpoint:
+    answer = right(self, commit, outcome)
+    if commit.kind == "batch" and outcome.checkpoint and commit.until < outcome.checkpoint:
         self.replay, self.replay_weight = before
+    return answer
 
 
 @instead_of(Backlog, "is_missing_updates")
@@ -94,6 +104,13 @@ def what_is_missing_is_not_noticed(right: Any, self: Any) -> bool:
 
 @instead_of(Backlog, "connected")
 def nothing_is_committed_again(right: Any, self: Any, checkpoint: Any, missing: Any) -> None:
+    replay, self.replay = self.replay, deque()
+    right(self, checkpoint, missing)
+    self.replay = replay
+
+
+@instead_of(Backlog, "connected")
+def only_what_is_after_the_checkpoint_is_committed_again(right: Any, self: Any, checkpoint: Any, missing: Any) -> None:
     right(self, checkpoint, set())
 
 
@@ -108,11 +125,6 @@ def committed_again_last(right: Any, self: Any, checkpoint: Any, missing: Any) -
     self.pending.clear()
     right(self, checkpoint, missing)
     self.pending.extendleft(reversed(held))
-
-
-@instead_of(Backlog, "recall")
-def nothing_is_recalled(right: Any, self: Any) -> bool:
-    return False
 
 
 @instead_of(Backlog, "rebase")
@@ -201,8 +213,10 @@ def filled_from_the_end_of_what_is_pending(right: Any, self: Any) -> None:
 
 @instead_of(Relay, "fill")
 def one_empty_answer_is_believed(right: Any, self: Any) -> None:
-    if not self.backlog.recall():
-        since = self.backlog.checkpoint
+    since = self.backlog.checkpoint
+    if since.epoch < self.backlog.pending[0].since.epoch:
+        right(self)
+    else:
         self.backlog.fill(self.longpoll.poll(since.ts, 1), time.monotonic())
 
 
