@@ -33,7 +33,7 @@ class Relay:
         self.backlog = Backlog()
         self.has_polled = False  # whether VK has answered a poll since the last heartbeat
         self.beat_at = 0.0
-        self.impatient_until = 0.0  # until then, batches do not wait for names and full messages
+        self.give_up_at = 0.0  # from then on, batches do not wait for names and full messages; 0 if none has waited
         self.given_up: Exception | None = None  # why the latest events lack names or full messages
         self.largest = 1.0  # updates in the largest recent answer: each smaller one halves it
         self.failures = 0  # steps that failed in a row
@@ -167,7 +167,7 @@ class Relay:
         is_silent = answer.until == since.ts and not answer.updates
         if is_silent and self.longpoll.renew() > since.ts:
             raise TransientError("VK's long poll is silent, though its new key has a later ts")
-        self.backlog.fill(answer, time.monotonic())
+        self.backlog.fill(answer)
         require_progress(since.ts, answer)
 
     # VK
@@ -175,19 +175,18 @@ class Relay:
     def build(self) -> None:
         """Build the events of the oldest pending batches.
 
-        A batch waits at most NAMES_TIMEOUT for names and full messages that VK does not return, and is then built
+        Batches wait at most NAMES_TIMEOUT for names and full messages that VK does not return, and are then built
         without them. For IMPATIENT_TIME after that, no batch waits, so most are not delayed by an API outage.
         """
-        group, now = self.backlog.unbuilt(), time.monotonic()
-        if not group:
-            return
-        # Check all of them: the first may have been held for less time than the rest, if it filled in what was missing.
-        is_overdue = any(now - one.held_since >= NAMES_TIMEOUT for one in group)
-        is_impatient = now < self.impatient_until
-        self.given_up = self.builder.build(group, give_up=is_overdue or is_impatient)
-        if self.given_up:
-            self.reports.given_up(self.given_up)
-            self.impatient_until = self.impatient_until if is_impatient else now + IMPATIENT_TIME
+        if group := self.backlog.unbuilt():
+            now = time.monotonic()
+            self.give_up_at = self.give_up_at or now + NAMES_TIMEOUT
+            give_up = now >= self.give_up_at
+            self.given_up = self.builder.build(group, give_up)
+            if self.given_up:
+                self.reports.given_up(self.given_up)
+            if not give_up or now >= self.give_up_at + IMPATIENT_TIME:
+                self.give_up_at = 0.0
 
     def poll(self, failing: bool, commit_time: float) -> None:
         """Poll VK from the end of what is pending, and hold its answers.
@@ -209,7 +208,7 @@ class Relay:
             now, count, self.has_polled = time.monotonic(), len(answer.updates), True
             poll_until = poll_until or now + DRAIN_TIME
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
-            self.backlog.add(answer, now)
+            self.backlog.add(answer)
             require_progress(ts, answer)
             is_full = 2 * count >= self.largest and now - begun < commit_time
             if count:

@@ -296,12 +296,12 @@ def note_held(process: Process, backlog: Backlog) -> None:
         process.world.answered.add(latest_ts)
         type(backlog).start(backlog, latest_ts)
 
-    def add(answer: Answer, now: float) -> None:
+    def add(answer: Answer) -> None:
         process.had.update(key_of(update) for update in answer.updates)
-        type(backlog).add(backlog, answer, now)
+        type(backlog).add(backlog, answer)
 
-    def fill(answer: Answer, now: float) -> None:
-        type(backlog).fill(backlog, answer, now)
+    def fill(answer: Answer) -> None:
+        type(backlog).fill(backlog, answer)
         process.had.update(key_of(update) for one in backlog.pending for update in one.updates)
 
     vars(backlog).update(start=start, add=add, fill=fill)
@@ -331,19 +331,21 @@ class Entries(EntryBuilder):
     def __init__(self, process: Process, lookups: Any, bus: Bus) -> None:
         super().__init__(lookups, bus, GROUP, "/", raw=False)
         self.process = process
+        self.tried_at: dict[Pending, float] = {}  # when each batch that waits was tried first
         self.is_overdue = False  # whether the latest try was too late, so that the next one has to give up
 
     def build(self, batches: Any, give_up: bool) -> Failure:
         if self.is_overdue and not give_up:
             self.process.world.broken("a batch waits too long for names")
-        self.is_overdue = False
+        self.is_overdue, now = False, self.process.world.now
+        self.tried_at = {one: self.tried_at.get(one, now) for one in batches}
         try:
             return super().build(batches, give_up)
         except (RedisUnavailable, RedisFatalError):
             raise
         except (TransientError, FatalError):
-            held_since = min(one.held_since for one in batches)
-            self.is_overdue = not give_up and self.process.world.now - held_since > MAX_NAMES_WAIT
+            waited = self.process.world.now - min(self.tried_at.values())
+            self.is_overdue = not give_up and waited > MAX_NAMES_WAIT
             raise
 
 
