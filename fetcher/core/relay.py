@@ -31,8 +31,7 @@ class Relay:
         self.longpoll, self.builder, self.bus, self.poll_wait = longpoll, builder, bus, poll_wait
         self.reports = Reports(metrics)
         self.backlog = Backlog()
-        self.has_polled = False  # whether VK has answered a poll since the last heartbeat
-        self.beat_at = 0.0
+        self.polled_at = self.beat_at = 0.0  # when VK last answered a poll; from when on a poll calls for a heartbeat
         self.give_up_at = 0.0  # from then on, batches do not wait for names and full messages; 0 if none has waited
         self.given_up: Exception | None = None  # why the latest events lack names or full messages
         self.largest = 1.0  # updates in the largest recent answer: each smaller one halves it
@@ -114,10 +113,10 @@ class Relay:
             raise self.given_up
 
     def beat(self) -> None:
-        """Set the heartbeat if VK has answered a poll since the last one, at most every HEARTBEAT_INTERVAL."""
-        if self.has_polled and time.monotonic() >= self.beat_at:
+        """Set the heartbeat if VK has answered a poll lately, but at most every HEARTBEAT_INTERVAL."""
+        if self.polled_at > self.beat_at:
             self.bus.beat()
-            self.has_polled, self.beat_at = False, time.monotonic() + HEARTBEAT_INTERVAL
+            self.beat_at = time.monotonic() + HEARTBEAT_INTERVAL
 
     def connect(self) -> None:
         """Read the checkpoint and which ids of the replay buffer the bus lacks."""
@@ -205,8 +204,8 @@ class Relay:
         while not self.backlog.is_full:
             begun, ts = time.monotonic(), self.backlog.next.ts
             answer = self.longpoll.poll(ts, wait)
-            now, count, self.has_polled = time.monotonic(), len(answer.updates), True
-            poll_until = poll_until or now + DRAIN_TIME
+            now, count = time.monotonic(), len(answer.updates)
+            self.polled_at, poll_until = now, poll_until or now + DRAIN_TIME
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answer)
             require_progress(ts, answer)
