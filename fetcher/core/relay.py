@@ -62,14 +62,13 @@ class Relay:
             return False
         begun = time.monotonic()
         failure = self.attempt(self.commit)
-        commit_time = time.monotonic() - begun
         self.reports.holds(self.backlog.count, bool(self.backlog.pending))
         redis_failed = isinstance(failure, RedisUnavailable | RedisFatalError)
         self.reports.metrics.redis_up.set(int(not redis_failed))
         if redis_failed:
             self.bus.disconnect()  # Redis may have lost writes, or its address may lead to another server by now
             self.attempt(self.build)  # meanwhile, so that commits need not wait for VK when Redis is back
-        return not self.attempt(lambda: self.poll(bool(failure), commit_time)) and not failure
+        return not self.attempt(lambda: self.poll(bool(failure), time.monotonic() - begun)) and not failure
 
     def attempt(self, action: Callable[[], None]) -> Exception | None:
         """Run the action; if it fails, log the error and return it.
@@ -149,8 +148,8 @@ class Relay:
             raise
         self.backlog.piece.succeeded(commit.count, commit.size)
         self.reports.committed(commit, outcome, time.monotonic() - begun)
-        if not self.backlog.answered(commit, outcome):
-            self.bus.is_connected = False  # Redis has lost something, so look up all that it lacks
+        # If Redis has lost something, look up all that it lacks, as on a new connection.
+        self.bus.is_connected = self.backlog.answered(commit, outcome)
 
     def fill(self) -> None:
         """Put what is missing before what is pending: from VK, otherwise a gap.
