@@ -270,6 +270,14 @@ def test_a_large_batch_is_committed_in_pieces() -> None:
     assert pieces(backlog) == ["1:10-1:10+2 ab", "1:10+2-1:17 cd"]
 
 
+def test_a_commit_that_has_failed_is_cut_again() -> None:
+    """A commit of several batches may turn out to be too large: the checkpoint between its pieces never says too much."""
+    backlog = started(batch(10, 12, "ab"), batch(12, 14, "cd"))
+    assert next_commit(backlog).until == place(14)
+    assert pieces(smaller(backlog, 3)) == ["10-10+3 abc", "10+3-14 d"]
+    assert place(12) > place("10+3"), "although the update that follows is after it"
+
+
 def test_a_piece_knows_the_end_of_its_answer() -> None:
     """A commit of a piece has the end of VK's answer, unless a whole answer follows in the same commit."""
     backlog, ends = smaller(started(batch(10, 17, "abcdefg"), batch(17, 18, "h")), 3), list[Position | None]()

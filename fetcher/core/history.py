@@ -8,7 +8,7 @@ class Position(NamedTuple):
     """A place in VK's history; positions are compared as tuples.
 
     `epoch` counts how often VK has restarted its numbering, `ts` is VK's number, and `part` counts the updates after
-    `ts` that are included, if VK's answer at `ts` is committed in pieces. On the bus a position is text that leaves out
+    `ts` that are included, if what follows `ts` is committed in pieces. On the bus a position is text that leaves out
     an epoch or a part of 0: "12345", "12345+500", "1:30", "1:30+500".
     """
 
