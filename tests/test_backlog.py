@@ -271,7 +271,7 @@ def test_a_large_batch_is_committed_in_pieces() -> None:
 
 
 def test_a_commit_that_has_failed_is_cut_again() -> None:
-    """A commit of several batches may turn out to be too large: the checkpoint between its pieces never says too much."""
+    """A commit of several batches may turn out too large: the checkpoint between its pieces never says too much."""
     backlog = started(batch(10, 12, "ab"), batch(12, 14, "cd"))
     assert next_commit(backlog).until == place(14)
     assert pieces(smaller(backlog, 3)) == ["10-10+3 abc", "10+3-14 d"]
