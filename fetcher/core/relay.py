@@ -34,7 +34,6 @@ class Relay:
         self.polled_at = self.beat_at = 0.0  # when VK last answered a poll; from when on a poll calls for a heartbeat
         self.give_up_at = 0.0  # from then on, batches do not wait for names and full messages; 0 if none has waited
         self.given_up: Exception | None = None  # why the latest events lack names or full messages
-        self.largest = 1.0  # updates in the largest recent answer: each smaller one halves it
         self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
@@ -194,12 +193,12 @@ class Relay:
 
         - If a commit failed or something is still pending, until an answer is empty.
         - Otherwise, while answers are full and fewer than MAX_UNBUILT updates are pending. An answer is full if it has
-          at least half as many updates as the largest recent one, and took less time than the commits before it. The
-          further polls do not wait for new updates, and one lookup then serves several answers.
+          at least half as many updates as the largest one of this step, and took less time than the commits before it.
+          The further polls do not wait for new updates, and one lookup then serves several answers.
         """
         hurried = bool(failing or self.backlog.pending)
         wait = 1 if hurried or self.failures else self.poll_wait
-        poll_until = 0.0  # set at the first answer, because VK may be far away
+        largest, poll_until = 0, 0.0  # the time is set at the first answer, because VK may be far away
         while not self.backlog.is_full:
             begun, ts = time.monotonic(), self.backlog.next.ts
             answer = self.longpoll.poll(ts, wait)
@@ -208,11 +207,10 @@ class Relay:
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
             self.backlog.add(answer)
             require_progress(ts, answer)
-            is_full = 2 * count >= self.largest and now - begun < commit_time
-            if count:
-                self.largest = max(count, self.largest / 2)
-            has_more = count > 0 if hurried else is_full and self.backlog.count < MAX_UNBUILT
-            if not has_more or now >= poll_until:
+            largest = max(largest, count)
+            is_full = 2 * count >= largest and now - begun < commit_time
+            goes_on = hurried or (is_full and self.backlog.count < MAX_UNBUILT)
+            if not count or not goes_on or now >= poll_until:
                 return
             wait = int(hurried)
         self.reports.memory_is_full(self.backlog.count)
