@@ -1,4 +1,4 @@
-"""JSON by orjson, or by the standard library if orjson refuses a value or would change it."""
+"""JSON: VK's answers and events by orjson, or by the standard library if orjson refuses a value or would change it."""
 
 import json
 import math

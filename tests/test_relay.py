@@ -1285,7 +1285,7 @@ def test_a_token_that_is_refused_in_lookups(
 
 
 def test_names_given_up_while_redis_is_down(begun: Fetcher, store: Store) -> None:
-    """The 30 s begin when the batch arrives, so it does not wait again when Redis is back."""
+    """The 30 s begin with the first try, even while Redis is down, so the batch does not wait again when it is back."""
     begun.vk.names_failure = VK_DOWN
     hold(begun, "a")
     begun.bus.failure = REDIS_DOWN

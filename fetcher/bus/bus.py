@@ -71,7 +71,7 @@ class Bus:
         Everything takes one round trip, because connections may be short-lived.
         https://redis.io/docs/latest/commands/zmscore/
         """
-        members: Any = [utf8(id) for id in ids] or [b""]  # redis-py takes no empty list
+        members: Any = [utf8(id) for id in ids] or [b""]  # redis-py refuses an empty list
         with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
             if start:
                 pipeline.set(self.checkpoint_key, str(start), nx=True)

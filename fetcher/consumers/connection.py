@@ -50,7 +50,8 @@ class Connection:
             source = self.client
             if hasattr(source, "nodes_manager"):
                 if not self.blocks:
-                    await source.initialize()  # once, or redis-py believes that a client which knows its nodes is ready
+                    # Only once; without it, redis-py would consider the client ready as soon as it knows its nodes.
+                    await source.initialize()
                 await self.maybe_await(source.nodes_manager.initialize())  # another node may have the key now
                 source = source.get_node_from_key(key) if key else source.get_random_node()
                 source = getattr(source, "redis_connection", source)  # a node of redis.asyncio has no client

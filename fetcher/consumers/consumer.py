@@ -1,4 +1,4 @@
-"""What all consumers do: sessions, each on one connection, and a new session after an error. Live consumers."""
+"""What all consumers do: run a session on one connection, and start a new one after an error. Also live consumers."""
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence

@@ -43,7 +43,7 @@ class Durable(Consumer):
         were handled after the read before it.
         """
         self.next_look = 0.0  # look at once: this consumer may have unacknowledged entries
-        self.count = 1  # entries per read: the latest read may have been too large for the link
+        self.count = 1  # entries per read; few at first, as the latest read may have been too large for the link
         if self.unconfirmed:
             self.acknowledge(*self.unconfirmed)
         if self.is_missing:

@@ -31,7 +31,7 @@ class Relay:
         self.longpoll, self.builder, self.bus, self.poll_wait = longpoll, builder, bus, poll_wait
         self.reports = Reports(metrics)
         self.backlog = Backlog()
-        self.polled_at = self.beat_at = 0.0  # when VK last answered a poll; from when on a poll calls for a heartbeat
+        self.polled_at = self.beat_at = 0.0  # when VK last answered a poll; an answer after `beat_at` needs a heartbeat
         self.give_up_at = 0.0  # from then on, batches do not wait for names and full messages; 0 if none has waited
         self.given_up: Exception | None = None  # why the latest events lack names or full messages
         self.failures = 0  # steps that failed in a row
@@ -111,7 +111,7 @@ class Relay:
             raise self.given_up
 
     def beat(self) -> None:
-        """Set the heartbeat if VK has answered a poll lately, but at most every HEARTBEAT_INTERVAL."""
+        """Set the heartbeat if VK has answered a poll HEARTBEAT_INTERVAL or more after the last heartbeat."""
         if self.polled_at > self.beat_at:
             self.bus.beat()
             self.beat_at = time.monotonic() + HEARTBEAT_INTERVAL

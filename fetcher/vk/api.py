@@ -72,9 +72,10 @@ class Session(requests.Session):
     """A session that sets a timeout on every request, which vk_api does not, and parses JSON fast."""
 
     def __init__(self) -> None:
-        """Take the proxies and the certificates from the environment once, because each request would take 0.1 ms.
+        """Take the proxies and the certificates from the environment once, as doing so for each request takes 0.1 ms.
 
-        With `trust_env` requests would also look for a .netrc file each time, and send VK the credentials in it.
+        What the environment says about VK's API applies to all requests. With `trust_env` requests would also look for
+        a .netrc file each time, and send VK the credentials in it.
         """
         super().__init__()
         found = self.merge_environment_settings("https://api.vk.ru", {}, None, None, None)

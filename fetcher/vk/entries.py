@@ -37,7 +37,7 @@ class EntryBuilder:
         self.command, self.raw = command_pattern(group, prefixes), raw
         self.names: dict[int, Name] = {}
         self.forget_at = 0.0  # when `names` is cleared
-        self.is_warned = False  # of VK's notices
+        self.is_warned = False  # whether the log has the warning about VK's notices
 
     def build(self, batches: Sequence[Pending], give_up: bool) -> Failure:
         """Build the entries of these batches.

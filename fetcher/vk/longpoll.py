@@ -57,7 +57,7 @@ class LongPoll:
         """Return the updates after `ts`; VK waits for them up to `wait` seconds.
 
         If VK has forgotten them, return the updates after the gap; adjacent gaps become one. With a `wait` of 0, an
-        answer that is not there at once counts as empty.
+        answer that takes longer than NO_WAIT_TIMEOUT counts as empty, and so does any other failure.
         """
         begun = time.monotonic()
         try:

@@ -28,8 +28,8 @@ OWNER = "owner"  # the environment's own user, whose password nobody changes
 KEY_HEAD = "eyJhbGciOiJFZERTQSIs"  # every VK key begins like this
 EVENT_ID = re.compile(r'"event_id": ?"([0-9a-f]{40})"')  # the first match in an event's JSON is its own id
 MAX_COUNT = 255  # the most that a byte can count
-# What fetchers surely remember of the bus, in updates and bytes: the replay buffer holds twice as much, but a whole
-# piece may leave it at once.
+# What fetchers surely remember of the bus, in updates and bytes: the replay buffer holds twice as much, but small and
+# large updates share it.
 REMEMBERED, REMEMBERED_BYTES = 500, 8 * 2**20
 USUAL_SIZE = 700  # bytes of an update
 
