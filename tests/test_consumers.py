@@ -624,7 +624,7 @@ def test_a_long_outage_is_logged_about_once_a_minute(
 ) -> None:
     """The pauses grow up to two seconds; the next outage begins with a short pause again.
 
-    That outage is logged only if more than ten seconds have passed, because a link may break every few seconds.
+    Errors of one kind are logged at most once a minute, even across outages, as a link may break every few seconds.
     """
 
     def later() -> Any:

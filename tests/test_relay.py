@@ -1117,7 +1117,7 @@ def test_small_pages_and_a_slow_redis(begun: Fetcher, store: Store, page: int, r
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize(("first", "smallest", "largest"), [(100, 10, 10), (10, 5, 15), (50, 5, 60), (1, 100, 100)])
 def test_pages_of_any_size(begun: Fetcher, store: Store, first: int, smallest: int, largest: int) -> None:
-    """VK's limit may be in bytes, or may change: the fetcher finds it again."""
+    """VK's limit may be in bytes, or may change: the fetcher keeps up all the same."""
     rng = random.Random(first)
     begun.history.batch, begun.history.kept = first, 1000
     begun.history.push(*numbers(first))
