@@ -100,7 +100,7 @@ class Chaos(Plan):
             self.habits = replace(self.habits, text=1500, batch=30)
         if theme == "start":  # Redis is down, and VK may restart its numbering meanwhile
             self.links = [Link(down_until=pick([5.0, 20.0, 60.0]) * rng.random()) for _ in range(3)]
-            self.rates[self.restart_vk], self.rates[self.kill] = 0.005, pick([0, 0.005])
+            self.rates[self.restart_vk], self.rates[self.kill], self.rates[self.cut] = 0.005, pick([0, 0.005]), 0.01
             self.remembered = LIMITS[bus]["DEDUP_WINDOW"]  # ids of earlier events in `seen`
         self.max_updates = 300
         self.total_rate = sum(self.rates.values())
