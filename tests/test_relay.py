@@ -1262,7 +1262,20 @@ def test_an_outage_of_names_delays_one_batch(begun: Fetcher, store: Store, caplo
         assert caplog.messages == [lacking] * 3
         assert {record.levelname for record in caplog.records} == {"WARNING"}
         begun.run_for(IMPATIENT_TIME - 3.5 * REMIND_INTERVAL)
-        assert not is_late(f"last {round}")
+
+
+def test_a_batch_long_after_an_outage_of_names_waits_again(begun: Fetcher, store: Store) -> None:
+    """Even if it is the first one since then."""
+    for id in "ab":
+        begun.vk.names_failure = VK_DOWN
+        begun.history.push(update(id, user=ord(id)))
+        begun.run_for(3)
+        assert id not in store.ids
+        begun.run_for(NAMES_TIMEOUT + 5 if id == "a" else 0)
+        begun.vk.names_failure = None
+        begun.run_for(IMPATIENT_TIME + NAMES_TIMEOUT)
+    assert store.ids == ["a", "b"]
+    assert store.users == ["", f"name of {ord('b')}"]
 
 
 @pytest.mark.parametrize("kind", ["names_failure", "full_failure"])

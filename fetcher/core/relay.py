@@ -32,7 +32,8 @@ class Relay:
         self.reports = Reports(metrics)
         self.backlog = Backlog()
         self.polled_at = self.beat_at = 0.0  # when VK last answered a poll; an answer after `beat_at` needs a heartbeat
-        self.give_up_at = 0.0  # from then on, batches do not wait for names and full messages; 0 if none has waited
+        # For IMPATIENT_TIME from then on, batches do not wait for names and full messages. Long ago if none has waited.
+        self.give_up_at = -IMPATIENT_TIME
         self.given_up: Exception | None = None  # why the latest events lack names or full messages
         self.failures = 0  # steps that failed in a row
 
@@ -177,13 +178,14 @@ class Relay:
         """
         if group := self.backlog.unbuilt():
             now = time.monotonic()
-            self.give_up_at = self.give_up_at or now + NAMES_TIMEOUT
+            if now >= self.give_up_at + IMPATIENT_TIME:
+                self.give_up_at = now + NAMES_TIMEOUT
             give_up = now >= self.give_up_at
             self.given_up = self.builder.build(group, give_up)
             if self.given_up:
                 self.reports.given_up(self.given_up)
-            if not give_up or now >= self.give_up_at + IMPATIENT_TIME:
-                self.give_up_at = 0.0
+            if not give_up:
+                self.give_up_at = -IMPATIENT_TIME
 
     def poll(self, failing: bool, commit_time: float) -> None:
         """Poll VK from the end of what is pending, and hold its answers.
