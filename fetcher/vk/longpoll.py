@@ -75,7 +75,7 @@ class LongPoll:
                     if failed != 2:
                         place, wait = until, 1
                         gap = gap or answer.gap or f"VK has forgotten the updates in between (failed {failed})"
-                elif place < ts <= answer.until:  # VK has reached `ts` after all: only its servers for keys lag behind
+                elif place < ts == answer.until:  # VK has reached `ts` after all: only its servers for keys lag behind
                     place, gap = ts, ""
                 else:
                     if not self.is_checked:
@@ -83,7 +83,9 @@ class LongPoll:
                         self.is_checked = True
                     if wait and not answer.updates and time.monotonic() < begun + SILENT_INTERVAL:
                         time.sleep(SILENT_INTERVAL)
-                    return answer._replace(gap=gap)
+                    # If VK has passed `ts`, too, the updates up to `ts` are kept: they are repetitions, which `seen`
+                    # knows, unless VK has restarted its numbering close to `ts`.
+                    return answer._replace(since=ts) if place < ts < answer.until else answer._replace(gap=gap)
             raise TransientError("VK's long poll refuses every key and ts that it gives")
         except (TransientError, FatalError):
             if not wait:  # if this was no mere timeout, the next poll with a wait will report it
