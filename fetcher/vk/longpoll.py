@@ -112,7 +112,7 @@ class LongPoll:
         If the answer at a ts has been unreadable for UNREADABLE_TIMEOUT, the ts is skipped, provided that the answer at
         the latest ts can be read and the one at this ts still cannot. The result then is as if VK had forgotten the
         updates: `failed` 1, and a gap. A lower ts in an answer may only mean that VK's servers are a few updates apart,
-        so it is believed only if the ts of a new key is lower, too.
+        so it is believed only if VK repeats it and the ts of a new key is lower, too.
         """
         may_skip = time.monotonic() >= self.skip_at.get(ts, math.inf)
         if may_skip:
@@ -121,6 +121,8 @@ class LongPoll:
             self.request(self.renew(), 1)
         try:
             failed, answer = self.request(ts, wait)
+            if answer.until < ts:
+                failed, answer = self.request(ts, wait)
         except MalformedResponse:
             self.skip_at.setdefault(ts, time.monotonic() + UNREADABLE_TIMEOUT)
             if not may_skip:
