@@ -159,7 +159,7 @@ READERS: dict[str, tuple[Any, Callable[[Any], Any], bool]] = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_permissions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The documented permissions suffice to wait, to create a group, and to claim and acknowledge entries."""
+    """The documented permissions suffice to wait, to create a group, and to claim, release and acknowledge entries."""
     make, read, attempts = READERS[name]
     monkeypatch.setattr(connection, "REPLY_TIMEOUT", 1.2)
     with Server(acl=[permissions(attempts)]) as server, server.client() as owner:
@@ -176,10 +176,14 @@ def test_permissions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             for id in range(60):
                 owner.publish("events:message", text(event(id)))
 
+        def pause(number: int) -> None:
+            time.sleep(0.3 * (number == 50))  # what is read ahead is released
+
         async def take_asynchronously(own: Any) -> None:
             async with own, aclosing(read(own)) as events:
-                for _ in range(60):
+                for number in range(60):
                     await anext(events)
+                    pause(number)
 
         own = make(host=HOST, port=server.port, username="consumer", password="secret")
         with listening:
@@ -191,8 +195,9 @@ def test_permissions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 asyncio.run(take_asynchronously(own))
             else:
                 with own, closing(read(own)) as events:
-                    for _ in range(60):
+                    for number in range(60):
                         next(events)
+                        pause(number)
         assert owner.xlen("{events}:dead-letter:moderation") == attempts
         refused = {entry["object"] for entry in owner.acl_log()}
         assert refused <= {"client|setinfo"}

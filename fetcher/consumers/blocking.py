@@ -30,8 +30,8 @@ def consume(
     a crash is delivered again. Events that this consumer received earlier but did not acknowledge are delivered before
     new ones, and so are events that any consumer has left unacknowledged for more than `idle` seconds. `idle` must be
     longer than handling an event ever takes. A consumer is one thread, and must keep its name after a restart. Entries
-    are read ahead: as many as are handled in a tenth of a second, but at most 100. If the loop ends, they wait like the
-    event in hand: for this consumer, or until `idle` has passed.
+    are read ahead: as many as are handled in a tenth of a second, but at most 100. Entries that wait for longer, or
+    that are left over when the loop ends, are released to the group.
 
     With `attempts`, an event that was handed over that many times without being acknowledged is moved to the stream
     `{<bus>}:dead-letter:<group>`, with the fields `event` (the JSON), `id` (the entry's) and `attempts`. Handing an

@@ -35,9 +35,10 @@ class Durable(Consumer):
     async def session(self) -> AsyncGenerator[Event, None]:
         """Yield one event after the other, and acknowledge each when the next one is requested.
 
-        Another consumer may claim an entry `idle` seconds after Redis has sent it. So entries that have waited for half
-        of this time are read again before they are handed over. The first of those is handed over even if reading it
-        has taken as long again, because Redis may be far away.
+        Entries that have waited for longer than reading ahead should take are released and read again. So are those
+        that have waited for half of `idle`, because another consumer may claim an entry `idle` seconds after Redis has
+        sent it. The first entry that was read again is handed over even if that has taken as long, because Redis may be
+        far away.
 
         Each read asks for as many entries as are handled in `READ_AHEAD_INTERVAL`, but for at most twice as many as
         were handled after the read before it.
@@ -48,21 +49,25 @@ class Durable(Consumer):
             self.acknowledge(*self.unconfirmed)
         if self.is_missing:
             self.redis.send("XGROUP", "CREATE", self.key, self.group, "0" if self.is_known else self.start, "MKSTREAM")
+        self.redis.send("XCLAIM", self.key, self.group, self.consumer, 0, "0-0", "JUSTID")  # raises now if forbidden
         while True:
             entries, handled = await self.next_entries(), 0
             begun = time.monotonic()
-            for id, fields in entries:
-                handled += 1
-                if event := read_event(event_field(fields), f"entry {id.decode()}"):
-                    if self.attempts:
-                        self.redis.send("HINCRBY", self.attempts_key, id, 1)
-                    await self.redis.flush()
-                    yield event
-                self.acknowledge(id)
-                await self.redis.sleep(0)  # let other tasks run, even if the handler never awaits; read replies
-                if time.monotonic() > self.stale_at:
-                    self.next_look = 0.0  # read the others again: another consumer may have claimed them
-                    break
+            deadline = min(self.stale_at, begun + 2 * READ_AHEAD_INTERVAL)
+            try:
+                for id, fields in entries:
+                    handled += 1
+                    if event := read_event(event_field(fields), f"entry {id.decode()}"):
+                        if self.attempts:
+                            self.redis.send("HINCRBY", self.attempts_key, id, 1)
+                        await self.redis.flush()
+                        yield event
+                    self.acknowledge(id)
+                    await self.redis.sleep(0)  # let other tasks run, even if the handler never awaits; read replies
+                    if time.monotonic() > deadline:
+                        break
+            finally:  # even if the caller leaves its loop
+                self.release([id for id, _ in entries[handled:]])
             in_time = int(handled * READ_AHEAD_INTERVAL / max(time.monotonic() - begun, 0.001))
             self.count = max(1, min(in_time, 2 * handled, MAX_READ_AHEAD))
 
@@ -128,6 +133,14 @@ class Durable(Consumer):
                 log.warning("Dead letter: entry %s of %s, handling has failed %d times", id.decode(), self.key, times)
                 self.acknowledge(id)
                 entries.remove([id, fields])
+
+    def release(self, ids: list[bytes]) -> None:
+        """Let any consumer claim entries that were read ahead, unless another one may already have claimed them."""
+        if ids:
+            self.next_look = 0.0
+            if time.monotonic() < self.stale_at:
+                options = 0, *ids, "IDLE", int(1000 * self.idle), "JUSTID"
+                self.redis.send("XCLAIM", self.key, self.group, self.consumer, *options)
 
     def acknowledge(self, *ids: bytes) -> None:
         """Acknowledge entries, and forget their attempts."""
