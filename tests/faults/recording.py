@@ -79,7 +79,7 @@ class RecordingVK(VK):
     """A VK whose clients each have a token of their own, and which knows what a client certainly has.
 
     A client has the updates of an answer once it polls at the end of that answer; what was lost on the way does not
-    count.
+    count. But if the answer ends at the ts of a key, the client may have that ts from the key.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -106,6 +106,8 @@ class RecordingVK(VK):
             response = answer.get("response")
             if isinstance(response, dict):
                 self.owners[response["key"]] = token
+                with self.recording:
+                    self.given[token].pop(str(response["ts"]), None)
         return fault, answer
 
     def poll(self, params: Json) -> tuple[Fault | None, Any]:
