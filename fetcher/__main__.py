@@ -87,7 +87,7 @@ def run(settings: config.Config, simulated: Any = None) -> Never:
         api.http.mount("https://", simulated)
     longpoll, bus = LongPoll(api, settings.group, settings.renew_after), Bus(settings)
     builder = EntryBuilder(Lookups(api), bus, settings.group, settings.prefixes, settings.raw)
-    Relay(longpoll, builder, bus, settings.poll_wait, metrics).run()
+    Relay(longpoll, builder.build, bus, settings.poll_wait, metrics).run()
 
 
 if __name__ == "__main__":

@@ -316,7 +316,7 @@ class Fetcher:
     def restart(self) -> None:
         """Start again as a new process does, with nothing in memory."""
         self.vk, self.bus, self.metrics = VK(self.history), Bus(self.store, self.clock), net.Metrics()
-        self.relay = Relay(self.vk, Entries(self.vk, self.bus), self.bus, self.poll_wait, self.metrics)
+        self.relay = Relay(self.vk, Entries(self.vk, self.bus).build, self.bus, self.poll_wait, self.metrics)
 
     @property
     def held(self) -> int:

@@ -1,19 +1,18 @@
 """The loop: poll VK, hold its answers, and commit them to the bus.
 
-The backlog decides what comes next, and the loop does it, through the interfaces in ports.py. Errors of VK and Redis
-are raised up to here, where they are logged and the step is tried again.
+The backlog decides what comes next, and the loop does it, through the interfaces of VK's side and the bus below. Errors
+of VK and Redis are raised up to here, where they are logged and the step is tried again.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Never
+from typing import Any, Never, Protocol
 
-from ..errors import ConnectionReplaced, FatalError, RedisFatalError, RedisTimeout, RedisUnavailable, TransientError
+from .. import errors
 from .backlog import MAX_UNBUILT, RESTARTED, Backlog, Pending
 from .backoff import backoff
-from .history import Answer
-from .ports import Bus, EntryBuilder, LongPoll
+from .history import Answer, Name, Outcome, Position
 from .reports import Reports
 
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
@@ -23,12 +22,40 @@ NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages t
 IMPATIENT_TIME = 300.0  # seconds after such a wait in which no other batch waits
 
 
+class LongPoll(Protocol):
+    """Reads VK's history. Methods raise TransientError or FatalError."""
+
+    def renew(self) -> int: ...
+    def poll(self, ts: int, wait: int) -> Answer: ...
+
+
+class Bus(Protocol):
+    """Publishes entries and keeps the checkpoint; `names` and `cache_names` serve the builder of entries.
+
+    Methods raise RedisUnavailable, RedisFatalError or ConnectionReplaced.
+    """
+
+    is_connected: bool
+    names_ttl: int
+
+    def disconnect(self) -> None: ...
+    def read(self, ids: list[str], start: Position | None) -> tuple[Position | None, set[str]]: ...
+    def beat(self) -> None: ...
+    def commit(self, commit: Pending) -> Outcome: ...
+    def names(self, ids: Collection[int]) -> dict[int, Name]: ...
+    def cache_names(self, names: Mapping[int, Name]) -> None: ...
+
+
+# Builds the entries of batches; see vk/entries.py.
+Build = Callable[[Sequence[Pending], bool], errors.Failure]
+
+
 class Relay:
     """Moves VK's updates to the bus. All that must not be lost is in the backlog; the rest can be found out again."""
 
-    def __init__(self, longpoll: LongPoll, builder: EntryBuilder, bus: Bus, poll_wait: int, metrics: Any) -> None:
+    def __init__(self, longpoll: LongPoll, build: Build, bus: Bus, poll_wait: int, metrics: Any) -> None:
         """`poll_wait` is in seconds, `metrics` are those of fetcher.metrics."""
-        self.longpoll, self.builder, self.bus, self.poll_wait = longpoll, builder, bus, poll_wait
+        self.longpoll, self.build_entries, self.bus, self.poll_wait = longpoll, build, bus, poll_wait
         self.reports = Reports(metrics)
         self.backlog = Backlog()
         self.polled_at = self.beat_at = 0.0  # when VK last answered a poll; an answer after `beat_at` needs a heartbeat
@@ -63,7 +90,7 @@ class Relay:
         begun = time.monotonic()
         failure = self.attempt(self.commit)
         self.reports.holds(self.backlog.count, bool(self.backlog.pending))
-        redis_failed = isinstance(failure, RedisUnavailable | RedisFatalError)
+        redis_failed = isinstance(failure, errors.RedisUnavailable | errors.RedisFatalError)
         self.reports.metrics.redis_up.set(int(not redis_failed))
         if redis_failed:
             self.bus.disconnect()  # Redis may have lost writes, or its address may lead to another server by now
@@ -78,7 +105,7 @@ class Relay:
         try:
             action()
         except Exception as error:
-            if not isinstance(error, TransientError) and not self.backlog.pending:
+            if not isinstance(error, errors.TransientError) and not self.backlog.pending:
                 raise
             self.reports.failed(error, self.backlog.count)
             return error
@@ -97,7 +124,7 @@ class Relay:
         lack names or full messages because of a fatal error, raise that error when nothing is pending any more.
         """
         for _ in range(2):
-            with suppress(ConnectionReplaced):
+            with suppress(errors.ConnectionReplaced):
                 if not self.bus.is_connected:
                     self.connect()
                 self.beat()
@@ -108,7 +135,7 @@ class Relay:
                     self.commit_oldest()
             if self.bus.is_connected:
                 break
-        if isinstance(self.given_up, FatalError) and not self.backlog.pending:
+        if isinstance(self.given_up, errors.FatalError) and not self.backlog.pending:
             raise self.given_up
 
     def beat(self) -> None:
@@ -143,8 +170,8 @@ class Relay:
         begun = time.monotonic()
         try:
             outcome = self.bus.commit(commit)
-        except RedisUnavailable as error:
-            self.backlog.piece.failed(commit.count, commit.size, timed_out=isinstance(error, RedisTimeout))
+        except errors.RedisUnavailable as error:
+            self.backlog.piece.failed(commit.count, commit.size, timed_out=isinstance(error, errors.RedisTimeout))
             raise
         self.backlog.piece.succeeded(commit.count, commit.size)
         self.reports.committed(commit, outcome, time.monotonic() - begun)
@@ -164,7 +191,7 @@ class Relay:
         answer = self.longpoll.poll(since.ts, 1)
         is_silent = answer.until == since.ts and not answer.updates
         if is_silent and self.longpoll.renew() > since.ts:
-            raise TransientError("VK's long poll is silent, though its new key has a later ts")
+            raise errors.TransientError("VK's long poll is silent, though its new key has a later ts")
         self.backlog.fill(answer)
         require_progress(since.ts, answer)
 
@@ -181,7 +208,7 @@ class Relay:
             if now >= self.give_up_at + IMPATIENT_TIME:
                 self.give_up_at = now + NAMES_TIMEOUT
             give_up = now >= self.give_up_at
-            self.given_up = self.builder.build(group, give_up)
+            self.given_up = self.build_entries(group, give_up)
             if self.given_up:
                 self.reports.given_up(self.given_up)
             if not give_up:
@@ -221,4 +248,4 @@ class Relay:
 def require_progress(ts: int, answer: Answer) -> None:
     """Raise TransientError if the answer has updates but ends at `ts`, where it began: VK would repeat it."""
     if answer.updates and answer.until == ts:
-        raise TransientError("VK's long poll repeats itself without progress")
+        raise errors.TransientError("VK's long poll repeats itself without progress")

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core.backlog import Pending
 from ..core.history import DeadLetter, Entry, Name
-from ..core.ports import Bus
+from ..core.relay import Bus
 from ..errors import Failure
 from ..events import CHATS, Event, Peer, User
 from ..fastjson import event_to_json

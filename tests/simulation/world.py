@@ -151,7 +151,7 @@ class Process:
         world, api, lookups = self.world, Api(self), Lookups(self)
         try:
             store = RealBus(self)
-            self.relay = Relay(Poll(self, api), Entries(self, lookups, store), store, POLL_WAIT, self.metrics)
+            self.relay = Relay(Poll(self, api), Entries(self, lookups, store).build, store, POLL_WAIT, self.metrics)
             note_held(self, self.relay.backlog)
             self.relay.run()
         except FatalError as error:
