@@ -1,29 +1,27 @@
 """How much one commit may hold: as much as the link to Redis carries within Redis's timeout."""
 
-import math
 from itertools import accumulate, takewhile
 
 from .history import DeadLetter, Entry
 
 MAX_PIECE, MAX_PIECE_BYTES = 500, 2**20  # updates and bytes of one commit
 MIN_SHARE = 1 / MAX_PIECE  # the share of a whole piece that a single update takes
-STEADY = 10  # successful commits at one size before a size that has failed is tried again
+STEADY = 10  # successful commits after a failure before a larger size is tried again
 MAX_FAILURES = 3  # failures in a row without a timeout, after which connections seem too short-lived for this size
 
 
 class PieceSize:
     """The size of the next commit, as a share of a whole piece (MAX_PIECE updates or MAX_PIECE_BYTES).
 
-    A timeout halves the share, and a success doubles it. But a size that has timed out is tried again only after STEADY
-    successes, so that on a steady link at most one commit in ten times out. A slow answer changes nothing: if Redis is
-    far away, a small piece takes as long as a large one. A single update cannot be halved, so it is only tried again.
+    A timeout halves the share; after STEADY successes each further one doubles it again, until the next timeout. So on
+    a steady link at most one commit in ten times out. A slow answer changes nothing: if Redis is far away, a small
+    piece takes as long as a large one. A single update cannot be halved, so it is only tried again.
     """
 
     def __init__(self) -> None:
         """Start with a whole piece."""
         self.share = 1.0
-        self.too_large = math.inf  # the share that failed last; inf if none has, or if it has succeeded since
-        self.steady = self.failures = 0  # successes since the share changed; failures since a success or such a change
+        self.steady = self.failures = 0  # successes since the share was halved; failures since a success or then
 
     def has_room(self, count: int, size: int) -> bool:
         """Return whether this many updates and bytes fit into one commit."""
@@ -36,19 +34,15 @@ class PieceSize:
 
     def succeeded(self, count: int, size: int) -> None:
         """Allow a larger commit next, if this one used more than half of what was allowed."""
-        used = share_of(count, size)
         self.steady, self.failures = self.steady + 1, 0
-        if used >= self.too_large:
-            self.too_large = math.inf
-        if 2 * used > self.share and (2 * self.share < self.too_large or self.steady >= STEADY):
-            self.share, self.steady = min(1.0, 2 * self.share), 0
+        if self.steady >= STEADY and 2 * share_of(count, size) > self.share:
+            self.share = min(1.0, 2 * self.share)
 
     def failed(self, count: int, size: int, timed_out: bool) -> None:
         """Make the next commit smaller if this one timed out, or if MAX_FAILURES in a row have failed in other ways."""
         self.failures += 1
         if timed_out or self.failures == MAX_FAILURES:
-            self.too_large = share_of(count, size)
-            self.share = max(MIN_SHARE, min(self.share, self.too_large) / 2)
+            self.share = max(MIN_SHARE, min(self.share, share_of(count, size)) / 2)
             self.steady = self.failures = 0
 
 
