@@ -1,17 +1,15 @@
-"""What the loop reports to the operator: metrics, and log lines, at most one a minute about the same failure."""
+"""What the loop reports to the operator: metrics and log lines. A failure that lasts is logged once a minute."""
 
 import logging
 import math
 import time
-from collections import Counter
 from typing import Any
 
 from ..errors import FatalError, TransientError
 from .backlog import Pending
-from .history import DeadLetter, Entry, Outcome, Position
+from .history import DeadLetter, Outcome, Position
 
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same thing
-SETTLE_TIME = 10.0  # seconds without a failure after which the next failure is logged at once
 MAX_STALL = 30.0  # seconds without an update reaching the bus, although some are held, before the log says so
 
 DEAD_LETTER = {
@@ -28,7 +26,6 @@ class Reports:
 
     doing = ""  # what the loop is trying right now, in words
     progress_at = math.inf  # when an update last reached the bus, or the first one was held; inf if nothing is pending
-    recovered_at = math.inf  # when the latest failures ended; inf while they last, and before the first
     is_stalled = is_polling = is_failing = False
 
     def __init__(self, metrics: Any) -> None:
@@ -44,10 +41,7 @@ class Reports:
             log.info("Polling VK, checkpoint %s", checkpoint)
 
     def failed(self, error: Exception, held: int) -> None:
-        """Log a failure when it begins, and once a minute while it lasts or keeps coming back."""
-        if time.monotonic() - self.recovered_at >= SETTLE_TIME:
-            self.last_logged.clear()
-        self.recovered_at = math.inf
+        """Log a failure when it begins, and once a minute while it lasts."""
         what = f"{held} updates are" if held else "the checkpoint is"
         again = f"trying again, because {what} not on the bus yet"
         if isinstance(error, TransientError):
@@ -59,19 +53,14 @@ class Reports:
             self._remind(logging.CRITICAL, repr(error), "A bug in the fetcher; please report it: %s", again, bug=error)
 
     def recovered(self) -> None:
-        """Log that nothing fails any more, but only if a failure has been logged since the last such line.
-
-        On a link that breaks every few seconds, most failures are not logged, so their ends are not either.
-        """
-        if self.recovered_at == math.inf:
-            self.recovered_at = time.monotonic()
-            if self.is_failing:
-                self.is_failing = False
-                log.warning("Recovered")
+        """Log that nothing fails any more; whatever fails next is logged at once."""
+        if self.is_failing:
+            self.is_failing = False
+            self.last_logged.clear()
+            log.warning("Recovered")
 
     def given_up(self, failure: Exception) -> None:
         """Log that events are published without names or full messages."""
-        self.recovered_at = math.inf
         level = logging.WARNING if isinstance(failure, TransientError) else logging.CRITICAL
         message = "%s: events are published without the names or full messages that VK does not return"
         self._remind(level, "given up", message, failure)
@@ -84,17 +73,15 @@ class Reports:
         """Log and count what the bus has recorded: less than was committed, if another fetcher was faster."""
         now = time.time()
         self.metrics.commit_seconds.observe(seconds)
-        events = [one for one in outcome.recorded if isinstance(one, Entry)]
-        for event_type, count in Counter(one.event_type for one in events).items():
-            self.metrics.events.labels(type=event_type).inc(count)
-        # Look this up once: if metrics are off, a lookup takes as long as a call.
-        observe_age = self.metrics.publish_age.observe
-        for date in filter(None, (one.date for one in events)):
-            observe_age(max(0.0, now - date))  # our clock may be behind VK's, and a sum must not fall
         for one in outcome.recorded:
             if isinstance(one, DeadLetter):
                 self.metrics.dead_letters.inc()
                 log.warning(DEAD_LETTER[commit.kind], one.fields)
+            else:
+                self.metrics.events.labels(type=one.event_type).inc()
+                if one.date:
+                    age = max(0.0, now - one.date)  # our clock may be behind VK's, and a sum must not fall
+                    self.metrics.publish_age.observe(age)
         if outcome.left_out:
             self.metrics.dead_letters.inc()
             late = "%d updates from ts %s to %s came so late that they may be on the bus already: they are left out"
