@@ -19,7 +19,6 @@ MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that fai
 HEARTBEAT_INTERVAL = 10.0  # seconds
 DRAIN_TIME = 1.0  # seconds of commits before the next poll, and of polls before the next commit: VK forgets soon
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages that VK does not return
-IMPATIENT_TIME = 300.0  # seconds after such a wait in which no other batch waits
 
 
 class LongPoll(Protocol):
@@ -59,8 +58,6 @@ class Relay:
         self.reports = Reports(metrics)
         self.backlog = Backlog()
         self.polled_at = self.beat_at = 0.0  # when VK last answered a poll; an answer after `beat_at` needs a heartbeat
-        # For IMPATIENT_TIME from then on, batches do not wait for names and full messages. Long ago if none has waited.
-        self.give_up_at = -IMPATIENT_TIME
         self.given_up: Exception | None = None  # why the latest events lack names or full messages
         self.failures = 0  # steps that failed in a row
 
@@ -85,7 +82,7 @@ class Relay:
 
         VK is polled even if the commit fails, because VK soon forgets updates that nobody fetches.
         """
-        if self.backlog.checkpoint_from == "nowhere" and self.attempt(self.start):
+        if not self.backlog.checkpoint_from and self.attempt(lambda: self.backlog.start(self.longpoll.renew())):
             return False
         begun = time.monotonic()
         failure = self.attempt(self.commit)
@@ -111,10 +108,6 @@ class Relay:
             return error
         return None
 
-    def start(self) -> None:
-        """Start from VK's latest ts; a bus that has no checkpoint yet begins there."""
-        self.backlog.start(self.longpoll.renew())
-
     # Redis
 
     def commit(self) -> None:
@@ -132,7 +125,12 @@ class Relay:
                 # each poll, connecting could use up all of it in every step.
                 begun = time.monotonic()
                 while self.backlog.pending and self.bus.is_connected and time.monotonic() < begun + DRAIN_TIME:
-                    self.commit_oldest()
+                    if self.backlog.is_missing_updates:
+                        self.fill()
+                    elif commit := self.backlog.next_commit():
+                        self.commit_piece(commit)
+                    else:
+                        self.build()
             if self.bus.is_connected:
                 break
         if isinstance(self.given_up, errors.FatalError) and not self.backlog.pending:
@@ -153,16 +151,6 @@ class Relay:
             self.backlog.rebase(checkpoint, self.longpoll.renew())
         self.backlog.connected(checkpoint, missing)
         self.bus.is_connected = True
-
-    def commit_oldest(self) -> None:
-        """Commit one piece of what is pending, or do what must come first: fill in what is missing, or build events."""
-        if self.backlog.is_missing_updates:
-            self.fill()
-        elif commit := self.backlog.next_commit():
-            self.commit_piece(commit)
-        else:
-            self.reports.doing = "looking up names"
-            self.build()
 
     def commit_piece(self, commit: Pending) -> None:
         """Commit one piece, and give the bus's answer to the backlog."""
@@ -192,7 +180,7 @@ class Relay:
         is_silent = answer.until == since.ts and not answer.updates
         if is_silent and self.longpoll.renew() > since.ts:
             raise errors.TransientError("VK's long poll is silent, though its new key has a later ts")
-        self.backlog.fill(answer)
+        self.backlog.fill(answer, time.monotonic())
         require_progress(since.ts, answer)
 
     # VK
@@ -200,19 +188,15 @@ class Relay:
     def build(self) -> None:
         """Build the events of the oldest pending batches.
 
-        Batches wait at most NAMES_TIMEOUT for names and full messages that VK does not return, and are then built
-        without them. For IMPATIENT_TIME after that, no batch waits, so most are not delayed by an API outage.
+        Once VK has not returned a name or a full message for NAMES_TIMEOUT after the first of these batches arrived,
+        they are built without it.
         """
         if group := self.backlog.unbuilt():
-            now = time.monotonic()
-            if now >= self.give_up_at + IMPATIENT_TIME:
-                self.give_up_at = now + NAMES_TIMEOUT
-            give_up = now >= self.give_up_at
+            self.reports.doing = "looking up names"
+            give_up = time.monotonic() >= group[0].arrived_at + NAMES_TIMEOUT
             self.given_up = self.build_entries(group, give_up)
             if self.given_up:
                 self.reports.given_up(self.given_up)
-            if not give_up:
-                self.give_up_at = -IMPATIENT_TIME
 
     def poll(self, failing: bool, commit_time: float) -> None:
         """Poll VK from the end of what is pending, and hold its answers.
@@ -234,7 +218,7 @@ class Relay:
             now, count = time.monotonic(), len(answer.updates)
             self.polled_at, poll_until = now, poll_until or now + DRAIN_TIME
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
-            self.backlog.add(answer)
+            self.backlog.add(answer, now)
             require_progress(ts, answer)
             largest = max(largest, count)
             is_full = 2 * count >= largest and now - begun < commit_time

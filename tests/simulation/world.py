@@ -240,7 +240,7 @@ class Process:
     def is_idle(self) -> bool:
         """Whether everything that it holds is on the bus, as far as it knows."""
         relay = self.relay
-        has_begun = relay and relay.backlog.checkpoint_from != "nowhere" and relay.bus.is_connected
+        has_begun = relay and relay.backlog.checkpoint_from and relay.bus.is_connected
         if not relay or not has_begun or relay.backlog.pending:
             return False
         return self.answered_at > self.world.calm_since
@@ -296,12 +296,12 @@ def note_held(process: Process, backlog: Backlog) -> None:
         process.world.answered.add(latest_ts)
         type(backlog).start(backlog, latest_ts)
 
-    def add(answer: Answer) -> None:
+    def add(answer: Answer, now: float) -> None:
         process.had.update(key_of(update) for update in answer.updates)
-        type(backlog).add(backlog, answer)
+        type(backlog).add(backlog, answer, now)
 
-    def fill(answer: Answer) -> None:
-        type(backlog).fill(backlog, answer)
+    def fill(answer: Answer, now: float) -> None:
+        type(backlog).fill(backlog, answer, now)
         process.had.update(key_of(update) for one in backlog.pending for update in one.updates)
 
     vars(backlog).update(start=start, add=add, fill=fill)
