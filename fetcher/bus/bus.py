@@ -127,8 +127,7 @@ class Bus:
         with redis_errors():
             cached: Any = self.client.mget([f"{self.prefix}:name:{id}" for id in ids])
         try:
-            found = loads(f"[{','.join(text or 'null' for text in cached)}]".encode())  # parsing all at once is faster
-            return {id: Name(*map(str, name)) for id, name in zip(ids, found, strict=True) if name}
+            return {id: Name(*map(str, loads(text.encode()))) for id, text in zip(ids, cached, strict=True) if text}
         except (ValueError, TypeError):
             return {}  # another program has written to a key; VK's names will replace all of these
 
