@@ -9,7 +9,7 @@ from ..bus.connection import redis_errors
 from ..config import Config
 from ..core.backlog import Pending
 from ..core.history import DeadLetter, Entry, Position
-from ..errors import CallFailed, TransientError
+from ..errors import CallFailed
 from ..events import channel
 from ..fastjson import loads, utf8
 from ..vk.api import Api
@@ -17,7 +17,7 @@ from ..vk.entries import EntryBuilder
 from ..vk.lookups import Lookups
 from .output import print_line
 
-PAGE = 100  # dead letters that are read and built together
+PAGE = 100  # dead letters that are read at once
 
 
 def redrive(settings: Config, group: str | None) -> int:
@@ -48,33 +48,25 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
     """
     # The cache of names is unused, because only the loop sets `bus.is_connected`: an old title must not get into it.
     builder = EntryBuilder(Lookups(Api(settings.token)), bus, settings.group, settings.prefixes, settings.raw)
-    for page in pages(bus, bus.keys[-1]):
-        updates = {letter: read_update(fields.get("update", "")) for letter, fields in page}
+    for letter, fields in dead_letters(bus, bus.keys[-1]):
+        update: Any = None
+        with suppress(ValueError):
+            update = loads(fields.get("update", "").encode())
+        if not isinstance(update, dict) or update.get("group_id", settings.group) != settings.group:
+            yield letter, "it holds no update of this community"  # but of another one, or a gap
+            continue
         # A dead letter does not say where in VK's history its update was.
-        batches = [Pending("batch", Position(0, 0), Position(0, 0), [update]) for update in updates.values()]
-        with suppress(TransientError):
-            builder.build(batches, give_up=False)  # one request to VK serves all of them
-        for (letter, update), batch in zip(updates.items(), batches, strict=True):
-            try:
-                if batch.updates:  # VK failed for one of the page: build each alone, so that the others are published
-                    builder.build([batch], give_up=False)
-            except CallFailed as error:  # about this one; after any other error the command ends, and may be repeated
-                batch.set_entries([DeadLetter("", {"error": str(error)})])
-            (entry,) = batch.entries
-            if not isinstance(update, dict) or update.get("group_id", settings.group) != settings.group:
-                yield letter, "it holds no update of this community"  # but of another one, or a gap
-            elif isinstance(entry, Entry):
-                event = utf8(entry.id), utf8(channel(bus.name, entry.event_type)), entry.text
-                yield letter, bus.run_script("redrive", bus.keys[1:], letter, *event, settings.stream_maxlen)
-            else:
-                yield letter, entry.fields["error"] if entry else "only RAW=1 makes an event of its type"
-
-
-def read_update(text: str) -> Any:
-    """Return the update in a dead letter; None if there is none, or if it cannot be read."""
-    with suppress(ValueError):
-        return loads(text.encode())
-    return None
+        batch = Pending("batch", Position(0, 0), Position(0, 0), [update])
+        try:
+            builder.build([batch], give_up=False)
+        except CallFailed as error:  # about this one; after any other error the command ends, and may be repeated
+            batch.set_entries([DeadLetter("", {"error": str(error)})])
+        (entry,) = batch.entries
+        if isinstance(entry, Entry):
+            event = utf8(entry.id), utf8(channel(bus.name, entry.event_type)), entry.text
+            yield letter, bus.run_script("redrive", bus.keys[1:], letter, *event, settings.stream_maxlen)
+        else:
+            yield letter, entry.fields["error"] if entry else "only RAW=1 makes an event of its type"
 
 
 def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str | None]]:
@@ -83,13 +75,12 @@ def give_back(bus: Bus, group: str) -> Iterator[tuple[str, str | None]]:
     https://redis.io/docs/latest/commands/xclaim/
     """
     keys = [f"{bus.prefix}:dead-letter:{group}", bus.name, f"{bus.prefix}:attempts:{group}"]
-    for page in pages(bus, keys[0]):
-        for letter, fields in page:
-            yield letter, bus.run_script("give_back", keys, letter, group, fields.get("id", ""))
+    for letter, fields in dead_letters(bus, keys[0]):
+        yield letter, bus.run_script("give_back", keys, letter, group, fields.get("id", ""))
 
 
-def pages(bus: Bus, key: str) -> Iterator[list[tuple[str, dict[str, str]]]]:
-    """Yield, in pages, the dead letters that exist at the start.
+def dead_letters(bus: Bus, key: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the id and the fields of each dead letter that exists at the start.
 
     Later ones are left out, because an event that fails again must not be retried without end.
     """
@@ -98,5 +89,5 @@ def pages(bus: Bus, key: str) -> Iterator[list[tuple[str, dict[str, str]]]]:
         newest = client.xrevrange(key, count=1)
         after, last = "-", newest[0][0] if newest else "-"
         while page := client.xrange(key, after, last, count=PAGE):
-            yield page
+            yield from page
             after = f"({page[-1][0]}"
