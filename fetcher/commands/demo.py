@@ -31,8 +31,8 @@ from urllib3 import HTTPResponse
 
 from .. import config, subscribe
 from ..errors import FatalError
+from ..logs import print_line
 from ..vk.builders import BUILDERS
-from .output import print_line
 from .watch import describe
 
 HOST, PORT = "127.0.0.1", 6379  # the demo uses another port if this one is taken

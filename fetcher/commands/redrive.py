@@ -12,10 +12,10 @@ from ..core.history import DeadLetter, Entry, Position
 from ..errors import CallFailed
 from ..events import channel
 from ..fastjson import loads, utf8
+from ..logs import print_line
 from ..vk.api import Api
 from ..vk.entries import EntryBuilder
 from ..vk.lookups import Lookups
-from .output import print_line
 
 PAGE = 100  # dead letters that are read at once
 

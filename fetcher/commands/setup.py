@@ -8,10 +8,10 @@ from ..bus.connection import ACL_RULES, redis_errors
 from ..config import Config
 from ..errors import FatalError, TransientError
 from ..events import channel
+from ..logs import print_line
 from ..vk.api import API_VERSION, Api, translate_errors
 from ..vk.builders import BUILDERS
 from ..vk.longpoll import long_poll_settings, numbers
-from .output import print_line
 
 # A thing, its state ("ok", "changed", "to do", or "advice" if the fetcher runs all the same), and the details.
 Line = tuple[str, str, str]

@@ -12,8 +12,7 @@ from ..config import Config
 from ..errors import RedisUnavailable
 from ..events import Event
 from ..fastjson import loads
-from ..logs import log
-from .output import print_line
+from ..logs import log, print_line
 
 READ_INTERVAL = 0.25  # seconds between two reads of the streams
 STATUS_INTERVAL = 5.0  # seconds over which the rate is averaged, and between two searches for heartbeats in all keys
