@@ -33,7 +33,7 @@ def to_stderr(form: str = PLAIN, level: str = "INFO") -> None:
     log.setLevel(level)
 
 
-def print_line(text: str, end: str = "\n") -> None:
+def print_line(text: str) -> None:
     """Print a text immediately, on any terminal; do nothing if standard output is closed.
 
     If the text cannot be written, end the process: with code 0 if the reader is gone, as in `--watch | head`, otherwise
@@ -42,7 +42,7 @@ def print_line(text: str, end: str = "\n") -> None:
     try:
         if sys.stdout:
             sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every terminal knows Cyrillic
-        print(text, end=end, flush=True)
+        print(text, flush=True)
     except BrokenPipeError:
         os._exit(0)
     except OSError as error:

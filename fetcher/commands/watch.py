@@ -56,15 +56,13 @@ def follow(bus: Bus, last_ids: dict[str, str]) -> Never:
         if time.monotonic() >= status_at:
             status = f"{count / STATUS_INTERVAL:.1f} events/s, fetchers alive: {fetchers(bus)}"
             count, status_at = 0, time.monotonic() + STATUS_INTERVAL
-        new = {stream: client.xrange(stream, f"({last}", count=MAX_ENTRIES) for stream, last in last_ids.items()}
-        print_line(erase, end="")
-        for stream, entries in new.items():
-            for id, fields in entries:
-                print_line(describe_entry(fields))
-                last_ids[stream] = id
+        for stream, last in last_ids.items():
+            for id, fields in client.xrange(stream, f"({last}", count=MAX_ENTRIES):
+                print_line(erase + describe_entry(fields))  # in place of the status line, if that is the last line
+                last_ids[stream], erase = id, ""
                 count += "event" in fields
         if sys.stdout and sys.stdout.isatty():
-            print_line(status[: shutil.get_terminal_size().columns - 1])
+            print_line(erase + status[: shutil.get_terminal_size().columns - 1])
             erase = ERASE_LAST_LINE
         time.sleep(READ_INTERVAL)
 
