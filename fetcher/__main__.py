@@ -12,6 +12,7 @@ from typing import Any, Never
 
 from . import __version__, config, logs
 from .bus.bus import Bus
+from .commands import redrive, setup, watch
 from .core.relay import Relay
 from .errors import FatalError, TransientError
 from .logs import log
@@ -57,17 +58,12 @@ def execute(options: argparse.Namespace) -> int:
             return 0
         raise TransientError("No fetcher of this community on this host has polled VK lately")
     if options.setup:
-        from .commands.setup import setup
-
-        return setup(config.read(os.environ, ["TOKEN"]))
+        return setup.setup(config.read(os.environ, ["TOKEN"]))
     if options.watch:
-        from .commands.watch import watch
-
-        watch(config.read(os.environ, []))
+        watch.watch(config.read(os.environ, []))
     if options.redrive is not False:  # `--redrive` without a group gives None
-        from .commands.redrive import redrive
-
-        return redrive(config.read(os.environ, config.REQUIRED if options.redrive is None else []), options.redrive)
+        needed = config.REQUIRED if options.redrive is None else []
+        return redrive.redrive(config.read(os.environ, needed), options.redrive)
     return run(config.read(os.environ))
 
 
