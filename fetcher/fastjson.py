@@ -21,7 +21,7 @@ class NotFinite(float):
     """
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes | bytearray) -> Any:
     """Return the value; raise ValueError if the data is not JSON, or is nested too deeply.
 
     Bytes that are not UTF-8 become U+FFFD, and a byte order mark is ignored. NaN, infinities and numbers that are too

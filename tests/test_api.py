@@ -10,8 +10,7 @@ import re
 import socket
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from tests.net import (
     Net,
     named,
 )
+from tests.servers import wait_until
 from tests.vk import GROUP, TOKEN, VK, error
 
 SERVER, OK = "groups.getLongPollServer", {"response": [1]}
@@ -84,48 +84,88 @@ def test_every_request_has_a_timeout(api: Api, net: Net) -> None:
     assert [timeout for _, timeout in net.timeouts()] == [5.0, 77]
 
 
-HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
-def drip(head: bytes, body: Iterable[bytes]) -> tuple[Any, str]:
-    """Serve an answer slowly, its headers byte by byte; return the server and its URL."""
+def served(*pieces: bytes, forever: bytes = b"") -> tuple[Any, str]:
+    """Serve every request with these pieces, and the last one again and again; return the server and its URL."""
 
     def answer(connection: socket.socket, *_: object) -> None:
-        connection.recv(10_000)
-        for piece in itertools.chain((bytes([byte]) for byte in head), body):
-            connection.sendall(piece)
-            time.sleep(0.01)
+        while connection.recv(10_000):
+            for piece in itertools.chain(pieces, itertools.repeat(forever) if forever else ()):
+                connection.sendall(piece)
+                time.sleep(0.01)
 
     return contextlib.closing(Loopback(port := free_port(), answer)), f"http://{HOST}:{port}/"
 
 
-@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", HEAD])
-@pytest.mark.parametrize("timeout", [0.5, (0.2, 0.5)])
-def test_an_answer_that_comes_byte_by_byte(head: bytes, timeout: Any) -> None:
-    """The timeout also cuts off headers, a body or a redirect's body that never end, so that polling can continue."""
-    server, url = drip(head, itertools.repeat(b"x"))
-    with server:
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(("head", "forever"), [(HEAD + b"\r\n", b"x"), (CHUNKED, b"1\r\nx\r\n")])
+def test_a_body_that_comes_byte_by_byte(monkeypatch: pytest.MonkeyPatch, head: bytes, forever: bytes) -> None:
+    """A body that never ends is abandoned after the timeout, with its connection, so that polling can continue."""
+    monkeypatch.setattr("fetcher.vk.api.API_TIMEOUT", 0.5)
+    monkeypatch.setattr("fetcher.vk.api.MIN_RATE", 1e6)
+    server, url = served(head, forever=forever)
+    with server as listening:
         session = Session()
         for _ in range(3):
             begun = time.monotonic()
-            with pytest.raises((requests.ReadTimeout, requests.ConnectionError, urllib3.exceptions.ReadTimeoutError)):
-                session.get(url, timeout=timeout)
-            assert time.monotonic() - begun < 5
+            with pytest.raises(requests.Timeout):
+                session.get(url)
+            assert 0.4 < time.monotonic() - begun < 5
+            wait_until(lambda: not listening.connections, what="the end of the connection")
 
 
-def test_a_body_that_comes_slowly() -> None:
+def test_a_body_that_comes_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body may take longer than the timeout if at least 1 kB/s arrives: such a link is slow, not broken."""
-    server, url = drip(HEAD, [b'"', *[b"x" * 50] * 100, b'"'])
+    monkeypatch.setattr("fetcher.vk.api.API_TIMEOUT", 0.5)
+    server, url = served(HEAD + b"Content-Length: 5002\r\n\r\n", b'"', *[b"x" * 50] * 100, b'"')
     with server:
         begun = time.monotonic()
-        assert Session().get(url, timeout=0.5).json() == "x" * 5000
+        assert Session().get(url).json() == "x" * 5000
         assert time.monotonic() - begun > 1
 
 
-def test_a_request_of_another_thread(vk: VK) -> None:
-    """Requests work in any thread, although an endless answer can be interrupted only in the main thread."""
-    with ThreadPoolExecutor() as pool:
-        assert pool.submit(Session().get, f"{vk.url}/stats").result().json()
+def test_a_body_that_comes_long_after_its_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The headers of a poll may arrive long before its body, for example through a proxy."""
+    monkeypatch.setattr("fetcher.vk.api.API_TIMEOUT", 0.5)
+    server, url = served(HEAD + b"Content-Length: 2\r\n\r\n", *[b""] * 100, b"{}")
+    with server:
+        assert Session().get(url, timeout=5).json() == {}
+
+
+def chunked(body: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (body[:10], body[10:], b""))
+
+
+BODY = json.dumps("я" * 100_000).encode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "sent"),
+    [
+        (f"Content-Length: {len(BODY)}", BODY),
+        ("Transfer-Encoding: chunked", chunked(BODY)),
+        (
+            f"Content-Encoding: gzip\r\nContent-Length: {len(gzip.compress(BODY, mtime=0))}",
+            gzip.compress(BODY, mtime=0),
+        ),
+        ("Content-Encoding: gzip\r\nTransfer-Encoding: chunked", chunked(gzip.compress(BODY))),
+    ],
+    ids=["length", "chunked", "gzip", "gzip-chunked"],
+)
+def test_a_connection_is_used_again(headers: str, sent: bytes) -> None:
+    """Each form of a body is read whole, and the next request uses the same connection."""
+    server, url = served(HEAD + f"{headers}\r\n\r\n".encode() + sent)
+    with server as listening:
+        session = Session()
+        used = set()
+        for _ in range(3):
+            assert session.get(url).json() == "я" * 100_000
+            used |= listening.connections
+    assert len(used) == 1
 
 
 def test_a_response_is_in_no_reference_cycle(vk: VK) -> None:

@@ -1,14 +1,10 @@
 """VK's API through vk_api: one client, and the meaning of VK's errors. https://dev.vk.com/ru/api/api-requests"""
 
 import io
-import signal
-import sys
-import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import requests
@@ -24,8 +20,7 @@ from .fields import Json, object_or_empty
 
 API_VERSION = "5.199"
 API_TIMEOUT = 5.0  # seconds, to connect and for the answer
-# Bytes per second. A body is read in pieces of MIN_RATE * timeout bytes, each of which must arrive within the timeout.
-MIN_RATE = 1000
+MIN_RATE = 1000  # bytes per second at which a body must arrive that takes longer than API_TIMEOUT
 API_INTERVAL = 0.0525  # seconds between the starts of two requests: VK allows a community 20 requests a second
 MIN_PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds for which a method is not called after a rate-limit error
 
@@ -48,26 +43,6 @@ FATAL_AT_START = FATAL | {  # these are fatal only when the Long Poll server is 
 }
 
 
-def within(seconds: float, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run the action and return its result; raise TimeoutError inside it after `seconds`, whatever socket it waits for.
-
-    Only on Unix and in the main thread: elsewhere the action is not interrupted. Looking up a host is not either: if
-    no DNS server answers, TimeoutError is raised when the resolver gives up.
-    """
-
-    def on_alarm(*_: object) -> None:
-        raise TimeoutError
-
-    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
-        return action(*args, **kwargs)
-    signal.signal(signal.SIGALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        return action(*args, **kwargs)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
 class Session(requests.Session):
     """A session that sets a timeout on every request, which vk_api does not, and parses JSON fast."""
 
@@ -84,17 +59,21 @@ class Session(requests.Session):
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send the request with our timeout, unless the caller sets one, and read the whole answer.
 
-        The timeout also limits the headers as a whole and each piece of the body, because the libraries restart their
-        own timeout with every byte that arrives. Raise requests.HTTPError if the answer's status means an error.
+        The libraries restart their timeout with every byte that arrives, so a body that arrives more slowly than
+        MIN_RATE is abandoned. Raise requests.HTTPError if the answer's status means an error.
         """
-        timeout = kwargs.setdefault("timeout", API_TIMEOUT)
-        limit = max(timeout) if isinstance(timeout, tuple) else timeout
         # Only get() follows redirects, because it asks for them itself. A redirected POST would lose its parameters,
         # the token among them, and VK would report that the token is invalid.
-        options: Any = {"allow_redirects": False, "stream": True} | kwargs
-        response: requests.Response = within(limit, super().request, *args, **options)
-        read = partial(within, limit, response.raw.read, int(limit * MIN_RATE), decode_content=True)
-        data = b"".join(iter(read, b""))
+        options: Any = {"timeout": API_TIMEOUT, "allow_redirects": False, "stream": True} | kwargs
+        with super().request(*args, **options) as response:
+            # urllib3 has read1, which returns what has arrived, since 2.2. Before, read waits for the whole piece.
+            read = getattr(response.raw, "read1", response.raw.read)
+            data, begun = bytearray(), 0.0
+            while piece := read(2**16, decode_content=True):
+                data += piece
+                begun = begun or time.monotonic()  # not from the headers on: a proxy may send them at once
+                if time.monotonic() > begun + API_TIMEOUT + len(data) / MIN_RATE:
+                    raise requests.Timeout
         response.raise_for_status()
         response.raw = io.BytesIO(data)
         # The lambda must not refer to the response: the cycle would keep it alive until the garbage collector runs.
