@@ -20,7 +20,6 @@ from .metrics import serve as serve_metrics
 from .vk.api import Api
 from .vk.entries import EntryBuilder
 from .vk.longpoll import LongPoll
-from .vk.lookups import Lookups
 
 EXIT_FATAL, EXIT_SETTINGS, EXIT_BUG = 1, 2, 70
 
@@ -82,7 +81,7 @@ def run(settings: config.Config, simulated: Any = None) -> Never:
     if simulated:
         api.http.mount("https://", simulated)
     longpoll, bus = LongPoll(api, settings.group, settings.renew_after), Bus(settings)
-    builder = EntryBuilder(Lookups(api), bus, settings.group, settings.prefixes, settings.raw)
+    builder = EntryBuilder(api, bus, settings.group, settings.prefixes, settings.raw)
     Relay(longpoll, builder.build, bus, settings.poll_wait, metrics).run()
 
 

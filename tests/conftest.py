@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.net import OwnLookups
 from tests.processes import Fetcher
 from tests.servers import Server
 from tests.vk import VK
@@ -43,6 +44,12 @@ def untraced() -> Iterator[None]:
     sys.settrace(None)
     yield
     sys.settrace(trace)
+
+
+@pytest.fixture
+def own_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let entries be built with a fake client that answers lookups itself."""
+    monkeypatch.setattr("fetcher.vk.entries.lookups", OwnLookups)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, Self
 from urllib.parse import parse_qsl
 
@@ -148,6 +149,18 @@ class Net:
     def timeouts(self) -> list[tuple[str, Any]]:
         """Return the name and the timeout of each request."""
         return [(name, timeout) for _, name, _, timeout in self.requests]
+
+
+class OwnLookups:
+    """Stands in for the module `fetcher.vk.lookups` where the client is a fake that answers lookups itself."""
+
+    @staticmethod
+    def names(api: Any, ids: Iterable[int]) -> Any:
+        return api.names(ids)
+
+    @staticmethod
+    def full_messages(api: Any, places: Iterable[tuple[int, int]]) -> Any:
+        return api.full_messages(places)
 
 
 def inside(*results: Any, errors: Any = None) -> dict[str, Any]:

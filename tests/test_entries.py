@@ -12,20 +12,18 @@ from fetcher.core.history import DeadLetter, Entry, Name, Position
 from fetcher.errors import Failure, FatalError, TransientError
 from fetcher.fastjson import loads
 from fetcher.vk import builders
-from fetcher.vk.api import Api
 from fetcher.vk.entries import EntryBuilder
-from fetcher.vk.lookups import Lookups
-from tests.net import Metrics
-from tests.vk import GROUP, PERSON, TOKEN, message, update
+from tests.vk import GROUP, PERSON, message, update
+
+pytestmark = pytest.mark.usefixtures("own_lookups")
 
 DOWN = TransientError("VK error 10")
 
 
-class VK(Lookups):
+class VK:
     """Answers lookups from its dicts, or fails."""
 
     def __init__(self) -> None:
-        super().__init__(Api(TOKEN, Metrics()))
         self.full: dict[tuple[int, int], dict[str, Any]] = {}
         self.failure: Failure = None
         self.full_failure: Failure = None  # of full messages alone
@@ -74,8 +72,9 @@ Built = list[Entry | DeadLetter | None]
 
 
 def builder(vk: VK, raw: bool = False) -> EntryBuilder:
+    api: Any = vk
     bus: Any = NoCache()
-    return EntryBuilder(vk, bus, GROUP, "/", raw)
+    return EntryBuilder(api, bus, GROUP, "/", raw)
 
 
 def build(vk: VK, *batches: Pending, raw: bool = False, give_up: bool = False) -> list[Built]:

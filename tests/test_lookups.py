@@ -11,8 +11,8 @@ import responses
 
 from fetcher.core.history import Name
 from fetcher.errors import CallFailed, FatalError, TransientError
+from fetcher.vk import lookups
 from fetcher.vk.api import Api
-from fetcher.vk.lookups import Lookups
 from tests.net import (
     BROKEN,
     FATAL_AT_START_CODES,
@@ -40,8 +40,8 @@ def net() -> Iterator[Net]:
 
 
 @pytest.fixture
-def lookups(net: Net) -> Lookups:
-    return Lookups(Api(TOKEN, Metrics()))
+def api(net: Net) -> Api:
+    return Api(TOKEN, Metrics())
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def vk(monkeypatch: pytest.MonkeyPatch) -> Iterator[VK]:
 
 def names_of(ids: Any) -> dict[int, Name]:
     """Look up names; VK must answer without a failure."""
-    names, failure = Lookups(Api(TOKEN, Metrics())).names(ids)
+    names, failure = lookups.names(Api(TOKEN, Metrics()), ids)
     assert failure is None
     return names
 
@@ -74,10 +74,10 @@ def executed_calls(vk: VK) -> list[tuple[str, str]]:
 # How names are requested
 
 
-def test_how_names_are_requested(lookups: Lookups, net: Net) -> None:
+def test_how_names_are_requested(api: Api, net: Net) -> None:
     """Names are requested in Russian, even inside an execute, with ids joined by commas, and the nick's fields."""
     net.answers["execute"] = [inside([], {"groups": []}, {"items": []})]
-    assert lookups.names([6, 5, -3, -4, CHAT + 7, CHAT + 8])[1] is None
+    assert lookups.names(api, [6, 5, -3, -4, CHAT + 7, CHAT + 8])[1] is None
     (params,) = net.params_of("execute")
     assert (params["v"], params["lang"], params["access_token"]) == ("5.199", "ru", TOKEN)
     calls = dict(inner_calls(params["code"]))
@@ -86,11 +86,11 @@ def test_how_names_are_requested(lookups: Lookups, net: Net) -> None:
     assert calls["messages.getConversationsById"] == {"peer_ids": f"{CHAT + 7},{CHAT + 8}", "lang": "ru"}
 
 
-def test_nobody_to_look_up(lookups: Lookups, net: Net) -> None:
+def test_nobody_to_look_up(api: Api, net: Net) -> None:
     """Without ids there is no request, nor for 0 and 2,000,000,000, which are neither people nor chats."""
-    assert lookups.names([]) == ({}, None)
-    assert lookups.names([0, CHAT]) == ({}, None)
-    assert lookups.full_messages([]) == ({}, None)
+    assert lookups.names(api, []) == ({}, None)
+    assert lookups.names(api, [0, CHAT]) == ({}, None)
+    assert lookups.full_messages(api, []) == ({}, None)
     assert not net.requests
 
 
@@ -234,14 +234,14 @@ def test_all_refused(vk: VK) -> None:
     assert names_of([5, 6, -3, CHAT + 7, CHAT + 8]) == dict.fromkeys([5, 6, -3, CHAT + 7, CHAT + 8], Name())
 
 
-def test_refused_ids_are_split(lookups: Lookups, net: Net) -> None:
+def test_refused_ids_are_split(api: Api, net: Net) -> None:
     """The ids of a refused call are requested once more, in smaller calls; answered calls are not repeated."""
     chats = {"items": [{"peer": {"id": CHAT + 7}, "chat_settings": {"title": "Беседа"}}]}
     net.answers["execute"] = [
         inside([person(5)], False, errors=[refusal(917)]),
         inside(chats, False, errors=[refusal(917)]),
     ]
-    names = lookups.names([5, CHAT + 7, CHAT + 8])
+    names = lookups.names(api, [5, CHAT + 7, CHAT + 8])
     anna = Name("Анна 5-я", "Анна", "5-я", "anna5")
     assert names == ({5: anna, CHAT + 7: Name("Беседа"), CHAT + 8: Name()}, None)
     first, second = (inner_calls(params["code"]) for params in net.params_of("execute"))
@@ -251,56 +251,56 @@ def test_refused_ids_are_split(lookups: Lookups, net: Net) -> None:
 
 
 @pytest.mark.parametrize("code", FATAL_AT_START_CODES + OTHER_CODES)
-def test_a_request_that_is_refused(lookups: Lookups, net: Net, code: int) -> None:
+def test_a_request_that_is_refused(api: Api, net: Net, code: int) -> None:
     """Any other error, of the request or of a call inside, leaves names empty, and costs no further request."""
     net.answers["execute"] = [error(code)]
-    assert lookups.names([5, 6, -3]) == ({5: Name(), 6: Name(), -3: Name()}, None)
+    assert lookups.names(api, [5, 6, -3]) == ({5: Name(), 6: Name(), -3: Name()}, None)
     assert len(net.requests) == 1
     net.answers["execute"] = [inside(False, errors=[refusal(code)])]
-    assert lookups.names([5]) == ({5: Name()}, None)
+    assert lookups.names(api, [5]) == ({5: Name()}, None)
 
 
 @pytest.mark.parametrize("code", FATAL_CODES)
-def test_refused_inside(lookups: Lookups, net: Net, code: int) -> None:
+def test_refused_inside(api: Api, net: Net, code: int) -> None:
     """Inside an execute, even an error about the token concerns only that person."""
     net.answers["execute"] = [inside(False, [], errors=[refusal(code)])]
-    assert lookups.names([5, -3]) == ({5: Name(), -3: Name()}, None)
+    assert lookups.names(api, [5, -3]) == ({5: Name(), -3: Name()}, None)
 
 
 # What fails
 
 
 @pytest.mark.parametrize("code", FATAL_CODES)
-def test_a_token_that_vk_refuses(lookups: Lookups, net: Net, code: int) -> None:
+def test_a_token_that_vk_refuses(api: Api, net: Net, code: int) -> None:
     """A refused token is fatal for the whole request."""
     net.answers["execute"] = [error(code)]
-    names, failure = lookups.names([5])
+    names, failure = lookups.names(api, [5])
     assert not names
     assert type(failure) is FatalError
     assert str(code) in str(failure)
 
 
 @pytest.mark.parametrize(("code", "within"), [(code, within) for code in TRANSIENT_CODES for within in (False, True)])
-def test_transient_errors(lookups: Lookups, net: Net, code: int, within: bool) -> None:
+def test_transient_errors(api: Api, net: Net, code: int, within: bool) -> None:
     """A transient error may concern the whole request, or only one call inside: then the others are answered."""
     failing = [inside([person(5)], False, errors=[refusal(code)]) if within else error(code)]
     failing *= 3 if code == 13 and not within else 1  # each of the two calls is too large even alone
     net.answers["execute"] = [*failing, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
-    names, failure = lookups.names([5, -3])
+    names, failure = lookups.names(api, [5, -3])
     assert type(failure) is (CallFailed if within or code == 13 else TransientError)
     assert str(code) in str(failure)
     assert {id: name.name for id, name in names.items()} == ({5: "Анна 5-я"} if within else {})
     net.clock.now += 120
-    names, failure = lookups.names([5, -3])
+    names, failure = lookups.names(api, [5, -3])
     assert failure is None
     assert {id: name.name for id, name in names.items()} == {5: "Анна 5-я", -3: "Паб"}
 
 
-def test_answers_before_a_failure_are_kept(lookups: Lookups, net: Net) -> None:
+def test_answers_before_a_failure_are_kept(api: Api, net: Net) -> None:
     """If one of several requests fails, the answers to those before it are kept."""
     title = {"items": [{"peer": {"id": CHAT + 1}, "chat_settings": {"title": "Беседа"}}]}
     net.answers["execute"] = [inside(*[title] * 25), error(10)]
-    names, failure = lookups.names(range(CHAT + 1, CHAT + 2601))
+    names, failure = lookups.names(api, range(CHAT + 1, CHAT + 2601))
     assert len(names) == 2500
     assert names[CHAT + 1] == Name("Беседа")
     assert isinstance(failure, TransientError)
@@ -311,7 +311,7 @@ def test_a_few_ids_fail_among_many(vk: VK, failing: set[int]) -> None:
     """If VK fails for a few of many ids, all others have their names after a few more requests."""
     ids = {*range(1, 201), -3, -4, CHAT + 7, CHAT + 8}
     vk.failing |= dict.fromkeys(failing, 10)
-    names, failure = Lookups(Api(TOKEN, Metrics())).names(ids)
+    names, failure = lookups.names(Api(TOKEN, Metrics()), ids)
     assert names.keys() == ids - failing
     assert all(name.name for name in names.values())
     assert type(failure) is CallFailed
@@ -343,11 +343,11 @@ CALLS: dict[str, tuple[list[int], list[Any], dict[int, str], str]] = {
 
 @pytest.mark.parametrize(("ids", "answers", "nicks", "error"), CALLS.values(), ids=CALLS)
 def test_calls_that_fail(
-    lookups: Lookups, net: Net, ids: list[int], answers: list[Any], nicks: dict[int, str], error: str
+    api: Api, net: Net, ids: list[int], answers: list[Any], nicks: dict[int, str], error: str
 ) -> None:
     """An id that fails among others is requested again alone, with few requests; then the loop tries again."""
     net.answers["execute"] = [*answers]
-    names, failure = lookups.names(ids)
+    names, failure = lookups.names(api, ids)
     assert {id: name.nick for id, name in names.items()} == nicks
     assert len(net.requests) == len(answers)
     kind = TransientError if "pause" in error else CallFailed if error else type(None)
@@ -355,17 +355,17 @@ def test_calls_that_fail(
     assert error in str(failure)
 
 
-def test_a_lookup_on_a_slow_api_ends_soon(lookups: Lookups, net: Net) -> None:
+def test_a_lookup_on_a_slow_api_ends_soon(api: Api, net: Net) -> None:
     """However many requests are due, a lookup ends soon, so that VK is polled meanwhile; what was answered is kept."""
     net.delay = 0.9
     net.answers["execute"] = [TOO_LARGE, inside(*[[]] * 12)]
     chats = range(CHAT + 1, CHAT + 2501)
-    names, failure = lookups.names(chats)
+    names, failure = lookups.names(api, chats)
     assert len(names) == 2 * 12 * 100
     assert str(failure) == "VK's API is slow"
     assert len(net.requests) == 3
     net.answers["execute"] = [inside([])]
-    names, failure = lookups.names(chats[2400:])
+    names, failure = lookups.names(api, chats[2400:])
     assert (len(names), failure) == (100, None)
 
 
@@ -378,23 +378,23 @@ POOLS: list[Any] = [
 
 
 @pytest.mark.parametrize("answer", named(BROKEN + NO_ANSWERS + POOLS))
-def test_an_unreadable_answer_is_transient(lookups: Lookups, net: Net, answer: Any) -> None:
+def test_an_unreadable_answer_is_transient(api: Api, net: Net, answer: Any) -> None:
     """A missing or unreadable answer, or an execute of another form, is a transient error that contains no secret."""
     net.answers["execute"] = [answer, inside([person(5)], {"groups": [{"id": 3, "name": "Паб"}]})]
-    names, failure = lookups.names([5, -3])
+    names, failure = lookups.names(api, [5, -3])
     assert not names, "nobody gets another's answer"
     assert type(failure) is TransientError
     assert not re.search(f"{TOKEN}|access_token|http:|https:", str(failure))
-    assert lookups.names([5, -3])[0][5].nick == "anna5"
+    assert lookups.names(api, [5, -3])[0][5].nick == "anna5"
 
 
 @pytest.mark.parametrize(
     "errors", named([[5], [None], [{}], {"error_code": 917}, [{"error_code": [917], "error_msg": "odd"}]])
 )
-def test_a_malformed_error_of_a_call(lookups: Lookups, net: Net, errors: Any) -> None:
+def test_a_malformed_error_of_a_call(api: Api, net: Net, errors: Any) -> None:
     """A malformed error of a call is a transient failure like any other; the other calls are answered."""
     net.answers["execute"] = [inside(False, {"groups": [{"id": 3, "name": "Паб"}]}, errors=errors)]
-    names, failure = lookups.names([5, -3])
+    names, failure = lookups.names(api, [5, -3])
     assert {id: name.name for id, name in names.items()} == {-3: "Паб"}
     assert type(failure) is CallFailed
 
@@ -411,14 +411,14 @@ MALFORMED += [{"items": [{"peer": {"id": []}}]}, {"items": [{"conversation_messa
 
 
 @pytest.mark.parametrize("answer", named(MALFORMED))
-def test_a_malformed_answer_of_a_call(lookups: Lookups, net: Net, answer: Any) -> None:
+def test_a_malformed_answer_of_a_call(api: Api, net: Net, answer: Any) -> None:
     """An inner answer of an undocumented form gives no names and no messages, but raises no error."""
     net.answers["execute"] = [inside(answer, answer, answer)]
-    names, failure = lookups.names([5, -3, CHAT + 7])
+    names, failure = lookups.names(api, [5, -3, CHAT + 7])
     assert failure is None
     assert {id: names[id] for id in (5, -3, CHAT + 7)} == {5: Name(), -3: Name(), CHAT + 7: Name()}
     net.answers["execute"] = [inside(answer)]
-    messages, failure = lookups.full_messages([(5, 1)])
+    messages, failure = lookups.full_messages(api, [(5, 1)])
     assert failure is None
     assert (5, 1) not in messages
 
@@ -427,10 +427,10 @@ def test_a_malformed_answer_of_a_call(lookups: Lookups, net: Net, answer: Any) -
 @pytest.mark.parametrize(
     ("value", "text"), [(None, ""), ("", ""), (5, "5"), ([], None), ({"a": 1}, None), (True, None)]
 )
-def test_a_malformed_person(lookups: Lookups, net: Net, field: str, value: Any, text: str | None) -> None:
+def test_a_malformed_person(api: Api, net: Net, field: str, value: Any, text: str | None) -> None:
     """Missing fields are empty, numbers become text; a malformed person has no name, and the others have theirs."""
     net.answers["execute"] = [inside([5, person(6) | {"domain": None, field: value}, person(7)])]
-    names, failure = lookups.names([6, 7])
+    names, failure = lookups.names(api, [6, 7])
     assert failure is None
     assert names[7] == Name("Анна 7-я", "Анна", "7-я", "anna7")
     known = {"first_name": "Анна", "last_name": "6-я", "domain": "", "screen_name": ""} | {field: text}
@@ -439,10 +439,10 @@ def test_a_malformed_person(lookups: Lookups, net: Net, field: str, value: Any, 
     assert names[6] == (Name() if text is None else Name(f"{first} {last}".strip(), str(first), str(last), nick))
 
 
-def test_groups_before_5_139(lookups: Lookups, net: Net) -> None:
+def test_groups_before_5_139(api: Api, net: Net) -> None:
     """Before API version 5.139 the answer is the list of communities itself."""
     net.answers["execute"] = [inside([{"id": 3, "name": "Паб", "screen_name": "pub"}])]
-    assert lookups.names([-3]) == ({-3: Name("Паб", "Паб", "", "pub")}, None)
+    assert lookups.names(api, [-3]) == ({-3: Name("Паб", "Паб", "", "pub")}, None)
 
 
 # Full messages
@@ -452,11 +452,11 @@ def full(cmid: int, **more: Any) -> dict[str, Any]:
     return {"conversation_message_id": cmid, "text": f"текст {cmid}"} | more
 
 
-def test_full_messages(lookups: Lookups, net: Net) -> None:
+def test_full_messages(api: Api, net: Net) -> None:
     """All are requested at once, with a call for each peer; those that VK no longer has are left out."""
     net.answers["execute"] = [inside({"items": [full(2), full(1)]}, {"count": 0, "items": []})]
     places = {(5, 1), (5, 2), (5, 3), (CHAT + 7, 1)}
-    assert lookups.full_messages(places) == ({(5, 1): full(1), (5, 2): full(2)}, None)
+    assert lookups.full_messages(api, places) == ({(5, 1): full(1), (5, 2): full(2)}, None)
     (params,) = net.params_of("execute")
     method = "messages.getByConversationMessageId"
     assert inner_calls(params["code"]) == [
@@ -465,33 +465,33 @@ def test_full_messages(lookups: Lookups, net: Net) -> None:
     ]
 
 
-def test_many_full_messages(lookups: Lookups, net: Net) -> None:
+def test_many_full_messages(api: Api, net: Net) -> None:
     """A call requests at most a hundred messages, because VK takes no more."""
     net.answers["execute"] = [inside({"items": [full(1)]}, {"items": []}, {"items": [full(201)]})]
-    assert lookups.full_messages((5, cmid) for cmid in range(1, 202))[0].keys() == {(5, 1), (5, 201)}
+    assert lookups.full_messages(api, ((5, cmid) for cmid in range(1, 202)))[0].keys() == {(5, 1), (5, 201)}
     calls = inner_calls(net.params_of("execute")[0]["code"])
     assert [len(values["conversation_message_ids"].split(",")) for _, values in calls] == [100, 100, 1]
 
 
-def test_full_messages_are_refused(lookups: Lookups, net: Net) -> None:
+def test_full_messages_are_refused(api: Api, net: Net) -> None:
     """A chat whose messages are refused does not affect the others."""
     net.answers["execute"] = [
         inside({"items": [full(1)]}, False, errors=[refusal(917)]),
         inside(False, {"items": [full(2)]}, errors=[refusal(917)]),
     ]
     places = [(CHAT + 7, 1), (CHAT + 7, 2), (5, 1)]
-    assert lookups.full_messages(places) == ({(5, 1): full(1), (CHAT + 7, 2): full(2)}, None)
+    assert lookups.full_messages(api, places) == ({(5, 1): full(1), (CHAT + 7, 2): full(2)}, None)
     net.answers["execute"] = [error(15)]
-    assert lookups.full_messages([(5, 1)]) == ({}, None)
+    assert lookups.full_messages(api, [(5, 1)]) == ({}, None)
 
 
-def test_full_messages_fail(lookups: Lookups, net: Net) -> None:
+def test_full_messages_fail(api: Api, net: Net) -> None:
     """If VK fails for one chat, the full messages of other chats are still returned."""
     net.answers["execute"] = [inside({"items": [full(1)]}, False, errors=[refusal(10)])]
-    messages, failure = lookups.full_messages([(5, 1), (CHAT + 7, 1)])
+    messages, failure = lookups.full_messages(api, [(5, 1), (CHAT + 7, 1)])
     assert messages == {(5, 1): full(1)}
     assert type(failure) is CallFailed
     net.answers["execute"] = [error(5)]
-    messages, failure = lookups.full_messages([(5, 1)])
+    messages, failure = lookups.full_messages(api, [(5, 1)])
     assert not messages
     assert type(failure) is FatalError

@@ -174,7 +174,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def builder(cache: Any, vk: Any, clock: Clock) -> EntryBuilder:
+def builder(cache: Any, vk: Any, clock: Clock, own_lookups: None) -> EntryBuilder:
     return EntryBuilder(vk, cache, 1, "/", raw=False)
 
 

@@ -17,6 +17,8 @@ from fetcher.errors import ConnectionReplaced, FatalError, RedisFatalError, Redi
 from tests.fakes import PERSON, REDIS_DOWN, VK_DOWN, Clock, Fetcher, History, Store, answer, numbers, update
 from tests.simulation.store import Record
 
+pytestmark = pytest.mark.usefixtures("own_lookups")
+
 REDIS_FATAL = RedisFatalError("Redis refuses the user or the password: fix REDIS_URL")
 VK_FATAL = FatalError("VK refuses the token: set another TOKEN")
 BUG = RuntimeError("a bug of ours")

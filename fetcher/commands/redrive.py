@@ -15,7 +15,6 @@ from ..fastjson import loads, utf8
 from ..logs import print_line
 from ..vk.api import Api
 from ..vk.entries import EntryBuilder
-from ..vk.lookups import Lookups
 
 
 def redrive(settings: Config, group: str | None) -> int:
@@ -45,7 +44,7 @@ def publish(bus: Bus, settings: Config) -> Iterator[tuple[str, str | None]]:
     gone, because another command has published it or Redis has trimmed it.
     """
     # The cache of names is unused, because only the loop sets `bus.is_connected`: an old title must not get into it.
-    builder = EntryBuilder(Lookups(Api(settings.token)), bus, settings.group, settings.prefixes, settings.raw)
+    builder = EntryBuilder(Api(settings.token), bus, settings.group, settings.prefixes, settings.raw)
     for letter, fields in dead_letters(bus, bus.keys[-1]):
         update: Any = None
         with suppress(ValueError):

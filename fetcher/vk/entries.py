@@ -18,10 +18,10 @@ from ..errors import Failure
 from ..events import CHATS, Event, Peer, User
 from ..fastjson import event_to_json
 from ..logs import log
-from .api import API_VERSION
+from . import lookups
+from .api import API_VERSION, Api
 from .builders import BUILDERS, command_pattern, other, require_message
 from .fields import MAX_NUMBER, Json, object_or_empty, require_number, require_object, require_text
-from .lookups import Lookups
 
 NAMES_MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and missing names may appear
 MAX_NAMES = 20_000  # in memory
@@ -31,9 +31,9 @@ UNKNOWN = Name()
 class EntryBuilder:
     """Builds the entries of several batches at a time, so that one request to VK serves all of them."""
 
-    def __init__(self, lookups: Lookups, bus: Bus, group: int, prefixes: str, raw: bool) -> None:
+    def __init__(self, api: Api, bus: Bus, group: int, prefixes: str, raw: bool) -> None:
         """Each character of `prefixes` begins a command; with `raw` all types are published, with VK's own update."""
-        self.lookups, self.bus = lookups, bus
+        self.api, self.bus = api, bus
         self.command, self.raw = command_pattern(group, prefixes), raw
         self.names: dict[int, Name] = {}
         self.forget_at = 0.0  # when `names` is cleared
@@ -46,7 +46,7 @@ class EntryBuilder:
         failure of VK is returned instead, and the entries are built without the missing names and full messages.
         """
         places = {place for batch in batches for update in batch.updates if (place := cropped_message(update))}
-        messages, failure = self.lookups.full_messages(places)  # sends no request if there are no places
+        messages, failure = lookups.full_messages(self.api, places)  # sends no request if there are no places
         for batch in batches:  # even after a failure, so that messages that VK has returned are not requested again
             batch.updates = [with_full_message(update, messages) for update in batch.updates]
         if failure and not give_up:
@@ -72,7 +72,7 @@ class EntryBuilder:
         missing, failure = ids_to_resolve(events) - self.names.keys(), None
         self.names |= self.bus.names(missing)
         if missing := missing - self.names.keys():
-            names, failure = self.lookups.names(missing)
+            names, failure = lookups.names(self.api, missing)
             self.names |= names
             if self.bus.is_connected:  # in an outage, thousands of names could pile up; VK returns them again later
                 self.bus.cache_names(names)

@@ -1,4 +1,8 @@
-"""Look up names and full messages at VK, many in one request. https://dev.vk.com/ru/method/execute"""
+"""Look up names and full messages at VK, many in one request. https://dev.vk.com/ru/method/execute
+
+`names` and `full_messages` return VK's answers, and the failure that kept VK from answering the rest, or None. A
+permanent refusal counts as an answer, so that one person, chat or message that VK refuses never delays the others.
+"""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -54,86 +58,78 @@ class Lookup(NamedTuple):
                 yield self.read(require_object(item))
 
 
-class Lookups:
-    """Gets names and full messages from VK.
+def names(api: Api, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
+    """Return the names by id, empty ones if VK has none; 1000 people and 100 chats together cost one request."""
+    ids = sorted(ids)
+    fields = {"fields": "domain,screen_name"}
+    people = Lookup("users.get", "user_ids", [id for id in ids if 0 < id < CHATS], fields, read_person)
+    communities = Lookup("groups.getById", "group_ids", [id for id in ids if id < 0], {}, read_community)
+    chats = Lookup("messages.getConversationsById", "peer_ids", [id for id in ids if id > CHATS], {}, read_chat)
+    resolved, failure = resolve(api, [people, communities, chats])
+    return {id: name or Name() for id, name in resolved.items()}, failure
 
-    Methods return VK's answers, and the failure that kept VK from answering the rest, or None. A permanent refusal
-    counts as an answer, so that one person, chat or message that VK refuses never delays the others.
+
+def full_messages(api: Api, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], Json], Failure]:
+    """Return the full messages that VK still has, by (peer_id, conversation_message_id)."""
+    lookups, method, param = [], "messages.getByConversationMessageId", "conversation_message_ids"
+    for peer, group in groupby(sorted(places), key=lambda place: place[0]):
+        lookups.append(Lookup(method, param, list(group), {"peer_id": peer}, partial(read_message, peer)))
+    resolved, failure = resolve(api, lookups)
+    return {place: message for place, message in resolved.items() if message}, failure
+
+
+def resolve(api: Api, lookups: list[Lookup]) -> tuple[dict[Any, Any], Failure]:
+    """Return VK's answers by id, None if VK has nothing for an id, and a failure if any id is left out.
+
+    A call for several ids that fails or is refused is split, and so is a request that is too large for VK. If a
+    request has several calls and all of them fail, the ids are not the cause, so no further request is sent.
     """
+    resolved: dict[Any, Any] = {}
+    failure: Failure = None
+    lookups = [chunk for lookup in lookups for chunk in lookup.chunks(MAX_IDS_OF.get(lookup.method, MAX_IDS))]
+    calls, until = MAX_CALLS, time.monotonic() + MAX_TIME
+    while lookups and time.monotonic() <= until:
+        now, lookups = lookups[:calls], lookups[calls:]
+        try:
+            answers = execute(api, now)
+        except RequestRejected as rejected:
+            log.debug("%s", rejected)
+            answers = [[]] * len(now)
+        except CallFailed as too_large:
+            if len(now) > 1:
+                calls, lookups = len(now) // 2, now + lookups
+                continue
+            answers = [too_large]
+        except (TransientError, FatalError) as error:
+            return resolved, error
+        if len(now) > 1 and all(isinstance(answer, CallFailed) for answer in answers):
+            return resolved, answers[0]
+        for lookup, answer in zip(now, answers, strict=True):
+            if isinstance(answer, TransientError) and len(lookup.ids) > 1:
+                lookups = lookups + lookup.chunks(-(-len(lookup.ids) // MAX_CALLS))
+            elif isinstance(answer, CallFailed):
+                failure = answer
+            else:
+                resolved |= dict.fromkeys(lookup.ids) | dict(lookup.values(answer))
+    return resolved, failure or (TransientError("VK's API is slow") if lookups else None)
 
-    def __init__(self, api: Api) -> None:
-        """Send no request yet."""
-        self.api = api
 
-    def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
-        """Return the names by id, empty ones if VK has none; 1000 people and 100 chats together cost one request."""
-        ids = sorted(ids)
-        fields = {"fields": "domain,screen_name"}
-        people = Lookup("users.get", "user_ids", [id for id in ids if 0 < id < CHATS], fields, read_person)
-        communities = Lookup("groups.getById", "group_ids", [id for id in ids if id < 0], {}, read_community)
-        chats = Lookup("messages.getConversationsById", "peer_ids", [id for id in ids if id > CHATS], {}, read_chat)
-        resolved, failure = self.resolve([people, communities, chats])
-        return {id: name or Name() for id, name in resolved.items()}, failure
+def execute(api: Api, lookups: list[Lookup]) -> list[Any]:
+    """Send the lookups as one request, and return an answer for each.
 
-    def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], Json], Failure]:
-        """Return the full messages that VK still has, by (peer_id, conversation_message_id)."""
-        lookups, method, param = [], "messages.getByConversationMessageId", "conversation_message_ids"
-        for peer, group in groupby(sorted(places), key=lambda place: place[0]):
-            lookups.append(Lookup(method, param, list(group), {"peer_id": peer}, partial(read_message, peer)))
-        resolved, failure = self.resolve(lookups)
-        return {place: message for place, message in resolved.items() if message}, failure
-
-    def resolve(self, lookups: list[Lookup]) -> tuple[dict[Any, Any], Failure]:
-        """Return VK's answers by id, None if VK has nothing for an id, and a failure if any id is left out.
-
-        A call for several ids that fails or is refused is split, and so is a request that is too large for VK. If a
-        request has several calls and all of them fail, the ids are not the cause, so no further request is sent.
-        """
-        resolved: dict[Any, Any] = {}
-        failure: Failure = None
-        lookups = [chunk for lookup in lookups for chunk in lookup.chunks(MAX_IDS_OF.get(lookup.method, MAX_IDS))]
-        calls, until = MAX_CALLS, time.monotonic() + MAX_TIME
-        while lookups and time.monotonic() <= until:
-            now, lookups = lookups[:calls], lookups[calls:]
-            try:
-                answers = self.execute(now)
-            except RequestRejected as rejected:
-                log.debug("%s", rejected)
-                answers = [[]] * len(now)
-            except CallFailed as too_large:
-                if len(now) > 1:
-                    calls, lookups = len(now) // 2, now + lookups
-                    continue
-                answers = [too_large]
-            except (TransientError, FatalError) as error:
-                return resolved, error
-            if len(now) > 1 and all(isinstance(answer, CallFailed) for answer in answers):
-                return resolved, answers[0]
-            for lookup, answer in zip(now, answers, strict=True):
-                if isinstance(answer, TransientError) and len(lookup.ids) > 1:
-                    lookups = lookups + lookup.chunks(-(-len(lookup.ids) // MAX_CALLS))
-                elif isinstance(answer, CallFailed):
-                    failure = answer
-                else:
-                    resolved |= dict.fromkeys(lookup.ids) | dict(lookup.values(answer))
-        return resolved, failure or (TransientError("VK's API is slow") if lookups else None)
-
-    def execute(self, lookups: list[Lookup]) -> list[Any]:
-        """Send the lookups as one request, and return an answer for each.
-
-        The answer is a RequestRejected if VK refuses that call, and a CallFailed if the call failed. Raise CallFailed
-        if the request is too large for VK, and RequestRejected if VK refuses it as a whole.
-        """
-        pool = VkRequestsPool(self.api)
-        results = [pool.method(lookup.method, lookup.parameters()) for lookup in lookups]
-        with translate_errors("execute"):
-            pool.execute()
-            answers = [result.result if result.error is False else None for result in results]
-        for number, (lookup, result) in enumerate(zip(lookups, results, strict=True)):
-            if result.error is not False:  # compare with False: VK's error may be null or empty
-                answers[number] = self.api.failure(lookup.method, result.error, inside=True)
-                log.debug("%s, of %s", answers[number], lookup.ids)
-        return answers
+    The answer is a RequestRejected if VK refuses that call, and a CallFailed if the call failed. Raise CallFailed
+    if the request is too large for VK, and RequestRejected if VK refuses it as a whole.
+    """
+    pool = VkRequestsPool(api)
+    results = [pool.method(lookup.method, lookup.parameters()) for lookup in lookups]
+    with translate_errors("execute"):
+        pool.execute()
+        answers = [result.result if result.error is False else None for result in results]
+    for number, (lookup, result) in enumerate(zip(lookups, results, strict=True)):
+        if result.error is not False:  # compare with False: VK's error may be null or empty
+            answers[number] = api.failure(lookup.method, result.error, inside=True)
+            log.debug("%s, of %s", answers[number], lookup.ids)
+    return answers
 
 
 # Each of these functions reads one item, and raises ValueError if it is malformed; the item is then ignored.

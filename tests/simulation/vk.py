@@ -280,7 +280,7 @@ class Server:
 
 
 class Lookups:
-    """VK's lookups, in place of `fetcher.vk.lookups.Lookups`."""
+    """VK's lookups, as a client that answers them itself."""
 
     def __init__(self, process: "Process") -> None:
         self.process = process

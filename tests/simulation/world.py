@@ -29,6 +29,7 @@ from fetcher.errors import (
 from fetcher.vk import entries, longpoll
 from fetcher.vk.entries import EntryBuilder
 from fetcher.vk.longpoll import LongPoll
+from tests.net import OwnLookups
 from tests.vk import GROUP
 
 from .client import Client
@@ -773,7 +774,7 @@ def simulated() -> Iterator[None]:
     seams: dict[Any, dict[str, Any]] = {
         bus: {"time": clock, "connect": connect},
         longpoll: {"time": clock, "VkBotLongPoll": Server},
-        entries: {"time": clock},
+        entries: {"time": clock, "lookups": OwnLookups},
         relay: {"time": clock, "backoff": FunctionType(backoff.backoff.__code__, dice)},
         reports: {"time": clock},
     }
