@@ -300,14 +300,14 @@ def test_every_fatal_error_has_a_hint() -> None:
 @pytest.mark.parametrize("code", TRANSIENT_CODES + FATAL_CODES + FATAL_AT_START_CODES + OTHER_CODES)
 def test_each_error_of_a_call_inside(api: Api, code: int) -> None:
     """An error of one call inside an execute is never fatal, not even if it is about the token."""
-    failure = api.failure("users.get", error(code)["error"], inside=True)
+    failure = api.failure("users.get", error(code)["error"], ids=[5])
     assert type(failure) is (CallFailed if code in TRANSIENT_CODES else RequestRejected)
 
 
 @pytest.mark.parametrize("malformed", [None, 5, "text", [], {}, {"error_msg": "no code"}, {"error_code": [917]}])
 def test_a_malformed_error_of_a_call_inside(api: Api, malformed: Any) -> None:
     """A malformed error counts as VK's "unknown error" (code 1), which is transient and does not pause requests."""
-    failure = api.failure("users.get", malformed, inside=True)
+    failure = api.failure("users.get", malformed, ids=[5])
     assert type(failure) is CallFailed
     assert "VK error 1 in users.get" in str(failure)
     assert call(api)
@@ -326,7 +326,7 @@ def test_requests_and_errors_are_counted(api: Api, net: Net) -> None:
     for _ in range(2):
         with pytest.raises(TransientError):
             call(api)
-    api.failure("users.get", error(917)["error"], inside=True)
+    api.failure("users.get", error(917)["error"], ids=[5])
     assert api.metrics.vk_requests.counts == {"users.get": 3}
     assert api.metrics.vk_errors.counts == {10: 1, 917: 1}
 
@@ -359,11 +359,14 @@ def test_long_poll_is_off(api: Api, net: Net) -> None:
         call(api)
 
 
-def test_an_error_that_quotes_the_token(api: Api, net: Net) -> None:
-    """VK's text is logged with the token masked."""
+def test_an_error_that_quotes_the_token(api: Api, net: Net, caplog: pytest.LogCaptureFixture) -> None:
+    """VK's text is raised, and logged at level DEBUG, with the token masked."""
+    caplog.set_level("DEBUG", "fetcher")
     net.answers["users.get"] = [error(5, f"User authorization failed: {TOKEN} is no token")]
     with pytest.raises(FatalError, match=r"User authorization failed: \*\*\* is no token\)"):
         call(api)
+    (logged,) = [record.getMessage() for record in caplog.records]
+    assert logged == "VK error 5 in users.get: User authorization failed: *** is no token"
 
 
 @pytest.mark.parametrize("code", [9, 14, 29])
@@ -397,7 +400,7 @@ def test_a_pause_also_grows_inside_an_execute(api: Api, net: Net) -> None:
     """An execute in which VK rate-limits a call does not reset the pauses, although VK answers it."""
     net.answers["execute"] = [{"response": [False], "execute_errors": [error(29)["error"]]}]
     for _ in range(8):
-        api.failure("users.get", error(29)["error"], inside=True)
+        api.failure("users.get", error(29)["error"], ids=[5])
         begun, sent = net.clock.now, len(net.requests)
         while len(net.requests) == sent:
             with contextlib.suppress(TransientError):

@@ -3,7 +3,7 @@
 import io
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from vk_api import ApiError, VkApiGroup
 from ..core.backoff import backoff
 from ..errors import CallFailed, FatalError, RequestRejected, TransientError
 from ..fastjson import loads
+from ..logs import log
 from ..metrics import OFF
 from .fields import Json, object_or_empty
 
@@ -115,25 +116,26 @@ class Api(VkApiGroup):  # type: ignore[misc]
             self.rate_limits[method] = 0
         return answer
 
-    def failure(self, method: str, error: Any, inside: bool = False) -> TransientError | FatalError:
-        """Return the exception for VK's error in a request of ours, or in a call `inside` an execute."""
+    def failure(self, method: str, error: Any, ids: Sequence[Any] = ()) -> TransientError | FatalError:
+        """Log VK's error, in a request of ours or in a call for `ids` inside an execute, and return the exception."""
         error = object_or_empty(error)
         code = error["error_code"] if type(error.get("error_code")) is int else 1  # 1 is VK's "unknown error"
         text = " ".join(str(error.get("error_msg")).split()).replace(self.token["access_token"], "***")
         sentence = f"VK error {code} in {method}: {text}"
         self.metrics.vk_errors.labels(code=code).inc()
-        hint = None if inside else FATAL.get(code)
+        log.debug("%s%s", sentence, f", of {ids}" if ids else "")
+        hint = None if ids else FATAL.get(code)
         if method == "groups.getLongPollServer":  # only the text says that Long Poll is off: the code is not documented
             hint = LONG_POLL_OFF if "not enabled" in text else FATAL_AT_START.get(code)
         if hint:
             return FatalError(f"{hint} ({sentence})")
         if code in RATE_LIMITED:
-            paused = "execute" if inside else method  # only this: polls need new keys even while VK limits lookups
+            paused = "execute" if ids else method  # only this: polls need new keys even while VK limits lookups
             self.rate_limits[paused] += 1
             self.paused_until[paused] = time.monotonic() + backoff(self.rate_limits[paused], MIN_PAUSE, MAX_PAUSE)
         if code not in TRANSIENT:
             return RequestRejected(sentence)
-        return CallFailed(sentence) if inside or code == TOO_LARGE else TransientError(sentence)
+        return CallFailed(sentence) if ids or code == TOO_LARGE else TransientError(sentence)
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from vk_api.requests_pool import VkRequestsPool
 from ..core.history import Name
 from ..errors import CallFailed, Failure, FatalError, RequestRejected, TransientError
 from ..events import CHATS
-from ..logs import log
 from .api import Api, translate_errors
 from .fields import Json, object_or_empty, require_number, require_object, require_text
 
@@ -92,8 +91,7 @@ def resolve(api: Api, lookups: list[Lookup]) -> tuple[dict[Any, Any], Failure]:
         now, lookups = lookups[:calls], lookups[calls:]
         try:
             answers = execute(api, now)
-        except RequestRejected as rejected:
-            log.debug("%s", rejected)
+        except RequestRejected:
             answers = [[]] * len(now)
         except CallFailed as too_large:
             if len(now) > 1:
@@ -124,12 +122,10 @@ def execute(api: Api, lookups: list[Lookup]) -> list[Any]:
     results = [pool.method(lookup.method, lookup.parameters()) for lookup in lookups]
     with translate_errors("execute"):
         pool.execute()
-        answers = [result.result if result.error is False else None for result in results]
-    for number, (lookup, result) in enumerate(zip(lookups, results, strict=True)):
-        if result.error is not False:  # compare with False: VK's error may be null or empty
-            answers[number] = api.failure(lookup.method, result.error, inside=True)
-            log.debug("%s, of %s", answers[number], lookup.ids)
-    return answers
+        return [  # compare with False, because VK's error may be null or empty
+            result.result if result.error is False else api.failure(lookup.method, result.error, lookup.ids)
+            for lookup, result in zip(lookups, results, strict=True)
+        ]
 
 
 # Each of these functions reads one item, and raises ValueError if it is malformed; the item is then ignored.
