@@ -143,6 +143,8 @@ class VK:
         return {}, self.full_failure
 
     def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
+        if not ids:
+            return {}, None
         self.looked_up.append(set(ids))
         if self.names_failure:
             return {}, self.names_failure

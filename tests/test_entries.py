@@ -30,6 +30,8 @@ class VK:
         self.requested: list[set[Any]] = []
 
     def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
+        if not ids:
+            return {}, None
         self.requested.append(set(ids))
         return ({} if self.failure else {id: Name(f"name of {id}") for id in self.requested[-1]}), self.failure
 
@@ -290,6 +292,7 @@ def test_a_full_message_is_waited_for(vk: VK) -> None:
     with pytest.raises(TransientError, match=str(DOWN)):
         build(vk, one)
     assert one.updates
+    assert vk.requested == [{(5, 1)}], "names are not needed yet"
 
 
 def test_known_full_messages_are_not_requested_again(vk: VK) -> None:

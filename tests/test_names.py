@@ -1,11 +1,13 @@
 """Names: which of them a batch needs, how events get them, and where they come from."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
 
-from fetcher.core.history import Name
+from fetcher.core.backlog import Pending
+from fetcher.core.history import Entry, Name, Position
 from fetcher.errors import FatalError, RedisUnavailable, TransientError
 from fetcher.events import Action, Event, Message, Peer, User
 from fetcher.vk.entries import MAX_NAMES, NAMES_MEMORY_TTL, EntryBuilder, ids_to_resolve, with_names
@@ -149,8 +151,13 @@ class VK:
         self.unknown: set[int] = set()
         self.failure: TransientError | FatalError = DOWN
 
+    def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[Any, Any], None]:
+        return {}, None
+
     def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], TransientError | FatalError | None]:
         ids = set(ids)
+        if not ids:
+            return {}, None
         self.requested.append(ids)
         names = {id: Name() if id in self.unknown else Name(f"name of {id}") for id in ids - self.failing}
         return names, self.failure if ids & self.failing else None
@@ -173,14 +180,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+class Builder(EntryBuilder):
+    """Builds entries from updates that hold their event."""
+
+    def event_of(self, update: Any) -> Event:
+        event: Event = update["event"]
+        return event
+
+
 @pytest.fixture
 def builder(cache: Any, vk: Any, clock: Clock, own_lookups: None) -> EntryBuilder:
-    return EntryBuilder(vk, cache, 1, "/", raw=False)
+    return Builder(vk, cache, 1, "/", raw=False)
 
 
 def names(builder: EntryBuilder, *events: Event, give_up: bool = False) -> list[tuple[str, str]]:
-    builder.resolve_names([*events], give_up)
-    return filled(builder.names, *events)
+    """Build the events, and return the names of the user and the peer of each."""
+    batch = Pending("batch", Position(0, 10), Position(0, 99), [{"type": "any", "event": event} for event in events])
+    failure = builder.build([batch], give_up)
+    assert failure == (DOWN if give_up else None)
+    built = [json.loads(entry.text) for entry in batch.entries if isinstance(entry, Entry)]
+    return [(event["user"]["name"], event["peer"]["name"]) for event in built]
 
 
 FIVE, SIX = ("name of 5", "name of 5"), ("name of 6", "name of 6")
@@ -308,11 +327,22 @@ def test_vk_fails(builder: EntryBuilder, cache: Cache, vk: VK, failure: Any) -> 
     assert cache.known.keys() == {5, 6}
 
 
+def test_a_title_is_not_cached_before_its_batch_is_built(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
+    """While a batch waits for a name, its new title is not cached: the batch is built again, from the old title."""
+    batch = [event(6, CHAT + 7), event(6, CHAT + 7, "New")]
+    vk.failing = {6}
+    with pytest.raises(TransientError):
+        names(builder, *batch)
+    assert cache.known == {CHAT + 7: Name(f"name of {CHAT + 7}")}
+    vk.failing = set()
+    assert names(builder, *batch) == [("name of 6", f"name of {CHAT + 7}"), ("name of 6", "New")]
+    assert cache.known[CHAT + 7] == Name("New")
+
+
 def test_names_are_given_up(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
     """Events that have waited too long are published with "", which is not cached; the failure is returned."""
     vk.failing = {6}
-    assert builder.resolve_names([event(5, 5), event(6, 6)], give_up=True) == DOWN
-    assert filled(builder.names, event(5, 5), event(6, 6)) == [FIVE, ("", "")]
+    assert names(builder, event(5, 5), event(6, 6), give_up=True) == [FIVE, ("", "")]
     assert cache.known.keys() == {5}
     vk.failing = set()
     assert names(builder, event(6, 6)) == [SIX]

@@ -49,38 +49,35 @@ class EntryBuilder:
         messages, failure = lookups.full_messages(self.api, places)  # sends no request if there are no places
         for batch in batches:  # even after a failure, so that messages that VK has returned are not requested again
             batch.updates = [with_full_message(update, messages) for update in batch.updates]
-        if failure and not give_up:
-            raise failure
         # For each update its event, with empty names, or its dead letter, or None.
         drafts = [[self.or_dead_letter(self.event_of, update) for update in batch.updates] for batch in batches]
         events = [event for draft in drafts for event in draft if isinstance(event, Event)]
-        names_failure = self.resolve_names(events, give_up)
+        if give_up or not failure:
+            failure = self.resolve_names(events) or failure
+        if failure and not give_up:
+            raise failure
+        titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
+        # Before `with_names` stores the new titles: if this fails, the events are built again, from the old titles.
+        self.bus.cache_names(titles)
         for batch, draft in zip(batches, drafts, strict=True):
             pairs = zip(batch.updates, draft, strict=True)
             batch.set_entries([self.or_dead_letter(self.entry_of, *pair) for pair in pairs])
-        return failure or names_failure
+        return failure
 
-    def resolve_names(self, events: list[Event], give_up: bool) -> Failure:
-        """Load all names that the events need into memory.
+    def resolve_names(self, events: list[Event]) -> Failure:
+        """Load the names that the events need into memory; return the failure if VK does not return some, or None.
 
-        Raise TransientError or FatalError if VK or Redis does not answer now; names that have arrived are kept. With
-        `give_up`, a failure of VK is returned instead, and the events are published with "" for the missing names.
+        Raise TransientError or FatalError if Redis fails.
         """
         if time.monotonic() >= self.forget_at or len(self.names) > MAX_NAMES:
             self.names.clear()
             self.forget_at = time.monotonic() + min(NAMES_MEMORY_TTL, self.bus.names_ttl)
-        missing, failure = ids_to_resolve(events) - self.names.keys(), None
+        missing = ids_to_resolve(events) - self.names.keys()
         self.names |= self.bus.names(missing)
-        if missing := missing - self.names.keys():
-            names, failure = lookups.names(self.api, missing)
-            self.names |= names
-            if self.bus.is_connected:  # in an outage, thousands of names could pile up; VK returns them again later
-                self.bus.cache_names(names)
-            if failure and not give_up:
-                raise failure
-        titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
-        # Before `with_names` stores the new titles: if this fails, the events are built again, from the old titles.
-        self.bus.cache_names(titles)
+        names, failure = lookups.names(self.api, missing - self.names.keys())  # sends no request if none is missing
+        self.names |= names
+        if self.bus.is_connected:  # in an outage, thousands of names could pile up; VK returns them again later
+            self.bus.cache_names(names)
         return failure
 
     def or_dead_letter(self, make: Callable[..., Any], update: Any, *more: Any) -> Any:

@@ -268,8 +268,8 @@ def counted_what_was_offered(right: Any, self: Any, commit: Any, outcome: Any, s
 
 
 @instead_of(EntryBuilder, "resolve_names")
-def name_that_was_given_up_is_cached(right: Any, self: Any, events: Any, give_up: bool) -> Any:
-    failure = right(self, events, give_up)
+def name_that_was_given_up_is_cached(right: Any, self: Any, events: Any) -> Any:
+    failure = right(self, events)
     self.bus.cache_names({id: Name() for id in ids_to_resolve(events) - self.names.keys()})
     return failure
 

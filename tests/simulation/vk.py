@@ -287,7 +287,7 @@ class Lookups:
 
     def names(self, ids: Iterable[int]) -> tuple[dict[int, Name], Failure]:
         vk = self.process.world.vk
-        resolved, failure = self.resolve(ids)
+        resolved, failure = self.resolve(ids) if ids else ([], None)
         return {id: vk.name_of(id) for id in resolved}, failure
 
     def full_messages(self, places: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], Json], Failure]:
