@@ -119,8 +119,8 @@ def test_a_malformed_update_becomes_a_dead_letter(fetch: Fetch, vk: VK, server: 
     letters = dead_letters(server)
     assert [json.loads(letter["update"]) for letter in letters] == broken
     assert all(letter["update"].isascii() for letter in letters)
-    assert letters[0]["error"] == "from_id is missing"
-    fetcher.wait_for("Dead letter: from_id is missing")
+    assert letters[0]["error"] == "from_id is missing or not a whole number of 64 bits"
+    fetcher.wait_for("Dead letter: from_id is missing or not a whole number of 64 bits")
     vk.replay(2)
     vk.push(message("3"))
     assert len(arrived(server, 3)) == 3

@@ -416,9 +416,9 @@ def test_raw_that_cannot_be_written(vk: VK, server: Server, fetch: Start) -> Non
     assert events[1]["raw"]["object"] == {"from_id": 5, "а": "\ufffd"}
     assert events[2]["raw"]["object"]["payload"] == {"а": "\ufffd"}
     assert [letter["error"] for letter in bus.letters()] == [
-        "event_id is missing",
+        "event_id is missing or not text",
         "it cannot be written as JSON",
-        "user_id is of type NotFinite, not a whole number of 64 bits",
+        "user_id is missing or not a whole number of 64 bits",
     ]
 
 

@@ -26,7 +26,7 @@ def require_text(fields: Json, key: str, default: str | None = None) -> str:
         return default if value is None else str(value)
     if isinstance(value, str) and (value or default is not None):
         return value
-    raise wrong_kind(key, value, "text")
+    raise ValueError(f"{key} is missing or not text")
 
 
 def require_number(fields: Json, key: str, default: int | None = None) -> int:
@@ -37,17 +37,10 @@ def require_number(fields: Json, key: str, default: int | None = None) -> int:
     if isinstance(value, str) and re.fullmatch("-?[0-9]{1,20}", value):
         value = int(value)
     if type(value) is not int or abs(value) > MAX_NUMBER:  # not isinstance: True is an int, too
-        raise wrong_kind(key, value, "a whole number of 64 bits")
+        raise ValueError(f"{key} is missing or not a whole number of 64 bits")
     return value
 
 
 def object_or_empty(value: Any) -> Json:
     """Return the value if it is an object, otherwise {}."""
     return value if isinstance(value, dict) else {}
-
-
-def wrong_kind(key: str, value: Any, due: str) -> ValueError:
-    """Return the error that says what is wrong with a value."""
-    if value in (None, ""):
-        return ValueError(f"{key} is missing")
-    return ValueError(f"{key} is of type {type(value).__name__}, not {due}")
