@@ -203,15 +203,18 @@ def deep(levels: int) -> Any:
 
 
 def test_an_update_that_is_too_deep(vk: VK) -> None:
-    """An update nested too deep for JSON makes a dead letter with the part that can be written; others are built."""
+    """An update nested too deep for JSON makes a dead letter with its id and the reason alone; others are built."""
     pressed = {"user_id": 5, "peer_id": 5, "event_id": "1", "payload": {"a": deep(300_000)}}
     ((first, second, third),) = build(
         vk, batch(update("message_event", pressed), deep(300_000), message("a", extra=deep(300_000))), raw=True
     )
-    kept, _ = letter(first)
-    assert kept.keys() == {"group_id", "type", "event_id", "v"}
-    assert letter(second)[0] == {}
-    assert letter(third)[0]["type"] == "message_new"
+    assert isinstance(first, DeadLetter)
+    assert isinstance(second, DeadLetter)
+    assert isinstance(third, DeadLetter)
+    assert first.fields == third.fields == {"update": "", "error": "it cannot be written as JSON"}
+    assert second.fields == {"update": "", "error": "of type list where an object is expected"}
+    assert re.fullmatch("[0-9a-f]{40}", first.id)
+    assert re.fullmatch("sha256:[0-9a-f]{64}", second.id)
     ((first, second),) = build(vk, batch(update("message_event", pressed), message("a", extra=deep(300_000))))
     assert isinstance(first, DeadLetter)
     assert event(second)["message"]["text"] == "a"

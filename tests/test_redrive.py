@@ -166,17 +166,18 @@ def test_dead_letters_that_stay(run: Any, client: Any, dead_letter: DeadLetterWr
     client.xadd(DEAD_LETTERS, {"update": '"no object"', "error": "no update"})
     client.xadd(DEAD_LETTERS, {"update": "{", "error": "no JSON"})
     client.xadd(DEAD_LETTERS, {"since": "1", "until": "5", "error": "VK has forgotten"})
+    client.xadd(DEAD_LETTERS, {"update": "", "error": "nested too deep to be kept"})
     before = client.xrange(DEAD_LETTERS)
     lines = run()
     assert client.xrange(DEAD_LETTERS) == [*before[1:4], *before[5:]]
     assert lines == [
         f"{before[1][0]} stays: from_id is missing or not a whole number of 64 bits",
         f"{before[2][0]} stays: only RAW=1 makes an event of its type",
-        *(f"{before[number][0]} stays: it holds no update of this community" for number in (3, 5, 6, 7)),
-        "published: 2, stay: 6",
+        *(f"{before[number][0]} stays: it holds no update of this community" for number in (3, 5, 6, 7, 8)),
+        "published: 2, stay: 7",
     ]
     assert len(events(client)) == 2
-    assert run()[-1] == "published: 0, stay: 6"
+    assert run()[-1] == "published: 0, stay: 7"
     assert len(events(client)) == 2
 
 

@@ -119,11 +119,9 @@ class EntryBuilder:
 
     def dead_letter(self, update: Any, error: Exception) -> DeadLetter:
         """Return the dead letter of an update; if the update has no event_id, a hash of its text is the id."""
-        try:
+        raw = ""
+        with suppress(RecursionError):  # an update that is nested too deep is left out
             raw = json.dumps(update)
-        except RecursionError:
-            fields = object_or_empty(update).items()
-            raw = json.dumps({key: value for key, value in fields if isinstance(value, str | int)})  # top level only
         reason = str(error) if type(error) is ValueError else repr(error)
         id = object_or_empty(update).get("event_id")
         if not isinstance(id, str) or not id:
