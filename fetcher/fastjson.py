@@ -1,7 +1,6 @@
 """JSON: VK's answers and events by orjson, or by the standard library if orjson refuses a value or would change it."""
 
 import json
-import math
 from contextlib import suppress
 from typing import Any
 
@@ -14,18 +13,18 @@ LONG_NUMBER = b"0" * 19  # from this many digits on, orjson may read a whole num
 BEFORE_NUMBER = b" \t\r\n:,[-"  # what may precede a whole number; other digits are in a text, a fraction or an exponent
 
 
-class NotFinite(float):
-    """NaN, an infinity, or a number too large to be read. JSON cannot hold it.
+class CheckedFloat(float):
+    """A float that the standard library has read, and therefore also writes.
 
-    orjson would write null for such a float, but refuses to write a subclass of float.
+    It refuses NaN and infinities. orjson would write null for these, but refuses to write any subclass of float.
     """
 
 
 def loads(data: bytes | bytearray) -> Any:
     """Return the value; raise ValueError if the data is not JSON, or is nested too deeply.
 
-    Bytes that are not UTF-8 become U+FFFD, and a byte order mark is ignored. NaN, infinities and numbers that are too
-    large become NotFinite.
+    Bytes that are not UTF-8 become U+FFFD, and a byte order mark is ignored. If orjson refuses the data, floats become
+    CheckedFloat. It is infinite if a number is too large.
     """
     *before, _ = data.translate(DIGITS).split(LONG_NUMBER)
     if not any(part[-1:] in BEFORE_NUMBER for part in before):
@@ -33,9 +32,14 @@ def loads(data: bytes | bytearray) -> Any:
             return orjson.loads(data)
     try:
         text = data.decode("utf-8-sig", "replace")
-        return json.loads(text, parse_constant=NotFinite, parse_float=finite, parse_int=finite)
+        return json.loads(text, parse_constant=CheckedFloat, parse_float=CheckedFloat, parse_int=whole)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def whole(text: str) -> float:
+    """Return the whole number; an infinity if it has more than 640 characters, which int() may refuse."""
+    return int(text) if len(text) <= 640 else CheckedFloat(text)
 
 
 def dumps(value: Any) -> bytes:
@@ -62,13 +66,3 @@ def event_to_json(event: Event) -> bytes:
 def utf8(text: str) -> bytes:
     """Return the text in UTF-8; a lone surrogate, which UTF-8 cannot carry, becomes U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-
-
-def finite(text: str) -> float:
-    """Return the number, or NotFinite if it is too large to be read.
-
-    Too large is a whole number of more than 4,300 digits, or one with a fraction or exponent that exceeds a float.
-    """
-    with suppress(ValueError):
-        return int(text)
-    return number if math.isfinite(number := float(text)) else NotFinite(number)

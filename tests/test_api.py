@@ -21,7 +21,7 @@ from urllib3 import HTTPResponse
 from vk_api import VkApi
 
 from fetcher.errors import CallFailed, FatalError, RequestRejected, TransientError
-from fetcher.fastjson import NotFinite
+from fetcher.fastjson import CheckedFloat
 from fetcher.vk.api import FATAL as HINTS
 from fetcher.vk.api import FATAL_AT_START as HINTS_AT_START
 from fetcher.vk.api import MIN_PAUSE, TOO_LARGE, Api, Session, translate_errors
@@ -477,10 +477,10 @@ def test_a_bug_of_ours_is_not_translated(api: Api, monkeypatch: pytest.MonkeyPat
 
 
 def test_answers_are_read_by_fastjson(api: Api, net: Net) -> None:
-    """Answers are read by fastjson: NaN becomes NotFinite, and numbers beyond 64 bits stay exact."""
+    """Answers are read by fastjson: NaN becomes CheckedFloat, and numbers beyond 64 bits stay exact."""
     net.answers["users.get"] = [(200, '{"response": [NaN, 123456789012345678901234567890]}')]
     nan, number = call(api)
-    assert isinstance(nan, NotFinite)
+    assert isinstance(nan, CheckedFloat)
     assert number == 123456789012345678901234567890
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fetcher.events import Event
-from fetcher.fastjson import NotFinite, event_to_json, loads
+from fetcher.fastjson import CheckedFloat, event_to_json, loads
 from fetcher.vk.builders import BUILDERS, command_pattern
 from fetcher.vk.entries import EntryBuilder, cropped_message, sent_at, with_full_message
 from tests.samples import SAMPLES
@@ -119,7 +119,7 @@ def test_payload_too_deep() -> None:
     assert outcome(button(text))["event"]["button"]["payload"] == {"value": text}
 
 
-@pytest.mark.parametrize("number", [10**400, 2**63, -(2**63), "9" * 20, 1e300, NotFinite("nan"), float("inf")])
+@pytest.mark.parametrize("number", [10**400, 2**63, -(2**63), "9" * 20, 1e300, CheckedFloat("nan"), float("inf")])
 def test_numbers_out_of_range(number: Any) -> None:
     """An id that is no 64-bit integer makes a dead letter, wherever it is; such a date counts as missing."""
     for malformed in (

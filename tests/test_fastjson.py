@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fetcher.events import Action, Button, Event, Message, Peer, Reaction, Reply, User
-from fetcher.fastjson import NotFinite, dumps, event_to_json, loads, utf8
+from fetcher.fastjson import CheckedFloat, dumps, event_to_json, loads, utf8
 
 STEADY = settings(max_examples=200, derandomize=True, deadline=None, database=None)
 EDGES = [2**53 + 1, 10**18, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**30, 10**400]
@@ -61,12 +62,23 @@ def test_a_long_number_is_exact_wherever_it_is(form: str, digits: int) -> None:
     "text", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"7" * 5000, b"-" + b"7" * 5000]
 )
 def test_values_that_json_cannot_hold(text: bytes) -> None:
-    """NaN, or a number that is too long for Python, is read as NotFinite, wherever it is, and is never written."""
-    assert isinstance(loads(text), NotFinite)
+    """NaN, or a number that is too long for Python, is read as CheckedFloat, wherever it is, and is never written."""
+    assert isinstance(loads(text), CheckedFloat)
     (inner,) = loads(b'[{"a": ' + text + b"}]")
-    assert isinstance(inner["a"], NotFinite)
+    assert isinstance(inner["a"], CheckedFloat)
     with pytest.raises(ValueError, match="it cannot be written as JSON"):
         dumps(inner)
+
+
+def test_a_whole_number_of_640_digits_is_exact() -> None:
+    """Python's limit of digits can be set as low as 640; a number of more digits counts as infinite."""
+    usual = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(640)
+    try:
+        assert loads(b"9" * 640) == int("9" * 640)
+        assert loads(b"9" * 641) == math.inf
+    finally:
+        sys.set_int_max_str_digits(usual)
 
 
 @pytest.mark.parametrize("text", [b"", b"<html>", b"{", b'{"a": 1,}', b"[1,", b"nan", b"1 2", b"[" * 100_000])
@@ -117,11 +129,21 @@ def test_event_to_json(event: Event) -> None:
     assert json.dumps(json.loads(text)) == json.dumps(json.loads(utf8(json.dumps(event.as_dict(), ensure_ascii=False))))
 
 
-@pytest.mark.parametrize("value", [NotFinite("nan"), [NotFinite("inf")], {"a": {"b": NotFinite("-inf")}}])
+@pytest.mark.parametrize("value", [CheckedFloat("nan"), [CheckedFloat("inf")], {"a": {"b": CheckedFloat("-inf")}}])
 def test_an_event_that_cannot_be_written(value: Any) -> None:
     """A value that is not finite, wherever it is, raises ValueError, and is never written as null."""
     with pytest.raises(ValueError, match="it cannot be written as JSON"):
         event_to_json(Event("button", "1", ANNA, PEER, button=Button(1, "2", {"a": value})))
+
+
+def test_floats_beside_a_value_that_orjson_refuses() -> None:
+    """Floats that the standard library has read are written as they were sent, and Event.from_dict reads them."""
+    payload = loads(b'{"long": 123456789012345678901234567890, "floats": [1.5, -0.0, 1e300, 5e-324]}')
+    assert all(isinstance(number, CheckedFloat) for number in payload["floats"])
+    event = Event("button", "1", ANNA, PEER, button=Button(1, "2", payload))
+    written = json.loads(event_to_json(event))
+    assert repr(written["button"]["payload"]) == repr(payload)
+    assert Event.from_dict(json.loads(json.dumps(event.as_dict()))) == Event.from_dict(written) == event
 
 
 def test_an_event_that_is_nested_too_deep() -> None:
