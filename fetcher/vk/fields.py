@@ -31,9 +31,7 @@ def require_text(fields: Json, key: str, default: str | None = None) -> str:
 
 def require_number(fields: Json, key: str, default: int | None = None) -> int:
     """Return the whole number of at most 64 bits, even if VK sent it as text."""
-    value = fields.get(key)
-    if value is None and default is not None:
-        return default
+    value = default if fields.get(key) is None else fields[key]
     if isinstance(value, str) and re.fullmatch("-?[0-9]{1,20}", value):
         value = int(value)
     if type(value) is not int or abs(value) > MAX_NUMBER:  # not isinstance: True is an int, too
