@@ -10,7 +10,7 @@ from fetcher.core.backlog import Pending
 from fetcher.core.history import Entry, Name, Position
 from fetcher.errors import FatalError, RedisUnavailable, TransientError
 from fetcher.events import Action, Event, Message, Peer, User
-from fetcher.vk.entries import MAX_NAMES, NAMES_MEMORY_TTL, EntryBuilder, ids_to_resolve, with_names
+from fetcher.vk.entries import NAMES_MEMORY_TTL, EntryBuilder, ids_to_resolve, with_names
 from tests.net import Clock
 
 CHAT = 2_000_000_000
@@ -253,17 +253,6 @@ def test_without_a_cache_there_is_no_memory(builder: EntryBuilder, cache: Cache,
     for _ in range(3):
         assert names(builder, event(5, 5), event(5, CHAT + 7, "Title")) == [FIVE, ("name of 5", "Title")]
     assert vk.requested == [{5, CHAT + 7}] * 3
-
-
-def test_memory_is_bounded(builder: EntryBuilder, cache: Cache, vk: VK) -> None:
-    """When memory is full, it is emptied; the cache still has all names."""
-    names(builder, *(event(id, id) for id in range(1, MAX_NAMES + 1)))
-    assert names(builder, event(1, 1)) == [("name of 1", "name of 1")]
-    assert len(cache.requested) == 1, "it is as full as it may be"
-    names(builder, event(-7, -7))
-    assert names(builder, event(1, 1)) == [("name of 1", "name of 1")]
-    assert cache.requested[-1] == {1}
-    assert len(vk.requested) == 2
 
 
 def test_a_title_that_another_fetcher_has_cached(builder: EntryBuilder, cache: Cache) -> None:

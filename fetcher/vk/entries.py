@@ -23,8 +23,7 @@ from .api import API_VERSION, Api
 from .builders import BUILDERS, command_pattern, other, require_message
 from .fields import MAX_NUMBER, Json, object_or_empty, require_number, require_object, require_text
 
-NAMES_MEMORY_TTL = 60.0  # seconds before the cache is read again: titles change, and missing names may appear
-MAX_NAMES = 20_000  # in memory
+NAMES_MEMORY_TTL = 60.0  # seconds until memory is cleared: titles change, and missing names may appear
 UNKNOWN = Name()
 
 
@@ -69,7 +68,7 @@ class EntryBuilder:
 
         Raise TransientError or FatalError if Redis fails.
         """
-        if time.monotonic() >= self.forget_at or len(self.names) > MAX_NAMES:
+        if time.monotonic() >= self.forget_at:
             self.names.clear()
             self.forget_at = time.monotonic() + min(NAMES_MEMORY_TTL, self.bus.names_ttl)
         missing = ids_to_resolve(events) - self.names.keys()
