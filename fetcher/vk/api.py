@@ -36,10 +36,9 @@ FATAL = {  # errors that only the operator can fix, and how
     42: "VK refuses this server's address for the token: allow it, or make a token without such a limit",
     1117: "The token has expired: put a new one into TOKEN",
 }
-LONG_POLL_OFF = "VK does not know the community, or Long Poll is off: check GROUPID and switch Long Poll on"
 FATAL_AT_START = FATAL | {  # these are fatal only when the Long Poll server is requested
     15: "The token lacks the right to manage the community: make one with the rights 'manage' and 'messages'",
-    100: LONG_POLL_OFF,
+    100: "VK does not know the community, or Long Poll is off: check GROUPID and switch Long Poll on",
     125: "VK does not know the community: check GROUPID",
 }
 
@@ -125,8 +124,9 @@ class Api(VkApiGroup):  # type: ignore[misc]
         self.metrics.vk_errors.labels(code=code).inc()
         log.debug("%s%s", sentence, f", of {ids}" if ids else "")
         hint = None if ids else FATAL.get(code)
-        if method == "groups.getLongPollServer":  # only the text says that Long Poll is off: the code is not documented
-            hint = LONG_POLL_OFF if "not enabled" in text else FATAL_AT_START.get(code)
+        if method == "groups.getLongPollServer":
+            # The code of the error that says that Long Poll is off is not documented, so it counts as 100.
+            hint = FATAL_AT_START.get(100 if "not enabled" in text else code)
         if hint:
             return FatalError(f"{hint} ({sentence})")
         if code in RATE_LIMITED:
