@@ -55,9 +55,8 @@ class EntryBuilder:
             failure = self.resolve_names(events) or failure
         if failure and not give_up:
             raise failure
-        titles = {event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name}
-        # Before `with_names` stores the new titles: if this fails, the events are built again, from the old titles.
-        self.bus.cache_names(titles)
+        # New titles. Before `with_names` stores them: if this fails, the events are built again, from the old titles.
+        self.bus.cache_names({event.peer.bpid: Name(event.peer.name) for event in events if event.peer.name})
         for batch, draft in zip(batches, drafts, strict=True):
             pairs = zip(batch.updates, draft, strict=True)
             batch.set_entries([self.or_dead_letter(self.entry_of, *pair) for pair in pairs])
