@@ -1346,7 +1346,7 @@ def test_a_fatal_poll_ends_it_while_nothing_is_held(begun: Fetcher, failure: Exc
         begun.relay.run()
 
 
-AGAIN = "trying again, because 2 updates are not on the bus yet"
+AGAIN = "trying again, because memory holds what is not on the bus yet"
 
 
 def test_a_fatal_error_does_not_end_it_while_the_checkpoint_is_lost(
@@ -1357,7 +1357,7 @@ def test_a_fatal_error_does_not_end_it_while_the_checkpoint_is_lost(
     begun.bus.disconnect()
     begun.bus.commit_failure = REDIS_FATAL
     begun.run_for(150)
-    sentence = f"{REDIS_FATAL}: trying again, because the checkpoint is not on the bus yet"
+    sentence = f"{REDIS_FATAL}: {AGAIN}"
     assert caplog.messages.count(sentence) == 3
     begun.bus.commit_failure = None
     begun.history.push("a")

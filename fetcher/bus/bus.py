@@ -84,9 +84,8 @@ class Bus:
     def commit(self, commit: Pending) -> Outcome:
         """Commit all or nothing, in one atomic step, and return what the bus did."""
         entries = [entry for entry in commit.entries if entry]
-        arguments: list[Any] = [commit.kind, str(commit.since), str(commit.until)]
-        arguments += [DEDUP_WINDOW, self.settings.stream_maxlen, DEAD_LETTERS]
-        arguments += [len(entries), str(commit.end or commit.until)]
+        arguments: list[Any] = [commit.kind, str(commit.since), str(commit.until), DEDUP_WINDOW]
+        arguments += [self.settings.stream_maxlen, DEAD_LETTERS, len(entries), str(commit.end or commit.until)]
         for entry in entries:
             if isinstance(entry, Entry):
                 arguments += [utf8(entry.id), utf8(channel(self.name, entry.event_type)), 2, b"event", entry.text]
@@ -137,11 +136,10 @@ class Bus:
         Names that cannot be cached now are cached by the next call for which the bus is connected.
         """
         self.unwritten |= names if self.names_ttl else {}
-        if not self.unwritten or not self.is_connected:
-            return
-        with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
-            for id, name in self.unwritten.items():
-                ttl = self.names_ttl if any(name) else min(UNKNOWN_TTL, self.names_ttl)
-                pipeline.set(f"{self.prefix}:name:{id}", dumps([*name]), ex=ttl)
-            pipeline.execute()
-        self.unwritten = {}
+        if self.unwritten and self.is_connected:
+            with redis_errors(), self.client.pipeline(transaction=False) as pipeline:
+                for id, name in self.unwritten.items():
+                    ttl = self.names_ttl if any(name) else min(UNKNOWN_TTL, self.names_ttl)
+                    pipeline.set(f"{self.prefix}:name:{id}", dumps([*name]), ex=ttl)
+                pipeline.execute()
+            self.unwritten = {}

@@ -8,5 +8,4 @@ def backoff(failures: int, base: float, cap: float) -> float:
 
     This is `base`, doubled once for each failure but at most `cap`, and then reduced at random by up to a half.
     """
-    longest: float = min(cap, base * 2 ** min(failures, 30))  # 2 ** failures would overflow in a long outage
-    return longest * random.uniform(0.5, 1)
+    return random.uniform(0.5, 1) * min(cap, base * 2.0 ** min(failures, 30))  # 2 ** 1024 would overflow in an outage

@@ -5,7 +5,6 @@ from itertools import accumulate, takewhile
 from .history import DeadLetter, Entry
 
 MAX_PIECE, MAX_PIECE_BYTES = 500, 2**20  # updates and bytes of one commit
-MIN_SHARE = 1 / MAX_PIECE  # the share of a whole piece that a single update takes
 STEADY = 10  # successful commits after a failure before a larger size is tried again
 MAX_FAILURES = 3  # failures in a row without a timeout, after which connections seem too short-lived for this size
 
@@ -42,7 +41,7 @@ class PieceSize:
         """Make the next commit smaller if this one timed out, or if MAX_FAILURES in a row have failed in other ways."""
         self.failures += 1
         if timed_out or self.failures == MAX_FAILURES:
-            self.share = max(MIN_SHARE, min(self.share, share_of(count, size)) / 2)
+            self.share = max(share_of(1, 0), min(self.share, share_of(count, size)) / 2)  # at least a single update
             self.steady = self.failures = 0
 
 

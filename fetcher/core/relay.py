@@ -16,7 +16,7 @@ from .history import Answer, Name, Outcome, Position
 from .reports import Reports
 
 MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that failed to the next one
-HEARTBEAT_INTERVAL = 10.0  # seconds
+HEARTBEAT_INTERVAL = 10.0  # seconds from one heartbeat to the poll whose answer needs another one
 DRAIN_TIME = 1.0  # seconds of commits before the next poll, and of polls before the next commit: VK forgets soon
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages that VK does not return
 
@@ -104,14 +104,14 @@ class Relay:
         except Exception as error:
             if not isinstance(error, errors.TransientError) and not self.backlog.pending:
                 raise
-            self.reports.failed(error, self.backlog.count)
+            self.reports.failed(error)
             return error
         return None
 
     # Redis
 
     def commit(self) -> None:
-        """Set the heartbeat, then commit what is pending in pieces, oldest first, until DRAIN_TIME is over.
+        """Set the heartbeat if it is due, then commit pending pieces, oldest first, until DRAIN_TIME is over.
 
         If the connection is replaced or the checkpoint turns out to be lost, do this once more. If the latest events
         lack names or full messages because of a fatal error, raise that error when nothing is pending any more.
@@ -120,7 +120,9 @@ class Relay:
             with suppress(errors.ConnectionReplaced):
                 if not self.bus.is_connected:
                     self.connect()
-                self.beat()
+                if self.polled_at > self.beat_at:
+                    self.bus.beat()
+                    self.beat_at = time.monotonic() + HEARTBEAT_INTERVAL
                 # The time counts from here, not from before connecting. Otherwise, on a slow link that breaks during
                 # each poll, connecting could use up all of it in every step.
                 begun = time.monotonic()
@@ -135,12 +137,6 @@ class Relay:
                 break
         if isinstance(self.given_up, errors.FatalError) and not self.backlog.pending:
             raise self.given_up
-
-    def beat(self) -> None:
-        """Set the heartbeat if VK has answered a poll HEARTBEAT_INTERVAL or more after the last heartbeat."""
-        if self.polled_at > self.beat_at:
-            self.bus.beat()
-            self.beat_at = time.monotonic() + HEARTBEAT_INTERVAL
 
     def connect(self) -> None:
         """Read the checkpoint and which ids of the replay buffer the bus lacks."""

@@ -12,6 +12,8 @@ from .history import DeadLetter, Outcome, Position
 REMIND_INTERVAL = 60.0  # seconds between two log lines about the same thing
 MAX_STALL = 30.0  # seconds without an update reaching the bus, although some are held, before the log says so
 
+AGAIN = "trying again, because memory holds what is not on the bus yet"
+
 DEAD_LETTER = {
     "batch": "Dead letter: %(error)s",
     "gap": "A gap from ts %(since)s to %(until)s: %(error)s",
@@ -40,17 +42,15 @@ class Reports:
             self.is_polling = True
             log.info("Polling VK, checkpoint %s", checkpoint)
 
-    def failed(self, error: Exception, held: int) -> None:
+    def failed(self, error: Exception) -> None:
         """Log a failure when it begins, and once a minute while it lasts."""
-        what = f"{held} updates are" if held else "the checkpoint is"
-        again = f"trying again, because {what} not on the bus yet"
         if isinstance(error, TransientError):
             sentence = str(error).partition(": ")[0]  # the rest is VK's wording, which may differ each time
             self._remind(logging.WARNING, sentence, "%s: trying again", error)
         elif isinstance(error, FatalError):
-            self._remind(logging.CRITICAL, str(error), "%s: %s", error, again)
+            self._remind(logging.CRITICAL, str(error), "%s: %s", error, AGAIN)
         else:
-            self._remind(logging.CRITICAL, repr(error), "A bug in the fetcher; please report it: %s", again, bug=error)
+            self._remind(logging.CRITICAL, repr(error), "A bug in the fetcher; please report it: %s", AGAIN, bug=error)
 
     def recovered(self) -> None:
         """Log that nothing fails any more; whatever fails next is logged at once."""
@@ -80,8 +80,8 @@ class Reports:
             else:
                 self.metrics.events.labels(type=one.event_type).inc()
                 if one.date:
-                    age = max(0.0, now - one.date)  # our clock may be behind VK's, and a sum must not fall
-                    self.metrics.publish_age.observe(age)
+                    # Our clock may be behind VK's, and a sum must not fall.
+                    self.metrics.publish_age.observe(max(0.0, now - one.date))
         if outcome.left_out:
             self.metrics.dead_letters.inc()
             late = "%d updates from ts %s to %s came so late that they may be on the bus already: they are left out"

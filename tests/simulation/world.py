@@ -55,7 +55,7 @@ LIMITS: dict[Any, dict[str, Any]] = {
         "MAX_PENDING": 60, "MAX_PENDING_BYTES": 2**17, "MAX_REPLAY": 30, "MAX_REPLAY_BYTES": 2**15,
         "DEDUP_WINDOW": 180, "MAX_UNBUILT": 15,
     },
-    pieces: {"MAX_PIECE": 10, "MAX_PIECE_BYTES": 2**13, "MIN_SHARE": 1 / 10},
+    pieces: {"MAX_PIECE": 10, "MAX_PIECE_BYTES": 2**13},
     bus: {"DEDUP_WINDOW": 180},
     relay: {"MAX_UNBUILT": 15},
     longpoll: {"UNREADABLE_TIMEOUT": 20.0, "RETRY_INTERVAL": 1.0},
