@@ -711,8 +711,8 @@ def test_connections_that_break_during_polls(begun: Fetcher, store: Store, caplo
     assert not caplog.messages
 
 
-def test_connections_that_break_at_each_commit(begun: Fetcher, store: Store) -> None:
-    """A step connects at most twice, so VK is still polled."""
+def test_connections_that_break_at_each_commit(begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """A step connects at most twice, so VK is still polled; the log says once a minute that nothing is committed."""
     begun.settle()
 
     def replace() -> None:
@@ -727,6 +727,8 @@ def test_connections_that_break_at_each_commit(begun: Fetcher, store: Store) -> 
     polls, reads = len(begun.vk.polls), len(begun.bus.reads)
     begun.run_for(60)
     assert 0 < len(begun.bus.reads) - reads <= 2 * (len(begun.vk.polls) - polls + 1)
+    begun.run_for(60)
+    assert ["1 updates are held, and none has reached the bus" in one for one in caplog.messages] == [True] * 2
     begun.bus.on_request = lambda: None
     begun.settle()
     assert store.ids == ["a"]
@@ -936,6 +938,23 @@ def test_memory_is_bounded(
     begun.bus.failure = begun.vk.names_failure = None
     begun.settle()
     assert store.ids == numbers(500)
+
+
+def test_memory_that_fills_again_and_again(
+    begun: Fetcher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If VK has more than Redis takes, the log says once a minute that VK is not polled; that is no failure."""
+    monkeypatch.setattr(limits, "MAX_PENDING", 1500)
+    begun.bus.failure = REDIS_DOWN
+    begun.history.kept = 1_000_000
+    begun.history.flow(rate=2000)
+    begun.run_for(10)
+    begun.bus.failure = None
+    begun.bus.cost = lambda commit: 0.6
+    caplog.clear()
+    begun.run_for(110)
+    assert ["Memory is full" in one for one in caplog.messages] == [False, True]
+    assert caplog.messages[0] == "Recovered"
 
 
 # Neither polls nor commits wait for long

@@ -28,7 +28,7 @@ class Reports:
 
     doing = ""  # what the loop is trying right now, in words
     progress_at = math.inf  # when an update last reached the bus, or the first one was held; inf if nothing is pending
-    is_stalled = is_polling = is_failing = False
+    is_stalled = is_polling = False
 
     def __init__(self, metrics: Any) -> None:
         """`metrics` are those of fetcher.metrics."""
@@ -53,10 +53,10 @@ class Reports:
             self._remind(logging.CRITICAL, repr(error), "A bug in the fetcher; please report it: %s", AGAIN, bug=error)
 
     def recovered(self) -> None:
-        """Log that nothing fails any more; whatever fails next is logged at once."""
-        if self.is_failing:
-            self.is_failing = False
-            self.last_logged.clear()
+        """Log that nothing fails any more, if a failure was logged; whatever fails next is logged at once."""
+        others = {key: at for key, at in self.last_logged.items() if key in ("stalled", "full")}  # they may go on
+        if others != self.last_logged:
+            self.last_logged = others
             log.warning("Recovered")
 
     def given_up(self, failure: Exception) -> None:
@@ -109,5 +109,5 @@ class Reports:
     def _remind(self, level: int, key: str, message: str, *values: object, bug: Exception | None = None) -> None:
         now = time.monotonic()
         if now - self.last_logged.get(key, -REMIND_INTERVAL) >= REMIND_INTERVAL:
-            self.last_logged[key], self.is_failing = now, True
+            self.last_logged[key] = now
             log.log(level, message, *values, exc_info=bug)
