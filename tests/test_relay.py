@@ -10,7 +10,7 @@ import pytest
 
 from fetcher.core import backlog as limits
 from fetcher.core.backlog import NOT_ANSWERED
-from fetcher.core.history import Answer, Position
+from fetcher.core.history import Answer, Name, Position
 from fetcher.core.relay import HEARTBEAT_INTERVAL, NAMES_TIMEOUT, require_progress
 from fetcher.core.reports import REMIND_INTERVAL
 from fetcher.errors import ConnectionReplaced, FatalError, RedisFatalError, RedisTimeout, TransientError
@@ -1086,6 +1086,24 @@ def test_an_old_backlog_is_built_as_fast_as_vk_answers(begun: Fetcher, store: St
 
 
 @pytest.mark.usefixtures("untraced")
+def test_an_old_backlog_waits_for_a_slow_vk(begun: Fetcher, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing lacks a name while VK returns some at each request, even if all of them take longer than 30 s."""
+
+    def names(ids: set[int]) -> tuple[dict[int, Name], TransientError | None]:
+        begun.clock.now += 2 * bool(ids)
+        first = sorted(ids)[:300]
+        return {id: Name(f"name of {id}") for id in first}, VK_DOWN if len(ids) > len(first) else None
+
+    begun.settle()
+    monkeypatch.setattr(begun.vk, "names", names)
+    begun.history.batch, begun.history.kept = 500, 10_000
+    begun.history.push(*(update(str(number), user=1000 + number) for number in range(8000)))
+    started = begun.clock.now
+    begun.settle()
+    assert begun.clock.now > started + 40
+    assert store.users == [f"name of {1000 + number}" for number in range(8000)]
+
+
 def test_polls_never_starve(begun: Fetcher, store: Store) -> None:
     """Redis is back but slow, and much is held: VK is polled every second or two, so it need not keep much."""
     begun.history.kept = 256

@@ -59,7 +59,7 @@ class Relay:
         self.backlog = Backlog()
         self.polled_at = self.beat_at = 0.0  # when VK last answered a poll; an answer after `beat_at` needs a heartbeat
         self.given_up: Exception | None = None  # why the latest events lack names or full messages
-        self.failures = 0  # steps that failed in a row
+        self.named_at, self.failures = 0.0, 0  # when events were last built in full; steps that failed in a row
 
     def run(self) -> Never:
         """Repeat steps forever, with a back-off after failures.
@@ -173,8 +173,7 @@ class Relay:
             return
         self.reports.doing = f"asking VK for what is missing after ts {since}"
         answer = self.longpoll.poll(since.ts, 1)
-        is_silent = answer.until == since.ts and not answer.updates
-        if is_silent and self.longpoll.renew() > since.ts:
+        if answer.until == since.ts and not answer.updates and self.longpoll.renew() > since.ts:
             raise errors.TransientError("VK's long poll is silent, though its new key has a later ts")
         self.backlog.fill(answer, time.monotonic())
         require_progress(since.ts, answer)
@@ -184,15 +183,17 @@ class Relay:
     def build(self) -> None:
         """Build the events of the oldest pending batches.
 
-        Once VK has not returned a name or a full message for NAMES_TIMEOUT after the first of these batches arrived,
-        they are built without it.
+        Once VK has not returned a name or a full message for NAMES_TIMEOUT after the first of these batches arrived, or
+        after the batches before it got theirs, they are built without it. So an old backlog waits for a slow VK.
         """
         if group := self.backlog.unbuilt():
             self.reports.doing = "looking up names"
-            give_up = time.monotonic() >= group[0].arrived_at + NAMES_TIMEOUT
+            give_up = time.monotonic() >= max(group[0].arrived_at, self.named_at) + NAMES_TIMEOUT
             self.given_up = self.build_entries(group, give_up)
             if self.given_up:
                 self.reports.given_up(self.given_up)
+            else:
+                self.named_at = time.monotonic()
 
     def poll(self, failing: bool, commit_time: float) -> None:
         """Poll VK from the end of what is pending, and hold its answers.
@@ -218,8 +219,7 @@ class Relay:
             require_progress(ts, answer)
             largest = max(largest, count)
             is_full = 2 * count >= largest and now - begun < commit_time
-            goes_on = hurried or (is_full and self.backlog.count < MAX_UNBUILT)
-            if not count or not goes_on or now >= poll_until:
+            if not count or now >= poll_until or not (hurried or (is_full and self.backlog.count < MAX_UNBUILT)):
                 return
             wait = int(hurried)
         self.reports.memory_is_full(self.backlog.count)
