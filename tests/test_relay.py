@@ -1339,7 +1339,7 @@ def test_names_given_up_while_redis_is_down(begun: Fetcher, store: Store) -> Non
 def test_recovered_is_not_logged_while_names_fail(
     begun: Fetcher, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged once, when an event has its names again; also after an outage that follows soon, with no wait."""
+    """It is logged once, when an event has its names again; also after an outage that follows soon."""
     given_up = f"{VK_DOWN}: events are published without the names or full messages that VK does not return"
     for user in (101, 102):
         caplog.clear()

@@ -27,7 +27,7 @@ class Durable(Consumer):
         self.key, self.group, self.consumer, self.start = bus, group, consumer, start
         self.idle, self.attempts = idle, max(0, attempts or 0)  # 0: no limit
         self.attempts_key = f"{{{bus}}}:attempts:{group}"  # a hash of entry id: how often its event was handed over
-        self.is_known = self.is_missing = False  # whether the group has existed before, and whether it is gone
+        self.is_known = self.is_missing = False  # whether the group has existed, and whether it is missing now
         self.cursor = b"0-0"  # where the next look for abandoned entries continues
         self.unconfirmed: set[bytes] = set()  # entries whose XACK may be lost, and is sent again after an error
 

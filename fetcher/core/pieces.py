@@ -20,7 +20,7 @@ class PieceSize:
     def __init__(self) -> None:
         """Start with a whole piece."""
         self.share = 1.0
-        self.steady = self.failures = 0  # successes since the share was halved; failures since a success or then
+        self.steady = self.failures = 0  # successes, and failures in a row, since the share was last halved
 
     def has_room(self, count: int, size: int) -> bool:
         """Return whether this many updates and bytes fit into one commit."""
