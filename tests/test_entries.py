@@ -214,7 +214,7 @@ def test_an_update_that_is_too_deep(vk: VK) -> None:
     assert first.fields == third.fields == {"update": "", "error": "it cannot be written as JSON"}
     assert second.fields == {"update": "", "error": "of type list where an object is expected"}
     assert re.fullmatch("[0-9a-f]{40}", first.id)
-    assert re.fullmatch("sha256:[0-9a-f]{64}", second.id)
+    assert second.id == "", "recorded each time, because there is no text to compare it by"
     ((first, second),) = build(vk, batch(update("message_event", pressed), message("a", extra=deep(300_000))))
     assert isinstance(first, DeadLetter)
     assert event(second)["message"]["text"] == "a"

@@ -268,7 +268,7 @@ def test_a_narrow_terminal(server: Server) -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_restart_of_redis_is_survived(server: Server, owner: redis.Redis, terminal: bool) -> None:
     """Each try is logged while the outage lasts, and so is its end. No entry is skipped or shown twice."""
-    with Watch(server.url, terminal, constants={"fetcher.commands.watch:RETRY_INTERVAL": 0.5}) as shown:
+    with Watch(server.url, terminal, constants={"fetcher.commands.watch:STATUS_INTERVAL": 0.5}) as shown:
         for number in range(1, 3):
             put(owner, f"event {number}")
             shown.wait_for(f"event {number}")

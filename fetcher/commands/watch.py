@@ -15,8 +15,7 @@ from ..fastjson import loads
 from ..logs import log, print_line
 
 READ_INTERVAL = 0.25  # seconds between two reads of the streams
-STATUS_INTERVAL = 5.0  # seconds over which the rate is averaged, and between two searches for heartbeats in all keys
-RETRY_INTERVAL = 5.0  # seconds to wait after Redis has failed
+STATUS_INTERVAL = 5.0  # seconds over which the rate is averaged, and between two searches for heartbeats or for Redis
 MAX_ENTRIES = 1000  # entries of one stream that are read at once
 MAX_VALUE = 300  # characters of a field that are shown
 ERASE_LAST_LINE = "\x1b[A\r\x1b[K"
@@ -38,7 +37,7 @@ def watch(settings: Config) -> Never:
                 follow(bus, last_ids)
         except RedisUnavailable as error:
             log.warning("%s: trying again", error)
-            time.sleep(RETRY_INTERVAL)
+            time.sleep(STATUS_INTERVAL)
 
 
 def follow(bus: Bus, last_ids: dict[str, str]) -> Never:

@@ -219,7 +219,8 @@ class Relay:
             require_progress(ts, answer)
             largest = max(largest, count)
             is_full = 2 * count >= largest and now - begun < commit_time
-            if not count or now >= poll_until or not (hurried or (is_full and self.backlog.count < MAX_UNBUILT)):
+            goes_on = hurried or (is_full and self.backlog.count < MAX_UNBUILT)
+            if not count or not goes_on or now >= poll_until:
                 return
             wait = int(hurried)
         self.reports.memory_is_full(self.backlog.count)

@@ -116,14 +116,17 @@ class EntryBuilder:
         return Entry(event.event_id, event.event_type, text, sent_at(update))
 
     def dead_letter(self, update: Any, error: Exception) -> DeadLetter:
-        """Return the dead letter of an update; if the update has no event_id, a hash of its text is the id."""
+        """Return the dead letter of an update.
+
+        If the update has no event_id, the id is a hash of its text; "" if it is nested too deep to have one.
+        """
         raw = ""
         with suppress(RecursionError):  # an update that is nested too deep is left out
             raw = json.dumps(update)
         reason = str(error) if type(error) is ValueError else repr(error)
         id = object_or_empty(update).get("event_id")
         if not isinstance(id, str) or not id:
-            id = f"sha256:{sha256(raw.encode()).hexdigest()}"
+            id = f"sha256:{sha256(raw.encode()).hexdigest()}" if raw else ""
         return DeadLetter(id, {"update": raw, "error": reason})
 
 
