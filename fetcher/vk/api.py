@@ -68,12 +68,12 @@ class Session(requests.Session):
         with super().request(*args, **options) as response:
             # urllib3 has read1, which returns what has arrived, since 2.2. Before, read waits for the whole piece.
             read = getattr(response.raw, "read1", response.raw.read)
-            data, begun = bytearray(), 0.0
+            data, deadline = bytearray(), float("inf")  # none until the body begins: a proxy may send headers early
             while piece := read(2**16, decode_content=True):
                 data += piece
-                begun = begun or time.monotonic()  # not from the headers on: a proxy may send them at once
-                if time.monotonic() > begun + API_TIMEOUT + len(data) / MIN_RATE:
+                if time.monotonic() > deadline:
                     raise requests.Timeout
+                deadline = min(deadline + len(piece) / MIN_RATE, time.monotonic() + API_TIMEOUT)
         response.raise_for_status()
         response.raw = io.BytesIO(data)
         # The lambda must not refer to the response: the cycle would keep it alive until the garbage collector runs.
