@@ -252,7 +252,7 @@ def pieces(backlog: Backlog) -> list[str]:
     lines = []
     while commit := backlog.next_commit():
         lines.append(f"{commit.since}-{commit.until} {ids(commit.entries)}")
-        backlog.answered(commit, Outcome(commit.until, []))
+        assert backlog.answered(commit, Outcome(commit.until, []))
     return lines
 
 
@@ -283,7 +283,7 @@ def test_a_piece_knows_the_end_of_its_answer() -> None:
     backlog, ends = smaller(started(batch(10, 17, "abcdefg"), batch(17, 18, "h")), 3), list[Position | None]()
     while commit := backlog.next_commit():
         ends.append(commit.end)
-        backlog.answered(commit, Outcome(commit.until, []))
+        assert backlog.answered(commit, Outcome(commit.until, []))
     assert ends == [place(17), place(17), None]
 
 
@@ -574,7 +574,7 @@ def test_the_oldest_batch_is_dropped_once_the_others_reach_a_limit(
     backlog = committed(batch(10, 12, "ab"))
     backlog.add(batch(12, 20, latest), 0.0)
     commit = next_commit(built(backlog))
-    backlog.answered(commit, Outcome(commit.until, []))
+    assert backlog.answered(commit, Outcome(commit.until, []))
     assert "".join(replay_ids(backlog)) == kept
 
 
