@@ -9,7 +9,6 @@ from typing import Any
 log = logging.getLogger("fetcher")
 
 WITH_TIME = "%(asctime)s %(levelname)s %(message)s"
-PLAIN = "event-fetcher: %(message)s"
 
 
 class Formatter(logging.Formatter):
@@ -21,7 +20,7 @@ class Formatter(logging.Formatter):
         return "".join(["Traceback (most recent call last):\n", *traceback.format_tb(frames), kind.__name__])
 
 
-def to_stderr(form: str = PLAIN, level: str = "INFO") -> None:
+def to_stderr(form: str = "event-fetcher: %(message)s", level: str = "INFO") -> None:
     """Write the fetcher's log lines to standard error; this replaces what an earlier call set up.
 
     Log lines of libraries are discarded, because they contain addresses with keys.

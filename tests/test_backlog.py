@@ -44,7 +44,7 @@ def started(*answers: Answer, checkpoint: Any = 10, size: int = SIZE) -> Backlog
     backlog.start(10)
     backlog.connected(place(checkpoint), set())
     for answer in answers:
-        backlog.add(answer, 0.0)
+        backlog.add(answer)
     return built(backlog, size)
 
 
@@ -52,7 +52,7 @@ def committed(*answers: Answer) -> Backlog:
     """Make a backlog whose bus has accepted these answers, one after the other."""
     backlog = started()
     for answer in answers:
-        backlog.add(answer, 0.0)
+        backlog.add(answer)
         pieces(built(backlog))
     return backlog
 
@@ -138,7 +138,7 @@ def test_an_answer_becomes_pending(case: Added) -> None:
     """An answer that moves ts or has updates is pending; a lower ts is in the next epoch; VK is polled at the end."""
     backlog = started(checkpoint=case.checkpoint)
     for answer in case.answers:
-        backlog.add(answer, 0.0)
+        backlog.add(answer)
     built(backlog)
     assert [line.rstrip() for line in shown(backlog.pending)] == case.pending
     assert backlog.next == place(case.next)
@@ -156,7 +156,7 @@ def test_the_ts_at_which_vk_is_polled() -> None:
     backlog = Backlog()
     backlog.start(7)
     assert backlog.next == place(7)
-    backlog.add(batch(7, 8, "a"), 0.0)
+    backlog.add(batch(7, 8, "a"))
     assert backlog.next == place(8)
     backlog.connected(place(5), set())
     assert backlog.next == place(8)
@@ -169,12 +169,12 @@ def test_batches_are_built_together() -> None:
     max_unbuilt = limits.MAX_UNBUILT
     backlog = started(gap(10, 11))
     for answer in (batch(11, 12, "a" * (max_unbuilt + 5)), batch(12, 13, "b")):
-        backlog.add(answer, 0.0)
+        backlog.add(answer)
     assert [one.since for one in backlog.unbuilt()] == [place(11)]
     built(backlog)
     assert backlog.unbuilt() == []
     for answer in (batch(13, 14, "c" * (max_unbuilt - 5)), gap(14, 15, "d" * 5, 16), batch(16, 17, "e")):
-        backlog.add(answer, 0.0)
+        backlog.add(answer)
     assert [one.since for one in backlog.unbuilt()] == [place(13), place(15)]
 
 
@@ -184,10 +184,10 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_PENDING_BYTES", 1000)
     backlog = started(batch(10, 12, "ab"), gap(12, 20), gap(20, 30))
     assert not backlog.is_full
-    backlog.add(batch(30, 31, "c", size=700), 0.0)
+    backlog.add(batch(30, 31, "c", size=700))
     assert (backlog.count, backlog.is_full) == (3, True)
     backlog = started(batch(10, 12, "a"))
-    backlog.add(batch(12, 13, "b", size=899), 0.0)
+    backlog.add(batch(12, 13, "b", size=899))
     assert backlog.is_full
     built(backlog)
     assert not backlog.is_full
@@ -230,12 +230,12 @@ def test_nothing_is_committed_before_it_is_built() -> None:
     """A batch that is not built yet also holds back everything after it, but nothing before it."""
     backlog = started()
     assert backlog.next_commit() is None
-    backlog.add(batch(10, 11, "a"), 0.0)
-    backlog.add(gap(11, 12), 0.0)
+    backlog.add(batch(10, 11, "a"))
+    backlog.add(gap(11, 12))
     assert backlog.next_commit() is None
     built(backlog)
     backlog = started(batch(10, 11, "a"))
-    backlog.add(batch(11, 12, "b"), 0.0)
+    backlog.add(batch(11, 12, "b"))
     assert next_commit(backlog).until == place(11)
 
 
@@ -349,7 +349,7 @@ def test_the_replay_buffer_supplies_missing_updates(checkpoint: str, lacking: li
     """What is in the replay buffer and ends after the checkpoint is committed again, in order, before pending ones."""
     backlog = committed(batch(10, 11, "a"), batch(11, 13, "bc"), gap(13, 14), batch(14, 15, "e"))
     remembered = shown(backlog.replay)
-    backlog.add(batch(15, 16, "f"), 0.0)
+    backlog.add(batch(15, 16, "f"))
     built(backlog)
     assert answer(backlog, checkpoint) is (checkpoint == "5"), "the rest is not there"
     assert shown(backlog.pending) == [*lacking, "batch 15-16 f"]
@@ -395,7 +395,7 @@ def test_missing_updates_come_from_vk_or_become_a_gap(case: Filled) -> None:
     """What is missing is filled from VK's answer, or else becomes a gap that ends where the pending batches begin."""
     backlog = started(A)
     assert answer(backlog, 5)
-    backlog.fill(case.answer, 0.0)
+    backlog.fill(case.answer)
     built(backlog)
     assert shown(backlog.pending) == [*case.filling, "batch 10-11 a"]
     assert errors(backlog.pending) == [case.error] * bool(case.error)
@@ -451,7 +451,7 @@ def test_only_what_the_bus_lacks_is_committed_again(checkpoint: str, missing: st
     backlog = committed(*COMMITTED)
     assert shown(backlog.replay) == REPLAY
     assert replay_ids(backlog) == ["a", "b", "c"]
-    backlog.add(batch(4, 5, "d"), 0.0)
+    backlog.add(batch(4, 5, "d"))
     built(backlog)
     backlog.connected(place(checkpoint), set(missing))
     assert shown(backlog.pending) == [*again, "batch 1:4-1:5 d"]
@@ -476,7 +476,7 @@ def test_batches_committed_again_keep_vks_order() -> None:
 def test_the_bus_came_back_empty() -> None:
     """The lost checkpoint is restored first, once however often the connection breaks; all batches follow it."""
     backlog = committed(A, gap(11, 12))
-    backlog.add(batch(12, 13, "b"), 0.0)
+    backlog.add(batch(12, 13, "b"))
     built(backlog)
     for _ in range(2):
         backlog.connected(None, {"a"})
@@ -490,7 +490,7 @@ def test_the_bus_came_back_empty() -> None:
 def test_another_fetcher_restored_an_older_checkpoint() -> None:
     """If another fetcher has restored an older checkpoint, this fetcher's replay buffer fills the difference."""
     backlog = committed(A, B)
-    backlog.add(batch(12, 13, "c"), 0.0)
+    backlog.add(batch(12, 13, "c"))
     built(backlog)
     backlog.connected(None, set())
     assert not backlog.is_missing_updates
@@ -532,7 +532,7 @@ def test_epochs_are_counted_as_the_bus_does(
     backlog = Backlog()
     backlog.start(50)
     for one in held:
-        backlog.add(one, 0.0)
+        backlog.add(one)
     backlog.rebase(place(checkpoint), latest)
     assert [f"{one.since}-{one.until}" for one in backlog.pending] == epochs
 
@@ -572,7 +572,7 @@ def test_the_oldest_batch_is_dropped_once_the_others_reach_a_limit(
     """The oldest batch is dropped exactly when the others reach a limit without it."""
     monkeypatch.setattr(limits, limit, value)
     backlog = committed(batch(10, 12, "ab"))
-    backlog.add(batch(12, 20, latest), 0.0)
+    backlog.add(batch(12, 20, latest))
     commit = next_commit(built(backlog))
     assert backlog.answered(commit, Outcome(commit.until, []))
     assert "".join(replay_ids(backlog)) == kept

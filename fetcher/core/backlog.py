@@ -95,7 +95,6 @@ class Pending:
     entries: list[Entry | DeadLetter | None] = field(default_factory=list)
     size: int = 0
     end: Position | None = None  # where VK's whole answer ends, if this is a piece of it
-    arrived_at: float = 0.0  # when VK sent the updates, in seconds of a monotonic clock
 
     @classmethod
     def record(cls, kind: Literal["gap", "restore"], since: Position, until: Position, error: str) -> Self:
@@ -171,9 +170,9 @@ class Backlog:
         """Whether so much is pending that VK must not be polled."""
         return self.count >= MAX_PENDING or sum(one.size for one in self.pending) >= MAX_PENDING_BYTES
 
-    def add(self, answer: Answer, now: float) -> None:
-        """Append VK's answer to the poll at `next`; `now` is the time of a monotonic clock."""
-        self.pending.extend(located(self.next, answer, now))
+    def add(self, answer: Answer) -> None:
+        """Append VK's answer to the poll at `next`."""
+        self.pending.extend(located(self.next, answer))
 
     # What goes to the bus
 
@@ -244,9 +243,9 @@ class Backlog:
         """Whether a part of VK's history is missing between the checkpoint and what is pending."""
         return self.pending[0].kind != "restore" and self.pending[0].since > self.checkpoint
 
-    def fill(self, answer: Answer, now: float) -> None:
+    def fill(self, answer: Answer) -> None:
         """Put VK's answer at the checkpoint before what is pending, or a gap if VK does not have what is missing."""
-        found = located(self.checkpoint, answer, now)
+        found = located(self.checkpoint, answer)
         # VK has nothing after the checkpoint, or has restarted its numbering since.
         is_behind = not found or found[-1].until.epoch > self.checkpoint.epoch
         # A gap must not cover what is pending.
@@ -273,7 +272,7 @@ class Backlog:
             one.since, one.until = (place._replace(epoch=place.epoch + epochs) for place in (one.since, one.until))
 
 
-def located(polled: Position, answer: Answer, now: float) -> list[Pending]:
+def located(polled: Position, answer: Answer) -> list[Pending]:
     """Return VK's answer to a poll at `polled` as pending items, in VK's order: at most a gap, a batch and a gap."""
     found: list[Pending] = []
     since = max(polled, polled.followed_by(answer.since))
@@ -284,7 +283,7 @@ def located(polled: Position, answer: Answer, now: float) -> list[Pending]:
     restarted = until.epoch > since.epoch
     if answer.updates or until > since:
         end = begin if restarted else until
-        found.append(Pending("batch", begin, end, answer.updates, size=answer.size, arrived_at=now))
+        found.append(Pending("batch", begin, end, answer.updates, size=answer.size))
     if restarted:
         found.append(Pending.record("gap", since, until, RESTARTED))
     return found

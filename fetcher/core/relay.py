@@ -19,6 +19,7 @@ MIN_BACKOFF, MAX_BACKOFF = 0.2, 2.0  # seconds from the start of a step that fai
 HEARTBEAT_INTERVAL = 10.0  # seconds from one heartbeat to the poll whose answer needs another one
 DRAIN_TIME = 1.0  # seconds of commits before the next poll, and of polls before the next commit: VK forgets soon
 NAMES_TIMEOUT = 30.0  # seconds that a batch waits for names and full messages that VK does not return
+IMPATIENT_TIME = 300.0  # seconds after such a wait in which no other batch waits
 
 
 class LongPoll(Protocol):
@@ -59,7 +60,9 @@ class Relay:
         self.backlog = Backlog()
         self.polled_at = self.beat_at = 0.0  # when VK last answered a poll; an answer after `beat_at` needs a heartbeat
         self.given_up: Exception | None = None  # why the latest events lack names or full messages
-        self.named_at, self.failures = 0.0, 0  # when events were last built in full; steps that failed in a row
+        # For IMPATIENT_TIME from then on, batches do not wait for names and full messages. Long ago if none has waited.
+        self.give_up_at = -IMPATIENT_TIME
+        self.failures = 0  # steps that failed in a row
 
     def run(self) -> Never:
         """Repeat steps forever, with a back-off after failures.
@@ -175,7 +178,7 @@ class Relay:
         answer = self.longpoll.poll(since.ts, 1)
         if answer.until == since.ts and not answer.updates and self.longpoll.renew() > since.ts:
             raise errors.TransientError("VK's long poll is silent, though its new key has a later ts")
-        self.backlog.fill(answer, time.monotonic())
+        self.backlog.fill(answer)
         require_progress(since.ts, answer)
 
     # VK
@@ -183,17 +186,19 @@ class Relay:
     def build(self) -> None:
         """Build the events of the oldest pending batches.
 
-        Once VK has not returned a name or a full message for NAMES_TIMEOUT after the first of these batches arrived, or
-        after the batches before it got theirs, they are built without it. So an old backlog waits for a slow VK.
+        Batches wait at most NAMES_TIMEOUT for names and full messages that VK does not return, and are then built
+        without them. For IMPATIENT_TIME after that, no batch waits, so most are not delayed by an API outage.
         """
         if group := self.backlog.unbuilt():
             self.reports.doing = "looking up names"
-            give_up = time.monotonic() >= max(group[0].arrived_at, self.named_at) + NAMES_TIMEOUT
-            self.given_up = self.build_entries(group, give_up)
+            now = time.monotonic()
+            if now >= self.give_up_at + IMPATIENT_TIME:
+                self.give_up_at = now + NAMES_TIMEOUT
+            self.given_up = self.build_entries(group, now >= self.give_up_at)
             if self.given_up:
                 self.reports.given_up(self.given_up)
-            else:
-                self.named_at = time.monotonic()
+            if now < self.give_up_at:  # nothing is lacking
+                self.give_up_at = -IMPATIENT_TIME
 
     def poll(self, failing: bool, commit_time: float) -> None:
         """Poll VK from the end of what is pending, and hold its answers.
@@ -215,7 +220,7 @@ class Relay:
             now, count = time.monotonic(), len(answer.updates)
             self.polled_at, poll_until = now, poll_until or now + DRAIN_TIME
             self.reports.polled(self.backlog.checkpoint if self.bus.is_connected else None)
-            self.backlog.add(answer, now)
+            self.backlog.add(answer)
             require_progress(ts, answer)
             largest = max(largest, count)
             is_full = 2 * count >= largest and now - begun < commit_time

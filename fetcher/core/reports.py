@@ -1,7 +1,6 @@
 """What the loop reports to the operator: metrics and log lines. A failure that lasts is logged once a minute."""
 
 import logging
-import math
 import time
 from typing import Any
 
@@ -27,7 +26,7 @@ class Reports:
     """Logs and counts what happens; never changes what the loop does."""
 
     doing = ""  # what the loop is trying right now, in words
-    progress_at = math.inf  # when an update last reached the bus, or the first one was held; inf if nothing is pending
+    progress_at = float("inf")  # when an update last reached the bus, or the first was held; inf if none is pending
     is_stalled = is_polling = False
 
     def __init__(self, metrics: Any) -> None:
@@ -96,7 +95,7 @@ class Reports:
         """Log if no update has reached the bus for MAX_STALL although some are pending, and when that is over."""
         self.metrics.held_updates.set(held)
         now = time.monotonic()
-        self.progress_at = min(self.progress_at, now) if is_pending else math.inf
+        self.progress_at = min(self.progress_at, now) if is_pending else float("inf")
         seconds = now - self.progress_at
         if seconds > MAX_STALL:
             self.is_stalled = True

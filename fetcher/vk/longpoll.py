@@ -3,7 +3,6 @@
 https://dev.vk.com/ru/api/bots-long-poll/getting-started
 """
 
-import math
 import re
 import time
 from contextlib import suppress
@@ -114,7 +113,7 @@ class LongPoll:
         updates: `failed` 1, and a gap. A lower ts in an answer may only mean that VK's servers are a few updates apart,
         so it is believed only if VK repeats it and the ts of a new key is lower, too.
         """
-        may_skip = time.monotonic() >= self.skip_at.get(ts, math.inf)
+        may_skip = time.monotonic() >= self.skip_at.get(ts, float("inf"))
         if may_skip:
             # Raises if the answer at the latest ts cannot be read either. A `failed` in it does not matter here:
             # `poll` continues at that ts, and handles it.

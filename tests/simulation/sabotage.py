@@ -137,8 +137,8 @@ def every_epoch_is_the_one_of_the_checkpoint(right: Any, self: Any, checkpoint: 
 
 
 @instead_of(Backlog, "fill")
-def gap_hides_what_is_pending(right: Any, self: Any, answer: Any, now: float) -> Any:
-    return self.pending.extendleft(reversed(backlog.located(self.checkpoint, answer, now)))
+def gap_hides_what_is_pending(right: Any, self: Any, answer: Any) -> Any:
+    return self.pending.extendleft(reversed(backlog.located(self.checkpoint, answer)))
 
 
 @instead_of(Backlog, "next")
@@ -183,8 +183,8 @@ def rest_of_a_batch_is_dropped(right: Any, self: Any, count: int) -> Any:
 
 
 @instead_of(backlog, "located")
-def restart_is_no_new_epoch(right: Any, since: Any, answer: Any, now: float) -> Any:
-    found = right(since, answer, now)
+def restart_is_no_new_epoch(right: Any, since: Any, answer: Any) -> Any:
+    found = right(since, answer)
     for one in found:
         one.since, one.until = (place._replace(epoch=since.epoch) for place in (one.since, one.until))
     return found
@@ -207,7 +207,7 @@ def pieces_stay_as_large_whatever_breaks(right: Any, self: Any, count: int, size
 
 @instead_of(Relay, "fill")
 def filled_from_the_end_of_what_is_pending(right: Any, self: Any) -> None:
-    self.backlog.fill(self.longpoll.poll(self.backlog.next.ts, 1), 0.0)
+    self.backlog.fill(self.longpoll.poll(self.backlog.next.ts, 1))
 
 
 @instead_of(Relay, "fill")
@@ -216,7 +216,7 @@ def one_empty_answer_is_believed(right: Any, self: Any) -> None:
     if since.epoch < self.backlog.pending[0].since.epoch:
         right(self)
     else:
-        self.backlog.fill(self.longpoll.poll(since.ts, 1), 0.0)
+        self.backlog.fill(self.longpoll.poll(since.ts, 1))
 
 
 @instead_of(Relay, "commit_piece")

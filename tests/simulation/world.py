@@ -297,12 +297,12 @@ def note_held(process: Process, backlog: Backlog) -> None:
         process.world.answered.add(latest_ts)
         type(backlog).start(backlog, latest_ts)
 
-    def add(answer: Answer, now: float) -> None:
+    def add(answer: Answer) -> None:
         process.had.update(key_of(update) for update in answer.updates)
-        type(backlog).add(backlog, answer, now)
+        type(backlog).add(backlog, answer)
 
-    def fill(answer: Answer, now: float) -> None:
-        type(backlog).fill(backlog, answer, now)
+    def fill(answer: Answer) -> None:
+        type(backlog).fill(backlog, answer)
         process.had.update(key_of(update) for one in backlog.pending for update in one.updates)
 
     vars(backlog).update(start=start, add=add, fill=fill)
